@@ -1,0 +1,129 @@
+"""Field types that every stage's recipe shares."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Strict(BaseModel):
+    """Typed settings that refuse a field they do not know, and a number that is no number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Columns(Strict):
+    """Which column of the data holds what."""
+
+    problem: str = "problem"
+    """The question put to the model."""
+    answer: str | None = "answer"
+    """The gold answer that rewards and graders compare with; null where there is none."""
+    solution: str | None = "solution"
+    """The worked solution that SFT learns from and KL is measured on; null where there is none."""
+
+
+class Data(Strict):
+    """Rows of problems, from exactly one of a hub dataset, a local file, or a generator."""
+
+    hub: str | None = None
+    """Name of a dataset on the Hugging Face hub."""
+    config: str | None = None
+    """Configuration of the hub dataset."""
+    revision: str | None = None
+    """Commit or tag of the hub dataset."""
+    file: str | None = None
+    """Path of a local .jsonl, .json, .parquet or .csv file."""
+    generated: Literal["tiny_world"] | None = None
+    """Name of a generator that is part of this project."""
+    split: str = "train"
+    """Split of the hub dataset or of the generator."""
+    columns: Columns = Columns()
+    where: dict[str, str | list[str]] = {}
+    """Keep the rows whose column has this value, or one of these."""
+    answer_pattern: str | None = None
+    """Regular expression whose first group is the answer within the answer column."""
+    rows: str | None = None
+    """A slice of the rows, such as "0:1000" or "1000:", taken after `where`."""
+    limit: PositiveInt | None = None
+    """At most so many rows, drawn with `seed` after `rows`."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Data:
+        given = [name for name in ("hub", "file", "generated") if getattr(self, name)]
+        if len(given) != 1:
+            named = " and ".join(given) if given else "none"
+            raise ValueError(
+                f"exactly one of hub, file and generated must be given, but {named} is set; "
+                "set the others to null"
+            )
+        return self
+
+    @field_validator("rows")
+    @classmethod
+    def _slice(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_rows(value)
+        return value
+
+    @field_validator("answer_pattern")
+    @classmethod
+    def _pattern(cls, value: str | None) -> str | None:
+        import re
+
+        if value is not None:
+            try:
+                groups = re.compile(value).groups
+            except re.error as error:
+                raise ValueError(f"is no regular expression: {error}") from error
+            if groups < 1:
+                raise ValueError("needs one group in parentheses that holds the answer")
+        return value
+
+    def describe(self) -> str:
+        """One line that names the source, for parameters and tables."""
+        source = self.hub or self.file or f"generated:{self.generated}"
+        parts = [source, self.split if not self.file else None, self.rows]
+        return " ".join(part for part in parts if part)
+
+
+def parse_rows(text: str) -> slice:
+    """Read "a:b" as a slice of rows; raises ValueError for anything else."""
+    parts = text.split(":")
+    if len(parts) != 2 or not all(part.strip().isdigit() or not part.strip() for part in parts):
+        raise ValueError("is not a slice of rows such as 0:1000 or 1000:")
+    start, stop = (int(part) if part.strip() else None for part in parts)
+    return slice(start, stop)
+
+
+class Recipe(Strict):
+    """What every stage's recipe has."""
+
+    stage: str
+    """The entry point that this recipe is for."""
+    name: str
+    """Name of the recipe; the file's stem unless given."""
+    description: str = ""
+    """What the recipe is for, shown as the run's description."""
+    threads: PositiveInt | None = None
+    """CPU threads of torch; null leaves the choice to torch."""
+
+    def flat(self) -> dict[str, Any]:
+        """Every field as one flat dictionary with dotted names, as MLflow params want it."""
+        return flatten(self.model_dump(mode="json"))
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted names; lists stay values."""
+    if isinstance(value, dict) and value:
+        return {
+            name: leaf
+            for key, inner in value.items()
+            for name, leaf in flatten(inner, f"{prefix}.{key}" if prefix else str(key)).items()
+        }
+    return {prefix: value}

@@ -1,0 +1,196 @@
+"""Reads a recipe, applies `set`, checks all of it, and says what is wrong in words.
+
+Imports neither torch nor MLflow: a mistake in a recipe is told within a second.
+"""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from mlflow_scalpel.errors import RecipeError
+from mlflow_scalpel.recipes.base import BaseRecipe
+from mlflow_scalpel.recipes.experiment import MainRecipe
+from mlflow_scalpel.recipes.fields import Recipe
+from mlflow_scalpel.recipes.measuring import CompareRecipe, EvaluateRecipe
+from mlflow_scalpel.recipes.training import GrpoRecipe, SftRecipe
+
+STAGES: dict[str, type[Recipe]] = {
+    "main": MainRecipe,
+    "base": BaseRecipe,
+    "sft": SftRecipe,
+    "grpo": GrpoRecipe,
+    "evaluate": EvaluateRecipe,
+    "compare": CompareRecipe,
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key given twice is an error: the second would win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def load_recipe(name: str, folder: Path, *, stage: str, settings: str = "") -> Recipe:
+    """The recipe `name` (under `folder`, or a path), with `settings` applied, checked as a whole.
+
+    `settings` is what `-P set="train.learning_rate=1e-5 train.max_steps=50"` carries. Raises
+    RecipeError with field, value, file and remedy.
+    """
+    path = find_recipe(name, folder)
+    return read_recipe(path, stage=stage, settings=parse_settings(settings))
+
+
+def read_recipe(
+    path: Path, *, stage: str | None = None, settings: Mapping[str, Any] | None = None
+) -> Recipe:
+    """The recipe in the file `path`, for `stage` or for the one that it names."""
+    fields = _read_yaml(path)
+    for field, value in (settings or {}).items():
+        _set_field(fields, field, value, path)
+    named = fields.get("stage")
+    if named not in STAGES:
+        raise RecipeError(
+            f"{path}: stage = {named!r} is no stage; set it to one of {', '.join(STAGES)}."
+        )
+    if stage is not None and named != stage:
+        raise RecipeError(
+            f"{path}: stage = {named} is a recipe of another entry point than {stage}; run it with "
+            f"`mlflow run . -e {named}`, or give a recipe of {stage}."
+        )
+    fields.setdefault("name", path.stem)
+    return validate(STAGES[named], fields, path)
+
+
+def find_recipe(name: str, folder: Path) -> Path:
+    """The file of the recipe `name`: a path as it stands, or a name under `folder`."""
+    for candidate in (Path(name), folder / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise RecipeError(
+        f"recipe = {name}: there is neither a file of that path nor a recipe of that name under "
+        f"{folder}.{hint} Known: {', '.join(known) or 'none'}."
+    )
+
+
+def parse_settings(text: str) -> dict[str, Any]:
+    """Read `a.b=1 c=[x, y]` as dotted names and YAML values; raises RecipeError."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise RecipeError(f"set = {text}: {error}; quote values that hold blanks.") from error
+    settings = {}
+    for word in words:
+        field, equals, value = word.partition("=")
+        if not equals or not field:
+            raise RecipeError(
+                f"set = {text}: {word!r} is not FIELD=VALUE; write for example "
+                '-P set="train.learning_rate=1e-5 train.max_steps=50".'
+            )
+        try:
+            settings[field] = yaml.load(value, _Loader)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"set = {text}: the value of {field} is no YAML: {error}.") from error
+    return settings
+
+
+def validate(kind: type[BaseModel], fields: dict[str, Any], path: Path) -> Any:
+    """`fields` as a `kind`; raises RecipeError with one paragraph for each thing that is wrong."""
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        paragraphs = [_explain(detail, kind, path) for detail in error.errors()]
+        raise RecipeError("\n\n".join(paragraphs)) from error
+
+
+def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The YAML of `path`, laid over the recipe that it extends (a name beside it, or a path)."""
+    if path.resolve() in seen:
+        raise RecipeError(f"{path}: extends itself, by way of {seen[-1]}; remove one `extends`.")
+    try:
+        fields = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: is no readable YAML: {error}.") from error
+    if not isinstance(fields, dict):
+        raise RecipeError(f"{path}: holds no fields; a recipe is a mapping such as `stage: sft`.")
+    parent = fields.pop("extends", None)
+    if parent is None:
+        return fields
+    inherited = _read_yaml(find_recipe(str(parent), path.parent), (*seen, path.resolve()))
+    inherited.pop("name", None)
+    return _overlay(inherited, fields)
+
+
+def _overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        inner = merged.get(key)
+        both = isinstance(inner, dict) and isinstance(value, dict)
+        merged[key] = _overlay(inner, value) if both else value
+    return merged
+
+
+def _set_field(fields: dict[str, Any], dotted: str, value: Any, path: Path) -> None:
+    *parents, last = dotted.split(".")
+    inner = fields
+    for depth, name in enumerate(parents):
+        inner = inner.setdefault(name, {})
+        if not isinstance(inner, dict):
+            known = ".".join(parents[: depth + 1])
+            raise RecipeError(
+                f"{path}: {dotted} cannot be set, because {known} = {inner!r} has no fields."
+            )
+    inner[last] = value
+
+
+def _explain(detail: Any, kind: type[BaseModel], path: Path) -> str:
+    field = ".".join(str(part) for part in detail["loc"])
+    value = detail["input"]
+    shown = "" if isinstance(value, dict) or detail["type"] == "missing" else f" = {value!r}"
+    message = detail["msg"].removeprefix("Value error, ").rstrip(".")
+    message = message[0].lower() + message[1:]
+    place = f"{path}: {field}{shown}: " if field else f"{path}: "
+    return f"{place}{message}. {_remedy(detail, kind)}".rstrip()
+
+
+def _remedy(detail: Any, kind: type[BaseModel]) -> str:
+    loc, why = detail["loc"], detail["type"]
+    if why == "extra_forbidden":
+        known = _fields_at(kind, loc[:-1])
+        near = difflib.get_close_matches(str(loc[-1]), known, n=1)
+        if near:
+            return f"Did you mean {near[0]}?"
+        return f"Remove it; known here: {', '.join(sorted(known))}."
+    if why == "missing":
+        return "Add it to the recipe, or give it with -P set=" + f'"{".".join(map(str, loc))}=...".'
+    if why == "value_error":
+        return ""
+    return "Correct it in the file, or give it with -P set=" + f'"{".".join(map(str, loc))}=...".'
+
+
+def _fields_at(kind: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    """Names of the fields of the model at `loc` within `kind`."""
+    model: Any = kind
+    for part in loc:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        model = field.annotation
+    return list(getattr(model, "model_fields", {}))

@@ -1,0 +1,223 @@
+"""Recipes of the `sft` and `grpo` stages.
+
+The fields of `train` carry the names of TRL's `SFTConfig` and `GRPOConfig`, so that what a paper or
+a TRL example states can be written down as it stands. Defaults are stated here, not inherited:
+TRL's change between versions.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from mlflow_scalpel.recipes.fields import Data, Dtype, Fraction, Recipe, Strict
+
+
+class Checkpoints(Strict):
+    """Which checkpoints a run saves, and under which name they are registered."""
+
+    count: PositiveInt = 20
+    """How many checkpoints, evenly spaced, the last one at the end of the run."""
+    registered_model: str = Field(default="{recipe}-{algorithm}", min_length=1)
+    """Template of the registered model's name; knows {recipe}, {algorithm} and {base}."""
+    keep_local: PositiveInt = 1
+    """How many checkpoint directories stay under the output directory once they are logged."""
+
+    def save_steps(self, total_steps: int) -> int:
+        """The interval in steps that gives `count` checkpoints of a run of `total_steps`.
+
+        A trainer saves at every multiple of the interval and at the end, so not every count can be
+        had: raises ValueError with the nearest lengths that would do.
+        """
+        interval = math.ceil(total_steps / self.count)
+        saved = math.ceil(total_steps / interval)
+        if saved == self.count:
+            return interval
+        fitting = f"{(total_steps // self.count) * self.count or self.count} or "
+        fitting += f"{math.ceil(total_steps / self.count) * self.count}"
+        raise ValueError(
+            f"{self.count} checkpoints of a run of {total_steps} steps would be saved every "
+            f"{interval} steps, which gives {saved}; train for {fitting} steps, "
+            f"or set checkpoints.count={saved}"
+        )
+
+
+class Train(Strict):
+    """Training fields that SFT and GRPO share; names and meanings are TRL's."""
+
+    learning_rate: PositiveFloat
+    lr_scheduler_type: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_min_lr"
+    ] = "constant_with_warmup"
+    warmup_steps: NonNegativeFloat = 0.1
+    """A number of steps, or a fraction of the run where it is below 1."""
+    max_steps: PositiveInt | None = None
+    num_train_epochs: PositiveFloat | None = None
+    """Length of the run in epochs; give either this or max_steps."""
+    per_device_train_batch_size: PositiveInt = 8
+    """Sequences a process and micro-step: completions for GRPO, worked solutions for SFT."""
+    gradient_accumulation_steps: PositiveInt = 1
+    max_grad_norm: PositiveFloat = 1.0
+    weight_decay: NonNegativeFloat = 0.0
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.999
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = "adamw_torch_fused"
+    seed: NonNegativeInt = 42
+    dtype: Dtype = "float32"
+    """The dtype in which the weights are held, updated and saved: it decides how much a small
+    learning rate can change (an update below half a unit in the last place is lost)."""
+    bf16: bool = False
+    """bfloat16 autocast of the forward pass, on top of `dtype`."""
+    gradient_checkpointing: bool = False
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    logging_steps: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        if (self.max_steps is None) == (self.num_train_epochs is None):
+            raise ValueError(
+                "exactly one of max_steps and num_train_epochs must be given; "
+                "set the other one to null"
+            )
+        return self
+
+
+class SftTrain(Train):
+    """Fields of supervised fine-tuning."""
+
+    max_length: PositiveInt | None = None
+    """Longest sequence in tokens, longer ones are cut; null cuts nothing."""
+    loss_on: Literal["completion", "all"] = "completion"
+    """Whether the prompt's tokens are learned too."""
+
+
+class GrpoTrain(Train):
+    """Fields of group relative policy optimisation."""
+
+    num_generations: PositiveInt = Field(default=8, ge=2)
+    """Completions a problem, compared with one another."""
+    max_completion_length: PositiveInt = 256
+    temperature: PositiveFloat = 1.0
+    top_p: Fraction = 1.0
+    top_k: NonNegativeInt = 0
+    """0 samples from the whole vocabulary."""
+    beta: NonNegativeFloat = 0.0
+    """Weight of the KL term towards the base; 0 needs no reference model."""
+    epsilon: PositiveFloat = 0.2
+    num_iterations: PositiveInt = 1
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo"] = "dr_grpo"
+    scale_rewards: Literal["group", "batch", "none"] = "none"
+    mask_truncated_completions: bool = True
+    disable_dropout: bool = False
+
+
+class Rewards(Strict):
+    """Weight of each reward in GRPO's sum; 0 leaves one out."""
+
+    accuracy: NonNegativeFloat = 1.0
+    """1 where math-verify finds the gold answer in the completion (LaTeX, boxed first)."""
+    format: NonNegativeFloat = 0.2
+    """1 for <think>...</think> and then <answer>...</answer>, each on lines of its own."""
+
+    @model_validator(mode="after")
+    def _some(self) -> Rewards:
+        if self.accuracy == 0 and self.format == 0:
+            raise ValueError("all weights are 0, so nothing can be learned; give one a weight")
+        return self
+
+
+class TrainingRecipe(Recipe):
+    """What `sft` and `grpo` have in common."""
+
+    model: str = Field(min_length=1)
+    """The base: a hub name, a local directory, or a models:/ URI."""
+    system_prompt: str | None = None
+    """Goes before every problem, in training, probes and evaluation alike."""
+    data: Data
+    probes: dict[str, Data] = {}
+    """Texts fixed in advance on which KL(base || checkpoint) is measured at every checkpoint."""
+    checkpoints: Checkpoints = Checkpoints()
+    processes: PositiveInt = 1
+    """Training processes; more than one are started with `accelerate launch`."""
+    heatmap_maximum: PositiveFloat
+    """Top of the colour scale of the heat maps logged while training; the same for all runs of an
+    algorithm, so that their pictures can be compared."""
+    train: Train
+
+    @model_validator(mode="after")
+    def _evenly_spaced(self) -> TrainingRecipe:
+        if self.train.max_steps is not None:
+            self.checkpoints.save_steps(self.train.max_steps)
+        return self
+
+    @model_validator(mode="after")
+    def _probes_have_solutions(self) -> TrainingRecipe:
+        for name, probe in self.probes.items():
+            if probe.columns.solution is None:
+                raise ValueError(
+                    f"probes.{name}.columns.solution is null, but KL is measured on solutions; "
+                    "name the column that holds them"
+                )
+        return self
+
+
+class SftRecipe(TrainingRecipe):
+    """A recipe of `mlflow run . -e sft`."""
+
+    stage: Literal["sft"]
+    train: SftTrain
+    heatmap_maximum: PositiveFloat = 0.1
+
+    @model_validator(mode="after")
+    def _data_has_solutions(self) -> SftRecipe:
+        if self.data.columns.solution is None:
+            raise ValueError(
+                "data.columns.solution is null, but SFT learns from solutions; "
+                "name the column that holds them"
+            )
+        return self
+
+
+class GrpoRecipe(TrainingRecipe):
+    """A recipe of `mlflow run . -e grpo`."""
+
+    stage: Literal["grpo"]
+    train: GrpoTrain
+    rewards: Rewards = Rewards()
+    heatmap_maximum: PositiveFloat = 0.02
+
+    @model_validator(mode="after")
+    def _data_has_answers(self) -> GrpoRecipe:
+        if self.data.columns.answer is None and self.rewards.accuracy > 0:
+            raise ValueError(
+                "data.columns.answer is null, but the accuracy reward compares with it; "
+                "name the column, or set rewards.accuracy=0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_fill_the_batch(self) -> GrpoRecipe:
+        train = self.train
+        batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
+        batch *= self.processes
+        if batch % train.num_generations:
+            fitting = [n for n in range(2, batch + 1) if batch % n == 0]
+            near = sorted(fitting, key=lambda n: abs(n - train.num_generations))[:3]
+            raise ValueError(
+                f"train.num_generations = {train.num_generations} does not divide the batch of "
+                f"{batch} completions a step (per_device_train_batch_size "
+                f"{train.per_device_train_batch_size} x gradient_accumulation_steps "
+                f"{train.gradient_accumulation_steps} x processes {self.processes}); "
+                f"use {' or '.join(map(str, sorted(near))) or 'a larger batch'} generations, "
+                "or change the batch"
+            )
+        return self

@@ -1,0 +1,170 @@
+"""Runs one stage of a project under MLflow, with a truthful end whatever happens.
+
+A stage's script reads::
+
+    with open_stage("sft", Path(__file__).parent / "recipes") as stage:
+        ...  # stage.recipe is checked, stage.run_id is an active MLflow run
+
+The run ends FINISHED, FAILED with the reason in the tag `scalpel.failure`, or KILLED on Ctrl-C and
+SIGTERM. A recipe with a mistake is refused before MLflow or torch is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from mlflow_scalpel.errors import RecipeError, ScalpelError
+from mlflow_scalpel.recipes import load_recipe
+
+FAILURE_TAG = "scalpel.failure"
+_OUTPUT = "SCALPEL_OUTPUT"  # tells every process of one stage the same output directory
+_TAG_LIMIT = 5000  # characters; MLflow's stores refuse tags above 8000
+
+
+@dataclass(frozen=True)
+class OpenStage:
+    """A stage that is running."""
+
+    recipe: Any
+    run_id: str
+    output: Path
+    """Directory of this run's working files, under `outputs/`."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM arrived."""
+
+
+@contextmanager
+def open_stage(stage: str, recipes: Path, argv: list[str] | None = None) -> Iterator[OpenStage]:
+    """Check the recipe named on the command line, start the MLflow run, and end it truthfully.
+
+    Exits with 2 where the recipe is refused, with 1 where the stage fails, with 130 where it was
+    interrupted. `recipes` is the folder in which names of recipes are looked up.
+    """
+    try:
+        arguments = _parse_arguments(stage, argv)
+        recipe = load_recipe(
+            arguments.recipe, recipes, stage=stage, settings=arguments.set
+        )
+        _launch_processes(getattr(recipe, "processes", 1))
+    except RecipeError as error:
+        print(f"\n{error}\n", file=sys.stderr)
+        _fail_waiting_run(str(error))
+        sys.exit(2)
+
+    _stop_on_signals()
+    import mlflow
+
+    is_main_process = int(os.environ.get("RANK", "0")) == 0
+    if not is_main_process:  # the main process speaks to MLflow for all of them
+        yield OpenStage(recipe, run_id="", output=Path(os.environ[_OUTPUT]))
+        return
+
+    with _settled_run(mlflow, f"{recipe.name}-{stage}") as run_id:
+        mlflow.set_tags({"scalpel.stage": stage, "scalpel.recipe": recipe.name})
+        if recipe.description:
+            mlflow.set_tag("mlflow.note.content", recipe.description)
+        mlflow.log_dict(recipe.model_dump(mode="json"), "recipe.yaml")
+        if recipe.threads is not None:
+            import torch
+
+            torch.set_num_threads(recipe.threads)
+        yield OpenStage(recipe, run_id, output=Path(os.environ.get(_OUTPUT, f"outputs/{run_id}")))
+
+
+@contextmanager
+def _settled_run(mlflow: Any, name: str) -> Iterator[str]:
+    """An active run that never stays RUNNING: FINISHED, FAILED with its reason, or KILLED."""
+    # `mlflow run` made the run already and passes it in MLFLOW_RUN_ID, which start_run consumes.
+    made_before = "MLFLOW_RUN_ID" in os.environ
+    run_id = mlflow.start_run(run_name=None if made_before else name).info.run_id
+    try:
+        if "mlflow.parentRunId" not in mlflow.active_run().data.tags:
+            mlflow.set_tag("mlflow.runName", name)
+        yield run_id
+        mlflow.flush_async_logging()
+    except KeyboardInterrupt:
+        _ignore_signals()  # a second Ctrl-C must not cut off the note that there was a first
+        mlflow.set_tag(FAILURE_TAG, "interrupted (SIGINT or SIGTERM)")
+        mlflow.end_run("KILLED")
+        print(f"\n{name}: interrupted; run {run_id} is KILLED", file=sys.stderr)
+        sys.exit(130)
+    except ScalpelError as error:
+        mlflow.set_tag(FAILURE_TAG, str(error)[:_TAG_LIMIT])
+        mlflow.end_run("FAILED")
+        print(f"\n{error}\n", file=sys.stderr)
+        sys.exit(1)
+    except BaseException as error:
+        mlflow.set_tag(FAILURE_TAG, f"{type(error).__name__}: {error}"[:_TAG_LIMIT])
+        mlflow.end_run("FAILED")
+        raise
+    mlflow.end_run("FINISHED")
+
+
+def _parse_arguments(stage: str, argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=stage, add_help=True, allow_abbrev=False)
+    parser.add_argument("--recipe", default="tiny")
+    parser.add_argument("--set", default="")
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        field = unknown[0].lstrip("-").split("=")[0]
+        value = unknown[1] if len(unknown) > 1 else "VALUE"
+        raise RecipeError(
+            f"{field} is no parameter of the entry point {stage}, which takes recipe and set; "
+            f'give single fields as -P set="train.{field}={value}" '
+            '(several: -P set="train.learning_rate=1e-5 train.max_steps=50").'
+        )
+    return arguments
+
+
+def _launch_processes(processes: int) -> None:
+    """Start this script again under `accelerate launch` where the recipe asks for processes."""
+    if processes == 1 or "RANK" in os.environ:
+        return
+    os.environ[_OUTPUT] = f"outputs/{os.environ.get('MLFLOW_RUN_ID') or uuid.uuid4().hex}"
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--num_processes", str(processes), "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", *sys.argv]
+    os.execv(sys.executable, command)
+
+
+def _fail_waiting_run(reason: str) -> None:
+    """Mark the run that `mlflow run` made for this process, if it made one, as FAILED."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if run_id is None or os.environ.get("RANK", "0") != "0":
+        return
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    client.set_tag(run_id, FAILURE_TAG, reason[:_TAG_LIMIT])
+    client.set_terminated(run_id, "FAILED")
+
+
+def _stop_on_signals() -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(f"signal {signal.Signals(number).name}")
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    if "MLFLOW_RUN_ID" in os.environ and sys.platform == "linux":
+        # A SIGTERM that ends only the `mlflow run` above would leave this process at work on a run
+        # that nobody waits for: ask the kernel to pass the parent's death on as SIGTERM.
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def _ignore_signals() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,284 @@
+"""How the figures look: one colour an algorithm, panels, titles, and other people's text made safe.
+
+The background is transparent and the text a grey that reads on white and on near-black, because
+the same figure stands in a notebook, in a report and in a page that may be dark.
+"""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from mlflow_scalpel.views.tidy import Z
+
+# Okabe and Ito's palette, safe for colour-blind readers. Blue and orange stand for the two
+# algorithms met most because they differ in lightness too: they survive a greyscale print.
+ALGORITHM_COLOURS = {"base": "#8A8F98", "grpo": "#0072B2", "sft": "#E69F00"}
+OTHER_COLOURS = ("#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
+BASE_COLOUR = ALGORITHM_COLOURS["base"]
+
+# Matrices take another palette (Tol's "bright"), so that no matrix wears an algorithm's colour.
+MATRIX_COLOURS = ("#4477AA", "#EE6677", "#228833", "#AA9922", "#33AACC", "#AA3377", "#999999")
+
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "triangle-down", "cross")
+PATTERNS = ("", "/", ".", "x", "\\", "-")
+
+TEXT_COLOUR = "#757B85"
+GRID_COLOUR = "rgba(128,128,128,0.22)"
+LINE_COLOUR = "rgba(128,128,128,0.65)"
+FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
+
+#: The narrowest page the figures are laid out for, in pixels.
+NARROW = 760
+
+
+def esc(text: object, limit: int = 0) -> str:
+    """Other people's text, made safe for Plotly, which reads a subset of HTML in every label.
+
+    `limit` cuts it to so many characters. Quotes stay: Plotly has no name for them and needs none.
+    """
+    line = " ".join(str(text).split())
+    if limit and len(line) > limit:
+        line = line[: limit - 1] + "\u2026"
+    return html.escape(line, quote=False)
+
+
+def hover(*lines: object) -> str:
+    """Lines for a hover box, each escaped and wrapped."""
+    wrapped: list[str] = []
+    for line in lines:
+        wrapped += textwrap.wrap(" ".join(str(line).split())[:600], 80)
+    return "<br>".join(html.escape(line, quote=False) for line in wrapped)
+
+
+def measured(value: float, stderr: float, n: float, unit: str = "") -> str:
+    """A value in full, with its interval and its n where they are known."""
+    text = f"{value:.6g}"
+    if pd.notna(stderr):
+        text += f" \u00b1 {Z * stderr:.3g} ({Z} stderr)"
+    if unit:
+        text += f" {unit}"
+    if pd.notna(n):
+        text += f", n = {n:g}"
+    return text
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as every figure draws it."""
+
+    run_id: str
+    name: str  # other people's text: raw
+    algorithm: str
+    colour: str
+    dash: str
+    symbol: str
+    pattern: str
+
+    @property
+    def label(self) -> str:
+        """The name, escaped and short enough for a legend or a panel title."""
+        return esc(self.name, 28)
+
+
+def column_of(runs: pd.DataFrame | None, run_id: str, column: str) -> str:
+    """What `runs` says of a run in one column, as text; "" where it says nothing."""
+    if runs is None or column not in runs.columns:
+        return ""
+    rows = runs.loc[[str(index) == run_id for index in runs.index], column]
+    return "" if not len(rows) or pd.isna(rows.iloc[0]) else str(rows.iloc[0])
+
+
+def styles(clean: pd.DataFrame, runs: pd.DataFrame | None) -> dict[str, Run]:
+    """The table's runs, in the order of `runs`, then of the table, each with its look.
+
+    Colours follow from the whole table, not from the rows a figure draws, so that an algorithm
+    keeps its colour from figure to figure.
+    """
+    seen = [run_id for run_id in dict.fromkeys(clean["run_id"]) if run_id]
+    listed = [] if runs is None else [str(index) for index in runs.index]
+    order = [i for i in dict.fromkeys(listed) if i in seen] + [i for i in seen if i not in listed]
+    algorithms = {}
+    for run_id in order:
+        said = [a for a in clean.loc[clean["run_id"] == run_id, "algorithm"] if a]
+        algorithms[run_id] = column_of(runs, run_id, "algorithm") or (said[0] if said else "run")
+    names = {
+        i: column_of(runs, i, "name") or f"{algorithms[i]} {i.removeprefix('m-')[:6]}"
+        for i in order
+    }
+    twice = {name for name in names.values() if list(names.values()).count(name) > 1}
+    others = sorted({a.lower() for a in algorithms.values()} - set(ALGORITHM_COLOURS))
+    count: dict[str, int] = {}
+    result = {}
+    for run_id in order:
+        key = algorithms[run_id].lower()
+        i = count[key] = count.get(key, -1) + 1
+        colour = ALGORITHM_COLOURS.get(key)
+        if colour is None:
+            colour = OTHER_COLOURS[others.index(key) % len(OTHER_COLOURS)]
+        name = names[run_id]
+        result[run_id] = Run(
+            run_id=run_id,
+            name=f"{name} {run_id[:6]}" if name in twice else name,
+            algorithm=algorithms[run_id],
+            colour=colour,
+            dash=DASHES[i % len(DASHES)],
+            symbol=SYMBOLS[i % len(SYMBOLS)],
+            pattern=PATTERNS[i % len(PATTERNS)],
+        )
+    return result
+
+
+def wrapped(text: str, width: int = 104) -> list[str]:
+    """Safe text in lines that fit the narrowest page."""
+    return textwrap.wrap(text, width) if text else []
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A figure of small panels, and where each panel is: `at[i]` is (row, column), from 1."""
+
+    figure: go.Figure
+    at: list[tuple[int, int]]
+
+
+def panels(
+    titles: Sequence[str],
+    *,
+    title: str,
+    subtitle: str = "",
+    columns: int = 3,
+    row_height: int = 250,
+    gap: int = 66,
+    spacing: float = 0.05,
+    left: int = 76,
+    bottom: int = 56,
+    widths: Sequence[float] | None = None,
+    legend: Sequence[str] = (),
+) -> Grid:
+    """Panels in rows, with the page's title above and its legend below.
+
+    `titles` are safe text, one a panel; `legend` the names that will stand in the legend, for
+    which room is kept under the panels at the narrowest width; `gap` is the room between two rows
+    and `bottom` the room for the last row's ticks and axis title, in pixels.
+    """
+    count = max(1, len(titles))
+    across = min(columns, count) if count != 4 or columns != 3 else 2
+    down = -(-count // across)
+    height = down * row_height + (down - 1) * gap
+    figure = make_subplots(
+        rows=down,
+        cols=across,
+        subplot_titles=list(titles),
+        column_widths=list(widths) if widths else None,
+        horizontal_spacing=spacing if across > 1 else 0,
+        vertical_spacing=gap / height if down > 1 else 0,
+        start_cell="top-left",
+    )
+    at = [(i // across + 1, i % across + 1) for i in range(count)]
+    for row, column in [(i // across + 1, i % across + 1) for i in range(count, down * across)]:
+        figure.update_xaxes(visible=False, row=row, col=column)
+        figure.update_yaxes(visible=False, row=row, col=column)
+    dress(figure, height, title=title, subtitle=subtitle, left=left, bottom=bottom, legend=legend)
+    return Grid(figure, at)
+
+
+def dress(
+    figure: go.Figure,
+    height: int,
+    *,
+    title: str,
+    subtitle: str = "",
+    left: int = 76,
+    bottom: int = 56,
+    legend: Sequence[str] = (),
+) -> None:
+    """Set title, margins, fonts, axes and legend; `height` is that of the panels alone."""
+    lines = wrapped(subtitle)
+    top = 74 + 16 * len(lines)
+    text_length = sum(len(html.unescape(name)) * 7 + 62 for name in legend)
+    rows = -(-text_length // (NARROW - left)) if legend else 0
+    under = bottom + 22 * rows + (10 if rows else 0)
+    figure.update_layout(
+        template="none",
+        title={
+            "text": title,
+            "subtitle": {"text": "<br>".join(lines), "font": {"size": 12}},
+            "x": 0,
+            "xref": "container",
+            "xanchor": "left",
+            "y": 1,
+            "yref": "container",
+            "yanchor": "top",
+            "pad": {"t": 12, "l": 12},
+            "font": {"size": 17},
+        },
+        font={"family": FONT, "size": 13, "color": TEXT_COLOUR},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        height=top + height + under,
+        margin={"l": left, "r": 24, "t": top, "b": under},
+        showlegend=bool(legend),
+        legend={
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": 0,
+            "yref": "container",
+            "yanchor": "bottom",
+            "bgcolor": "rgba(0,0,0,0)",
+            "itemsizing": "constant",
+        },
+        hoverlabel={"align": "left", "namelength": -1},
+        bargap=0.25,
+    )
+    axis = {
+        "gridcolor": GRID_COLOUR,
+        "linecolor": LINE_COLOUR,
+        "showline": True,
+        "zeroline": False,
+        "ticks": "outside",
+        "tickcolor": LINE_COLOUR,
+        "ticklen": 4,
+    }
+    figure.update_xaxes(**axis, title_standoff=6)
+    figure.update_yaxes(**axis, title_standoff=8)
+    figure.update_annotations(font_size=13)
+
+
+def remark(figure: go.Figure, text: str, row: int = 1, column: int = 1) -> None:
+    """Write safe text into the middle of a panel that has nothing else to show."""
+    figure.add_annotation(
+        text="<br>".join(wrapped(text, 44)),
+        x=0.5,
+        y=0.5,
+        xref="x domain",
+        yref="y domain",
+        showarrow=False,
+        row=row,
+        col=column,
+    )
+
+
+def nothing(title: str, text: str) -> go.Figure:
+    """A figure that says why there is nothing to draw."""
+    figure = go.Figure()
+    dress(figure, 120, title=title)
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    figure.add_annotation(
+        text="<br>".join(wrapped(text, 90)),
+        x=0.5,
+        y=0.5,
+        xref="paper",
+        yref="paper",
+        showarrow=False,
+    )
+    return figure
