@@ -18,6 +18,8 @@ class Checkpoint:
     step: int
     digest: str
     status: str
+    learning_rate_sum: float | None
+    """Sum of the learning rates of all steps up to this one; None where nobody logged it."""
 
     @property
     def uri(self) -> str:
@@ -55,4 +57,5 @@ def _checkpoint(model: LoggedModel) -> Checkpoint:
         step=int(model.params.get("step", "0")),
         digest=model.params.get("digest", ""),
         status=str(model.status),
+        learning_rate_sum=float(rates) if (rates := model.params.get("learning_rate_sum")) else None,
     )

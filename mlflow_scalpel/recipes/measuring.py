@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -15,6 +15,8 @@ class EvaluateRecipe(Recipe):
     stage: Literal["evaluate"]
     suite: str
     """Name under projects/evaluate/suites/, or the path of a suite's YAML."""
+    data: dict[str, dict[str, Any]] = {}
+    """Fields of the data of single tasks, by label, that replace the suite's: a local file, say."""
     model: str | None = None
     """One model: a hub name, a local directory, or a models:/ URI."""
     run: str | None = None

@@ -76,16 +76,12 @@ class Run:
 
     run_id: str
     name: str  # other people's text: raw
+    label: str  # the name, escaped and short enough for a legend or a panel title; unique
     algorithm: str
     colour: str
     dash: str
     symbol: str
     pattern: str
-
-    @property
-    def label(self) -> str:
-        """The name, escaped and short enough for a legend or a panel title."""
-        return esc(self.name, 28)
 
 
 def column_of(runs: pd.DataFrame | None, run_id: str, column: str) -> str:
@@ -94,6 +90,21 @@ def column_of(runs: pd.DataFrame | None, run_id: str, column: str) -> str:
         return ""
     rows = runs.loc[[str(index) == run_id for index in runs.index], column]
     return "" if not len(rows) or pd.isna(rows.iloc[0]) else str(rows.iloc[0])
+
+
+def unique(names: dict[str, str]) -> dict[str, str]:
+    """Names by run id, made distinct: by the start of the id, by a count where that is shared."""
+    twice = {name for name in names.values() if list(names.values()).count(name) > 1}
+    result: dict[str, str] = {}
+    for run_id, name in names.items():
+        if name in twice:
+            name = f"{name} {esc(run_id[:6])}"
+        count = 2
+        while name in result.values():
+            name = f"{name.rsplit(' #', 1)[0]} #{count}"
+            count += 1
+        result[run_id] = name
+    return result
 
 
 def styles(clean: pd.DataFrame, runs: pd.DataFrame | None) -> dict[str, Run]:
@@ -113,7 +124,8 @@ def styles(clean: pd.DataFrame, runs: pd.DataFrame | None) -> dict[str, Run]:
         i: column_of(runs, i, "name") or f"{algorithms[i]} {i.removeprefix('m-')[:6]}"
         for i in order
     }
-    twice = {name for name in names.values() if list(names.values()).count(name) > 1}
+    names = unique(names)
+    labels = unique({i: esc(name, 28) for i, name in names.items()})
     others = sorted({a.lower() for a in algorithms.values()} - set(ALGORITHM_COLOURS))
     count: dict[str, int] = {}
     result = {}
@@ -123,10 +135,10 @@ def styles(clean: pd.DataFrame, runs: pd.DataFrame | None) -> dict[str, Run]:
         colour = ALGORITHM_COLOURS.get(key)
         if colour is None:
             colour = OTHER_COLOURS[others.index(key) % len(OTHER_COLOURS)]
-        name = names[run_id]
         result[run_id] = Run(
             run_id=run_id,
-            name=f"{name} {run_id[:6]}" if name in twice else name,
+            name=names[run_id],
+            label=labels[run_id],
             algorithm=algorithms[run_id],
             colour=colour,
             dash=DASHES[i % len(DASHES)],

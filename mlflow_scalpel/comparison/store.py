@@ -1,0 +1,136 @@
+"""Keeps tidy tables in MLflow, and finds them again."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from mlflow_scalpel.checkpoints import Checkpoint, checkpoints_of_run, resolve
+from mlflow_scalpel.comparison.engine import Comparison, Subject
+from mlflow_scalpel.comparison.table import read_table, write_table
+from mlflow_scalpel.errors import ScalpelError
+
+TABLE = "scalpel/table.parquet"
+EVALUATED_RUN_TAG = "scalpel.evaluated_run"
+
+# Params that differ between any two runs and say nothing about what was done.
+_UNTOLD = {"output_dir", "run_name", "logging_dir", "recipe", "set", "_name_or_path"}
+
+
+def log_table(table: pd.DataFrame, run_id: str) -> None:
+    """Store the tidy table as an artifact of the run, in place of the one before."""
+    folder, name = TABLE.rsplit("/", 1)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = write_table(table, Path(scratch) / name)
+        MlflowClient().log_artifact(run_id, str(path), folder)
+
+
+def stored_table(run_id: str) -> pd.DataFrame | None:
+    """The tidy table that was logged on the run, or None where there is none."""
+    client = MlflowClient()
+    folder, _ = TABLE.rsplit("/", 1)
+    if TABLE not in {file.path for file in client.list_artifacts(run_id, folder)}:
+        return None
+    with tempfile.TemporaryDirectory() as scratch:
+        path = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{TABLE}", dst_path=scratch)
+        return read_table(path)
+
+
+def gather(run_ids: list[str]) -> pd.DataFrame:
+    """One tidy table of training runs: what was measured as they trained, and every evaluation.
+
+    A run that has logged checkpoints but no table (one that another trainer made) has its weights
+    measured now. Raises ScalpelError for a run that does not exist or has no checkpoint.
+    """
+    tables = []
+    for run_id in run_ids:
+        run = get_run(run_id)
+        table = stored_table(run_id)
+        tables.append(measure_run(run) if table is None else table)
+        tables += [
+            evaluated
+            for evaluation in evaluations_of(run)
+            if (evaluated := stored_table(evaluation.info.run_id)) is not None
+        ]
+    whole = pd.concat(tables, ignore_index=True)
+    keys = ["run_id", "step", "metric", "layer", "head", "matrix", "bin", "texts"]
+    return whole.drop_duplicates(keys, keep="first", ignore_index=True)
+
+
+def measure_run(run: Run) -> pd.DataFrame:
+    """The weight metrics of every checkpoint of a run against the base that it began with."""
+    base, checkpoints = checkpoints_of_run(run.info.run_id)
+    if base is None:
+        raise ScalpelError(
+            f"run {run.info.run_id} ({run.info.run_name}) names no base among its inputs, so its "
+            "checkpoints have nothing to be compared with; log them with base=..."
+        )
+    comparison = Comparison(_subject(base, run), [])
+    return pd.concat(
+        [comparison.measure(_subject(checkpoint, run)) for checkpoint in checkpoints],
+        ignore_index=True,
+    )
+
+
+def evaluations_of(run: Run) -> list[Run]:
+    """Finished evaluation runs of a training run, the newest first."""
+    return list(
+        MlflowClient().search_runs(
+            [run.info.experiment_id],
+            f"tags.`{EVALUATED_RUN_TAG}` = '{run.info.run_id}' AND status = 'FINISHED'",
+            order_by=["start_time DESC"],
+        )
+    )
+
+
+def describe_runs(run_ids: list[str]) -> pd.DataFrame:
+    """One row a run, indexed by run ID: name, algorithm, learning_rate, steps, dtype, data, seed,
+
+    then every parameter, and every count of its cost: the columns in which runs may differ.
+    """
+    rows = {}
+    for run_id in run_ids:
+        run = get_run(run_id)
+        params, metrics = run.data.params, run.data.metrics
+        known = {
+            "name": run.info.run_name,
+            "algorithm": params.get("algorithm", run.data.tags.get("scalpel.algorithm", "unknown")),
+            "learning_rate": params.get("learning_rate"),
+            "steps": params.get("max_steps"),
+            "dtype": params.get("weights_dtype"),
+            "data": params.get("data"),
+            "seed": params.get("seed"),
+        }
+        others = {key: value for key, value in params.items() if key not in _UNTOLD}
+        counts = {key: f"{value:.6g}" for key, value in metrics.items() if key.startswith("cost/")}
+        rows[run_id] = known | {k: v for k, v in {**others, **counts}.items() if k not in known}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def get_run(run_id: str) -> Run:
+    """The run; raises ScalpelError where the tracking server has none of that ID."""
+    try:
+        return MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        raise ScalpelError(
+            f"run {run_id}: there is no such run at {mlflow.get_tracking_uri()} ({error}); "
+            "copy the ID from the UI's run page, and check MLFLOW_TRACKING_URI"
+        ) from error
+
+
+def _subject(checkpoint: Checkpoint, run: Run) -> Subject:
+    return Subject(
+        resolve(checkpoint.uri),
+        checkpoint.model_id,
+        checkpoint.digest,
+        checkpoint.step,
+        run.info.run_id,
+        run.data.params.get("algorithm"),
+        checkpoint.learning_rate_sum,
+    )

@@ -1,0 +1,65 @@
+"""The tidy table: one row a measured value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+DTYPES = {
+    "base": "string",  # model ID or name of the base
+    "base_digest": "string",
+    "model_id": "string",
+    "model_digest": "string",
+    "run_id": "string",
+    "algorithm": "string",
+    "step": "Int64",
+    "metric": "string",  # full name, group first: weights/relative_frobenius
+    "metric_version": "Int64",
+    "layer": "Int64",  # null where it does not apply, as are head, matrix and bin
+    "head": "Int64",
+    "matrix": "string",  # q_proj, k_proj, ...
+    "bin": "Float64",
+    "value": "Float64",  # null where status is not ok
+    "stderr": "Float64",
+    "n": "Int64",  # what stderr is over: problems, mostly
+    "unit": "string",
+    "dtype": "string",  # of the forward pass, or of the stored weights
+    "texts": "string",  # NAME sha256:<digest of the texts> template:<digest of the template>
+    "status": "string",  # ok, or why there is no value
+    "reason": "string",
+}
+COLUMNS = tuple(DTYPES)
+
+
+def tidy(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows as a tidy table; what a row leaves out is null, and `status` is ok unless said.
+
+    A value that is NaN loses its `ok`: the table says why there is none. Raises ValueError for a
+    column that the table does not have.
+    """
+    records = [dict(row) for row in rows]
+    unknown = sorted({key for record in records for key in record} - set(COLUMNS))
+    if unknown:
+        raise ValueError(f"the tidy table has no column {unknown[0]!r}; it has {COLUMNS}")
+    for record in records:
+        record.setdefault("status", "ok")
+        value = record.get("value")
+        if record["status"] == "ok" and (value is None or value != value):
+            record["status"] = "undefined"
+            record.setdefault("reason", "the metric has no value here (0 divided by 0, or NaN)")
+    frame = pd.DataFrame(records, columns=list(COLUMNS))
+    return frame.astype(DTYPES)
+
+
+def write_table(table: pd.DataFrame, path: str | Path) -> Path:
+    """Write the table as Parquet."""
+    table.to_parquet(path, index=False)
+    return Path(path)
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Read a table that `write_table` wrote; a column it lacks is null."""
+    return pd.read_parquet(path).reindex(columns=list(COLUMNS)).astype(DTYPES)

@@ -1,0 +1,446 @@
+"""Runs a suite over one model, or over several sets of its weights, in one process.
+
+    evaluator = Evaluator(base_directory, suite, batch_size=512)
+    base = evaluator.run()
+    evaluator.load_weights(checkpoint_directory)
+    after = evaluator.run()
+
+Tasks, prompts, filters and graders are lm-eval's; the model and the tasks are built once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lm_eval.api.task
+import numpy as np
+import pandas as pd
+import torch
+import transformers
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import Task
+from lm_eval.tasks import TaskManager
+
+from mlflow_scalpel.checkpoints.weights import load_weights
+from mlflow_scalpel.data import load_rows
+from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.evaluation.generation import BatchedLM
+from mlflow_scalpel.evaluation.grading import last_boxed
+from mlflow_scalpel.evaluation.suite import Suite, SuiteTask
+
+logger = logging.getLogger(__name__)
+
+BUILD_SEED = 1234  # lm-eval's own: order of choices and examples, the same whatever is sampled
+
+SAMPLE_COLUMNS = (
+    "domain label kind problem_id sample problem gold completion score tokens finished".split()
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of an evaluation."""
+
+    metric: str
+    """`eval/<domain>/<label>/<kind>`."""
+    value: float
+    """Mean over the problems of the mean over their samples; NaN where no problem was graded."""
+    stderr: float
+    """Standard error over problems, whose samples belong together; NaN for a single problem."""
+    n: int
+    """Problems that were graded."""
+    samples: int
+    """Completions a problem."""
+    ungraded: int
+    """Problems whose gold answer the grader cannot read; they are left out."""
+    unit: str = "accuracy"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one run of a suite found."""
+
+    scores: list[Score]
+    samples: pd.DataFrame
+    """A row a problem and sample, with the columns SAMPLE_COLUMNS. `problem_id` is a digest of
+    problem and gold answer; `tokens` and `finished` (ended before the token limit) are null for
+    tasks that compare likelihoods, and `score` is NaN where the grader gave none."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """lm-eval tasks (several for a group) whose completions serve one or more suite tasks."""
+
+    tasks: list[Task]
+    entries: list[SuiteTask]
+
+
+class Evaluator:
+    """A suite and a model, ready to run; building it costs seconds, a run what generation costs.
+
+    `model_directory` is a directory or a hub name; its tokenizer and chat template serve every set
+    of weights. A system prompt goes before every problem. Raises ScalpelError where a task, its
+    data or the model cannot be had, before anything is generated.
+    """
+
+    def __init__(
+        self,
+        model_directory: str | Path,
+        suite: Suite,
+        *,
+        system_prompt: str | None = None,
+        batch_size: int = 64,
+        dtype: str = "float32",
+        device: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.suite = suite
+        self.system_prompt = system_prompt
+        self.seed = seed
+        with _quiet(), _own_random(BUILD_SEED):
+            self._works = _build_works(suite)
+            self._lm = _load_model(str(model_directory), batch_size, dtype, device)
+        self._check_chat_template(str(model_directory))
+
+    def load_weights(self, directory: str | Path) -> None:
+        """Take the weights of another checkpoint of the same model, in place.
+
+        Raises ScalpelError that names the tensor where names or shapes differ; the weights are
+        then of neither checkpoint.
+        """
+        load_weights(self._lm.model, Path(directory))
+
+    def run(self, seed: int | None = None) -> Evaluation:
+        """Generate, grade and score every task.
+
+        The same seed (None: the evaluator's) gives the same samples on one machine with one
+        batch size; the process's own random state is left as it was.
+        """
+        with _quiet(), _own_random(BUILD_SEED):
+            torch.manual_seed(self.seed if seed is None else seed)
+            self._lm.lengths.clear()
+            self._answer_requests()
+            parts = [
+                self._graded(work, entry) for work in self._works for entry in work.entries
+            ]
+        order = {task.metric_name: place for place, task in enumerate(self.suite.tasks)}
+        parts.sort(key=lambda part: order[part[0].metric])
+        rows = [row for _, part in parts for row in part]
+        return Evaluation([score for score, _ in parts], pd.DataFrame(rows, columns=SAMPLE_COLUMNS))
+
+    def _check_chat_template(self, model: str) -> None:
+        if self._lm.tokenizer.chat_template is None:
+            raise ScalpelError(
+                f"{model}: the tokenizer has no chat template; add chat_template.jinja to it, or "
+                "evaluate a model that was tuned to chat"
+            )
+        if self.system_prompt is None:
+            return
+        turns = [
+            {"role": "system", "content": self.system_prompt},
+            {"role": "user", "content": "?"},
+        ]
+        if self.system_prompt.strip() not in self._lm.apply_chat_template(turns):
+            raise ScalpelError(
+                f"{model}: its chat template leaves out the system prompt "
+                f"{self.system_prompt[:60]!r}; set system_prompt to null, or mend the template"
+            )
+
+    def _answer_requests(self) -> None:
+        """Build every task's prompts and get the model's answers, all tasks together."""
+        requests: dict[str, list[Instance]] = {}
+        for work in self._works:
+            entry = work.entries[0]
+            for task in work.tasks:
+                task.set_fewshot_seed(BUILD_SEED)
+                task.build_all_requests(
+                    limit=entry.limit,
+                    system_instruction=self.system_prompt,
+                    apply_chat_template=True,
+                    fewshot_as_multiturn=True,
+                    chat_template=self._lm.apply_chat_template,
+                    tokenizer_name=self._lm.tokenizer_name,
+                )
+                for request in task.instances:
+                    clones = [request] * entry.samples
+                    requests.setdefault(request.request_type, []).extend(clones)
+        for kind, clones in requests.items():
+            for request, answer in zip(clones, getattr(self._lm, kind)(clones), strict=True):
+                request.resps.append(answer)
+
+    def _graded(self, work: _Work, entry: SuiteTask) -> tuple[Score, list[dict[str, Any]]]:
+        rows: list[dict[str, Any]] = []
+        problems: list[list[float]] = []  # the scores of each problem
+        for task in work.tasks:
+            groups: dict[int, list[Instance]] = {}
+            for request in task.instances:
+                groups.setdefault(request.doc_id, []).append(request)
+            grades = [_grade(task, entry, sample) for sample in range(entry.samples)]
+            for number, requests in groups.items():
+                scores = [grade[number] for grade in grades]
+                problems.append([score for part in scores for score in part])
+                about = _describe(task, requests, entry)
+                for sample, part in enumerate(scores):
+                    row = {"sample": sample, "score": float(np.mean(part))}
+                    rows.append({**about, **row, **self._completion(requests, sample)})
+        graded = [scores for scores in problems if not np.isnan(scores).any()]
+        if len(graded) < len(problems):
+            logger.warning(
+                "%s: the gold answer of %d of %d problems cannot be read; they are left out",
+                entry.metric_name,
+                len(problems) - len(graded),
+                len(problems),
+            )
+        value, stderr = clustered_mean(graded)
+        ungraded = len(problems) - len(graded)
+        score = Score(entry.metric_name, value, stderr, len(graded), entry.samples, ungraded)
+        return score, rows
+
+    def _completion(self, requests: list[Instance], sample: int) -> dict[str, Any]:
+        if requests[0].request_type == "generate_until":
+            tokens, finished = self._lm.lengths[id(requests[0])][sample]
+            text = requests[0].resps[sample]
+            return {"completion": text, "tokens": tokens, "finished": finished}
+        likeliest = max(requests, key=lambda request: request.resps[0][0])
+        return {"completion": likeliest.args[1].strip(), "tokens": None, "finished": None}
+
+
+def clustered_mean(problems: list[list[float]]) -> tuple[float, float]:
+    """Mean of all scores and its standard error, with the scores of one problem as a cluster.
+
+    With S_i the sum and m_i the number of problem i's scores, R = sum S_i / sum m_i, and
+    stderr^2 = n / (n - 1) * sum (S_i - R m_i)^2 / (sum m_i)^2 over the n problems. For equal m_i
+    that is the standard error of the mean of the problems' means. (nan, nan) without problems, and
+    a stderr of nan for one.
+    """
+    n = len(problems)
+    if n == 0:
+        return float("nan"), float("nan")
+    sums = np.array([np.sum(scores) for scores in problems], dtype=np.float64)  # (n,)
+    sizes = np.array([len(scores) for scores in problems], dtype=np.float64)  # (n,)
+    mean = sums.sum() / sizes.sum()
+    if n == 1:
+        return float(mean), float("nan")
+    spread = np.sum((sums - mean * sizes) ** 2) / sizes.sum() ** 2
+    return float(mean), float(np.sqrt(n / (n - 1) * spread))
+
+
+def _grade(task: Any, entry: SuiteTask, sample: int) -> dict[int, list[float]]:
+    """Scores of one sample of each problem, by document; several where the metric gives several."""
+    clones = [replace(one, resps=[one.resps[sample]], filtered_resps={}) for one in task.instances]
+    for ensemble in task._filters:
+        if ensemble.name == entry.filter:
+            ensemble.apply(clones)
+    groups: dict[int, list[Instance]] = {}
+    for clone in clones:
+        groups.setdefault(clone.doc_id, []).append(clone)
+    scores = {}
+    for number, requests in groups.items():
+        requests.sort(key=lambda request: request.idx)
+        filtered = [request.filtered_resps[entry.filter] for request in requests]
+        value = task.process_results(requests[0].doc, filtered)[entry.metric]
+        values = value if isinstance(value, list) else [value]
+        if not values or not all(isinstance(v, bool | int | float | np.number) for v in values):
+            raise ScalpelError(
+                f"{entry.metric_name}: metric {entry.metric} of the task {entry.task} is "
+                f"{value!r} for a problem and no accuracy; name another metric"
+            )
+        scores[number] = [float(v) for v in values]
+    return scores
+
+
+def _describe(task: Any, requests: list[Instance], entry: SuiteTask) -> dict[str, Any]:
+    doc = requests[0].doc
+    problem = doc.get("problem")
+    problem = problem if isinstance(problem, str) else str(task.doc_to_text(doc))
+    target = str(doc["answer"]) if "answer" in doc else str(task.doc_to_target(doc))
+    digest = hashlib.sha256(f"{problem}\0{target}".encode()).hexdigest()[:16]
+    boxed = last_boxed(target)
+    return {
+        "domain": entry.domain,
+        "label": entry.label,
+        "kind": entry.kind,
+        "problem_id": digest,
+        "problem": problem,
+        "gold": target if boxed is None else boxed,
+    }
+
+
+def _build_works(suite: Suite) -> list[_Work]:
+    """lm-eval's tasks for the suite, each with the suite tasks that it serves."""
+    if suite.tasks_folder is None:
+        manager = TaskManager()
+    else:
+        manager = TaskManager(include_path=str(suite.tasks_folder), include_defaults=False)
+    entries: dict[str, list[SuiteTask]] = {}
+    for entry in suite.tasks:
+        if entry.task not in manager.all_tasks:
+            where = suite.tasks_folder or "lm-eval's own tasks"
+            raise ScalpelError(
+                f"suite {suite.name}: there is no task {entry.task} under {where}; name one that "
+                "its `task:` line gives, or correct tasks_folder"
+            )
+        entries.setdefault(entry.work, []).append(entry)
+    works = []
+    for members in entries.values():
+        tasks = _load_tasks(manager, members[0])
+        for task in tasks:
+            for member in members:
+                _check_task(task, member)
+        works.append(_Work(tasks, members))
+    return works
+
+
+def _load_tasks(manager: TaskManager, entry: SuiteTask) -> list[Task]:
+    spec: Any = entry.task
+    if entry.data is not None:
+        rows = load_rows(entry.data, needs=("problem", "answer"))
+        # An inline group is how lm-eval takes a task by name with some of its settings replaced.
+        spec = {"group": f"{entry.label}-data", "task": [{"task": entry.task, **_own_rows(rows)}]}
+    try:
+        tasks = list(manager.load([spec])["tasks"].values())
+    except OSError as error:  # what `datasets` raises where a hub dataset cannot be had
+        raise ScalpelError(
+            f"task {entry.task}: its data cannot be loaded: {error}. Connect to the hub, or give "
+            f"a local file as data.{entry.label}.file"
+        ) from error
+    for task in tasks:
+        settings = dict(task.get_config("generation_kwargs") or {})
+        if entry.generation is not None:
+            task.set_config("generation_kwargs", _generation_kwargs(entry, settings.get("until")))
+        task.set_config("num_fewshot", entry.shots)
+    return tasks
+
+
+def _own_rows(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Settings that make a task take `rows` as its test split, and nothing from elsewhere."""
+    import datasets
+
+    test = datasets.Dataset.from_list(rows)
+    return {
+        "custom_dataset": _Rows(test),
+        "test_split": "test",
+        "validation_split": None,
+        "training_split": None,
+        "fewshot_split": None,
+        "dataset_kwargs": None,
+    }
+
+
+class _Rows:
+    """lm-eval's `custom_dataset`: a call that gives the splits."""
+
+    def __init__(self, test: Any) -> None:
+        self._test = test
+
+    def __call__(self, **_: Any) -> dict[str, Any]:
+        return {"test": self._test}
+
+
+def _generation_kwargs(entry: SuiteTask, own_until: Any) -> dict[str, Any]:
+    settings = entry.generation
+    assert settings is not None
+    until = own_until if settings.until is None else settings.until
+    kwargs: dict[str, Any] = {
+        "until": [until] if isinstance(until, str) else list(until or []),
+        "max_gen_toks": settings.max_new_tokens,
+        "do_sample": settings.do_sample,
+    }
+    if settings.do_sample:
+        # All of them are given: transformers would otherwise keep the 50 likeliest tokens only.
+        kwargs["temperature"] = settings.temperature
+        kwargs["top_p"] = 1.0 if settings.top_p is None else settings.top_p
+        kwargs["top_k"] = 0 if settings.top_k is None else settings.top_k
+    return kwargs
+
+
+def _check_task(task: Any, entry: SuiteTask) -> None:
+    generates = task.OUTPUT_TYPE == "generate_until"
+    if generates != (entry.generation is not None):
+        raise ScalpelError(
+            f"{entry.metric_name}: the task {entry.task} "
+            + ("generates; give it `generation`" if generates else "compares likelihoods; set ")
+            + ("" if generates else "generation to null")
+        )
+    if entry.metric not in task.aggregation():
+        raise ScalpelError(
+            f"{entry.metric_name}: the task {entry.task} has no metric {entry.metric}; "
+            f"use one of {', '.join(task.aggregation())}"
+        )
+    filters = [ensemble.name for ensemble in task._filters]
+    if entry.filter not in filters:
+        raise ScalpelError(
+            f"{entry.metric_name}: the task {entry.task} has no filter {entry.filter}; "
+            f"use one of {', '.join(filters)}"
+        )
+    if getattr(task, "UNSAFE_CODE", False):
+        raise ScalpelError(
+            f"{entry.metric_name}: the task {entry.task} runs code that the model wrote, which "
+            "this does not do; leave it out of the suite"
+        )
+
+
+def _load_model(model: str, batch_size: int, dtype: str, device: str | None) -> BatchedLM:
+    local = Path(model).is_dir()
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            model, local_files_only=local, trust_remote_code=False
+        )
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            model,
+            dtype=getattr(torch, dtype),
+            local_files_only=local,
+            trust_remote_code=False,
+            use_safetensors=True,  # the other formats are pickles
+        )
+    except (OSError, ValueError) as error:
+        raise ScalpelError(
+            f"model {model}: it cannot be loaded: {error}. Give a directory with config.json, "
+            "tokenizer and safetensors files, or a name on the hub"
+        ) from error
+    return BatchedLM(loaded.to(device), tokenizer, batch_size=batch_size)
+
+
+@contextmanager
+def _own_random(seed: int) -> Iterator[None]:
+    """Random state of its own for Python and torch, seeded; the caller's comes back afterwards."""
+    state = random.getstate()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(state)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """lm-eval without its notes on defaults and its bar for the prompts of each task."""
+    log = logging.getLogger("lm_eval")
+    level, bar = log.level, lm_eval.api.task.tqdm
+    shows_bars = transformers.logging.is_progress_bar_enabled()
+    log.setLevel(logging.ERROR)
+    transformers.logging.disable_progress_bar()
+    lm_eval.api.task.tqdm = _no_bar
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        lm_eval.api.task.tqdm = bar
+        if shows_bars:
+            transformers.logging.enable_progress_bar()
+
+
+def _no_bar(items: Any, **_: Any) -> Any:
+    return items

@@ -1,0 +1,135 @@
+"""What is evaluated, and how its scores get into MLflow."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+
+from mlflow_scalpel.checkpoints import checkpoints_of_run, log_base, resolve
+from mlflow_scalpel.comparison import Subject, tidy
+from mlflow_scalpel.comparison.store import EVALUATED_RUN_TAG, get_run, log_table
+from mlflow_scalpel.errors import RecipeError, ScalpelError
+from mlflow_scalpel.recipes.measuring import EvaluateRecipe
+
+if TYPE_CHECKING:
+    from mlflow_scalpel.evaluation.harness import Evaluation
+
+METRIC_VERSION = 1
+SAMPLES = "scalpel/samples.parquet"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The models of one evaluation, in order of step; the first is the base where there is one."""
+
+    subjects: list[Subject]
+    base: Subject
+    system_prompt: str | None
+
+
+def plan_evaluation(recipe: EvaluateRecipe) -> Plan:
+    """Find what the recipe names: one model, or a run's base and some of its checkpoints."""
+    if recipe.run is not None:
+        return _plan_run(recipe, recipe.run)
+    if recipe.model is not None:
+        model = log_base(recipe.model)
+        subject = Subject(resolve(recipe.model), model.model_id, model.params["digest"], step=0)
+        return Plan([subject], subject, recipe.system_prompt)
+    raise RecipeError(
+        "neither model nor run is given, so there is nothing to evaluate; "
+        'give one with -P set="run=RUN_ID" or -P set="model=models:/NAME/VERSION"'
+    )
+
+
+def _plan_run(recipe: EvaluateRecipe, run_id: str) -> Plan:
+    run = get_run(run_id)
+    base, found = checkpoints_of_run(run_id)
+    if base is None:
+        raise ScalpelError(f"run {run_id} ({run.info.run_name}) names no base among its inputs")
+    whole = [checkpoint for checkpoint in found if checkpoint.status == "READY"]
+    chosen = _choose(len(whole), recipe.checkpoints)
+    algorithm = run.data.params.get("algorithm")
+    subjects = [
+        Subject(
+            resolve(checkpoint.uri),
+            checkpoint.model_id,
+            checkpoint.digest,
+            checkpoint.step,
+            run_id,
+            algorithm,
+        )
+        for checkpoint in [base, *(whole[index] for index in chosen)]
+    ]
+    trained_with = run.data.params.get("system_prompt", "none")
+    system_prompt = recipe.system_prompt or (None if trained_with == "none" else trained_with)
+    mlflow.set_tag(EVALUATED_RUN_TAG, run_id)
+    return Plan(subjects, subjects[0], system_prompt)
+
+
+def _choose(count: int, which: str | int) -> list[int]:
+    """Indices of the checkpoints that `which` asks for, of `count`."""
+    if which == "all":
+        return list(range(count))
+    if which == "last":
+        return [count - 1]
+    if which == "first_and_last":
+        return sorted({0, count - 1})
+    wanted = min(int(which), count)
+    return sorted({round((number + 1) * count / wanted) - 1 for number in range(wanted)})
+
+
+def log_evaluation(evaluation: Evaluation, subject: Subject, plan: Plan, dtype: str) -> pd.DataFrame:
+    """Log each score with its standard error at the model's step, linked to the model.
+
+    Returns the scores as a tidy table.
+    """
+    run = mlflow.active_run()
+    assert run is not None  # the stage has opened one
+    now = int(time.time() * 1000)
+    values = {score.metric: score.value for score in evaluation.scores}
+    values |= {f"{score.metric}_stderr": score.stderr for score in evaluation.scores}
+    MlflowClient().log_batch(
+        run.info.run_id,
+        metrics=[
+            Metric(key, value, now, subject.step, model_id=subject.model_id)
+            for key, value in values.items()
+            if value == value
+        ],
+    )
+    return tidy(
+        {
+            "base": plan.base.model_id,
+            "base_digest": plan.base.digest,
+            "model_id": subject.model_id,
+            "model_digest": subject.digest,
+            "run_id": subject.run_id,
+            "algorithm": subject.algorithm,
+            "step": subject.step,
+            "metric": score.metric,
+            "metric_version": METRIC_VERSION,
+            "value": score.value,
+            "stderr": score.stderr,
+            "n": score.n,
+            "unit": score.unit,
+            "dtype": dtype,
+        }
+        for score in evaluation.scores
+    )
+
+
+def log_results(table: pd.DataFrame, samples: pd.DataFrame, output: Path) -> None:
+    """Store the tidy table and the per-problem rows as artifacts of the active run."""
+    run = mlflow.active_run()
+    assert run is not None  # the stage has opened one
+    log_table(table, run.info.run_id)
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / Path(SAMPLES).name
+    samples.to_parquet(path, index=False)
+    mlflow.log_artifact(str(path), str(Path(SAMPLES).parent))

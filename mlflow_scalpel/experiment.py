@@ -1,0 +1,103 @@
+"""Runs stages as processes of their own, each a nested run of the active one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_PARENT_RUN_ID,
+    MLFLOW_PROJECT_ENTRY_POINT,
+    MLFLOW_SOURCE_NAME,
+    MLFLOW_SOURCE_TYPE,
+)
+
+from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.stage import FAILURE_TAG
+
+
+class Experiment:
+    """Starts stages below the run that is active when it is made.
+
+    As a context manager it leaves no process behind: what still runs at its end is told to stop,
+    and waited for until it has noted its own end.
+    """
+
+    def __init__(self, projects: Path) -> None:
+        run = mlflow.active_run()
+        assert run is not None  # the stage has opened one
+        self._parent = run.info
+        self._projects = projects
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def __enter__(self) -> Experiment:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        running = [process for process in self._processes if process.poll() is None]
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+
+    def run(self, stage: str, recipe: str, name: str, settings: Mapping[str, Any]) -> str:
+        """Run a stage to its end, and return its run ID; may be called from several threads.
+
+        Raises ScalpelError with the stage's own reason where it does not finish.
+        """
+        script = self._projects / stage / f"{stage}.py"
+        run_id = (
+            MlflowClient()
+            .create_run(
+                self._parent.experiment_id,
+                run_name=name,
+                tags={
+                    MLFLOW_PARENT_RUN_ID: self._parent.run_id,
+                    MLFLOW_PROJECT_ENTRY_POINT: stage,
+                    MLFLOW_SOURCE_NAME: str(self._projects.parent),
+                    MLFLOW_SOURCE_TYPE: "PROJECT",
+                },
+            )
+            .info.run_id
+        )
+        process = subprocess.Popen(
+            [sys.executable, str(script), "--recipe", recipe, "--set", as_settings(settings)],
+            env={
+                **os.environ,
+                "MLFLOW_RUN_ID": run_id,
+                "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+                "PYTHONUNBUFFERED": "1",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        self._processes.append(process)
+        assert process.stdout is not None  # asked for above
+        for line in process.stdout:
+            print(f"[{name}] {line.rstrip()}", flush=True)
+        if process.wait() != 0:
+            tags = MlflowClient().get_run(run_id).data.tags
+            reason = tags.get(FAILURE_TAG, f"its process ended with {process.returncode}")
+            raise ScalpelError(f"{name} (stage {stage}, run {run_id}) did not finish: {reason}")
+        return run_id
+
+
+def as_settings(settings: Mapping[str, Any]) -> str:
+    """Fields and values as `set` takes them."""
+    return " ".join(shlex.quote(f"{name}={json.dumps(value)}") for name, value in settings.items())

@@ -1,0 +1,1 @@
+"""Training with TRL: what the `sft` and `grpo` stages put together."""

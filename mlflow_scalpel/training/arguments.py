@@ -1,0 +1,101 @@
+"""From a recipe to the fields of TRL's configuration classes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from mlflow_scalpel.errors import RecipeError
+from mlflow_scalpel.recipes.training import GrpoRecipe, SftRecipe, TrainingRecipe
+
+# Fields of `train` that are not a trainer's but say how the model is loaded or data is prepared.
+_NOT_TRL = {"dtype", "attn_implementation", "loss_on", "num_train_epochs", "max_steps"}
+
+
+def sft_fields(recipe: SftRecipe, output: Path, rows: int) -> dict[str, Any]:
+    """Keyword arguments of `trl.SFTConfig` for a recipe and a data set of `rows` rows."""
+    return {
+        **_shared_fields(recipe, output, total_steps(recipe, rows)),
+        "completion_only_loss": recipe.train.loss_on == "completion",
+        "packing": False,
+    }
+
+
+def grpo_fields(recipe: GrpoRecipe, output: Path, rows: int) -> dict[str, Any]:
+    """Keyword arguments of `trl.GRPOConfig` for a recipe and a data set of `rows` rows."""
+    weights = [weight for _, weight in reward_weights(recipe)]
+    return {
+        **_shared_fields(recipe, output, total_steps(recipe, rows)),
+        "reward_weights": weights,
+        "use_vllm": False,
+    }
+
+
+def reward_weights(recipe: GrpoRecipe) -> list[tuple[str, float]]:
+    """Name and weight of each reward that the recipe uses."""
+    return [(name, weight) for name, weight in recipe.rewards.model_dump().items() if weight > 0]
+
+
+def sequences_a_step(recipe: TrainingRecipe) -> int:
+    """Sequences of one optimizer step over all processes: completions in GRPO."""
+    train = recipe.train
+    return (
+        train.per_device_train_batch_size * train.gradient_accumulation_steps * recipe.processes
+    )
+
+
+def problems_a_step(recipe: TrainingRecipe) -> int:
+    """Problems of one optimizer step over all processes."""
+    generations = recipe.train.num_generations if isinstance(recipe, GrpoRecipe) else 1
+    return sequences_a_step(recipe) // generations
+
+
+def total_steps(recipe: TrainingRecipe, rows: int) -> int:
+    """Optimizer steps of the run; incomplete batches are dropped.
+
+    Raises RecipeError where the data does not fill one step, or where the steps do not give the
+    asked number of checkpoints (which, for a length in epochs, only the data can tell).
+    """
+    train = recipe.train
+    steps_an_epoch = rows // problems_a_step(recipe)
+    if steps_an_epoch == 0:
+        raise RecipeError(
+            f"data {recipe.data.describe()} has {rows} rows, and one step takes "
+            f"{problems_a_step(recipe)}; make train.per_device_train_batch_size smaller, "
+            "or give more data"
+        )
+    if train.max_steps is not None:
+        return train.max_steps
+    assert train.num_train_epochs is not None  # the recipe has one or the other
+    steps = math.ceil(train.num_train_epochs * steps_an_epoch)
+    try:
+        recipe.checkpoints.save_steps(steps)
+    except ValueError as error:
+        raise RecipeError(f"checkpoints.count = {recipe.checkpoints.count}: {error}") from error
+    return steps
+
+
+def _shared_fields(recipe: TrainingRecipe, output: Path, steps: int) -> dict[str, Any]:
+    import torch
+
+    fields = recipe.train.model_dump(exclude=_NOT_TRL)
+    on_cpu = not torch.cuda.is_available()
+    return {
+        **fields,
+        "max_steps": steps,
+        "output_dir": str(output),
+        "run_name": recipe.name,
+        "save_strategy": "steps",
+        "save_steps": recipe.checkpoints.save_steps(steps),
+        "save_total_limit": recipe.checkpoints.keep_local,
+        "dataloader_drop_last": True,  # every step has the same number of sequences
+        "dataloader_pin_memory": not on_cpu,
+        "use_cpu": on_cpu,
+        "report_to": ["mlflow"],
+        "disable_tqdm": True,
+        "model_init_kwargs": {
+            "dtype": recipe.train.dtype,
+            "attn_implementation": recipe.train.attn_implementation,
+        },
+    }

@@ -1,0 +1,73 @@
+"""What `sft` and `grpo` do alike before training: open the base, fix the probes, say what is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+
+from mlflow_scalpel.checkpoints import log_base, resolve
+from mlflow_scalpel.comparison import Comparison, Probe, Subject, build_probe
+from mlflow_scalpel.data import load_rows
+from mlflow_scalpel.recipes.training import TrainingRecipe
+from mlflow_scalpel.stage import OpenStage
+from mlflow_scalpel.training.cost import hardware
+
+
+@dataclass(frozen=True)
+class OpenBase:
+    """The base of a run: its files, tokenizer, and LoggedModel."""
+
+    directory: Path
+    tokenizer: Any
+    model_id: str
+    """Empty in processes other than the main one, which alone speaks to MLflow."""
+    digest: str
+
+
+def open_base(stage: OpenStage) -> OpenBase:
+    """Find the recipe's base, and link it to the run as its input (once for each content)."""
+    from transformers import AutoTokenizer
+
+    recipe: TrainingRecipe = stage.recipe
+    directory = resolve(recipe.model)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    if not stage.run_id:
+        return OpenBase(directory, tokenizer, "", "")
+    model = log_base(recipe.model)
+    return OpenBase(directory, tokenizer, model.model_id, model.params["digest"])
+
+
+def open_comparison(recipe: TrainingRecipe, base: OpenBase) -> Comparison:
+    """The base, ready to have checkpoints measured against it on the recipe's probes."""
+    probes = [open_probe(name, recipe, base.tokenizer) for name in recipe.probes]
+    subject = Subject(base.directory, base.model_id, base.digest, step=0)
+    return Comparison(subject, probes)
+
+
+def open_probe(name: str, recipe: TrainingRecipe, tokenizer: Any) -> Probe:
+    """The probe `name` of the recipe, rendered with its system prompt."""
+    rows = load_rows(recipe.probes[name], needs=("problem", "solution"))
+    pairs = [(row["problem"], row["solution"]) for row in rows]
+    return build_probe(name, pairs, tokenizer, system_prompt=recipe.system_prompt)
+
+
+def log_settings(recipe: TrainingRecipe, base: OpenBase, algorithm: str, rows: int) -> None:
+    """Params beside those of TrainingArguments: what the trainers do not know of a run."""
+    mlflow.log_params(
+        {
+            "algorithm": algorithm,
+            "base_model": recipe.model,
+            "base_model_id": base.model_id,
+            "data": recipe.data.describe(),
+            "data_problems": rows,
+            "solutions": recipe.data.columns.solution if algorithm == "sft" else "none",
+            "system_prompt": recipe.system_prompt or "none",
+            "weights_dtype": recipe.train.dtype,
+            "processes": recipe.processes,
+            "hardware": hardware(),
+        }
+    )
+    mlflow.set_tag("scalpel.algorithm", algorithm)

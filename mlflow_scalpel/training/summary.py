@@ -1,0 +1,35 @@
+"""The few numbers and the picture of a checkpoint that MLflow's own charts show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from mlflow_scalpel.views import weight_heatmap
+from mlflow_scalpel.views.png import to_image
+
+
+def summarise(table: pd.DataFrame) -> dict[str, float]:
+    """About 14 metrics of one checkpoint's tidy table, named so that the UI groups them.
+
+    Mean over layers of the relative Frobenius norm for each matrix and over all; the mean over all
+    of the other weight metrics; each KL (`kl/all_tokens/<probe>`). What has no value is left out.
+    """
+    ok = table[table["status"] == "ok"]
+    norms = ok[ok["metric"] == "weights/relative_frobenius"]
+    summary = {
+        f"weights/relative_frobenius/{matrix}": float(values.mean())
+        for matrix, values in norms.groupby("matrix", sort=False)["value"]
+    }
+    weights = ok[ok["metric"].str.startswith("weights/")]
+    for metric, values in weights.groupby("metric")["value"]:
+        summary[f"{metric}/mean"] = float(values.mean())
+    for row in ok[ok["metric"].str.startswith("kl/")].itertuples():
+        summary[f"{row.metric}/{str(row.texts).split()[0]}"] = float(row.value)
+    return summary
+
+
+def heatmap_image(table: pd.DataFrame, step: int, maximum: float) -> Any:
+    """The layer x matrix heat map of one checkpoint on the scale [0, maximum], as a picture."""
+    return to_image(weight_heatmap(table, step=step, maximum=maximum))

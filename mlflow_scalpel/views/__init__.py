@@ -1,0 +1,32 @@
+"""Figures of the tidy table, and the static report.
+
+Each figure is a function of the table (and, optionally, of the runs' names and parameters) that
+returns a Plotly figure, so that it works in a notebook, in a report and in a server alike.
+"""
+
+from mlflow_scalpel.views.before_after import scores_before_after
+from mlflow_scalpel.views.confounding import confounder_table, confounders
+from mlflow_scalpel.views.costs import cost
+from mlflow_scalpel.views.heatmaps import weight_heatmap, weight_heatmaps
+from mlflow_scalpel.views.in_out import in_versus_out
+from mlflow_scalpel.views.kl import kl_over_training
+from mlflow_scalpel.views.norms import norms_over_training
+from mlflow_scalpel.views.numbers import numbers
+from mlflow_scalpel.views.over_training import scores_over_training
+from mlflow_scalpel.views.png import to_image, to_png
+
+__all__ = [
+    "confounder_table",
+    "confounders",
+    "cost",
+    "in_versus_out",
+    "kl_over_training",
+    "norms_over_training",
+    "numbers",
+    "scores_before_after",
+    "scores_over_training",
+    "to_image",
+    "to_png",
+    "weight_heatmap",
+    "weight_heatmaps",
+]

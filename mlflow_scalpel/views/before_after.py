@@ -1,0 +1,194 @@
+"""Scores before and after: what each run gained and lost, skill by skill."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from mlflow_scalpel.views.lines import NO_VALUE
+from mlflow_scalpel.views.scores import DOMAINS, KINDS, after, before, cells, scores
+from mlflow_scalpel.views.style import (
+    BASE_COLOUR,
+    LINE_COLOUR,
+    Run,
+    esc,
+    hover,
+    measured,
+    nothing,
+    panels,
+    remark,
+    styles,
+)
+from mlflow_scalpel.views.tidy import Z, ordered, read
+
+TITLE = "Scores before and after"
+
+#: One bar series: name (safe), name (plain), colour, pattern, its cells.
+Bars = tuple[str, str, str, str, dict[tuple[str, str, str], pd.Series]]
+
+
+def base_bars(rows: pd.DataFrame, shown: list[Run]) -> list[Bars]:
+    """One series for the base where all runs agree on its scores, else one for each reading."""
+    readings: dict[str, tuple[list[Run], dict[tuple[str, str, str], pd.Series]]] = {}
+    for run in shown:
+        found = cells(before(rows, run.run_id))
+        if found:
+            key = repr(sorted((k, row["value"], row["stderr"]) for k, row in found.items()))
+            readings.setdefault(key, ([], found))[0].append(run)
+    if not readings:
+        base = rows[rows["step"] == 0]
+        return [("base", "base", BASE_COLOUR, "", cells(base))] if len(base) else []
+    bars: list[Bars] = []
+    for i, (owners, found) in enumerate(readings.values()):
+        name = "base"
+        if len(readings) > 1:
+            name += " as measured for " + ", ".join(run.name for run in owners)
+        bars.append((esc(name, 44), name, BASE_COLOUR, ("", "/", ".", "x")[i % 4], found))
+    return bars
+
+
+def scores_before_after(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.Figure:
+    """Accuracy by skill: the base and each run's last evaluated checkpoint, side by side.
+
+    In-domain left, out-of-domain right, a row of panels for each kind (greedy, sampled). Bars are
+    1.96 standard errors. Where runs carry different scores of the base, each reading gets its own
+    bar. Reads `base, base_digest, run_id, algorithm, step, metric, value, stderr, n, status,
+    reason` of `eval/<in|out>/<skill>/<kind>`; step 0 is the base. A score without a value draws
+    no bar but a cross, with the reason on hover.
+
+    Raises ValueError if columns are missing.
+    """
+    clean = read(table)
+    looks = styles(clean, runs)
+    rows = scores(clean)
+    if not len(rows):
+        return nothing(TITLE, "This table has no rows of eval/in/... or eval/out/...")
+    scored = set(rows.loc[rows["step"] > 0, "run_id"])
+    shown = [run for run in looks.values() if run.run_id in scored]
+    series = base_bars(rows, shown)
+    for run in shown:
+        last = after(rows, run.run_id)
+        step = last["step"].iloc[0]
+        series.append(
+            (f"{run.label}, step {step:g}", run.name, run.colour, run.pattern, cells(last))
+        )
+    domains = ordered(rows["domain"], tuple(DOMAINS))
+    kinds = ordered(rows["kind"], KINDS)
+    skills = {d: ordered(rows.loc[rows["domain"] == d, "skill"], ()) for d in domains}
+    some_gap = any(pd.isna(row["value"]) for *_, found in series for row in found.values())
+    grid = panels(
+        [f"{DOMAINS[d]}: {esc(kind, 24)}" for kind in kinds for d in domains],
+        title=TITLE,
+        subtitle=f"bars: {Z} standard errors"
+        + ("" if scored else "; the base only: no checkpoint was evaluated"),
+        columns=len(domains),
+        row_height=230,
+        gap=84,
+        spacing=0.06,
+        widths=[max(1, len(skills[d])) for d in domains] if len(domains) > 1 else None,
+        bottom=64,
+        legend=[*(name for name, *_ in series), *([NO_VALUE] if some_gap else [])],
+    )
+    figure, listed = grid.figure, set[str]()
+    places = [(kind, d) for kind in kinds for d in domains]
+    for (kind, domain), at in zip(places, grid.at, strict=True):
+        here = rows[(rows["kind"] == kind) & (rows["domain"] == domain)]
+        own_skills = ordered(here["skill"], ())
+        panel = f"{DOMAINS[domain]}: {kind}"
+        missing: list[tuple[str, str]] = []
+        for name, plain, colour, pattern, found in series:
+            got = [found.get((domain, skill, kind)) for skill in own_skills]
+            has = [row is not None and pd.notna(row["value"]) for row in got]
+            missing += [
+                (skill, hover(plain, "no value: " + ("not evaluated" if r is None else r["reason"])))
+                for skill, r, there in zip(own_skills, got, has, strict=True)
+                if not there
+            ]
+            if not any(has):
+                continue
+            pairs = [(s, r) for s, r in zip(own_skills, got, strict=True) if r is not None]
+            pairs = [(s, r) for s, r in pairs if pd.notna(r["value"])]
+            figure.add_trace(
+                go.Bar(
+                    x=[esc(skill, 24) for skill, _ in pairs],
+                    y=[float(row["value"]) for _, row in pairs],
+                    error_y={
+                        "type": "data",
+                        "array": [
+                            None if pd.isna(row["stderr"]) else Z * row["stderr"]
+                            for _, row in pairs
+                        ],
+                        "thickness": 1.2,
+                        "width": 3,
+                        "color": LINE_COLOUR,
+                    },
+                    name=name,
+                    legendgroup=name,
+                    offsetgroup=name,
+                    showlegend=name not in listed,
+                    marker={
+                        "color": colour,
+                        "pattern": {"shape": pattern, "fgcolor": "#FFFFFF", "solidity": 0.25},
+                    },
+                    customdata=[
+                        hover(plain, f"{s}, {kind}", measured(r["value"], r["stderr"], r["n"]))
+                        for s, r in pairs
+                    ],
+                    hovertemplate="%{customdata}<extra></extra>",
+                    meta={"panel": panel, "series": plain},
+                ),
+                row=at[0],
+                col=at[1],
+            )
+            listed.add(name)
+        if not own_skills:
+            remark(figure, f"no {DOMAINS[domain]} {esc(kind, 24)} scores", *at)
+        crosses(figure, at, missing, panel, listed)
+        figure.update_xaxes(
+            type="category",
+            categoryorder="array",
+            categoryarray=[esc(skill, 24) for skill in own_skills],
+            showgrid=False,
+            row=at[0],
+            col=at[1],
+        )
+        figure.update_yaxes(
+            range=[0, 1.05],
+            title_text="accuracy" if at[1] == 1 else None,
+            row=at[0],
+            col=at[1],
+        )
+    figure.update_layout(barmode="group")
+    return figure
+
+
+def crosses(
+    figure: go.Figure,
+    at: tuple[int, int],
+    missing: list[tuple[str, str]],
+    panel: str,
+    listed: set[str],
+) -> None:
+    """One cross a skill, at the foot of its bars, that says on hover which bars lack and why."""
+    if not missing:
+        return
+    figure.add_trace(
+        go.Scatter(
+            x=[esc(skill, 24) for skill in dict.fromkeys(skill for skill, _ in missing)],
+            y=[0.03 for _ in dict.fromkeys(skill for skill, _ in missing)],
+            mode="markers",
+            name=NO_VALUE,
+            legendgroup=NO_VALUE,
+            showlegend=NO_VALUE not in listed,
+            marker={"symbol": "x-thin", "size": 8, "line": {"width": 2, "color": LINE_COLOUR}},
+            customdata=[
+                "<br>".join(said for s, said in missing if s == skill)
+                for skill in dict.fromkeys(skill for skill, _ in missing)
+            ],
+            hovertemplate="%{customdata}<extra></extra>",
+            meta={"panel": panel, "series": NO_VALUE},
+        ),
+        row=at[0],
+        col=at[1],
+    )
+    listed.add(NO_VALUE)

@@ -1,0 +1,78 @@
+"""In what the runs differ besides their algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+from markupsafe import Markup, escape
+
+from mlflow_scalpel.views.style import column_of, unique
+from mlflow_scalpel.views.tidy import number
+
+#: What every comparison must show, whether it differs or not.
+FIRST = ("learning_rate", "steps", "dtype", "data", "seed")
+ABSENT = "not recorded"
+
+
+def names_of(runs: pd.DataFrame) -> list[str]:
+    """The runs' display names; runs that share one get the start of their id behind it."""
+    ids = [str(index) for index in runs.index]
+    names = [
+        column_of(runs, i, "name") or f"{column_of(runs, i, 'algorithm') or 'run'} {i[:6]}"
+        for i in ids
+    ]
+    return list(unique(dict(zip(ids, names, strict=True))).values())
+
+
+def text_of(value: object) -> str:
+    """A parameter as text; `1e-05` and `0.00001` read the same, and `300.0` reads 300."""
+    if not pd.api.types.is_scalar(value):
+        return str(value)
+    if pd.isna(value) or str(value) == "":
+        return ABSENT
+    parsed = None if isinstance(value, bool) else number(value)
+    return str(value) if parsed is None else f"{parsed:.12g}"
+
+
+def confounders(runs: pd.DataFrame, *, always: Sequence[str] = ()) -> pd.DataFrame:
+    """Every parameter in which the runs differ: parameters as rows, a column a run.
+
+    `runs` has a row a run (index: run id), the column `name` and any parameters. Numbers are
+    compared as numbers; a parameter that one run lacks reads "not recorded" and counts as a
+    difference. learning_rate, steps, dtype, data and seed come first, the rest by name. `always`
+    names parameters to show even where all runs agree.
+    """
+    names = names_of(runs)
+    parameters = [str(c) for c in runs.columns if str(c) not in (*FIRST, "name")]
+    found: dict[str, list[str]] = {}
+    for parameter in [*FIRST, *sorted(parameters)]:
+        if parameter in runs.columns:
+            texts = [text_of(value) for value in runs[parameter]]
+        else:
+            texts = [ABSENT] * len(names)
+        if len(set(texts)) > 1 or parameter in always:
+            found[parameter] = texts
+    frame = pd.DataFrame.from_dict(found, orient="index", columns=names, dtype=object)
+    return frame.rename_axis("parameter")
+
+
+def confounder_table(runs: pd.DataFrame) -> Markup:
+    """`confounders` as an HTML table, with learning rate, steps, dtype, data and seed in any case.
+
+    Every cell is escaped. Rows in which all runs agree have the class `same`.
+    """
+    frame = confounders(runs, always=FIRST)
+    head = Markup("").join(Markup("<th>{}</th>").format(name) for name in frame.columns)
+    body = Markup("")
+    for parameter, cells in zip(frame.index, frame.itertuples(index=False), strict=True):
+        same = len(cells) > 1 and len(set(cells)) == 1
+        body += Markup('<tr class="{}"><th>{}</th>{}</tr>').format(
+            "same" if same else "differs",
+            escape(parameter),
+            Markup("").join(Markup("<td>{}</td>").format(cell) for cell in cells),
+        )
+    return Markup(
+        '<table class="confounders"><thead><tr><th>parameter</th>{}</tr></thead>'
+        "<tbody>{}</tbody></table>"
+    ).format(head, body)

@@ -1,0 +1,159 @@
+"""What a run gained where it was trained, against what it lost elsewhere."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from mlflow_scalpel.views.scores import DOMAINS, before, change, scores, shared_skills
+from mlflow_scalpel.views.style import (
+    BASE_COLOUR,
+    LINE_COLOUR,
+    Run,
+    dress,
+    esc,
+    hover,
+    nothing,
+    styles,
+)
+from mlflow_scalpel.views.tidy import Z, read
+
+TITLE = "In-domain against out-of-domain change"
+
+
+def in_versus_out(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.Figure:
+    """Change of mean accuracy since the base: in-domain on x, out-of-domain on y.
+
+    A point a checkpoint, a line a run, from the base at (0, 0); the last point is larger and
+    carries 1.96 standard errors both ways (the two evaluations taken as independent). Means are
+    over the skills that every run has, each by its sampled score where there is one, else its
+    greedy one. A checkpoint that lacks one of them breaks the line. Reads `base, base_digest,
+    run_id, algorithm, step, metric, value, stderr, status, reason` of
+    `eval/<in|out>/<skill>/<kind>`.
+
+    Raises ValueError if columns are missing.
+    """
+    clean = read(table)
+    looks = styles(clean, runs)
+    rows = scores(clean)
+    shown = [
+        run
+        for run in looks.values()
+        if len(rows[(rows["run_id"] == run.run_id) & (rows["step"] > 0)])
+        and len(before(rows, run.run_id))
+    ]
+    ids = [run.run_id for run in shown]
+    kinds, left_out = {}, []
+    for domain in DOMAINS:
+        kinds[domain], out = shared_skills(rows, ids, domain)
+        left_out += [f"{skill} ({DOMAINS[domain]})" for skill in out]
+    if not shown or not all(kinds.values()):
+        return nothing(
+            TITLE,
+            "This needs scores of the base (step 0) and of a checkpoint, both in-domain and "
+            "out-of-domain, in the same skills for every run: eval/in/... and eval/out/...",
+        )
+    figure = go.Figure()
+    notes = []
+    for run in shown:
+        note = trajectory(figure, rows, run, kinds)
+        if note:
+            notes.append(note)
+    subtitle = f"mean accuracy minus the base's; bars at the last point: {Z} standard errors"
+    if left_out:
+        subtitle += f". Not in every run, left out: {esc(', '.join(left_out), 120)}"
+    if notes:
+        subtitle += ". " + ". ".join(notes)
+    figure.add_trace(
+        go.Scatter(
+            x=[0],
+            y=[0],
+            mode="markers",
+            name="base",
+            marker={"symbol": "star", "size": 13, "color": BASE_COLOUR},
+            customdata=["base"],
+            hovertemplate="%{customdata}<extra></extra>",
+            meta={"panel": TITLE, "series": "base"},
+        )
+    )
+    dress(
+        figure,
+        400,
+        title=TITLE,
+        subtitle=subtitle,
+        legend=[*(run.label for run in shown), "base"],
+    )
+    zero = {"zeroline": True, "zerolinecolor": LINE_COLOUR, "zerolinewidth": 1.5}
+    axes = (("x", "in", figure.update_xaxes), ("y", "out", figure.update_yaxes))
+    for _, domain, update in axes:
+        used = " and ".join(esc(kind, 16) for kind in dict.fromkeys(kinds[domain].values()))
+        many = f"{len(kinds[domain])} skill{'s' * (len(kinds[domain]) != 1)}"
+        update(title_text=f"{DOMAINS[domain]} change ({used}, {many})", **zero)
+    return figure
+
+
+def trajectory(
+    figure: go.Figure, rows: pd.DataFrame, run: Run, kinds: dict[str, dict[str, str]]
+) -> str:
+    """Draw one run's way; say (as safe text) why, where there is nothing to draw."""
+    start = before(rows, run.run_id)
+    own = rows[(rows["run_id"] == run.run_id) & (rows["step"] > 0)]
+    x: list[float | None] = [0.0]
+    y: list[float | None] = [0.0]
+    halves: list[tuple[float | None, float | None]] = [(None, None)]
+    said = [hover(run.name, "base")]
+    why = ""
+    for step, end in own.groupby("step", sort=True):
+        both = [change(start, end, domain, kinds[domain]) for domain in DOMAINS]
+        text = [run.name, f"step {step:g}"]
+        if any(c.change is None for c in both):
+            why = f"step {step:g}: " + "; ".join(c.why for c in both if c.why)
+            x.append(None)
+            y.append(None)
+            halves.append((None, None))
+        else:
+            x.append(both[0].change)
+            y.append(both[1].change)
+            halves.append((both[0].half, both[1].half))
+            for c, domain in zip(both, DOMAINS.values(), strict=True):
+                within = "" if c.half is None else f" \u00b1 {c.half:.3g} ({Z} stderr)"
+                text.append(
+                    f"{domain}: {c.before:.4g} \u2192 {c.after:.4g} ({c.change:+.4g}{within})"
+                )
+        said.append(hover(*text))
+    there = [i for i, value in enumerate(x) if value is not None]
+    last = there[-1] if len(there) > 1 else None
+    bars = [
+        {
+            "type": "data",
+            "array": [halves[i][axis] if i == last else None for i in range(len(x))],
+            "thickness": 1.2,
+            "width": 4,
+        }
+        for axis in (0, 1)
+    ]
+    known = last is not None and None not in halves[last]
+    figure.add_trace(
+        go.Scatter(
+            x=x,
+            y=y,
+            error_x=bars[0] if known else None,
+            error_y=bars[1] if known else None,
+            mode="lines+markers",
+            connectgaps=False,
+            name=run.label,
+            line={"color": run.colour, "dash": run.dash, "width": 2},
+            marker={
+                "color": run.colour,
+                "symbol": run.symbol,
+                "size": [13 if i == last else 6 for i in range(len(x))],
+            },
+            customdata=said,
+            hovertemplate="%{customdata}<extra></extra>",
+            meta={"panel": TITLE, "series": run.name},
+        )
+    )
+    if not why:
+        return ""
+    lead = "nothing to draw" if last is None else "gap"
+    return f"{run.label}: {lead} at {esc(why, 140)}"

@@ -1,0 +1,95 @@
+"""Scores over training: a panel a skill, a line a run."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from mlflow_scalpel.views.lines import NO_VALUE, Line, draw
+from mlflow_scalpel.views.scores import DOMAINS, KINDS, before, scores
+from mlflow_scalpel.views.style import esc, hover, measured, nothing, panels, remark, styles
+from mlflow_scalpel.views.tidy import Z, ordered, read, reasons
+
+TITLE = "Scores over training"
+
+
+def scores_over_training(
+    table: pd.DataFrame, runs: pd.DataFrame | None = None, *, kind: str | None = None
+) -> go.Figure:
+    """Accuracy against the training step, a panel a skill and kind, a line a run.
+
+    In-domain panels come first; every line starts at the base (step 0). `kind` keeps one kind
+    ("greedy" or "sampled"). Bars are 1.96 standard errors. Reads `base, base_digest, run_id,
+    algorithm, step, metric, value, stderr, n, status, reason` of `eval/<in|out>/<skill>/<kind>`;
+    an evaluation without a value draws a gap.
+
+    Raises ValueError if columns are missing.
+    """
+    clean = read(table)
+    looks = styles(clean, runs)
+    rows = scores(clean)
+    if kind is not None:
+        rows = rows[rows["kind"] == kind]
+    if not len(rows):
+        which = "" if kind is None else f" of the kind {esc(kind, 24)}"
+        return nothing(TITLE, f"This table has no rows of eval/in/... or eval/out/...{which}")
+    shown = [run for run in looks.values() if run.run_id in set(rows["run_id"])]
+    places = [
+        (d, skill, k)
+        for d in ordered(rows["domain"], tuple(DOMAINS))
+        for skill in ordered(rows.loc[rows["domain"] == d, "skill"], ())
+        for k in ordered(
+            rows.loc[(rows["domain"] == d) & (rows["skill"] == skill), "kind"], KINDS
+        )
+    ]
+    grid = panels(
+        [f"{DOMAINS[d]}: {esc(skill, 18)}, {esc(k, 12)}" for d, skill, k in places],
+        title=TITLE,
+        subtitle=f"bars: {Z} standard errors; step 0 is the base",
+        columns=3,
+        row_height=180,
+        gap=70,
+        spacing=0.03,
+        legend=[*(run.label for run in shown), *([NO_VALUE] if rows["value"].isna().any() else [])],
+    )
+    figure, legend = grid.figure, set[str]()
+    for (domain, skill, k), at in zip(places, grid.at, strict=True):
+        panel = rows[(rows["domain"] == domain) & (rows["skill"] == skill) & (rows["kind"] == k)]
+        for run in shown:
+            own = panel[(panel["run_id"] == run.run_id) & (panel["step"] > 0)]
+            base = before(rows, run.run_id)
+            start = base[(base["domain"] == domain) & (base["skill"] == skill) & (base["kind"] == k)]
+            line = Line()
+            for row in pd.concat([start, own]).sort_values("step").itertuples():
+                head = (run.name, f"{skill}, {k}, step {row.step:g}" + " (base)" * (row.step == 0))
+                if pd.notna(row.value):
+                    half = None if pd.isna(row.stderr) else Z * row.stderr
+                    said = hover(*head, measured(row.value, row.stderr, row.n))
+                    line.add(row.step, row.value, half, said)
+                else:
+                    line.add(row.step, None, None, "", hover(*head, row.reason))
+            if line.x:
+                draw(
+                    figure,
+                    at,
+                    line,
+                    name=run.label,
+                    colour=run.colour,
+                    dash=run.dash,
+                    symbol=run.symbol,
+                    panel=f"{DOMAINS[domain]}: {skill}, {k}",
+                    series=run.name,
+                    legend=legend,
+                )
+        if panel["value"].isna().all():
+            remark(figure, f"no value: {esc(reasons(panel['reason']), 120)}", *at)
+        first = at[1] == 1
+        figure.update_yaxes(
+            range=[-0.03, 1.05],
+            showticklabels=first,
+            title_text="accuracy" if first else None,
+            row=at[0],
+            col=at[1],
+        )
+    figure.update_xaxes(title_text="step")
+    return figure

@@ -1,0 +1,158 @@
+"""Scores out of the tidy table: which skill, which kind, before and after.
+
+A score's metric is `eval/<in|out>/<skill>/<kind>`: whether a skill is in-domain was declared by
+the suite and is read off the name. Step 0 is the base.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from mlflow_scalpel.views.tidy import Z, last_step, ordered, reasons
+
+DOMAINS = {"in": "in-domain", "out": "out-of-domain"}
+KINDS = ("greedy", "sampled")
+KEYS = ["domain", "skill", "kind"]
+
+
+def scores(clean: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `eval/in/...` and `eval/out/...`, with the columns domain, skill and kind."""
+    parts = [metric.split("/") for metric in clean["metric"]]
+    named = [
+        len(p) >= 4 and p[0] == "eval" and p[1] in DOMAINS and not pd.isna(step)
+        for p, step in zip(parts, clean["step"], strict=True)
+    ]
+    rows = clean[named]
+    split = [part for part, keep in zip(parts, named, strict=True) if keep]
+    return rows.assign(
+        domain=[part[1] for part in split],
+        skill=["/".join(part[2:-1]) for part in split],
+        kind=[part[-1] for part in split],
+    )
+
+
+def cells(rows: pd.DataFrame) -> dict[tuple[str, str, str], pd.Series]:
+    """Rows of one run at one step by (domain, skill, kind)."""
+    found: dict[tuple[str, str, str], pd.Series] = {}
+    for _, row in rows.iterrows():
+        key = (row["domain"], row["skill"], row["kind"])
+        if key not in found or pd.isna(found[key]["value"]):
+            found[key] = row
+    return found
+
+
+def base_of(rows: pd.DataFrame, run_id: str) -> str:
+    """What identifies a run's base: its digest, else its name."""
+    own = rows[rows["run_id"] == run_id]
+    for column in ("base_digest", "base"):
+        said = [text for text in own[column] if text]
+        if said:
+            return str(said[0])
+    return ""
+
+
+def before(rows: pd.DataFrame, run_id: str) -> pd.DataFrame:
+    """The base's scores for a run: its own rows at step 0, else those of another with its base."""
+    base = rows[rows["step"] == 0]
+    own = base[base["run_id"] == run_id]
+    if len(own):
+        return own
+    wanted = base_of(rows, run_id)
+    same = base[(base["base_digest"] == wanted) | (base["base"] == wanted)]
+    if not wanted or not len(same):
+        return base.iloc[:0]
+    return same[same["run_id"] == same["run_id"].iloc[0]]
+
+
+def after(rows: pd.DataFrame, run_id: str) -> pd.DataFrame:
+    """A run's scores at the last checkpoint that has any."""
+    own = rows[(rows["run_id"] == run_id) & (rows["step"] > 0)]
+    return own[own["step"] == last_step(own)]
+
+
+def chosen_kinds(rows: pd.DataFrame, domain: str) -> dict[str, str]:
+    """The kind by which each skill of a domain is averaged: sampled if any run has it, else greedy.
+
+    Decided over the whole table: a skill must not be sampled in one run and greedy in another.
+    """
+    own = rows[rows["domain"] == domain]
+    return {
+        str(skill): ordered(group["kind"], ("sampled", "greedy"))[0]
+        for skill, group in own.groupby("skill", sort=True)
+    }
+
+
+@dataclass(frozen=True)
+class Change:
+    """Mean over skills before, after, and their difference with half its 95 % interval.
+
+    `half` is None where a standard error is missing; `change` is None, with `why`, where any of
+    the skills has no score: a mean over fewer skills would be another quantity.
+    """
+
+    skills: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    before: float | None = None
+    after: float | None = None
+    change: float | None = None
+    half: float | None = None
+    why: str = field(default="")
+
+
+def change(start: pd.DataFrame, end: pd.DataFrame, domain: str, kinds: dict[str, str]) -> Change:
+    """The change of a domain's mean score from `start` (the base) to `end` (one checkpoint).
+
+    `kinds` gives the skills to average over, each with its kind. The interval takes the two
+    evaluations as independent; on the same problems it is, if anything, too wide.
+    """
+    skills = tuple(kinds)
+    used = tuple(ordered(kinds.values(), ("sampled", "greedy")))
+    if not skills:
+        return Change(why=f"no {DOMAINS[domain]} scores")
+    first, last = cells(start), cells(end)
+    gaps: list[str] = []
+    pairs = []
+    for skill, kind in kinds.items():
+        pair = (first.get((domain, skill, kind)), last.get((domain, skill, kind)))
+        for row, when in zip(pair, ("at the base", "here"), strict=True):
+            if row is None:
+                gaps.append(f"{skill} ({kind}) was not evaluated {when}")
+            elif pd.isna(row["value"]):
+                gaps.append(f"{skill} ({kind}) has no value {when}: {row['reason']}")
+        pairs.append(pair)
+    if gaps:
+        return Change(skills, used, why=reasons(gaps))
+    k = len(pairs)
+    a = math.fsum(float(row["value"]) for row, _ in pairs if row is not None) / k
+    b = math.fsum(float(row["value"]) for _, row in pairs if row is not None) / k
+    errors = [float(row["stderr"]) for pair in pairs for row in pair if row is not None]
+    half = None
+    if not any(math.isnan(error) for error in errors):
+        half = Z * math.sqrt(math.fsum(error**2 for error in errors)) / k
+    return Change(skills, used, a, b, b - a, half)
+
+
+def shared_skills(
+    rows: pd.DataFrame, run_ids: Iterable[str], domain: str
+) -> tuple[dict[str, str], list[str]]:
+    """The skills that can be averaged for every run, with their kinds, and those left out.
+
+    A skill counts if each run that was scored at all has it at its base and at a checkpoint.
+    """
+    kinds = chosen_kinds(rows, domain)
+    kept = dict(kinds)
+    for run_id in run_ids:
+        first = cells(before(rows, run_id))
+        later = rows[(rows["run_id"] == run_id) & (rows["step"] > 0)]
+        if not len(later) or not first:
+            continue
+        last = {(d, s, k) for d, s, k in zip(later["domain"], later["skill"], later["kind"])}
+        for skill, kind in kinds.items():
+            key = (domain, skill, kind)
+            if key not in first or key not in last:
+                kept.pop(skill, None)
+    return kept, [skill for skill in kinds if skill not in kept]

@@ -1,0 +1,30 @@
+"""Sets training runs side by side: `mlflow run . -e compare -P set="runs=[RUN_ID, RUN_ID]"`."""
+
+from pathlib import Path
+
+from mlflow_scalpel.errors import RecipeError
+from mlflow_scalpel.stage import open_stage
+
+with open_stage("compare", Path(__file__).parent / "recipes") as stage:
+    import mlflow
+
+    from mlflow_scalpel.comparison import write_table
+    from mlflow_scalpel.comparison.store import describe_runs, gather
+    from mlflow_scalpel.views.report import write_figures, write_report
+
+    recipe = stage.recipe
+    if len(recipe.runs) < 2:
+        raise RecipeError(
+            f"runs = {recipe.runs}: a comparison needs two training runs or more; "
+            'give their IDs with -P set="runs=[RUN_ID, RUN_ID]"'
+        )
+    table = gather(recipe.runs)
+    runs = describe_runs(recipe.runs)
+    stage.output.mkdir(parents=True, exist_ok=True)
+    write_table(table, stage.output / "table.parquet")
+    report = write_report(table, runs, stage.output / "report.html", title=recipe.title)
+    write_figures(table, runs, stage.output / "figures")
+    mlflow.log_artifacts(str(stage.output), "scalpel")
+    for number, run_id in enumerate(recipe.runs):
+        mlflow.log_param(f"run_{number}", run_id)
+    print(f"report: {report.resolve()}")

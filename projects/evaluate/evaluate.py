@@ -1,0 +1,38 @@
+"""Scores a model, or the checkpoints of a run, with lm-eval: `mlflow run . -e evaluate`."""
+
+from pathlib import Path
+
+from mlflow_scalpel.stage import open_stage
+
+HERE = Path(__file__).parent
+
+with open_stage("evaluate", HERE / "recipes") as stage:
+    import mlflow
+    import pandas as pd
+
+    from mlflow_scalpel.evaluation.harness import Evaluator
+    from mlflow_scalpel.evaluation.record import log_evaluation, log_results, plan_evaluation
+    from mlflow_scalpel.evaluation.suite import load_suite
+
+    recipe = stage.recipe
+    suite = load_suite(recipe.suite, HERE / "suites", recipe.data)
+    plan = plan_evaluation(recipe)
+    mlflow.log_params(recipe.flat())
+    evaluator = Evaluator(
+        plan.base.directory,
+        suite,
+        system_prompt=plan.system_prompt,
+        batch_size=recipe.batch_size,
+        dtype=recipe.dtype,
+        device=recipe.device,
+        seed=recipe.seed,
+    )
+    tables, samples = [], []
+    for subject in plan.subjects:
+        evaluator.load_weights(subject.directory)
+        evaluation = evaluator.run()
+        tables.append(log_evaluation(evaluation, subject, plan, recipe.dtype))
+        samples.append(evaluation.samples.assign(step=subject.step, model_id=subject.model_id))
+        scores = "  ".join(f"{s.metric[5:]} {s.value:.2f}" for s in evaluation.scores)
+        print(f"step {subject.step}: {scores}", flush=True)
+    log_results(pd.concat(tables), pd.concat(samples), stage.output)
