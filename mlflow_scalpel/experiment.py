@@ -7,7 +7,8 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,6 +39,7 @@ class Experiment:
         self._parent = run.info
         self._projects = projects
         self._processes: list[subprocess.Popen[str]] = []
+        self._stopping = False
 
     def __enter__(self) -> Experiment:
         return self
@@ -48,6 +50,35 @@ class Experiment:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._stop()
+
+    def each(
+        self, function: Callable[[Any], str], items: Sequence[Any], *, workers: int
+    ) -> list[str]:
+        """`function` of every item, `workers` at a time; one that fails does not stop the others.
+
+        Raises ScalpelError with the reasons of all that failed.
+        """
+        pool = ThreadPoolExecutor(workers)
+        try:
+            futures = [pool.submit(function, item) for item in items]
+            wait(futures)
+        except KeyboardInterrupt:
+            self._stop()  # else the threads would wait for their stages to end by themselves
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+        failures = [error for future in futures if (error := future.exception())]
+        unexpected = [error for error in failures if not isinstance(error, ScalpelError)]
+        if unexpected:
+            raise unexpected[0]
+        if failures:
+            raise ScalpelError("; ".join(map(str, failures)))
+        return [future.result() for future in futures]
+
+    def _stop(self) -> None:
+        """Tell every stage that still runs to stop, and wait until it has noted its own end."""
+        self._stopping = True
         running = [process for process in self._processes if process.poll() is None]
         for process in running:
             process.terminate()
@@ -59,6 +90,8 @@ class Experiment:
 
         Raises ScalpelError with the stage's own reason where it does not finish.
         """
+        if self._stopping:
+            raise ScalpelError(f"{name} (stage {stage}) was not begun: the experiment is stopping")
         script = self._projects / stage / f"{stage}.py"
         run_id = (
             MlflowClient()

@@ -55,9 +55,7 @@ def open_stage(stage: str, recipes: Path, argv: list[str] | None = None) -> Iter
     """
     try:
         arguments = _parse_arguments(stage, argv)
-        recipe = load_recipe(
-            arguments.recipe, recipes, stage=stage, settings=arguments.set
-        )
+        recipe = load_recipe(arguments.recipe, recipes, stage=stage, settings=arguments.set)
         _launch_processes(getattr(recipe, "processes", 1))
     except RecipeError as error:
         print(f"\n{error}\n", file=sys.stderr)
@@ -65,6 +63,10 @@ def open_stage(stage: str, recipes: Path, argv: list[str] | None = None) -> Iter
         sys.exit(2)
 
     _stop_on_signals()
+    if not sys.stderr.isatty():
+        # Progress bars of a dozen libraries fill a log with carriage returns.
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
 
     is_main_process = int(os.environ.get("RANK", "0")) == 0

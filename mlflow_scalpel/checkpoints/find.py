@@ -57,5 +57,7 @@ def _checkpoint(model: LoggedModel) -> Checkpoint:
         step=int(model.params.get("step", "0")),
         digest=model.params.get("digest", ""),
         status=str(model.status),
-        learning_rate_sum=float(rates) if (rates := model.params.get("learning_rate_sum")) else None,
+        learning_rate_sum=float(rates)
+        if (rates := model.params.get("learning_rate_sum"))
+        else None,
     )

@@ -93,7 +93,9 @@ def _base_of_directory(
     known = _find_ready(client, run_id, digest)
     if known is not None:
         return known
-    model = _store(directory, f"{directory.name}-step-000000", run_id, {"step": 0, "digest": digest})
+    model = _store(
+        directory, f"{directory.name}-step-000000", run_id, {"step": 0, "digest": digest}
+    )
     if register_as is not None:
         _register(client, register_as, model, run_id, {"step": 0})
     return model

@@ -73,7 +73,7 @@ def resolve(source: str) -> Path:
 def hub_snapshot(name: str, revision: str | None = None) -> Path:
     """The hub model's files in the local hub cache, downloaded where they are missing."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_SAFE_FILES))

@@ -79,7 +79,7 @@ class Divergence:
         order = sorted(range(len(items)), key=lambda index: len(items[index].ids))
         states: list[Tensor] = [torch.empty(0)] * len(items)
         while order:
-            # Texts of like length share a batch; a causal model ignores what is padded on the right.
+            # Texts of like length share a batch; a causal model ignores padding on the right.
             longest = len(items[order[-1]].ids)
             size = max(1, BATCH_TOKENS // longest)
             batch, order = order[-size:], order[:-size]

@@ -34,7 +34,9 @@ class StoredWeights:
             match = _NAME.search(name)
             if match:
                 found[int(match[1]), match[2]] = name
-        return dict(sorted(found.items(), key=lambda item: (item[0][0], MATRICES.index(item[0][1]))))
+        return dict(
+            sorted(found.items(), key=lambda item: (item[0][0], MATRICES.index(item[0][1])))
+        )
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -46,7 +48,7 @@ class StoredWeights:
 def weight_rows(
     base: StoredWeights, checkpoint: StoredWeights, training: Training
 ) -> Iterator[dict[str, Any]]:
-    """One row a metric, layer and matrix; a tensor that cannot be compared is a row that says why."""
+    """One row a metric, layer and matrix; what cannot be compared is a row that says why."""
     metrics = metrics_of_kind("weights")
     before, after = base.matrices(), checkpoint.matrices()
     for layer, matrix in sorted({**before, **after}):

@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 def load_rows(data: Data, *, needs: tuple[str, ...] = ("problem",)) -> list[Row]:
-    """The rows that `data` describes, each with `problem`, `answer`, `solution` and its own columns.
+    """The rows that `data` describes, with `problem`, `answer`, `solution` and their own columns.
 
     `answer` and `solution` are None where the recipe names no column for them. Raises ScalpelError
     where a named column does not exist, a row lacks what `needs` names, or no row is left.

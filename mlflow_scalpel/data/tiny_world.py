@@ -150,7 +150,9 @@ def _divisors_of(number: int) -> str:
 @functools.cache
 def _words() -> list[str]:
     """40 short words of reasoning-gym's."""
-    items = _gym("word_sorting", 600, min_words=4, max_words=4, min_word_length=3, max_word_length=5)
+    items = _gym(
+        "word_sorting", 600, min_words=4, max_words=4, min_word_length=3, max_word_length=5
+    )
     words = {
         word.lower(): None
         for item in items

@@ -113,9 +113,9 @@ class BatchedLM(HFLM):
         pad = self.tokenizer.pad_token_id
         inputs = torch.full((len(prompts), longest), pad)  # (B, T), padded on the left
         mask = torch.zeros_like(inputs)
-        for row, prompt in enumerate(prompts):
-            inputs[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
+        for place, prompt in enumerate(prompts):
+            inputs[place, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[place, longest - len(prompt) :] = 1
 
         ends, searched = self._split_stops(stops)
         extra = {}
@@ -136,7 +136,11 @@ class BatchedLM(HFLM):
         made = []
         for (row, ended), text in zip(rows, texts, strict=True):
             kept = postprocess_generated_text(text, searched, None)
-            made.append((kept, (len(row), ended or kept != text)))
+            if kept != text:
+                ended = True
+                while row and row[-1] == pad:  # what follows a stop string
+                    row = row[:-1]
+            made.append((kept, (len(row), ended)))
         return made
 
     def _split_stops(self, stops: list[str]) -> tuple[list[int], list[str]]:
@@ -149,13 +153,12 @@ class BatchedLM(HFLM):
         ends = [*self.end_tokens, *(special[stop] for stop in stops if stop in special)]
         return list(dict.fromkeys(ends)), [s for s in stops if s and s not in special]
 
-    def _until_end(self, row: list[int], ends: list[int]) -> tuple[list[int], bool]:
+    @staticmethod
+    def _until_end(row: list[int], ends: list[int]) -> tuple[list[int], bool]:
         """The new tokens up to and with the first end token, and whether there is one."""
         for place, token in enumerate(row):
             if token in ends:
                 return row[: place + 1], True
-        while row and row[-1] == self.tokenizer.pad_token_id:  # after a stop string
-            row = row[:-1]
         return row, False
 
 

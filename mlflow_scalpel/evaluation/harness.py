@@ -39,9 +39,19 @@ logger = logging.getLogger(__name__)
 
 BUILD_SEED = 1234  # lm-eval's own: order of choices and examples, the same whatever is sampled
 
-SAMPLE_COLUMNS = (
-    "domain label kind problem_id sample problem gold completion score tokens finished".split()
-)
+SAMPLE_COLUMNS = [
+    "domain",
+    "label",
+    "kind",
+    "problem_id",
+    "sample",
+    "problem",
+    "gold",
+    "completion",
+    "score",
+    "tokens",
+    "finished",
+]
 
 
 @dataclass(frozen=True)
@@ -127,9 +137,7 @@ class Evaluator:
             torch.manual_seed(self.seed if seed is None else seed)
             self._lm.lengths.clear()
             self._answer_requests()
-            parts = [
-                self._graded(work, entry) for work in self._works for entry in work.entries
-            ]
+            parts = [self._graded(work, entry) for work in self._works for entry in work.entries]
         order = {task.metric_name: place for place, task in enumerate(self.suite.tasks)}
         parts.sort(key=lambda part: order[part[0].metric])
         rows = [row for _, part in parts for row in part]
@@ -260,7 +268,12 @@ def _describe(task: Any, requests: list[Instance], entry: SuiteTask) -> dict[str
     doc = requests[0].doc
     problem = doc.get("problem")
     problem = problem if isinstance(problem, str) else str(task.doc_to_text(doc))
-    target = str(doc["answer"]) if "answer" in doc else str(task.doc_to_target(doc))
+    target = doc.get("answer") if entry.generation is not None else None
+    if target is None:
+        target = task.doc_to_target(doc)
+        if isinstance(target, int) and task.OUTPUT_TYPE == "multiple_choice":
+            target = task.doc_to_choice(doc)[target]
+    target = str(target)
     digest = hashlib.sha256(f"{problem}\0{target}".encode()).hexdigest()[:16]
     boxed = last_boxed(target)
     return {
@@ -395,7 +408,7 @@ def _load_model(model: str, batch_size: int, dtype: str, device: str | None) -> 
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             model, local_files_only=local, trust_remote_code=False
         )
-        loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             model,
             dtype=getattr(torch, dtype),
             local_files_only=local,

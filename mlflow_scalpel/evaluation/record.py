@@ -85,7 +85,9 @@ def _choose(count: int, which: str | int) -> list[int]:
     return sorted({round((number + 1) * count / wanted) - 1 for number in range(wanted)})
 
 
-def log_evaluation(evaluation: Evaluation, subject: Subject, plan: Plan, dtype: str) -> pd.DataFrame:
+def log_evaluation(
+    evaluation: Evaluation, subject: Subject, plan: Plan, dtype: str
+) -> pd.DataFrame:
     """Log each score with its standard error at the model's step, linked to the model.
 
     Returns the scores as a tidy table.

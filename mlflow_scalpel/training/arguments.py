@@ -40,9 +40,7 @@ def reward_weights(recipe: GrpoRecipe) -> list[tuple[str, float]]:
 def sequences_a_step(recipe: TrainingRecipe) -> int:
     """Sequences of one optimizer step over all processes: completions in GRPO."""
     train = recipe.train
-    return (
-        train.per_device_train_batch_size * train.gradient_accumulation_steps * recipe.processes
-    )
+    return train.per_device_train_batch_size * train.gradient_accumulation_steps * recipe.processes
 
 
 def problems_a_step(recipe: TrainingRecipe) -> int:

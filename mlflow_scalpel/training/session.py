@@ -1,4 +1,4 @@
-"""What `sft` and `grpo` do alike before training: open the base, fix the probes, say what is run."""
+"""What `sft` and `grpo` do alike before training: open the base, fix the probes, log settings."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ AdamW alone had learned next to nothing after 500 steps.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -75,7 +76,7 @@ def make_tokenizer(architecture: Architecture, skills: list[str]) -> PreTrainedT
 
 
 def make_model(architecture: Architecture, tokenizer: PreTrainedTokenizerFast) -> Olmo2ForCausalLM:
-    """An OLMo-2 with untied embeddings, initialised so that it learns within a few hundred steps."""
+    """An OLMo-2 with untied embeddings, initialised so that it learns in a few hundred steps."""
     model = Olmo2ForCausalLM(
         Olmo2Config(
             vocab_size=len(tokenizer),
@@ -186,7 +187,7 @@ def _accumulate(
     """
     batch = sorted(batch, key=len)
     cuts = [len(batch) * part // parts for part in range(parts + 1)]
-    pieces = [_tensors(batch[a:b], pad, assistant) for a, b in zip(cuts, cuts[1:], strict=False)]
+    pieces = [_tensors(batch[a:b], pad, assistant) for a, b in itertools.pairwise(cuts)]
     learned = sum(int((labels != -100).sum()) for _, labels in pieces)
     total = 0.0
     for ids, labels in pieces:

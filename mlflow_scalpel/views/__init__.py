@@ -7,6 +7,7 @@ returns a Plotly figure, so that it works in a notebook, in a report and in a se
 from mlflow_scalpel.views.before_after import scores_before_after
 from mlflow_scalpel.views.confounding import confounder_table, confounders
 from mlflow_scalpel.views.costs import cost
+from mlflow_scalpel.views.findings import findings
 from mlflow_scalpel.views.heatmaps import weight_heatmap, weight_heatmaps
 from mlflow_scalpel.views.in_out import in_versus_out
 from mlflow_scalpel.views.kl import kl_over_training
@@ -14,11 +15,13 @@ from mlflow_scalpel.views.norms import norms_over_training
 from mlflow_scalpel.views.numbers import numbers
 from mlflow_scalpel.views.over_training import scores_over_training
 from mlflow_scalpel.views.png import to_image, to_png
+from mlflow_scalpel.views.report import write_figures, write_report
 
 __all__ = [
     "confounder_table",
     "confounders",
     "cost",
+    "findings",
     "in_versus_out",
     "kl_over_training",
     "norms_over_training",
@@ -29,4 +32,6 @@ __all__ = [
     "to_png",
     "weight_heatmap",
     "weight_heatmaps",
+    "write_figures",
+    "write_report",
 ]

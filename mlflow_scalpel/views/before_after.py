@@ -100,7 +100,10 @@ def scores_before_after(table: pd.DataFrame, runs: pd.DataFrame | None = None) -
             got = [found.get((domain, skill, kind)) for skill in own_skills]
             has = [row is not None and pd.notna(row["value"]) for row in got]
             missing += [
-                (skill, hover(plain, "no value: " + ("not evaluated" if r is None else r["reason"])))
+                (
+                    skill,
+                    hover(plain, "no value: " + ("not evaluated" if r is None else r["reason"])),
+                )
                 for skill, r, there in zip(own_skills, got, has, strict=True)
                 if not there
             ]

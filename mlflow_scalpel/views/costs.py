@@ -18,6 +18,7 @@ WORDS = {
     "cost/unique_problems": ("unique problems", "problems"),
 }
 TITLE = "What each run cost"
+LONG_UNITS = {"s": "seconds"}
 PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -69,7 +70,8 @@ def cost(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.Figure:
             last = own[own["step"] == step]
             if len(last) and pd.notna(last["value"].iloc[0]):
                 value = float(last["value"].iloc[0])
-                unit = str(last["unit"].iloc[0]) or WORDS.get(metric, ("", "no unit"))[1]
+                unit = str(last["unit"].iloc[0])
+                unit = LONG_UNITS.get(unit, unit) or WORDS.get(metric, ("", "no unit"))[1]
                 text = brief(value)
                 said = hover(run.name, f"{value:,.10g} {unit}", f"up to step {step:g}")
                 units.add(unit)

@@ -28,7 +28,10 @@ def trace_of(
     """A heat map of one run at one step on the scale [0, top]; numbered where there is room."""
     values: list[list[float | None]] = []
     said: list[list[str]] = []
-    cells = {(layer, m): row for layer, m, row in zip(rows["layer"], rows["matrix"], rows.index)}
+    cells = {
+        (layer, m): row
+        for layer, m, row in zip(rows["layer"], rows["matrix"], rows.index, strict=True)
+    }
     for layer in layers:
         line: list[float | None] = []
         texts = []
@@ -76,7 +79,7 @@ def colour_bar(domain: Sequence[float], y: float, title: str) -> dict[str, objec
         "xanchor": "center",
         "y": y,
         "yanchor": "top",
-        "ypad": 44,
+        "ypad": 66,
         "len": domain[1] - domain[0],
         "lenmode": "fraction",
         "thickness": 12,
@@ -138,10 +141,10 @@ def weight_heatmaps(
         else "a colour scale for each run: compare where, not how far",
         columns=3,
         row_height=min(560, max(190, 22 * len(layers))),
-        gap=160,
+        gap=184,
         spacing=0.07,
         left=60,
-        bottom=124,
+        bottom=150,
     )
     figure = grid.figure
     for (run, at_step, own), at in zip(drawn, grid.at, strict=True):
@@ -182,7 +185,9 @@ def weight_heatmap(
     positive number, or if columns are missing.
     """
     if maximum is not None and not (np.isfinite(maximum) and maximum > 0):
-        raise ValueError(f"maximum is {maximum}: pass a positive number, the upper end of the scale")
+        raise ValueError(
+            f"maximum is {maximum}: pass a positive number, the upper end of the scale"
+        )
     clean = read(table)
     looks = styles(clean, runs)
     rows = per_matrix(clean, metric)
@@ -216,6 +221,7 @@ def weight_heatmap(
     }
     height = min(640, max(190, 26 * len(layers)))
     dress(figure, height, title=title, subtitle=subtitle, left=60, bottom=70)
+    figure.update_layout(margin_r=100)  # for the colour bar
     figure.update_yaxes(title_text="layer")
     plain_axes(figure)
     if own["value"].isna().all():

@@ -21,9 +21,7 @@ class Line:
     said: list[str] = field(default_factory=list)
     why: list[str] = field(default_factory=list)
 
-    def add(
-        self, x: float, y: float | None, half: float | None, said: str, why: str = ""
-    ) -> None:
+    def add(self, x: float, y: float | None, half: float | None, said: str, why: str = "") -> None:
         """One point: `said` and `why` are safe text for the hover box."""
         self.x.append(x)
         self.y.append(y)

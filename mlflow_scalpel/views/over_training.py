@@ -38,9 +38,7 @@ def scores_over_training(
         (d, skill, k)
         for d in ordered(rows["domain"], tuple(DOMAINS))
         for skill in ordered(rows.loc[rows["domain"] == d, "skill"], ())
-        for k in ordered(
-            rows.loc[(rows["domain"] == d) & (rows["skill"] == skill), "kind"], KINDS
-        )
+        for k in ordered(rows.loc[(rows["domain"] == d) & (rows["skill"] == skill), "kind"], KINDS)
     ]
     grid = panels(
         [f"{DOMAINS[d]}: {esc(skill, 18)}, {esc(k, 12)}" for d, skill, k in places],
@@ -58,7 +56,9 @@ def scores_over_training(
         for run in shown:
             own = panel[(panel["run_id"] == run.run_id) & (panel["step"] > 0)]
             base = before(rows, run.run_id)
-            start = base[(base["domain"] == domain) & (base["skill"] == skill) & (base["kind"] == k)]
+            start = base[
+                (base["domain"] == domain) & (base["skill"] == skill) & (base["kind"] == k)
+            ]
             line = Line()
             for row in pd.concat([start, own]).sort_values("step").itertuples():
                 head = (run.name, f"{skill}, {k}, step {row.step:g}" + " (base)" * (row.step == 0))

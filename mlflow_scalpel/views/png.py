@@ -73,9 +73,7 @@ def to_image(figure: go.Figure, *, width: int = 1400, scale: float = 1.0) -> Ima
     return Image.fromarray(np.array(canvas.buffer_rgba()))
 
 
-def to_png(
-    figure: go.Figure, path: str | Path, *, width: int = 1400, scale: float = 2.0
-) -> Path:
+def to_png(figure: go.Figure, path: str | Path, *, width: int = 1400, scale: float = 2.0) -> Path:
     """Write `to_image` of a figure to `path`; the file has `width * scale` pixels across.
 
     Raises ValueError for a trace type that cannot be drawn, OSError if the file cannot be written.
@@ -119,7 +117,10 @@ class Box:
                 pairs.add((note.xref.split()[0], note.yref.split()[0]))
         found = {}
         for x, y in sorted(pairs):
-            x_axis, y_axis = self.figure.layout["xaxis" + x[1:]], self.figure.layout["yaxis" + y[1:]]
+            x_axis, y_axis = (
+                self.figure.layout["xaxis" + x[1:]],
+                self.figure.layout["yaxis" + y[1:]],
+            )
             (x0, x1), (y0, y1) = x_axis.domain or (0, 1), y_axis.domain or (0, 1)
             found[x, y] = self.canvas.add_axes(
                 (self.x(x0), self.y(y0), self.x(x1) - self.x(x0), self.y(y1) - self.y(y0))

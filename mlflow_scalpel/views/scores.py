@@ -150,7 +150,10 @@ def shared_skills(
         later = rows[(rows["run_id"] == run_id) & (rows["step"] > 0)]
         if not len(later) or not first:
             continue
-        last = {(d, s, k) for d, s, k in zip(later["domain"], later["skill"], later["kind"])}
+        last = {
+            (d, s, k)
+            for d, s, k in zip(later["domain"], later["skill"], later["kind"], strict=True)
+        }
         for skill, kind in kinds.items():
             key = (domain, skill, kind)
             if key not in first or key not in last:

@@ -1,6 +1,5 @@
 """A whole experiment, base to report, as nested runs of one parent: `mlflow run .`."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mlflow_scalpel.stage import open_stage
@@ -24,13 +23,11 @@ with open_stage("main", HERE / "recipes") as stage:
             run_id = experiment.run(arm.stage, arm.recipe, arm.name, {"model": model, **arm.set})
             if recipe.evaluate is not None:
                 settings = {**recipe.evaluate.set, "run": run_id}
-                experiment.run(
-                    "evaluate", recipe.evaluate.recipe, f"evaluate {arm.name}", settings
-                )
+                experiment.run("evaluate", recipe.evaluate.recipe, f"evaluate {arm.name}", settings)
             return run_id
 
-        with ThreadPoolExecutor(recipe.workers) as pool:
-            runs = list(pool.map(run_arm, recipe.arms))
+        runs = experiment.each(run_arm, recipe.arms, workers=recipe.workers)
         if recipe.compare is not None:
             settings = {**recipe.compare.set, "runs": runs}
-            experiment.run("compare", recipe.compare.recipe, "compare", settings)
+            compared = experiment.run("compare", recipe.compare.recipe, "compare", settings)
+            print(f"report: {(stage.output.parent / compared / 'report.html').resolve()}")

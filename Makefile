@@ -1,0 +1,33 @@
+# The project's commands. All of them install into .venv first, if that is not up to date.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo ui test test-all lint install
+
+demo: install  ## GRPO against SFT on a tiny OLMo-2, from pre-training to report
+	@$(BIN)/mlflow run . --env-manager local --experiment-name scalpel-demo
+	@echo "Open the MLflow UI with: make ui   (then http://127.0.0.1:5000/?workflowType=machine_learning)"
+
+ui: install  ## MLflow's UI on the runs of this directory
+	$(BIN)/mlflow server --port 5000
+
+test: install  ## Fast tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: install  ## Slow tests too: real training, servers, whole experiments
+	$(BIN)/python -m pytest
+
+lint: install  ## Format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+install: $(VENV)/.installed
+
+# pip takes a CPU build or a CUDA build of torch, whichever its index offers for torch==2.13.0.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@

@@ -1,0 +1,41 @@
+"""What post-training did to a language model, as MLflow runs, checkpoints and comparisons.
+
+Importing this package imports neither torch nor any other heavy library: names are looked up where
+they are used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow_scalpel.checkpoints import checkpoints_of_run, log_base, log_checkpoint, resolve
+    from mlflow_scalpel.comparison.store import describe_runs, gather
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "checkpoints_of_run": "mlflow_scalpel.checkpoints",
+    "log_base": "mlflow_scalpel.checkpoints",
+    "log_checkpoint": "mlflow_scalpel.checkpoints",
+    "resolve": "mlflow_scalpel.checkpoints",
+    "describe_runs": "mlflow_scalpel.comparison.store",
+    "gather": "mlflow_scalpel.comparison.store",
+}
+
+__all__ = [
+    "__version__",
+    "checkpoints_of_run",
+    "describe_runs",
+    "gather",
+    "log_base",
+    "log_checkpoint",
+    "resolve",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,77 @@
+"""The report's page. A string, not a data file, so that it comes along however it is installed."""
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{{ title }}</title>
+<style>
+:root { --text: #1f2329; --soft: #59616b; --page: #ffffff; --line: #d9dce1; --card: #f5f6f8; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6e8eb; --soft: #a9b0b9; --page: #15181c; --line: #363c44; --card: #1e2228; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1360px; padding: 20px 24px 60px; background: var(--page);
+  color: var(--text); font: 15px/1.5 Helvetica, Arial, "DejaVu Sans", sans-serif;
+  overflow-wrap: anywhere; }
+h1 { font-size: 25px; margin: 8px 0 4px; }
+h2 { font-size: 19px; margin: 44px 0 6px; padding-top: 14px; border-top: 1px solid var(--line); }
+p { margin: 6px 0 12px; max-width: 92ch; }
+.soft { color: var(--soft); }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 6px;
+  padding: 10px 16px; margin: 12px 0; }
+.card ul { margin: 4px 0; padding-left: 20px; }
+.card li { margin: 5px 0; }
+.missing { border-style: dashed; color: var(--soft); }
+.pair { display: grid; grid-template-columns: 1fr; }
+.table { overflow-x: auto; }
+table { border-collapse: collapse; margin: 8px 0 14px; font-size: 14px; }
+th, td { border-bottom: 1px solid var(--line); padding: 4px 14px 4px 0; text-align: left;
+  vertical-align: top; max-width: 46ch; }
+tr.same td, tr.same th { color: var(--soft); font-weight: normal; }
+code { font-size: 13px; }
+/* The figures carry a grey for any background; here the background is known. */
+.js-plotly-plot .gtitle, .js-plotly-plot .xtitle, .js-plotly-plot .ytitle,
+.js-plotly-plot .legendtext, .js-plotly-plot .annotation-text,
+.js-plotly-plot .infolayer text { fill: var(--text) !important; }
+.js-plotly-plot .xtick text, .js-plotly-plot .ytick text { fill: var(--soft) !important; }
+.js-plotly-plot .hoverlayer text { fill: revert-layer; }
+</style>
+<script>{{ plotly_js }}</script>
+</head>
+<body>
+<h1>{{ title }}</h1>
+<p class="soft">Base: {{ bases | join("; ") or "not recorded" }}.
+{{ names | length }} run{{ "" if names | length == 1 else "s" }}{{ ": " if names else "" -}}
+{{ names | join(", ") }}.</p>
+<noscript><p class="card missing">The figures need JavaScript. The same figures as PNG files, with
+their numbers as CSV, come from <code>mlflow_scalpel.views.write_figures</code>.</p></noscript>
+{% if parameters %}<div class="table">{{ parameters }}</div>{% endif %}
+<p>{{ seeds }}</p>
+<div class="card"><strong>What the numbers say</strong>
+{% if findings %}<ul>{% for finding in findings %}<li>{{ finding }}</li>{% endfor %}</ul>
+<p class="soft">\u00b1 is 1.96 standard errors over problems, the evaluations before and after taken
+as independent. Where a score is exactly 0 or 1 its standard error is 0, which understates what is
+not known.</p>
+{% else %}<p>Nothing: the table has no runs.</p>{% endif %}</div>
+{% if notes %}<div class="card"><strong>Notes</strong>
+<ul>{% for note in notes %}<li>{{ note }}</li>{% endfor %}</ul></div>{% endif %}
+{% if gaps %}<div class="card"><strong>Values that are missing</strong>
+<ul>{% for gap in gaps %}<li>{{ gap }}</li>{% endfor %}</ul></div>{% endif %}
+{% for section in sections %}
+<h2 id="{{ section.stem }}">{{ section.heading }}</h2>
+<p>{{ section.how }}</p>
+{% if section.figures %}{% for figure in section.figures %}{{ figure }}{% endfor %}
+{% else %}<p class="card missing">{{ section.absent }}</p>{% endif %}
+{% endfor %}
+<h2 id="confounders">In what the runs differ</h2>
+<p>Every recorded parameter in which the runs differ, and the five that always count. A difference
+in results can come from any row that differs, not only from the algorithm.</p>
+{% if confounders %}<div class="table">{{ confounders }}</div>
+{% else %}<p class="card missing">Nothing was recorded about the runs: pass their parameters
+as <code>runs</code>.</p>{% endif %}
+</body>
+</html>
+"""
