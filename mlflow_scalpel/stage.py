@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,6 +68,8 @@ def open_stage(stage: str, recipes: Path, argv: list[str] | None = None) -> Iter
         # Progress bars of a dozen libraries fill a log with carriage returns.
         os.environ.setdefault("TQDM_DISABLE", "1")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # What one library deprecates of another is nothing that a user can mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\.")
     import mlflow
 
     is_main_process = int(os.environ.get("RANK", "0")) == 0

@@ -51,7 +51,7 @@ def model_id_of(source: str) -> str | None:
             "models:/NAME/latest or models:/m-..."
         ) from error
     # A version's model_id is not filled in by every store, but its source always names the model.
-    return version.model_id or version.source.removeprefix("models:/").rstrip("/")
+    return version.model_id or str(version.source).removeprefix("models:/").rstrip("/")
 
 
 def resolve(source: str) -> Path:

@@ -20,25 +20,28 @@ def load_weights(model: Any, directory: Path) -> None:
     where names or shapes differ: then the checkpoint is of another model.
     """
     targets = model.state_dict(keep_vars=True)
-    waiting = {tensor.data_ptr(): name for name, tensor in targets.items()}
-    for file in sorted(directory.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118 - not a mapping
-                if name not in targets:
-                    raise ScalpelError(
-                        f"{file}: tensor {name} is none of {type(model).__name__}'s; "
-                        "compare checkpoints of one model"
-                    )
-                tensor = stored.get_tensor(name)
-                if tensor.shape != targets[name].shape:
-                    raise ScalpelError(
-                        f"{file}: tensor {name} has shape {tuple(tensor.shape)}, and the model's "
-                        f"has {tuple(targets[name].shape)}; compare checkpoints of one model"
-                    )
-                targets[name].copy_(tensor)
-                waiting.pop(targets[name].data_ptr(), None)
-    if waiting:
-        raise ScalpelError(
-            f"{directory}: lacks the tensor {sorted(waiting.values())[0]}; "
-            "the checkpoint is not whole"
-        )
+    files = [safe_open(file, framework="pt") for file in sorted(directory.glob("*.safetensors"))]
+    stored = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - no mapping
+    _check(targets, stored, directory, type(model).__name__)
+    for name, file in stored.items():
+        targets[name].copy_(file.get_tensor(name))
+
+
+def _check(targets: dict[str, Any], stored: dict[str, Any], directory: Path, model: str) -> None:
+    """All names and shapes before the first copy: a refused checkpoint leaves the model whole."""
+    for name, file in stored.items():
+        if name not in targets:
+            raise ScalpelError(
+                f"{directory}: tensor {name} is none of {model}'s; take a checkpoint of this model"
+            )
+        shape, wanted = tuple(file.get_slice(name).get_shape()), tuple(targets[name].shape)
+        if shape != wanted:
+            raise ScalpelError(
+                f"{directory}: tensor {name} has shape {shape}, and the model's has {wanted}; "
+                "take a checkpoint of this model"
+            )
+    # Tied weights share their memory and are stored under one of their names.
+    given = {targets[name].data_ptr() for name in stored}
+    missing = sorted(name for name in targets if targets[name].data_ptr() not in given)
+    if missing:
+        raise ScalpelError(f"{directory}: lacks the tensor {missing[0]}; it is not whole")

@@ -39,8 +39,8 @@ class Divergence:
         self.probes = probes
         self.dtype = dtype
         self._device = device
-        self._model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
-        self._model.to(device).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
+        self._model = model.to(device).eval()
         self._check_logits()
         self._base_head = self._head().clone()
         self._base_hidden = [self._hidden(probe.items) for probe in probes]

@@ -20,7 +20,7 @@ from pydantic import (
 
 from mlflow_scalpel.errors import RecipeError
 from mlflow_scalpel.recipes.fields import Data, Strict
-from mlflow_scalpel.recipes.load import _read_yaml, find_recipe, validate
+from mlflow_scalpel.recipes.load import find_recipe, read_yaml, validate
 
 NamePart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=60)]
 """Part of a metric's name: no blank and no slash, which separates the parts."""
@@ -152,7 +152,7 @@ def load_suite(
     goes to every kind of the label. Raises RecipeError with field, value, file and remedy.
     """
     path = find_recipe(name, folder)
-    fields = _read_yaml(path)
+    fields = read_yaml(path)
     fields.setdefault("name", path.stem)
     if isinstance(fields.get("tasks_folder"), str):
         fields["tasks_folder"] = (path.parent / fields["tasks_folder"]).resolve()

@@ -9,7 +9,7 @@ import difflib
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -59,7 +59,7 @@ def read_recipe(
     path: Path, *, stage: str | None = None, settings: Mapping[str, Any] | None = None
 ) -> Recipe:
     """The recipe in the file `path`, for `stage` or for the one that it names."""
-    fields = _read_yaml(path)
+    fields = read_yaml(path)
     for field, value in (settings or {}).items():
         _set_field(fields, field, value, path)
     named = fields.get("stage")
@@ -107,7 +107,11 @@ def parse_settings(text: str) -> dict[str, Any]:
         try:
             settings[field] = yaml.load(value, _Loader)
         except yaml.YAMLError as error:
-            raise RecipeError(f"set = {text}: the value of {field} is no YAML: {error}.") from error
+            why = " ".join(str(error).split())
+            raise RecipeError(
+                f"set = {text}: the value of {field} is no YAML ({why}); put quotes around "
+                "a field and value that hold blanks."
+            ) from error
     return settings
 
 
@@ -120,7 +124,7 @@ def validate(kind: type[BaseModel], fields: dict[str, Any], path: Path) -> Any:
         raise RecipeError("\n\n".join(paragraphs)) from error
 
 
-def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The YAML of `path`, laid over the recipe that it extends (a name beside it, or a path)."""
     if path.resolve() in seen:
         raise RecipeError(f"{path}: extends itself, by way of {seen[-1]}; remove one `extends`.")
@@ -133,7 +137,7 @@ def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     parent = fields.pop("extends", None)
     if parent is None:
         return fields
-    inherited = _read_yaml(find_recipe(str(parent), path.parent), (*seen, path.resolve()))
+    inherited = read_yaml(find_recipe(str(parent), path.parent), (*seen, path.resolve()))
     inherited.pop("name", None)
     return _overlay(inherited, fields)
 
@@ -142,8 +146,10 @@ def _overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         inner = merged.get(key)
-        both = isinstance(inner, dict) and isinstance(value, dict)
-        merged[key] = _overlay(inner, value) if both else value
+        if isinstance(inner, dict) and isinstance(value, dict):
+            merged[key] = _overlay(inner, value)
+        else:
+            merged[key] = value
     return merged
 
 
@@ -187,10 +193,18 @@ def _remedy(detail: Any, kind: type[BaseModel]) -> str:
 
 def _fields_at(kind: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
     """Names of the fields of the model at `loc` within `kind`."""
-    model: Any = kind
+    annotation: Any = kind
     for part in loc:
-        field = getattr(model, "model_fields", {}).get(part)
-        if field is None:
-            return []
-        model = field.annotation
-    return list(getattr(model, "model_fields", {}))
+        fields = getattr(_model_in(annotation), "model_fields", {})
+        if isinstance(part, str) and part in fields:
+            annotation = fields[part].annotation
+        # else an index of a list or a key of a mapping, whose annotation holds the model
+    return list(getattr(_model_in(annotation), "model_fields", {}))
+
+
+def _model_in(annotation: Any) -> Any:
+    """The settings class in an annotation such as `list[Arm]` or `Stage | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = (_model_in(argument) for argument in get_args(annotation))
+    return next((model for model in inner if model is not None), None)

@@ -16,7 +16,7 @@ class EvaluateRecipe(Recipe):
     suite: str
     """Name under projects/evaluate/suites/, or the path of a suite's YAML."""
     data: dict[str, dict[str, Any]] = {}
-    """Fields of the data of single tasks, by label, that replace the suite's: a local file, say."""
+    """Data of single tasks, by label, in place of all that the suite says of theirs."""
     model: str | None = None
     """One model: a hub name, a local directory, or a models:/ URI."""
     run: str | None = None

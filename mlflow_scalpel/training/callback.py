@@ -56,7 +56,7 @@ class CheckpointCallback(TrainerCallback):
         self._rewards = rewards
         self._client = MlflowClient()
         self._learning_rate_sum = 0.0
-        self._parameters = 0
+        self._parameters = self._steps = 0
         self._began = self._measuring = 0.0
         self._tables: list[pd.DataFrame] = []
 
@@ -71,6 +71,7 @@ class CheckpointCallback(TrainerCallback):
         self._began = time.monotonic()
         embedded = model.get_input_embeddings().weight.numel()
         self._parameters = sum(weight.numel() for weight in model.parameters()) - embedded
+        self._steps = state.max_steps
         if state.is_world_process_zero:
             self._measure(self._base.directory, self._base.model_id, self._base.digest, 0)
 
@@ -149,6 +150,9 @@ class CheckpointCallback(TrainerCallback):
             "scalpel/summary.json",
             run_id=self._run_id,
         )
+        told = ("kl/all_tokens", "weights/relative_frobenius/mean")
+        shown = [f"{name} {value:.3g}" for name, value in summary.items() if name.startswith(told)]
+        print(f"step {step}/{self._steps}: {'  '.join(shown)}", flush=True)
         self._tables += [measured, self._cost_table(cost, subject)]
         log_table(pd.concat(self._tables, ignore_index=True), self._run_id)
         self._measuring += time.monotonic() - started

@@ -139,7 +139,7 @@ def pretrain(
     rng = random.Random(train.seed)
     optimizers = _optimizers(model, recipe)
     rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
-    assistant = tokenizer.convert_tokens_to_ids("<|assistant|>")
+    assistant: Any = tokenizer.convert_tokens_to_ids("<|assistant|>")
     for step in range(1, train.steps + 1):
         pool = clean if step <= recipe.text.clean * train.steps else noisy
         batch = [pool[rng.randrange(len(pool))] for _ in range(train.batch_size)]

@@ -10,8 +10,10 @@ from mlflow_scalpel.views.scores import DOMAINS, KINDS, after, before, cells, sc
 from mlflow_scalpel.views.style import (
     BASE_COLOUR,
     LINE_COLOUR,
+    NARROW,
     Run,
     esc,
+    filled,
     hover,
     measured,
     nothing,
@@ -76,6 +78,10 @@ def scores_before_after(table: pd.DataFrame, runs: pd.DataFrame | None = None) -
     kinds = ordered(rows["kind"], KINDS)
     skills = {d: ordered(rows.loc[rows["domain"] == d, "skill"], ()) for d in domains}
     some_gap = any(pd.isna(row["value"]) for *_, found in series for row in found.values())
+    # labels that would meet at the narrowest width are turned, and get room to hang into
+    longest = max(min(24, len(skill)) for d in domains for skill in skills[d])
+    turned = longest * 8 * sum(len(skills[d]) for d in domains) > NARROW - 160
+    hanging = int(longest * 7 * 0.58) if turned else 18
     grid = panels(
         [f"{DOMAINS[d]}: {esc(kind, 24)}" for kind in kinds for d in domains],
         title=TITLE,
@@ -83,10 +89,10 @@ def scores_before_after(table: pd.DataFrame, runs: pd.DataFrame | None = None) -
         + ("" if scored else "; the base only: no checkpoint was evaluated"),
         columns=len(domains),
         row_height=230,
-        gap=84,
+        gap=58 + hanging,
         spacing=0.06,
         widths=[max(1, len(skills[d])) for d in domains] if len(domains) > 1 else None,
-        bottom=64,
+        bottom=38 + hanging,
         legend=[*(name for name, *_ in series), *([NO_VALUE] if some_gap else [])],
     )
     figure, listed = grid.figure, set[str]()
@@ -123,16 +129,13 @@ def scores_before_after(table: pd.DataFrame, runs: pd.DataFrame | None = None) -
                         ],
                         "thickness": 1.2,
                         "width": 3,
-                        "color": LINE_COLOUR,
+                        "color": "#5C626B",
                     },
                     name=name,
                     legendgroup=name,
                     offsetgroup=name,
                     showlegend=name not in listed,
-                    marker={
-                        "color": colour,
-                        "pattern": {"shape": pattern, "fgcolor": "#FFFFFF", "solidity": 0.25},
-                    },
+                    marker=filled(colour, pattern),
                     customdata=[
                         hover(plain, f"{s}, {kind}", measured(r["value"], r["stderr"], r["n"]))
                         for s, r in pairs
@@ -152,6 +155,7 @@ def scores_before_after(table: pd.DataFrame, runs: pd.DataFrame | None = None) -
             categoryorder="array",
             categoryarray=[esc(skill, 24) for skill in own_skills],
             showgrid=False,
+            tickangle=-35 if turned else 0,
             row=at[0],
             col=at[1],
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from mlflow_scalpel.views.style import esc, hover, nothing, panels, remark, styles
+from mlflow_scalpel.views.style import esc, filled, hover, nothing, panels, remark, styles
 from mlflow_scalpel.views.tidy import last_step, ordered, read, reasons
 
 #: metric -> (panel title, unit where the table gives none)
@@ -87,10 +87,7 @@ def cost(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.Figure:
                     text=[text],
                     textposition="outside",
                     cliponaxis=False,
-                    marker={
-                        "color": run.colour,
-                        "pattern": {"shape": run.pattern, "fgcolor": "#FFFFFF", "solidity": 0.25},
-                    },
+                    marker=filled(run.colour, run.pattern),
                     showlegend=False,
                     customdata=[said],
                     hovertemplate="%{customdata}<extra></extra>",
@@ -103,7 +100,7 @@ def cost(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.Figure:
             title_text=esc(" / ".join(sorted(units)), 40) or WORDS.get(metric, ("", ""))[1],
             # room to the right of the longest bar for its number
             range=[0, largest * 1.32 or 1],
-            exponentformat="SI",
+            tickformat="~s",
             nticks=4,
             row=at[0],
             col=at[1],

@@ -61,6 +61,11 @@ def score_words(rows: pd.DataFrame, run: Run, kinds: dict[str, dict[str, str]]) 
     return words
 
 
+def signed(value: float) -> str:
+    """A difference with its sign, a minus as wide as the plus."""
+    return f"{value:+.3f}".replace("-", "\u2212")
+
+
 def change_words(found: Change, name: str) -> str:
     """One change as words: `in-domain sampled accuracy 0.60 -> 0.80 (+0.20 +- 0.04)`."""
     if found.change is None:
@@ -69,8 +74,8 @@ def change_words(found: Change, name: str) -> str:
     skills = f"mean over {len(found.skills)} skills" if len(found.skills) > 1 else found.skills[0]
     text = f"{name} {kind} accuracy ({skills}) {found.before:.3f} \u2192 {found.after:.3f}"
     if found.half is None:
-        return f"{text} ({found.change:+.3f}, no interval: standard errors are missing)"
-    text += f" ({found.change:+.3f} \u00b1 {found.half:.3f}"
+        return f"{text} ({signed(found.change)}, no interval: standard errors are missing)"
+    text += f" ({signed(found.change)} \u00b1 {found.half:.3f}"
     if abs(found.change) <= found.half:
         text += ", an interval that includes 0"
     return text + ")"

@@ -23,7 +23,13 @@ def short(value: float) -> str:
 
 
 def trace_of(
-    rows: pd.DataFrame, run: Run, matrices: Sequence[str], layers: Sequence[float], top: float
+    rows: pd.DataFrame,
+    run: Run,
+    matrices: Sequence[str],
+    layers: Sequence[float],
+    top: float,
+    *,
+    numbered: bool = True,
 ) -> go.Heatmap:
     """A heat map of one run at one step on the scale [0, top]; numbered where there is room."""
     values: list[list[float | None]] = []
@@ -49,7 +55,7 @@ def trace_of(
                 line.append(None)
         values.append(line)
         said.append(texts)
-    numbered = len(layers) * len(matrices) <= NUMBERED
+    numbered = numbered and len(layers) * len(matrices) <= NUMBERED
     return go.Heatmap(
         x=[esc(m, 16) for m in matrices],
         y=[f"{layer:g}" for layer in layers],
@@ -141,21 +147,23 @@ def weight_heatmaps(
         else "a colour scale for each run: compare where, not how far",
         columns=3,
         row_height=min(560, max(190, 22 * len(layers))),
-        gap=184,
+        gap=190,
         spacing=0.07,
         left=60,
         bottom=150,
     )
     figure = grid.figure
+    # three panels abreast leave a cell narrower than its number
+    across = max(column for _, column in grid.at)
     for (run, at_step, own), at in zip(drawn, grid.at, strict=True):
         top = tops(everything if shared_scale else own)
-        trace = trace_of(own, run, matrices, layers, top)
+        trace = trace_of(own, run, matrices, layers, top, numbered=across <= 2)
         figure.add_trace(trace, row=at[0], col=at[1])
         trace = figure.data[-1]
         x_axis = figure.layout["xaxis" + (trace.xaxis or "x")[1:]]
         y_axis = figure.layout["yaxis" + (trace.yaxis or "y")[1:]]
         scale = "shared scale" if shared_scale else "own scale"
-        words_of_bar = f"{axis_title}, {scale} 0\u2013{short(top)}"
+        words_of_bar = f"{axis_title}<br>{scale} 0\u2013{short(top)}"
         trace.colorbar = colour_bar(x_axis.domain, y_axis.domain[0], words_of_bar)
         if not len(own):
             remark(figure, f"no checkpoint at step {at_step:g}", *at)

@@ -146,6 +146,8 @@ def trajectory(
             marker={
                 "color": run.colour,
                 "symbol": run.symbol,
+                "opacity": 1,
+                "line": {"width": 0},
                 "size": [13 if i == last else 6 for i in range(len(x))],
             },
             customdata=said,

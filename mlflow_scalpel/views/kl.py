@@ -55,7 +55,8 @@ def kl_over_training(
         if len(rows[(rows["metric"] == metric) & (rows["probe"] == name)])
     ]
     shown = [run for run in looks.values() if run.run_id in set(rows["run_id"])]
-    subtitle = f"bars: {Z} standard errors over problems; "
+    bars = f"bars: {Z} standard errors over problems; "
+    subtitle = bars if rows["stderr"].notna().any() else "no standard errors in the table; "
     subtitle += "logarithmic axis" if log_y else "linear axis"
     zeros = int((rows["value"] == 0).sum())
     if log_y and zeros:

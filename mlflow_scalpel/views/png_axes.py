@@ -45,8 +45,11 @@ def categories(figure: go.Figure, which: str, axis: str) -> list[str]:
 
 def positions(figure: go.Figure, which: str, axis: str, values: Any) -> list[Any]:
     """Where values stand on an axis: themselves, or their place among the categories."""
-    if figure.layout[f"{which}axis{axis[1:]}"].type != "category":
-        return [float("nan") if value is None else value for value in values]
+    kind = figure.layout[f"{which}axis{axis[1:]}"].type
+    if kind != "category":
+        # Plotly leaves out what has no logarithm; matplotlib would draw it at the lower edge
+        low = 0 if kind == "log" else -float("inf")
+        return [v if v is not None and v > low else float("nan") for v in values]
     place = {name: i for i, name in enumerate(categories(figure, which, axis))}
     return [place[str(value)] for value in values]
 
@@ -65,6 +68,8 @@ def finish(figure: go.Figure, axes: dict[tuple[str, str], Axes]) -> None:
             full = [ax for ax in group if ax.has_data()]
             limits = [getattr(ax, f"get_{which}lim")() for ax in full]
             for ax in group if limits else []:
+                if getattr(ax, f"get_{which}scale")() == "log":  # a panel of gaps has no decade
+                    limits = [pair for pair in limits if pair[0] > 0] or [(0.1, 1.0)]
                 low, high = min(low for low, _ in limits), max(high for _, high in limits)
                 getattr(ax, f"set_{which}lim")(low, high)
         for pair, ax in axes.items():
@@ -96,7 +101,7 @@ def one_axis(figure: go.Figure, ax: Axes, which: str, name: str) -> None:
             axis.set_major_formatter(LogFormatterSciNotation())
         else:
             axis.set_major_formatter("{x:g}")
-    elif settings.exponentformat == "SI":
+    elif settings.tickformat == "~s":
         axis.set_major_locator(MaxNLocator(settings.nticks or 5))
         axis.set_major_formatter(EngFormatter(sep="", useMathText=False))
     else:
@@ -123,7 +128,7 @@ def thin(ax: Axes, which: str, names: list[str], angle: float | None) -> None:
     scale = ax.figure.dpi / 100
     if which == "x":
         longest = max((len(name) for name in names), default=0) * 12 * CHARACTER * scale
-        turned = angle is not None or longest > room
+        turned = longest > room if angle is None else angle != 0
         options: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
         ax.set_xticks(range(len(names)), names, **(options if turned else {}), parse_math=False)
         ax.set_xlim(-0.5, max(1, len(names)) - 0.5)

@@ -31,10 +31,10 @@ from mlflow_scalpel.views.tidy import read, reasons
 
 View = Callable[[pd.DataFrame, pd.DataFrame | None], go.Figure]
 
-COMPARE = "run the stage `compare` on these runs: mlflow run . -e compare"
+COMPARE = "run the stage compare on these runs (mlflow run . -e compare)"
 EVALUATE = (
-    "run the stage `evaluate` on the base and on the checkpoints: mlflow run . -e evaluate, "
-    "then `compare`"
+    "run the stage evaluate on the base and on the checkpoints (mlflow run . -e evaluate), "
+    "then compare"
 )
 
 
@@ -61,8 +61,8 @@ SECTIONS = (
         "Each line is one kind of matrix: the size of its update relative to its size at the base, "
         "averaged over layers. AdamW moves every entry by about the learning rate at each step, so "
         "these norms mostly compare learning rates and steps. The second figure divides by the sum "
-        "of the learning rates so far: what remains is closer to a difference between algorithms, "
-        "and only runs with equal rate and steps make it one.",
+        "of the learning rates so far, which takes most of that out; what an algorithm does to "
+        "norms shows best between runs of equal rate and steps.",
         "weights/relative_frobenius",
         f"No norms of updates in the table: {COMPARE}.",
         {
@@ -86,7 +86,7 @@ SECTIONS = (
         "kl",
         "How far the output distribution moved",
         "KL from the base to each checkpoint, over the full vocabulary, on texts fixed in advance. "
-        "It depends on the texts: a run looks further away on texts in the style it left.",
+        "The same checkpoint has another KL on other texts, so compare runs within a panel.",
         "kl/",
         f"No KL in the table: {COMPARE}, with a probe set.",
         {"kl_over_training": kl_over_training},
@@ -105,7 +105,8 @@ SECTIONS = (
         "in_versus_out",
         "Gained in-domain against lost elsewhere",
         "Each line is a run's way from the base: right is better in-domain, down is worse "
-        "out-of-domain. A run that only amplifies moves right; one that replaces moves down too.",
+        "out-of-domain. A last point whose bars reach a zero line shows no change in that "
+        "direction beyond the noise of the problems sampled.",
         "eval/",
         f"No scores in the table: {EVALUATE}.",
         {"in_versus_out": in_versus_out},

@@ -33,11 +33,11 @@ th, td { border-bottom: 1px solid var(--line); padding: 4px 14px 4px 0; text-ali
 tr.same td, tr.same th { color: var(--soft); font-weight: normal; }
 code { font-size: 13px; }
 /* The figures carry a grey for any background; here the background is known. */
-.js-plotly-plot .gtitle, .js-plotly-plot .xtitle, .js-plotly-plot .ytitle,
-.js-plotly-plot .legendtext, .js-plotly-plot .annotation-text,
+.figure { margin: 0 0 26px; }
 .js-plotly-plot .infolayer text { fill: var(--text) !important; }
-.js-plotly-plot .xtick text, .js-plotly-plot .ytick text { fill: var(--soft) !important; }
-.js-plotly-plot .hoverlayer text { fill: revert-layer; }
+.js-plotly-plot [class*="tick"] text, .js-plotly-plot .barlayer text {
+  fill: var(--soft) !important; }
+.js-plotly-plot .barlayer .errorbar path { stroke: var(--text) !important; }
 </style>
 <script>{{ plotly_js }}</script>
 </head>
@@ -63,7 +63,8 @@ not known.</p>
 {% for section in sections %}
 <h2 id="{{ section.stem }}">{{ section.heading }}</h2>
 <p>{{ section.how }}</p>
-{% if section.figures %}{% for figure in section.figures %}{{ figure }}{% endfor %}
+{% if section.figures %}{% for figure in section.figures -%}
+<div class="figure">{{ figure }}</div>{% endfor %}
 {% else %}<p class="card missing">{{ section.absent }}</p>{% endif %}
 {% endfor %}
 <h2 id="confounders">In what the runs differ</h2>

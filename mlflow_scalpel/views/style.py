@@ -92,6 +92,12 @@ def column_of(runs: pd.DataFrame | None, run_id: str, column: str) -> str:
     return "" if not len(rows) or pd.isna(rows.iloc[0]) else str(rows.iloc[0])
 
 
+def filled(colour: str, pattern: str) -> dict[str, object]:
+    """A bar's marker: its algorithm's colour, with a pattern that tells runs of one apart."""
+    hatch = {"shape": pattern, "bgcolor": colour, "fgcolor": "#FFFFFF", "solidity": 0.25}
+    return {"color": colour, "pattern": hatch}
+
+
 def unique(names: dict[str, str]) -> dict[str, str]:
     """Names by run id, made distinct: by the start of the id, by a count where that is shared."""
     twice = {name for name in names.values() if list(names.values()).count(name) > 1}
@@ -246,10 +252,15 @@ def dress(
             "yref": "container",
             "yanchor": "bottom",
             "bgcolor": "rgba(0,0,0,0)",
-            "itemsizing": "constant",
+            "itemwidth": 42,
         },
         hoverlabel={"align": "left", "namelength": -1},
         bargap=0.25,
+        modebar={
+            "bgcolor": "rgba(0,0,0,0)",
+            "color": LINE_COLOUR,
+            "activecolor": TEXT_COLOUR,
+        },
     )
     axis = {
         "gridcolor": GRID_COLOUR,
@@ -259,6 +270,8 @@ def dress(
         "ticks": "outside",
         "tickcolor": LINE_COLOUR,
         "ticklen": 4,
+        "tickfont": {"size": 12},
+        "title_font_size": 13,
     }
     figure.update_xaxes(**axis, title_standoff=6)
     figure.update_yaxes(**axis, title_standoff=8)
@@ -266,16 +279,23 @@ def dress(
 
 
 def remark(figure: go.Figure, text: str, row: int = 1, column: int = 1) -> None:
-    """Write safe text into the middle of a panel that has nothing else to show."""
+    """Write safe text into the middle of a panel that has nothing else to show.
+
+    Placed on the page, not in the panel: Plotly draws no axes for a panel without traces.
+    """
+    subplot = figure.get_subplot(row, column) if figure._has_subplots() else None
+    across = subplot.xaxis.domain if subplot else (0, 1)
+    down = subplot.yaxis.domain if subplot else (0, 1)
+    characters = max(16, int((across[1] - across[0]) * NARROW / 9))
     figure.add_annotation(
-        text="<br>".join(wrapped(text, 44)),
-        x=0.5,
-        y=0.5,
-        xref="x domain",
-        yref="y domain",
+        text="<br>".join(wrapped(text, min(44, characters))),
+        x=sum(across) / 2,
+        xanchor="center",
+        y=sum(down) / 2,
+        xref="paper",
+        yref="paper",
+        yanchor="middle",
         showarrow=False,
-        row=row,
-        col=column,
     )
 
 

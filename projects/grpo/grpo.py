@@ -5,6 +5,7 @@ from pathlib import Path
 from mlflow_scalpel.stage import open_stage
 
 with open_stage("grpo", Path(__file__).parent / "recipes") as stage:
+    from transformers import PrinterCallback
     from trl import GRPOConfig, GRPOTrainer
 
     from mlflow_scalpel.training.arguments import grpo_fields, reward_weights
@@ -24,6 +25,7 @@ with open_stage("grpo", Path(__file__).parent / "recipes") as stage:
         train_dataset=examples,
         processing_class=base.tokenizer,
     )
+    trainer.remove_callback(PrinterCallback)  # a line a step; the callback below prints what counts
     if stage.run_id:
         log_settings(recipe, base, "grpo", len(examples))
         trainer.add_callback(

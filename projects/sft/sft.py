@@ -5,6 +5,7 @@ from pathlib import Path
 from mlflow_scalpel.stage import open_stage
 
 with open_stage("sft", Path(__file__).parent / "recipes") as stage:
+    from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
     from mlflow_scalpel.training.arguments import sft_fields
@@ -21,6 +22,7 @@ with open_stage("sft", Path(__file__).parent / "recipes") as stage:
         train_dataset=examples,
         processing_class=base.tokenizer,
     )
+    trainer.remove_callback(PrinterCallback)  # a line a step; the callback below prints what counts
     if stage.run_id:
         log_settings(recipe, base, "sft", len(examples))
         trainer.add_callback(

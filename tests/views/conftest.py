@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -32,9 +34,12 @@ def row(**values: Any) -> dict[str, Any]:
 
 
 def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Rows as the tidy table, with its nullable integers."""
+    """Rows as the tidy table, with the nullable types it has at rest."""
+    numbers = dict.fromkeys(("value", "stderr", "bin"), "Float64")
+    integers = dict.fromkeys(("layer", "head", "step", "n"), "Int64")
+    others = [c for c in COLUMNS if c not in {**numbers, **integers}]
     table = pd.DataFrame(rows, columns=COLUMNS)
-    return table.astype({"layer": "Int64", "head": "Int64", "step": "Int64"})
+    return table.astype({**numbers, **integers, **dict.fromkeys(others, "string")})
 
 
 def rows_of(run_id: str) -> list[dict[str, Any]]:
@@ -114,3 +119,17 @@ def runs() -> pd.DataFrame:
         },
         index=pd.Index(list(ARMS), name="run_id"),
     )
+
+
+@dataclass(frozen=True)
+class Make:
+    """How a test makes rows and tables of its own."""
+
+    row: Callable[..., dict[str, Any]] = row
+    frame: Callable[[list[dict[str, Any]]], pd.DataFrame] = frame
+
+
+@pytest.fixture
+def make() -> Make:
+    """The factories of rows and tables."""
+    return Make()

@@ -1,0 +1,76 @@
+"""Rows from files, and what is told where they do not fit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mlflow_scalpel.data import load_rows
+from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.recipes.fields import Data
+
+ROWS = [
+    {"question": "1+1", "answer": "one and one\n#### 2", "kind": "sum"},
+    {"question": "2*3", "answer": "three twos\n#### 6", "kind": "product"},
+    {"question": "2+3", "answer": "two and three\n#### 5", "kind": "sum"},
+]
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return str(path)
+
+
+def gsm(file: str, **fields) -> Data:
+    columns = {"problem": "question", "answer": "answer", "solution": "answer"}
+    return Data(file=file, columns=columns, answer_pattern=r"####\s*(.+)", **fields)
+
+
+def test_roles_are_taken_from_the_named_columns(file):
+    rows = load_rows(gsm(file), needs=("problem", "answer", "solution"))
+    assert [row["answer"] for row in rows] == ["2", "6", "5"]
+    assert rows[0]["problem"] == "1+1"
+    assert rows[0]["solution"] == "one and one\n#### 2"
+    assert rows[0]["kind"] == "sum"
+
+
+def test_where_rows_and_limit(file):
+    assert [r["problem"] for r in load_rows(gsm(file, where={"kind": "sum"}))] == ["1+1", "2+3"]
+    assert [r["problem"] for r in load_rows(gsm(file, rows="1:"))] == ["2*3", "2+3"]
+    drawn = load_rows(gsm(file, limit=2, seed=3))
+    assert len(drawn) == 2
+    assert drawn == load_rows(gsm(file, limit=2, seed=3))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"columns": {"problem": "frage"}}, "no column 'frage'.*question, answer, kind"),
+        ({"where": {"level": "1"}}, "where.level names no column"),
+        ({"where": {"kind": "x"}}, "leave no row"),
+        ({"rows": "9:"}, "leave no row"),
+    ],
+)
+def test_what_does_not_fit_is_told(file, fields, said):
+    data = Data(file=file, **{"columns": {"problem": "question"}, **fields})
+    with pytest.raises(ScalpelError, match=said):
+        load_rows(data)
+
+
+def test_a_row_without_what_is_needed_is_told(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"problem": "a", "answer": "1"}\n{"problem": "b", "answer": null}\n')
+    assert load_rows(Data(file=str(path)))[1]["answer"] is None
+    with pytest.raises(ScalpelError, match="row 1 has no answer"):
+        load_rows(Data(file=str(path)), needs=("problem", "answer"))
+
+
+def test_files_that_are_missing_or_of_another_kind(tmp_path):
+    with pytest.raises(ScalpelError, match="no such file"):
+        load_rows(Data(file=str(tmp_path / "none.jsonl")))
+    (tmp_path / "rows.pkl").write_bytes(b"")
+    with pytest.raises(ScalpelError, match=r"\.pkl.*\.jsonl"):
+        load_rows(Data(file=str(tmp_path / "rows.pkl")))

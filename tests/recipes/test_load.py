@@ -1,0 +1,134 @@
+"""Recipes: what is accepted, and what a mistake is told."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mlflow_scalpel.errors import RecipeError
+from mlflow_scalpel.recipes import load_recipe, read_recipe
+from mlflow_scalpel.recipes.load import STAGES, parse_settings
+
+PROJECTS = Path(__file__).parents[2] / "projects"
+SHIPPED = sorted(PROJECTS.glob("*/recipes/*.yaml"))
+
+
+def load(stage: str, settings: str = "", name: str = "tiny"):
+    return load_recipe(name, PROJECTS / stage / "recipes", stage=stage, settings=settings)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parts[-3]}/{path.stem}")
+def test_every_shipped_recipe_is_valid_for_the_stage_whose_folder_it_lies_in(path):
+    assert read_recipe(path).stage == path.parts[-3]
+
+
+def test_every_stage_has_a_default_recipe():
+    assert {path.parts[-3] for path in SHIPPED if path.stem == "tiny"} == set(STAGES)
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "said"),
+    [
+        ("grpo", "train.learning_rate=-1", "train.learning_rate = -1: .*greater than 0"),
+        ("grpo", "train.learning_rate=fast", "train.learning_rate = 'fast': .*valid number"),
+        ("grpo", "train.learning_rate=.nan", "train.learning_rate = nan: .*finite number"),
+        ("grpo", "train.loss_type=dpo", "train.loss_type = 'dpo': .*'dr_grpo'"),
+        ("grpo", "train.scale_rewards=false", "train.scale_rewards = False: .*'none'"),
+        ("grpo", "train.num_generations=7", "num_generations = 7 does not divide.*4 or 6 or 8"),
+        ("grpo", "train.max_steps=33", "which gives 17; train for 20 or 40 steps.*count=17"),
+        ("grpo", "train.lerning_rate=1", "lerning_rate.*Did you mean learning_rate"),
+        ("grpo", "train.max_length=9", "train.max_length = 9: .*not permitted"),
+        ("grpo", "train.num_train_epochs=2", "exactly one of max_steps and num_train_epochs"),
+        ("grpo", "rewards.accuracy=0 rewards.format=0", "all weights are 0"),
+        ("grpo", "data.columns.answer=null", "data.columns.answer is null.*rewards.accuracy=0"),
+        ("sft", "data.columns.solution=null", "data.columns.solution is null"),
+        ("sft", "data.file=x.jsonl", "exactly one of hub, file and generated"),
+        ("sft", "data.rows=first", "data.rows = 'first': .*0:1000"),
+        ("sft", "data.answer_pattern=a", "data.answer_pattern = 'a': .*group"),
+        ("sft", "probes.base_style.columns.solution=null", "probes.base_style.columns.solution"),
+        ("sft", "model.name=x", "model.name cannot be set"),
+        ("sft", "train", "'train' is not FIELD=VALUE"),
+        ("sft", "stage=grpo", "another entry point than sft"),
+        ("base", "architecture.num_attention_heads=5", "= 5 does not divide hidden_size = 96"),
+        ("evaluate", "model=a run=b", "both model = a and run = b"),
+        ("main", "arms=[{name: a, b: c}]", "the value of arms is no YAML.*quotes"),
+        ("main", "model=x", "exactly one of base and model"),
+        ("main", "'arms=[{name: a, stage: sft, recipe: tiny, sets: {}}]'", "Did you mean set"),
+    ],
+)
+def test_a_mistake_is_told_with_field_value_and_remedy(stage, settings, said):
+    with pytest.raises(RecipeError, match=f"(?s){said}") as error:
+        load(stage, settings)
+    assert "\n" not in str(error.value)  # one paragraph
+
+
+def test_the_file_is_named():
+    with pytest.raises(RecipeError, match=r"grpo/recipes/tiny\.yaml: train\.seed = 'x'"):
+        load("grpo", "train.seed=x")
+
+
+def test_settings_replace_fields_and_read_numbers_as_numbers():
+    recipe = load("grpo", "train.learning_rate=1e-5 train.max_steps=20 data.where.skill=[add]")
+    assert (recipe.train.learning_rate, recipe.train.max_steps) == (1e-5, 20)
+    assert recipe.data.where == {"skill": ["add"]}
+    assert parse_settings("'a=x y' b=[1,2]") == {
+        "a": "x y",
+        "b": [1, 2],
+    }
+
+
+def test_a_recipe_inherits_all_but_what_it_states(tmp_path):
+    matched, plain = load("sft", name="tiny-matched"), load("sft")
+    assert matched.train.learning_rate == load("grpo").train.learning_rate
+    assert matched.name == "tiny-matched"
+    same = {"train": plain.train, "name": plain.name, "description": plain.description}
+    assert matched.model_copy(update=same) == plain
+    (tmp_path / "loop.yaml").write_text("extends: loop\n")
+    with pytest.raises(RecipeError, match="extends itself"):
+        read_recipe(tmp_path / "loop.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("stage: sft\nstage: grpo\n", "'stage' is given twice"),
+        ("- a\n", "holds no fields"),
+        ("stage: [\n", "no readable YAML"),
+        ("stage: dpo\n", "'dpo' is no stage"),
+        ("stage: sft\n", "model: field required"),
+    ],
+)
+def test_a_broken_file_is_told(tmp_path, text, said):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=said):
+        read_recipe(path)
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(RecipeError, match="Did you mean tiny-matched"):
+        load("sft", name="tiny-mached")
+
+
+def test_check_is_quick_and_imports_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from mlflow_scalpel.cli import main\n"
+        "status = main(['check', sys.argv[1], '--set', 'train.learning_rate=-1'])\n"
+        "heavy = {'torch', 'mlflow', 'transformers', 'trl', 'lm_eval'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "sys.exit(status)\n"
+    )
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(PROJECTS / "sft" / "recipes" / "tiny.yaml")],
+        capture_output=True,
+        text=True,
+    )
+    assert time.monotonic() - started < 3
+    assert done.returncode == 2
+    assert "greater than 0" in done.stderr

@@ -1,0 +1,70 @@
+"""What packaging, MLproject and imports promise."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "transformers", "trl", "lm_eval", "plotly", "numba", "matplotlib")
+
+
+def test_importing_imports_nothing_heavy():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", "import mlflow, mlflow_scalpel"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert "mlflow_scalpel" in imported
+    assert not imported & set(HEAVY)
+
+
+def test_public_names_are_found_where_they_are_said_to_be():
+    import mlflow_scalpel
+
+    for name in mlflow_scalpel.__all__:
+        assert getattr(mlflow_scalpel, name)
+
+
+def test_conda_yaml_lists_what_pyproject_needs():
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    environment = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
+    listed = next(entry["pip"] for entry in environment if isinstance(entry, dict))
+    assert "python=3.11" in environment  # what MLflow's conversion for uv keeps
+    assert listed[0] == "-e ."
+    assert listed[1:] == needed
+
+
+def test_constraints_pin_every_dependency():
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    pinned = {
+        re.sub(r"[-_.]+", "-", line.split("==")[0]).lower()
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    names = {re.sub(r"[-_.]+", "-", re.split(r"[<>=\[]", entry)[0]).lower() for entry in needed}
+    assert names <= pinned
+
+
+def test_every_entry_point_takes_recipe_and_set_only():
+    project = yaml.safe_load((ROOT / "MLproject").read_text())
+    stages = {"main", "base", "sft", "grpo", "evaluate", "compare"}
+    assert set(project["entry_points"]) == stages
+    for stage, entry in project["entry_points"].items():
+        assert set(entry["parameters"]) == {"recipe", "set"}
+        assert (ROOT / "projects" / stage / f"{stage}.py").is_file()
+
+
+def test_every_dependency_says_what_it_is_for():
+    text = (ROOT / "pyproject.toml").read_text()
+    block = text[text.index("dependencies = [") : text.index("[project.scripts]")]
+    for line in block.splitlines():
+        if line.strip().startswith('"'):
+            assert re.search(r'",\s+# \w', line), line

@@ -1,0 +1,363 @@
+"""What the figures draw is what the table says."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+
+from mlflow_scalpel import views
+from mlflow_scalpel.views.lines import NO_VALUE
+
+VIEWS = [
+    views.norms_over_training,
+    views.weight_heatmaps,
+    views.weight_heatmap,
+    views.kl_over_training,
+    views.scores_before_after,
+    views.scores_over_training,
+    views.in_versus_out,
+    views.cost,
+]
+EVIL = "<script>alert(\"x\")</script> <a href='http://evil'>&amp; $x$"
+
+
+def trace(figure: go.Figure, panel: str, series: str):
+    """The one trace of a series in a panel."""
+    found = [t for t in figure.data if t.meta == {"panel": panel, "series": series}]
+    assert len(found) == 1, [t.meta for t in figure.data]
+    return found[0]
+
+
+def gap(table: pd.DataFrame, where: pd.Series, reason: str = "could not load") -> pd.DataFrame:
+    """The table with some values replaced by a reason."""
+    table = table.copy()
+    table.loc[where, "value"] = None
+    table.loc[where, "status"] = "failed"
+    table.loc[where, "reason"] = reason
+    return table
+
+
+def test_norms_are_means_over_layers(table, runs):
+    figure = views.norms_over_training(table, runs)
+    assert len(figure.data) == 3 * 7
+    line = trace(figure, "sft", "k_proj")
+    rows = table[(table["run_id"] == "bbbb2222") & (table["matrix"] == "k_proj")]
+    rows = rows[rows["metric"] == "weights/relative_frobenius"]
+    expected = rows.groupby("step")["value"].mean()
+    assert list(line.x) == [100, 200, 300]
+    assert list(line.y) == pytest.approx(list(expected))
+    assert {axis.type for axis in figure.select_yaxes()} == {"log"}
+    assert {axis.matches for axis in figure.select_yaxes()} == {"y"}
+
+
+@pytest.mark.parametrize("metric", ["weights/relative_frobenius_per_lr", "weights/update_rms"])
+def test_norms_draw_another_metric(table, runs, metric):
+    line = trace(views.norms_over_training(table, runs, metric=metric), "grpo", "v_proj")
+    rows = table[(table["run_id"] == "aaaa1111") & (table["matrix"] == "v_proj")]
+    rows = rows[(rows["metric"] == metric) & (rows["step"] == 300)]
+    assert line.y[-1] == pytest.approx(rows["value"].mean())
+
+
+def test_norms_say_how_many_layers_and_break_where_there_are_none(table, runs):
+    own = (table["run_id"] == "aaaa1111") & (table["matrix"] == "q_proj")
+    holed = gap(table, own & (table["step"] == 200))
+    holed = gap(holed, own & (table["step"] == 300) & (table["layer"] == 0))
+    figure = views.norms_over_training(holed, runs)
+    line = trace(figure, "grpo", "q_proj")
+    assert line.y[1] is None
+    assert not line.connectgaps
+    assert "mean over 3 of 4 layers" in line.customdata[2]
+    crosses = trace(figure, "grpo", NO_VALUE)
+    assert list(crosses.x) == [200]
+    assert "could not load" in crosses.customdata[0]
+
+
+def test_heat_maps_hold_the_table_on_a_shared_or_own_scale(table, runs):
+    shared = views.weight_heatmaps(table, runs)
+    own = views.weight_heatmaps(table, runs, shared_scale=False)
+    assert len(shared.data) == len(own.data) == 3
+    rows = table[(table["metric"] == "weights/relative_frobenius") & (table["step"] == 300)]
+    assert {t.zmax for t in shared.data} == {float(rows["value"].max())}
+    for heat in own.data:
+        run_id = runs.index[list(runs["name"]).index(heat.meta["series"])]
+        mine = rows[rows["run_id"] == run_id]
+        assert heat.zmax == pytest.approx(mine["value"].max())
+        cell = mine[(mine["layer"] == 2) & (mine["matrix"] == "gate_proj")]["value"].iloc[0]
+        assert heat.z[2][list(heat.x).index("gate_proj")] == pytest.approx(cell)
+    assert "shared scale 0" in shared.data[0].colorbar.title.text
+    assert "own scale 0" in own.data[0].colorbar.title.text
+
+
+def test_heat_maps_leave_a_cell_blank_and_say_why(table, runs):
+    cell = (table["run_id"] == "bbbb2222") & (table["layer"] == 1) & (table["matrix"] == "up_proj")
+    heat = trace(views.weight_heatmaps(gap(table, cell), runs), "sft", "sft")
+    column = list(heat.x).index("up_proj")
+    assert heat.z[1][column] is None
+    assert "no value: could not load" in heat.customdata[1][column]
+    assert heat.hoverongaps
+
+
+def test_heat_maps_at_a_step(table, runs):
+    figure = views.weight_heatmaps(table, runs, step=100)
+    assert "step 100" in figure.layout.annotations[0].text
+    assert not views.weight_heatmaps(table, runs, step=150).data
+
+
+def test_one_heat_map_clips_and_says_so(table, runs):
+    rows = table[table["run_id"] == "bbbb2222"]
+    figure = views.weight_heatmap(rows, runs, step=300, maximum=0.06)
+    heat = figure.data[0]
+    assert (heat.zmin, heat.zmax) == (0, 0.06)
+    values = rows[(rows["metric"] == "weights/relative_frobenius") & (rows["step"] == 300)]["value"]
+    clipped = int((values > 0.06).sum())
+    assert f"{clipped} of 28 cells above the scale, clipped" in figure.layout.title.text
+    assert heat.text[0][0] == "0.068"
+    assert "clipped" not in views.weight_heatmap(rows, runs, maximum=1.0).layout.title.text
+
+
+def test_one_heat_map_of_many_cells_has_no_numbers(make):
+    rows = [
+        make.row(
+            run_id="a", step=1, layer=i, matrix=m, metric="weights/relative_frobenius", value=0.1
+        )
+        for i in range(51)
+        for m in ("q_proj", "k_proj")
+    ]
+    assert views.weight_heatmap(make.frame(rows)).data[0].texttemplate is None
+    assert views.weight_heatmap(make.frame(rows[:100])).data[0].texttemplate == "%{text}"
+
+
+def test_one_heat_map_refuses_several_runs_and_a_bad_maximum(table, runs):
+    with pytest.raises(ValueError, match=r"for 3 runs .*use weight_heatmaps"):
+        views.weight_heatmap(table, runs)
+    with pytest.raises(ValueError, match="maximum is 0"):
+        views.weight_heatmap(table[table["run_id"] == "aaaa1111"], runs, maximum=0)
+
+
+def test_kl_draws_values_and_intervals(table, runs):
+    figure = views.kl_over_training(table, runs)
+    assert len(figure.data) == 4 * 3
+    line = trace(figure, "teacher_style: answer tokens", "grpo")
+    assert list(line.y) == pytest.approx([4e-3 / 3, 8e-3 / 3, 4e-3])
+    assert list(line.error_y.array) == pytest.approx([1.96 * y / 10 for y in line.y])
+    assert "n = 64" in line.customdata[0]
+    assert "nats/token" in line.customdata[0]
+
+
+def test_kl_against_the_fraction_of_the_run(table, runs):
+    runs.loc["aaaa1111", "steps"] = "600"
+    line = trace(
+        views.kl_over_training(table, runs, x="fraction", log_y=False),
+        "base_style: all tokens",
+        "grpo",
+    )
+    assert list(line.x) == pytest.approx([100 / 600, 200 / 600, 0.5])
+    alone = views.kl_over_training(table, x="fraction")
+    assert max(alone.data[0].x) == 1
+    with pytest.raises(ValueError, match="x is 'epoch'"):
+        views.kl_over_training(table, runs, x="epoch")
+
+
+def test_kl_breaks_at_a_missing_or_infinite_value(table, runs):
+    where = (table["metric"] == "kl/all_tokens") & (table["step"] == 200)
+    holed = gap(table, where & (table["run_id"] == "aaaa1111"), EVIL)
+    holed.loc[where & (table["run_id"] == "bbbb2222"), "value"] = math.inf
+    figure = views.kl_over_training(holed, runs)
+    assert trace(figure, "base_style: all tokens", "grpo").y[1] is None
+    assert trace(figure, "base_style: all tokens", "sft").y[1] is None
+    said = [t.customdata[0] for t in figure.data if t.meta["series"] == NO_VALUE]
+    assert any("not a finite number" in text for text in said)
+    assert any("&lt;script&gt;" in text for text in said)
+
+
+def test_scores_before_and_after(table, runs):
+    figure = views.scores_before_after(table, runs)
+    panel = "in-domain: sampled"
+    assert [t.meta["series"] for t in figure.data if t.meta["panel"] == panel] == [
+        "base",
+        "grpo",
+        "sft",
+        "sft-matched",
+    ]
+    assert list(trace(figure, panel, "base").y) == pytest.approx([0.6, 0.5])
+    bar = trace(figure, panel, "grpo")
+    assert list(bar.x) == ["add", "gcd"]
+    assert list(bar.y) == pytest.approx([0.8, 0.6])
+    assert bar.error_y.array[0] == pytest.approx(1.96 * (0.8 * 0.2 / 200) ** 0.5)
+    assert list(trace(figure, "out-of-domain: greedy", "sft").y) == pytest.approx([0.68])
+    assert "1.96" in figure.layout.title.subtitle.text
+    texts = [note.text for note in figure.layout.annotations]
+    assert any("no out-of-domain" in text for text in texts)
+
+
+def test_scores_keep_two_readings_of_the_base_apart(table, runs):
+    mine = (table["run_id"] == "bbbb2222") & (table["step"] == 0)
+    table.loc[mine, "value"] = table.loc[mine, "value"] - 0.01
+    figure = views.scores_before_after(table, runs)
+    names = {t.meta["series"] for t in figure.data}
+    assert {"base as measured for grpo, sft-matched", "base as measured for sft"} <= names
+
+
+def test_a_run_without_base_scores_borrows_those_of_its_base(table, runs):
+    table = table[~((table["run_id"] == "cccc3333") & (table["step"] == 0))]
+    figure = views.scores_over_training(table, runs)
+    line = trace(figure, "in-domain: add, greedy", "sft-matched")
+    assert list(line.x) == [0, 100, 200, 300]
+    table.loc[table["run_id"] == "cccc3333", "base_digest"] = "sha256:other"
+    figure = views.scores_over_training(table, runs)
+    assert list(trace(figure, "in-domain: add, greedy", "sft-matched").x) == [100, 200, 300]
+
+
+def test_a_missing_score_is_a_cross_not_a_bar_of_zero(table, runs):
+    where = (table["metric"] == "eval/in/add/greedy") & (table["step"] == 300)
+    figure = views.scores_before_after(gap(table, where & (table["run_id"] == "aaaa1111")), runs)
+    assert list(trace(figure, "in-domain: greedy", "grpo").x) == ["gcd"]
+    cross = trace(figure, "in-domain: greedy", NO_VALUE)
+    assert list(cross.x) == ["add"]
+    assert "could not load" in cross.customdata[0]
+
+
+def test_scores_over_training_of_one_kind(table, runs):
+    assert len(views.scores_over_training(table, runs).data) == 5 * 3
+    figure = views.scores_over_training(table, runs, kind="sampled")
+    assert len(figure.data) == 2 * 3
+    assert list(figure.data[0].y) == pytest.approx([0.6, 0.6 + 0.2 / 3, 0.6 + 0.4 / 3, 0.8])
+
+
+def test_in_versus_out_is_the_change_since_the_base(table, runs):
+    figure = views.in_versus_out(table, runs)
+    assert len(figure.data) == 3 + 1
+    line = trace(figure, "In-domain against out-of-domain change", "sft")
+    assert (line.x[0], line.y[0]) == (0, 0)
+    assert line.x[-1] == pytest.approx((0.12 + 0.06) / 2)
+    assert line.y[-1] == pytest.approx(-0.3)
+    pairs = [(0.6, 0.72), (0.5, 0.56)]
+    error = math.sqrt(sum(p * (1 - p) / 200 for pair in pairs for p in pair)) / 2
+    assert line.error_x.array[-1] == pytest.approx(1.96 * error)
+    assert set(line.error_x.array[:-1]) == {None}
+    assert figure.layout.xaxis.zeroline
+    assert figure.layout.yaxis.zeroline
+    assert "sampled, 2 skills" in figure.layout.xaxis.title.text
+    assert "greedy, 1 skill" in figure.layout.yaxis.title.text
+
+
+def test_in_versus_out_breaks_rather_than_average_fewer_skills(table, runs):
+    where = (table["metric"] == "eval/in/gcd/sampled") & (table["step"] == 200)
+    figure = views.in_versus_out(gap(table, where & (table["run_id"] == "aaaa1111")), runs)
+    line = trace(figure, "In-domain against out-of-domain change", "grpo")
+    assert line.x[2] is None
+    subtitle = figure.layout.title.subtitle.text.replace("<br>", " ")
+    assert "gap at step 200: gcd (sampled) has no value here: could not load" in subtitle
+
+
+def test_in_versus_out_leaves_out_a_skill_that_one_run_lacks(table, runs):
+    where = table["metric"].str.startswith("eval/in/gcd") & (table["run_id"] == "cccc3333")
+    figure = views.in_versus_out(table[~where], runs)
+    line = trace(figure, "In-domain against out-of-domain change", "sft")
+    assert line.x[-1] == pytest.approx(0.12)
+    assert "gcd (in-domain)" in figure.layout.title.subtitle.text.replace("<br>", " ")
+
+
+def test_cost_is_the_total_of_each_run(table, runs):
+    where = (table["metric"] == "cost/flops") & (table["run_id"] == "bbbb2222")
+    figure = views.cost(gap(table, where), runs)
+    assert len(figure.data) == 6 * 3
+    assert list(trace(figure, "tokens generated", "grpo").x) == [4e3 * 300]
+    assert list(trace(figure, "computation", "sft").text) == ["no value"]
+    titles = {axis.title.text for axis in figure.select_xaxes()}
+    assert {"seconds", "FLOP", "tokens", "problems"} <= titles
+
+
+def test_an_algorithm_keeps_its_colour_and_its_runs_differ(table, runs):
+    lines = {t.meta["series"]: t for t in views.in_versus_out(table, runs).data}
+    bars = {t.meta["series"]: t for t in views.cost(table, runs).data}
+    for name in ("grpo", "sft", "sft-matched"):
+        assert lines[name].line.color == bars[name].marker.color
+    assert lines["sft"].line.color == lines["sft-matched"].line.color != lines["grpo"].line.color
+    assert lines["sft"].line.dash != lines["sft-matched"].line.dash
+    assert bars["sft"].marker.pattern.shape != bars["sft-matched"].marker.pattern.shape
+
+
+def test_runs_are_named_by_algorithm_and_id_where_nothing_is_known(table):
+    names = {t.meta["series"] for t in views.cost(table).data}
+    assert names == {"grpo aaaa11", "sft bbbb22", "sft cccc33"}
+
+
+def test_runs_of_one_name_stay_apart(table, runs):
+    runs["name"] = "arm"
+    names = {t.meta["series"] for t in views.cost(table, runs).data}
+    assert names == {"arm aaaa11", "arm bbbb22", "arm cccc33"}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_an_empty_table_says_so(view, table, runs):
+    for empty in (table.iloc[:0], pd.DataFrame()):
+        figure = view(empty, runs)
+        assert not figure.data
+        assert "This " in figure.layout.annotations[0].text
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_one_run_without_parameters(view, table):
+    figure = view(table[table["run_id"] == "aaaa1111"])
+    assert figure.data
+    json.loads(figure.to_json())
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_nothing_but_gaps(view, table, runs):
+    one = table[table["run_id"] == "aaaa1111"]
+    figure = view(gap(one, one["value"].notna()), runs)
+    assert views.to_image(figure, width=800).size == (800, figure.layout.height)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_nulls_wherever_the_table_may_have_them(view, table):
+    one = table[table["run_id"] == "aaaa1111"].copy()
+    for column in ("base", "base_digest", "algorithm", "stderr", "n", "unit", "texts", "reason"):
+        one[column] = pd.NA
+    figure = view(one)
+    json.loads(figure.to_json())
+
+
+def test_missing_columns_are_named(table):
+    with pytest.raises(ValueError, match=r"lacks the columns \['stderr'\].*tidy table"):
+        views.kl_over_training(table.drop(columns="stderr"))
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_other_peoples_text_is_escaped(view, table, runs):
+    runs["name"] = EVIL
+    runs["algorithm"] = EVIL
+    one = table[table["run_id"] == "aaaa1111"].copy()
+    one["texts"] = "<b>probe</b> sha256:1"
+    one["metric"] = one["metric"].str.replace("/add/", "/<i>add/")
+    holed = gap(one, (one["step"] == 200) & one["value"].notna(), EVIL)
+    figure = view(holed, runs).to_dict()
+    for item in figure["data"]:
+        item.pop("meta")  # never shown
+    shown = json.dumps(figure)
+    for tag in ("<script", "<a ", "<b>", "<i>", "</"):
+        assert tag not in shown.replace("<extra></extra>", "")
+    assert "&lt;script" in shown
+
+
+def test_numbers_are_those_of_the_figure(table, runs):
+    scores = views.numbers(views.scores_before_after(table, runs))
+    row = scores[(scores["series"] == "sft") & (scores["x"] == "facts")]
+    assert row["y"].iloc[0] == pytest.approx(0.68)
+    heat = views.numbers(views.weight_heatmaps(table, runs))
+    assert len(heat) == 3 * 4 * 7
+    assert heat["value"].notna().all()
+
+
+def test_importing_the_package_does_not_import_the_views():
+    code = "import sys, mlflow_scalpel; sys.exit('plotly' in sys.modules or "
+    code += "'mlflow_scalpel.views' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,163 @@
+"""The report: one file, no network, nobody's markup but its own."""
+
+from __future__ import annotations
+
+import html.parser
+import re
+
+import pandas as pd
+import pytest
+from plotly.offline import get_plotlyjs
+
+from mlflow_scalpel import views
+
+EVIL = "<script>alert(\"x\")</script> <img src=x onerror='alert(1)'>"
+
+
+class Page(html.parser.HTMLParser):
+    """Tags with their attributes, and the text between them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a report and return its HTML without Plotly's own source."""
+
+    def writer(table, runs, **options) -> str:
+        path = views.write_report(table, runs, tmp_path / "a" / "r.html", title="T", **options)
+        text = path.read_text(encoding="utf-8")
+        assert text.count(get_plotlyjs()) == 1
+        return text.replace(get_plotlyjs(), "")
+
+    return writer
+
+
+def test_one_file_that_loads_nothing(write, table, runs):
+    text = write(table, runs)
+    page = Page(text)
+    assert not [tag for tag, _ in page.tags if tag in ("link", "img", "iframe", "object", "base")]
+    assert not [a for _, a in page.tags if "src" in a or "href" in a]
+    assert not re.search(r"@import|url\(", text)
+    assert not re.search(r"cdn\.|https?://(?!www\.w3\.org)", text.replace("https://plot.ly", ""))
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_sections_in_order_with_their_figures(write, table, runs):
+    text = write(table, runs)
+    stems = re.findall(r'<h2 id="(\w+)"', text)
+    assert stems == ["weights", "where", "kl", "scores", "in_versus_out", "cost", "confounders"]
+    assert len(re.findall(r'<div id="figure-\w+"', text)) == 9
+    assert "AdamW" in text
+
+
+def test_summary_says_what_was_compared_and_found(write, table, runs):
+    text = Page(write(table, runs, notes=["<b>a note</b>"])).text
+    assert "Base: tiny-base." in text
+    assert "One seed each (grpo; sft; sft-matched)" in text
+    assert "<b>a note</b>" in text
+    assert (
+        "grpo: in-domain sampled accuracy (mean over 2 skills) 0.550 \u2192 0.700 (+0.150 \u00b1"
+        in text
+    )
+    assert "out-of-domain greedy accuracy (facts) 0.980 \u2192 0.680 (\u22120.300 \u00b1" in text
+    assert "sft has 45 times the mean relative norm of grpo, and 0.9 times" in text
+
+
+def test_findings_claim_nothing_within_the_interval(table, runs):
+    said = {text.split(":")[0]: text for text in views.findings(table, runs) if ":" in text}
+    assert said["sft-matched"].count("an interval that includes 0") == 2
+    assert said["grpo"].count("an interval that includes 0") == 1
+    assert "includes 0" not in said["sft"]
+    table["stderr"] = pd.NA
+    bare = views.findings(table, runs)[0]
+    assert "no interval: standard errors are missing" in bare
+
+
+def test_findings_of_half_a_table(table, runs):
+    weights = table[table["metric"].str.startswith("weights/")]
+    text = views.findings(weights, runs)[0]
+    assert "no checkpoint was evaluated" in text
+    assert "KL from the base not measured" in text
+    scores = table[table["metric"].str.startswith("eval/") & (table["step"] > 0)]
+    assert "no scores of its base" in views.findings(scores, runs)[0]
+    assert "weights not compared" in views.findings(scores, runs)[0]
+
+
+def test_two_seeds_are_not_called_one(write, table, runs):
+    runs.loc["bbbb2222"] = runs.loc["cccc3333"]
+    runs["name"] = ["grpo", "sft-a", "sft-b"]
+    runs["seed"] = ["42", "42", "43"]
+    assert "One seed (grpo):" in write(table, runs)
+    assert "Seeds were not recorded" in write(table, None)
+
+
+def test_other_peoples_text_is_escaped(write, table, runs):
+    runs["name"] = [EVIL, "sft", "b"]
+    runs["beta"] = EVIL
+    runs[EVIL] = ["a", "b", "c"]
+    table["base"] = EVIL
+    table.loc[table["step"] == 200, ["value", "status", "reason"]] = [None, "failed", EVIL]
+    page = Page(write(table, runs, notes=[EVIL]))
+    assert "alert" not in str(page.tags)
+    assert [tag for tag, _ in page.tags].count("script") == 1 + 9  # Plotly and the figures
+    assert page.text.count(EVIL) >= 5
+
+
+def test_missing_sections_say_what_to_run(write, table, runs):
+    text = Page(write(table.iloc[:0], None)).text
+    assert "mlflow run . -e compare" in text
+    assert "mlflow run . -e evaluate" in text
+    assert "the table has no runs" in text
+    assert "Nothing was recorded about the runs" in text
+
+
+def test_missing_values_are_listed(write, table, runs):
+    table.loc[table["metric"] == "kl/all_tokens", ["value", "status", "reason"]] = [
+        None,
+        "failed",
+        "out of memory",
+    ]
+    assert "kl/all_tokens: 18 of 18 values (out of memory)" in Page(write(table, runs)).text
+
+
+def test_figures_as_files(table, runs, tmp_path):
+    written = views.write_figures(table, runs, tmp_path / "figures")
+    stems = {path.stem for path in written if path.suffix == ".png"}
+    assert len(stems) == 9
+    assert stems == {p.stem for p in written if p.suffix == ".csv"} - {"confounders"}
+    assert all(path.stat().st_size for path in written)
+    kl = pd.read_csv(tmp_path / "figures" / "kl_over_training.csv")
+    row = kl[(kl["panel"] == "base_style: all tokens") & (kl["series"] == "sft") & (kl["x"] == 300)]
+    assert row["y"].iloc[0] == pytest.approx(0.09)
+    assert row["half_y"].iloc[0] == pytest.approx(1.96 * 0.009)
+
+
+def test_confounders(runs):
+    frame = views.confounders(runs)
+    assert list(frame.columns) == ["grpo", "sft", "sft-matched"]
+    assert list(frame.index) == ["learning_rate", "data", "algorithm", "beta"]
+    assert list(frame.loc["beta"]) == ["0", "not recorded", "not recorded"]
+    assert views.confounders(runs.iloc[:1]).empty
+    runs["learning_rate"] = ["1e-06", "0.000001", 1e-6]
+    assert "learning_rate" not in views.confounders(runs).index
+
+
+def test_confounder_table_always_shows_five_and_escapes(runs):
+    runs["data"] = EVIL
+    text = views.confounder_table(runs)
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    for parameter in ("learning_rate", "steps", "dtype", "data", "seed"):
+        assert f"<th>{parameter}</th>" in text
+    assert text.count('<tr class="same">') == 4
