@@ -69,11 +69,14 @@ def weight_rows(
             yield from _failed({**place, "dtype": dtype}, "shape mismatch", str(error))
             continue
         for metric in metrics:
+            value = metric.function(moments, training)
+            if value is None:  # the metric does not apply here
+                continue
             yield {
                 **place,
                 "metric": metric.name,
                 "metric_version": metric.version,
-                "value": metric.function(moments, training),
+                "value": value,
                 "unit": metric.unit,
                 "dtype": dtype,
             }

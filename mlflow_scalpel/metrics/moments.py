@@ -26,7 +26,7 @@ class Training:
     """What a weight metric may know of the training that made W_t."""
 
     learning_rate_sum: float | None
-    """Sum of the learning rates of all steps so far; None where it is not known."""
+    """Sum of the learning rates of all steps so far: 0 at the base, None where it is not known."""
 
 
 def update_moments(base: Tensor, checkpoint: Tensor) -> Moments:

@@ -10,12 +10,14 @@ from mlflow_scalpel.metrics.relative_frobenius import relative_frobenius
 
 
 @weight_metric("weights/relative_frobenius_per_lr", unit="1/learning rate")
-def relative_frobenius_per_lr(moments: Moments, training: Training) -> float:
+def relative_frobenius_per_lr(moments: Moments, training: Training) -> float | None:
     """||W_t - W_0||_F / ||W_0||_F divided by the sum of the learning rates of all steps so far.
 
-    NaN where that sum is 0 or unknown. In the paper's runs the norms differ 44 times and this by
+    NaN where that sum is unknown; None at the base, where no step has been taken. In the paper's runs the norms differ 44 times and this by
     8 %: the difference in size is the learning rate's.
     """
-    if not training.learning_rate_sum:
+    if training.learning_rate_sum is None:
         return math.nan
+    if training.learning_rate_sum == 0.0:
+        return None
     return relative_frobenius(moments, training) / training.learning_rate_sum

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from mlflow_scalpel.recipes.fields import Recipe, Strict
 
@@ -23,6 +23,11 @@ class Arm(Stage):
 
     name: str = Field(pattern=r"^[\w.-]+$")
     stage: Literal["sft", "grpo"]
+    learning_rates: list[PositiveFloat] = []
+    """Candidates: each is tried in a pilot run without probes, and the arm takes the largest whose
+    training does not collapse (see mlflow_scalpel.training.pilots)."""
+    learning_rate_of: str | None = None
+    """Name of the arm whose learning rate this one takes."""
 
 
 class MainRecipe(Recipe):
@@ -52,6 +57,13 @@ class MainRecipe(Recipe):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two arms are called {twice[0]!r}; give each a name of its own")
+        chosen = {arm.name for arm in self.arms if arm.learning_rates}
+        for arm in self.arms:
+            if arm.learning_rate_of is not None and arm.learning_rate_of not in chosen:
+                raise ValueError(
+                    f"arm {arm.name} takes the learning rate of {arm.learning_rate_of!r}, which is "
+                    "no arm with learning_rates; name one, or set its rate under `set`"
+                )
         if self.compare is not None and len(self.arms) < 2:
             raise ValueError("compare needs two arms or more; add one, or set compare to null")
         return self

@@ -134,7 +134,7 @@ class CheckpointCallback(TrainerCallback):
             step,
             self._run_id,
             self._algorithm,
-            self._learning_rate_sum if step else None,
+            self._learning_rate_sum,
         )
         measured = self._comparison.measure(subject)
         summary = summarise(measured)

@@ -60,9 +60,22 @@ def confounders(runs: pd.DataFrame, *, always: Sequence[str] = ()) -> pd.DataFra
 def confounder_table(runs: pd.DataFrame) -> Markup:
     """`confounders` as an HTML table, with learning rate, steps, dtype, data and seed in any case.
 
-    Every cell is escaped. Rows in which all runs agree have the class `same`.
+    Every cell is escaped. Rows in which all runs agree have the class `same`; parameters that only
+    some of the runs record stand in a part of their own, which opens on a click.
     """
     frame = confounders(runs, always=FIRST)
+    # SFT and GRPO each have dozens of settings that the other does not know: those stand apart.
+    partial = (frame == ABSENT).any(axis=1) & ~frame.index.isin(FIRST)
+    own = frame[partial]
+    shown = _html_table(frame[~partial])
+    if own.empty:
+        return shown
+    return shown + Markup(
+        "<details><summary>{} more that only some of the runs record</summary>{}</details>"
+    ).format(len(own), _html_table(own))
+
+
+def _html_table(frame: pd.DataFrame) -> Markup:
     head = Markup("").join(Markup("<th>{}</th>").format(name) for name in frame.columns)
     body = Markup("")
     for parameter, cells in zip(frame.index, frame.itertuples(index=False), strict=True):

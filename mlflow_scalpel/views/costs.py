@@ -11,6 +11,7 @@ from mlflow_scalpel.views.tidy import last_step, ordered, read, reasons
 #: metric -> (panel title, unit where the table gives none)
 WORDS = {
     "cost/wall_seconds": ("wall time", "seconds"),
+    "cost/measuring_seconds": ("of it, logging and measuring", "seconds"),
     "cost/flops": ("computation", "FLOP"),
     "cost/tokens_trained": ("tokens trained on", "tokens"),
     "cost/tokens_generated": ("tokens generated", "tokens"),
