@@ -1,0 +1,172 @@
+"""Two versions in, one tidy table out, against direct computations."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mlflow_scalpel.checkpoints import log_base, log_checkpoint
+from mlflow_scalpel.comparison import (
+    COLUMNS,
+    Comparison,
+    Subject,
+    build_probe,
+    read_table,
+    tidy,
+    write_table,
+)
+from mlflow_scalpel.comparison.store import describe_runs, gather, log_table, stored_table
+from mlflow_scalpel.errors import ScalpelError
+
+PAIRS = [("1+1=?", "2"), ("what is the capital", "a long answer of many letters"), ("a", "b")]
+
+
+@pytest.fixture(scope="module")
+def probe(first_model):
+    return build_probe("pairs", PAIRS, AutoTokenizer.from_pretrained(first_model))
+
+
+@pytest.fixture
+def moved(first_model: Path, tmp_path: Path) -> Path:
+    """The first model with every weight moved a little."""
+    directory = tmp_path / "moved"
+    shutil.copytree(first_model, directory)
+    torch.manual_seed(5)
+    tensors = load_file(directory / "model.safetensors")
+    changed = {name: w + 0.02 * torch.randn_like(w) for name, w in tensors.items()}
+    save_file(changed, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def subject(directory: Path, step: int = 0, **more) -> Subject:
+    return Subject(directory, f"model-{step}", f"sha256:{step}", step, **more)
+
+
+def rows_of(table, metric: str):
+    return table[table["metric"] == metric]
+
+
+def test_weights_of_every_layer_and_matrix(first_model, moved, tmp_path):
+    after = subject(moved, 10, run_id="r", algorithm="sft", learning_rate_sum=0.5)
+    table = Comparison(subject(first_model), []).measure(after)
+    norms = rows_of(table, "weights/relative_frobenius")
+    assert len(norms) == 2 * 7
+    before, now = (load_file(d / "model.safetensors") for d in (first_model, moved))
+    for row in norms.itertuples():
+        block = "self_attn" if row.matrix[0] in "qkvo" else "mlp"
+        name = f"model.layers.{row.layer}.{block}.{row.matrix}.weight"
+        change = torch.linalg.norm(now[name].double() - before[name].double())
+        expected = float(change / torch.linalg.norm(before[name].double()))
+        assert row.value == pytest.approx(expected, rel=1e-9)
+    per_rate = rows_of(table, "weights/relative_frobenius_per_lr")
+    assert list(per_rate["value"]) == pytest.approx([value / 0.5 for value in norms["value"]])
+    assert set(table["run_id"]) == {"r"}
+    assert set(table["base"]) == {"model-0"}
+
+
+def test_kl_against_the_models_own_logits(first_model, moved, probe):
+    table = Comparison(subject(first_model), [probe]).measure(subject(moved, 10))
+    base = AutoModelForCausalLM.from_pretrained(first_model).eval()
+    checkpoint = AutoModelForCausalLM.from_pretrained(moved).eval()
+    everywhere, answers = [], []
+    for item in probe.items:
+        ids = torch.tensor([item.ids])
+        with torch.no_grad():
+            log_p = base(input_ids=ids).logits[0].double().log_softmax(-1)
+            log_q = checkpoint(input_ids=ids).logits[0].double().log_softmax(-1)
+        kl = (log_p.exp() * (log_p - log_q)).sum(-1)
+        everywhere.append(float(kl.mean()))
+        answers.append(float(kl[item.answer].mean()))
+    for metric, values in (("kl/all_tokens", everywhere), ("kl/answer_tokens", answers)):
+        (row,) = rows_of(table, metric).itertuples()
+        assert row.value == pytest.approx(sum(values) / 3, rel=1e-4)
+        assert row.stderr == pytest.approx(
+            float(torch.tensor(values).double().std()) / math.sqrt(3), rel=1e-4
+        )
+        assert (row.n, row.unit, row.dtype) == (3, "nats/token", "float32")
+        assert row.texts == probe.texts
+
+
+def test_a_model_is_at_kl_zero_from_itself(first_model, probe):
+    table = Comparison(subject(first_model), [probe]).measure(subject(first_model))
+    assert list(rows_of(table, "kl/all_tokens")["value"]) == [0.0]
+    assert set(rows_of(table, "weights/relative_frobenius")["value"]) == {0.0}
+
+
+def test_answer_positions_predict_the_answer_and_its_end(first_model):
+    tokenizer = AutoTokenizer.from_pretrained(first_model)
+    tokenizer.chat_template += "{% if not add_generation_prompt %}<|end|>{% endif %}"
+    probe = build_probe("p", [("1+1=?", "2")], tokenizer, system_prompt="be brief")
+    (item,) = probe.items
+    predicted = [item.ids[position + 1] for position in range(len(item.ids) - 1)][item.answer]
+    assert tokenizer.convert_ids_to_tokens(predicted) == ["2", "<|end|>"]
+    assert tokenizer.decode(item.ids).startswith("<|system|>")
+
+
+def test_texts_are_named_by_their_content(first_model):
+    tokenizer = AutoTokenizer.from_pretrained(first_model)
+    names = {
+        build_probe("p", PAIRS, tokenizer).texts,
+        build_probe("p", PAIRS[:2], tokenizer).texts,
+        build_probe("p", PAIRS, tokenizer, system_prompt="x").texts,
+    }
+    assert len(names) == 3
+    tokenizer.chat_template = None
+    with pytest.raises(ScalpelError, match="no chat template"):
+        build_probe("p", PAIRS, tokenizer)
+
+
+def test_what_cannot_be_compared_is_a_row_that_says_why(first_model, make_model, tmp_path):
+    directory = tmp_path / "odd"
+    shutil.copytree(first_model, directory)
+    tensors = load_file(directory / "model.safetensors")
+    del tensors["model.layers.0.self_attn.q_proj.weight"]
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = tensors[name][:-1].contiguous()
+    tensors["model.layers.1.mlp.down_proj.weight"].fill_(float("nan"))
+    save_file(tensors, directory / "model.safetensors")
+    table = Comparison(subject(first_model), []).measure(subject(directory, 1))
+    norms = rows_of(table, "weights/relative_frobenius").set_index(["layer", "matrix"])
+    assert norms.loc[(0, "q_proj"), "status"] == "missing"
+    assert norms.loc[(1, "up_proj"), "status"] == "shape mismatch"
+    assert norms.loc[(1, "down_proj"), "status"] == "undefined"
+    assert (norms["status"] == "ok").sum() == 11
+    assert norms[norms["status"] != "ok"]["reason"].notna().all()
+
+
+def test_the_table_survives_parquet_and_refuses_unknown_columns(tmp_path):
+    table = tidy([{"metric": "a", "value": 1.5, "layer": 3}, {"metric": "b", "value": math.nan}])
+    assert list(table.columns) == list(COLUMNS)
+    assert list(table["status"]) == ["ok", "undefined"]
+    again = read_table(write_table(table, tmp_path / "table.parquet"))
+    assert again.equals(table)
+    with pytest.raises(ValueError, match="no column 'colour'"):
+        tidy([{"colour": 1}])
+
+
+def test_tables_are_kept_in_mlflow_and_gathered(tracking, first_model, moved):
+    with mlflow.start_run(run_name="one") as run:
+        base = log_base(str(first_model))
+        log_checkpoint(moved, step=5, base=base.model_id, params={"learning_rate_sum": 0.25})
+        mlflow.log_params({"algorithm": "sft", "learning_rate": 0.05, "seed": 1})
+        mlflow.log_metric("cost/flops", 1e12)
+    run_id = run.info.run_id
+    assert stored_table(run_id) is None
+    measured = gather([run_id])  # nothing was logged, so the weights are measured now
+    assert set(measured["step"]) == {5}
+    assert len(rows_of(measured, "weights/relative_frobenius_per_lr")) == 14
+    extra = tidy([{"run_id": run_id, "step": 5, "metric": "kl/all_tokens", "value": 1.0}])
+    log_table(extra, run_id)
+    assert list(gather([run_id])["metric"]) == ["kl/all_tokens"]
+    described = describe_runs([run_id]).loc[run_id]
+    assert (described["name"], described["learning_rate"]) == ("one", "0.05")
+    assert described["cost/flops"] == "1e+12"
+    with pytest.raises(ScalpelError, match="no such run"):
+        gather(["0" * 32])

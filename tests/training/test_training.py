@@ -1,0 +1,156 @@
+"""What goes into TRL, what its rewards do, what a run is said to cost."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from trl import GRPOConfig, SFTConfig
+
+from mlflow_scalpel.errors import RecipeError, ScalpelError
+from mlflow_scalpel.recipes import load_recipe, read_recipe
+from mlflow_scalpel.recipes.training import Checkpoints, GrpoTrain, Train
+from mlflow_scalpel.training.arguments import grpo_fields, sft_fields, total_steps
+from mlflow_scalpel.training.cost import Cost, estimate_flops
+from mlflow_scalpel.training.examples import grpo_examples, sft_examples
+from mlflow_scalpel.training.pilots import choose, collapsed
+from mlflow_scalpel.training.rewards import Rewards
+
+PROJECTS = Path(__file__).parents[2] / "projects"
+
+
+def recipe_of(stage: str, settings: str = "", name: str = "tiny"):
+    return load_recipe(name, PROJECTS / stage / "recipes", stage=stage, settings=settings)
+
+
+@pytest.mark.parametrize("path", sorted(PROJECTS.glob("grpo/recipes/*.yaml")), ids=lambda p: p.stem)
+def test_every_grpo_recipe_is_what_trl_takes(path, tmp_path):
+    recipe = read_recipe(path)
+    config = GRPOConfig(**grpo_fields(recipe, tmp_path, rows=100_000))
+    for field in set(GrpoTrain.model_fields) - {
+        "dtype",
+        "attn_implementation",
+        "max_steps",
+        "num_train_epochs",
+    }:
+        assert getattr(config, field) == getattr(recipe.train, field), field
+    assert config.model_init_kwargs["dtype"] == recipe.train.dtype
+    assert config.reward_weights == [recipe.rewards.accuracy, recipe.rewards.format]
+
+
+@pytest.mark.parametrize("path", sorted(PROJECTS.glob("sft/recipes/*.yaml")), ids=lambda p: p.stem)
+def test_every_sft_recipe_is_what_trl_takes(path, tmp_path):
+    recipe = read_recipe(path)
+    config = SFTConfig(**sft_fields(recipe, tmp_path, rows=100_000))
+    assert config.max_length == recipe.train.max_length
+    assert config.completion_only_loss == (recipe.train.loss_on == "completion")
+    assert config.learning_rate == recipe.train.learning_rate
+
+
+@pytest.mark.parametrize(
+    ("model", "field"),
+    [(GrpoTrain, "loss_type"), (GrpoTrain, "scale_rewards"), (Train, "lr_scheduler_type")],
+)
+def test_every_choice_that_a_recipe_may_make_exists_in_trl(model, field, tmp_path):
+    for choice in get_args(model.model_fields[field].annotation):
+        recipe = recipe_of("grpo", f"train.{field}={choice}")
+        assert GRPOConfig(**grpo_fields(recipe, tmp_path, rows=1000))
+
+
+@pytest.mark.parametrize("steps", [20, 60, 100, 571])
+def test_the_save_interval_gives_the_asked_checkpoints(steps):
+    interval = Checkpoints(count=20).save_steps(steps)
+    saved = {step for step in range(1, steps + 1) if step % interval == 0} | {steps}
+    assert len(saved) == 20
+
+
+def test_lengths_in_epochs_are_known_once_the_data_is():
+    recipe = recipe_of("sft", "train.max_steps=null train.num_train_epochs=2 checkpoints.count=10")
+    assert total_steps(recipe, rows=480) == 10
+    with pytest.raises(RecipeError, match="which gives"):
+        total_steps(recipe, rows=700)
+    with pytest.raises(RecipeError, match="has 50 rows, and one step takes 96"):
+        total_steps(recipe, rows=50)
+
+
+def test_both_algorithms_draw_from_the_same_problems():
+    sft, grpo = sft_examples(recipe_of("sft")), grpo_examples(recipe_of("grpo"))
+    assert sft["prompt"] == grpo["prompt"]
+    assert len({row[0]["content"] for row in sft["prompt"]}) == len(sft)
+    with_system = grpo_examples(recipe_of("grpo", "'system_prompt=think first'"))
+    assert with_system[0]["prompt"][0] == {"role": "system", "content": "think first"}
+
+
+class Counted:
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    def __call__(self, name: str, value: float) -> None:
+        self.values[name] = value
+
+
+def judge(texts: list[str], gold: list[str]):
+    rewards, counted = Rewards(), Counted()
+    completions = [[{"role": "assistant", "content": text}] for text in texts]
+    ids = [[1] * len(text) for text in texts]
+    given = rewards.accuracy(
+        completions=completions, answer=gold, completion_ids=ids, log_metric=counted, prompts=[]
+    )
+    return rewards, given, counted.values, rewards.format(completions=completions)
+
+
+BLOCKS = "<think>\n1+1=2\n</think>\n<answer>\n\\boxed{2}\n</answer>"
+
+
+def test_rewards_count_what_goes_wrong():
+    texts = [BLOCKS, "\\boxed{3}", "", "2"]
+    rewards, given, counted, form = judge(texts, ["2", "2", "2", "2"])
+    assert given == [1.0, 0.0, 0.0, 0.0]
+    assert form == [1.0, 0.0, 0.0, 0.0]
+    assert counted["reward_checks/empty_completions"] == 0.25
+    assert counted["reward_checks/boxed"] == 0.5
+    assert rewards.tokens_generated == sum(map(len, texts))
+    assert rewards.warning() is None
+
+
+def test_a_gold_answer_that_does_not_parse_is_counted_and_not_judged():
+    _, given, counted, form = judge([BLOCKS, BLOCKS], ["", "2"])
+    assert given == [None, 1.0]
+    assert counted["reward_checks/gold_unparsable"] == 0.5
+    assert form == [1.0, 1.0]
+
+
+def test_completions_that_would_take_seconds_do_not():
+    nasty = ["\\boxed{9^{9^{9^9}}}", "\\boxed{10^{10^{10}}}", "\\boxed{99999999!}"] * 4
+    started = time.monotonic()
+    _, given, _, _ = judge(nasty, ["2"] * len(nasty))
+    assert given == [0.0] * len(nasty)
+    assert time.monotonic() - started < 5
+
+
+def test_a_reward_that_is_always_zero_is_said():
+    rewards, *_ = judge(["2", "\\boxed{3}"], ["2", "2"])
+    assert "0 for all 2 completions" in str(rewards.warning())
+    assert "1 of them hold a \\boxed" in str(rewards.warning())
+
+
+def test_flops_and_cost():
+    assert estimate_flops(10, tokens_trained=100, tokens_sampled=0) == 6 * 10 * 100
+    assert estimate_flops(10, tokens_trained=100, tokens_sampled=100) == 8 * 10 * 100
+    cost = Cost(1, 2, 3, 4, 5.0, 6.0, 7.0)
+    assert cost.metrics()["cost/tokens_generated"] == 4.0
+
+
+def test_the_rule_for_learning_rates():
+    steady = [0.1 * step for step in range(1, 21)]
+    fell = [*steady[:15], *([0.5] * 5)]
+    assert not collapsed(steady, more_is_better=True)
+    assert collapsed(fell, more_is_better=True)
+    assert collapsed([*steady, float("nan")], more_is_better=True)
+    assert not collapsed([1 / value for value in steady], more_is_better=False)
+    assert collapsed(steady, more_is_better=False)
+    assert choose({1e-4: steady, 1e-3: fell, 5e-4: steady}, more_is_better=True) == 5e-4
+    with pytest.raises(ScalpelError, match="collapsed at every learning rate tried"):
+        choose({1e-3: fell}, more_is_better=True)
