@@ -35,6 +35,7 @@ class Comparison:
         self, base: Subject, probes: list[Probe], *, dtype: str = "float32", device: str = "cpu"
     ) -> None:
         self.base = base
+        self.probes = probes
         self._weights = StoredWeights(base.directory)
         self._divergence = (
             Divergence(base.directory, probes, dtype=dtype, device=device) if probes else None

@@ -27,6 +27,10 @@ class Probe:
 
     name: str
     texts: str
+    digest: str
+    """First 16 hex digits of the SHA-256 of the texts and the system prompt."""
+    pairs: tuple[tuple[str, str], ...]
+    """Problem and solution of each text."""
     items: tuple[ProbeText, ...]
 
 
@@ -65,7 +69,8 @@ def build_probe(
         json.dumps([system_prompt, *map(list, pairs)], ensure_ascii=False).encode()
     ).hexdigest()[:16]
     template = hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()[:16]
-    return Probe(name, f"{name} sha256:{digest} template:{template}", tuple(items))
+    texts = f"{name} sha256:{digest} template:{template}"
+    return Probe(name, texts, digest, tuple(pairs), tuple(items))
 
 
 def _ids(tokenizer: Any, messages: list[dict[str, str]], **how: bool) -> list[int]:

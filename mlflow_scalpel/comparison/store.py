@@ -17,6 +17,7 @@ from mlflow_scalpel.comparison.table import read_table, write_table
 from mlflow_scalpel.errors import ScalpelError
 
 TABLE = "scalpel/table.parquet"
+ARGUMENTS = "training_arguments.json"
 EVALUATED_RUN_TAG = "scalpel.evaluated_run"
 
 # Params that differ between any two runs and say nothing about what was done.
@@ -107,10 +108,22 @@ def describe_runs(run_ids: list[str]) -> pd.DataFrame:
             "data": params.get("data"),
             "seed": params.get("seed"),
         }
-        others = {key: value for key, value in params.items() if key not in _UNTOLD}
+        others = {
+            key: value
+            for key, value in {**_arguments(run_id), **params}.items()
+            if key not in _UNTOLD
+        }
         counts = {key: f"{value:.6g}" for key, value in metrics.items() if key.startswith("cost/")}
         rows[run_id] = known | {k: v for k, v in {**others, **counts}.items() if k not in known}
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _arguments(run_id: str) -> dict[str, str]:
+    """Every training argument that was logged on the run, as text; none where nothing was."""
+    if ARGUMENTS not in {file.path for file in MlflowClient().list_artifacts(run_id)}:
+        return {}
+    logged = mlflow.artifacts.load_dict(f"runs:/{run_id}/{ARGUMENTS}")
+    return {key: str(value) for key, value in logged.items()}
 
 
 def get_run(run_id: str) -> Run:

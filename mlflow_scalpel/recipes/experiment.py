@@ -24,8 +24,8 @@ class Arm(Stage):
     name: str = Field(pattern=r"^[\w.-]+$")
     stage: Literal["sft", "grpo"]
     learning_rates: list[PositiveFloat] = []
-    """Candidates: each is tried in a pilot run without probes, and the arm takes the largest whose
-    training does not collapse (see mlflow_scalpel.training.pilots)."""
+    """Candidates: each is tried in a pilot run without probes, and the arm takes the one that ends
+    with the best training reward or loss (see mlflow_scalpel.training.pilots)."""
     learning_rate_of: str | None = None
     """Name of the arm whose learning rate this one takes."""
 

@@ -175,7 +175,7 @@ class SftRecipe(TrainingRecipe):
 
     stage: Literal["sft"]
     train: SftTrain
-    heatmap_maximum: PositiveFloat = 0.1
+    heatmap_maximum: PositiveFloat = 0.2
 
     @model_validator(mode="after")
     def _data_has_solutions(self) -> SftRecipe:
@@ -193,7 +193,7 @@ class GrpoRecipe(TrainingRecipe):
     stage: Literal["grpo"]
     train: GrpoTrain
     rewards: Rewards = Rewards()
-    heatmap_maximum: PositiveFloat = 0.02
+    heatmap_maximum: PositiveFloat = 0.05
 
     @model_validator(mode="after")
     def _data_has_answers(self) -> GrpoRecipe:

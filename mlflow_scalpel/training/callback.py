@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
+from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Metric
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -73,6 +74,10 @@ class CheckpointCallback(TrainerCallback):
         self._parameters = sum(weight.numel() for weight in model.parameters()) - embedded
         self._steps = state.max_steps
         if state.is_world_process_zero:
+            for probe in self._comparison.probes:
+                texts = pd.DataFrame(probe.pairs, columns=["problem", "solution"])
+                dataset = from_pandas(texts, name=probe.name, digest=probe.digest)
+                mlflow.log_input(dataset, context="probe")
             self._measure(self._base.directory, self._base.model_id, self._base.digest, 0)
 
     def on_optimizer_step(
@@ -138,9 +143,8 @@ class CheckpointCallback(TrainerCallback):
         )
         measured = self._comparison.measure(subject)
         summary = summarise(measured)
-        if step:
-            image = heatmap_image(measured, step, self._recipe.heatmap_maximum)
-            mlflow.log_image(image, key="weights/relative_frobenius", step=step)
+        image = heatmap_image(measured, step, self._recipe.heatmap_maximum)
+        mlflow.log_image(image, key="weights/relative_frobenius", step=step)
         self._measuring += time.monotonic() - started
         cost = self._cost(step).metrics()
         self._log_metrics({**summary, **cost}, step, model_id)
@@ -159,13 +163,23 @@ class CheckpointCallback(TrainerCallback):
 
     def _log_metrics(self, values: dict[str, float], step: int, model_id: str) -> None:
         now = int(time.time() * 1000)
-        self._client.log_batch(
-            self._run_id,
-            metrics=[
-                Metric(key, value, now, step, model_id=model_id, run_id=self._run_id)
-                for key, value in values.items()
-            ],
-        )
+        digests = {probe.name: probe.digest for probe in self._comparison.probes}
+        metrics = []
+        for key, value in values.items():
+            texts = key.rsplit("/", 1)[1] if key.startswith("kl/") else None
+            metrics.append(
+                Metric(
+                    key,
+                    value,
+                    now,
+                    step,
+                    model_id=model_id,
+                    dataset_name=texts,
+                    dataset_digest=digests[texts] if texts else None,
+                    run_id=self._run_id,
+                )
+            )
+        self._client.log_batch(self._run_id, metrics=metrics)
 
     def _cost(self, step: int) -> Cost:
         trained = self._tokens_seen()

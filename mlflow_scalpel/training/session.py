@@ -10,6 +10,7 @@ import mlflow
 
 from mlflow_scalpel.checkpoints import log_base, resolve
 from mlflow_scalpel.comparison import Comparison, Probe, Subject, build_probe
+from mlflow_scalpel.comparison.store import ARGUMENTS
 from mlflow_scalpel.data import load_rows
 from mlflow_scalpel.recipes.training import TrainingRecipe
 from mlflow_scalpel.stage import OpenStage
@@ -54,10 +55,19 @@ def open_probe(name: str, recipe: TrainingRecipe, tokenizer: Any) -> Probe:
     return build_probe(name, pairs, tokenizer, system_prompt=recipe.system_prompt)
 
 
-def log_settings(recipe: TrainingRecipe, base: OpenBase, algorithm: str, rows: int) -> None:
-    """Params beside those of TrainingArguments: what the trainers do not know of a run."""
+def log_settings(
+    recipe: TrainingRecipe, base: OpenBase, algorithm: str, rows: int, arguments: Any, steps: int
+) -> None:
+    """Log what the recipe says as params, and every training argument as an artifact.
+
+    MLflow's charts write all params of a run beside each picture: with the 150 fields of
+    TrainingArguments among them no picture is left to see.
+    """
+    mlflow.log_dict(arguments.to_dict(), ARGUMENTS)
     mlflow.log_params(
         {
+            **recipe.train.model_dump(exclude={"dtype", "num_train_epochs", "logging_steps"}),
+            "max_steps": steps,
             "algorithm": algorithm,
             "base_model": recipe.model,
             "base_model_id": base.model_id,

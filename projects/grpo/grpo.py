@@ -27,7 +27,7 @@ with open_stage("grpo", Path(__file__).parent / "recipes") as stage:
     )
     trainer.remove_callback(PrinterCallback)  # a line a step; the callback below prints what counts
     if stage.run_id:
-        log_settings(recipe, base, "grpo", len(examples))
+        log_settings(recipe, base, "grpo", len(examples), trainer.args, trainer.args.max_steps)
         trainer.add_callback(
             CheckpointCallback(
                 recipe,

@@ -10,7 +10,7 @@ with open_stage("main", HERE / "recipes") as stage:
     import mlflow
 
     from mlflow_scalpel.experiment import Experiment
-    from mlflow_scalpel.training.pilots import JUDGED_BY, choose
+    from mlflow_scalpel.training.pilots import JUDGED_BY, choose, final_mean
 
     recipe = stage.recipe
     client = mlflow.MlflowClient()
@@ -30,7 +30,10 @@ with open_stage("main", HERE / "recipes") as stage:
         }
         rate = choose(histories, more_is_better=more_is_better)
         mlflow.log_param(f"learning_rate_{arm.name}", rate)
-        print(f"{arm.name}: of the learning rates {list(pilots)} the rule takes {rate:g}")
+        ends = {rate: final_mean(history) for rate, history in histories.items()}
+        mlflow.log_dict({str(rate): end for rate, end in ends.items()}, f"pilots/{arm.name}.json")
+        print(f"{arm.name}: {metric} by learning rate at the end of the pilots: {ends}")
+        print(f"{arm.name}: the rule takes {rate:g}")
         return rate
 
     def run_arm(arm) -> str:

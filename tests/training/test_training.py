@@ -15,7 +15,7 @@ from mlflow_scalpel.recipes.training import Checkpoints, GrpoTrain, Train
 from mlflow_scalpel.training.arguments import grpo_fields, sft_fields, total_steps
 from mlflow_scalpel.training.cost import Cost, estimate_flops
 from mlflow_scalpel.training.examples import grpo_examples, sft_examples
-from mlflow_scalpel.training.pilots import choose, collapsed
+from mlflow_scalpel.training.pilots import choose, final_mean
 from mlflow_scalpel.training.rewards import Rewards
 
 PROJECTS = Path(__file__).parents[2] / "projects"
@@ -144,13 +144,12 @@ def test_flops_and_cost():
 
 
 def test_the_rule_for_learning_rates():
-    steady = [0.1 * step for step in range(1, 21)]
-    fell = [*steady[:15], *([0.5] * 5)]
-    assert not collapsed(steady, more_is_better=True)
-    assert collapsed(fell, more_is_better=True)
-    assert collapsed([*steady, float("nan")], more_is_better=True)
-    assert not collapsed([1 / value for value in steady], more_is_better=False)
-    assert collapsed(steady, more_is_better=False)
-    assert choose({1e-4: steady, 1e-3: fell, 5e-4: steady}, more_is_better=True) == 5e-4
-    with pytest.raises(ScalpelError, match="collapsed at every learning rate tried"):
-        choose({1e-3: fell}, more_is_better=True)
+    rose = [0.1 * step for step in range(1, 21)]
+    fell = [*rose[:15], *([0.5] * 5)]
+    broke = [*rose[:-1], float("nan")]
+    assert final_mean(rose) == pytest.approx(1.95)
+    tried = {1e-4: rose, 5e-4: fell, 1e-3: broke}
+    assert choose(tried, more_is_better=True) == 1e-4
+    assert choose(tried, more_is_better=False) == 5e-4
+    with pytest.raises(ScalpelError, match="broke down at every learning rate tried"):
+        choose({1e-3: broke}, more_is_better=True)

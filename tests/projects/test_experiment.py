@@ -1,0 +1,310 @@
+"""The whole experiment by `mlflow run`, small: real trainers, a real store, a real report."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mlflow_scalpel.checkpoints import checkpoints_of_run, resolve
+from mlflow_scalpel.comparison.store import gather
+from mlflow_scalpel.comparison.table import COLUMNS
+from mlflow_scalpel.stage import FAILURE_TAG
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+MLFLOW = Path(sys.executable).with_name("mlflow")
+
+SMALL = """
+extends: tiny
+base:
+  recipe: tiny
+  set: {train.steps: 24, text.sequences: 400, train.batch_size: 32, threads: 1}
+arms:
+  - name: grpo
+    stage: grpo
+    recipe: tiny
+    set: &small
+      train.max_steps: 4
+      train.per_device_train_batch_size: 16
+      checkpoints.count: 2
+      threads: 1
+      probes.base_style.limit: 8
+      probes.teacher_style.limit: 8
+  - {name: sft, stage: sft, recipe: tiny, set: *small}
+  - {name: sft-again, stage: sft, recipe: tiny, set: *small}
+evaluate: {recipe: tiny, set: {checkpoints: last, threads: 1}}
+"""
+
+
+class Hub:
+    """Listens where the model hub would be, and counts who calls."""
+
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.calls = 0
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+
+    def _serve(self) -> None:
+        while True:
+            connection, _ = self._socket.accept()
+            self.calls += 1
+            connection.close()
+
+
+def environment(folder: Path, hub: Hub) -> dict[str, str]:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MLFLOW_", "HF_", "TRANSFORMERS_"))
+    }
+    return kept | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PATH": f"{MLFLOW.parent}:{os.environ['PATH']}",
+        "HF_ENDPOINT": hub.address,
+        "HF_HOME": str(folder / "hub-cache"),
+    }
+
+
+def project(folder: Path) -> Path:
+    """A copy of what `mlflow run` runs, so that outputs and artifacts stay in the test's folder."""
+    copy = folder / "project"
+    shutil.copytree(ROOT / "projects", copy / "projects")
+    shutil.copy(ROOT / "MLproject", copy)
+    shutil.copy(ROOT / "conda.yaml", copy)
+    (copy / "projects" / "main" / "recipes" / "small.yaml").write_text(SMALL)
+    return copy
+
+
+def command(copy: Path, entry: str, *parameters: str) -> list[str]:
+    given = [word for parameter in parameters for word in ("-P", parameter)]
+    return [
+        str(MLFLOW), "run", str(copy), "-e", entry, "--env-manager", "local",
+        "--experiment-name", "small", *given,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory) -> Iterator[dict]:
+    folder = tmp_path_factory.mktemp("experiment")
+    copy, hub = project(folder), Hub()
+    done = subprocess.run(
+        command(copy, "main", "recipe=small"),
+        cwd=copy,
+        env=environment(folder, hub),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    runs = MlflowClient().search_runs([mlflow.get_experiment_by_name("small").experiment_id])
+    yield {
+        "folder": folder,
+        "copy": copy,
+        "hub": hub,
+        "output": done.stdout + done.stderr,
+        "runs": {run.info.run_name: run for run in runs},
+    }
+    mlflow.set_tracking_uri(None)
+
+
+def test_the_ui_shows_one_tree_of_finished_runs(experiment):
+    runs = experiment["runs"]
+    parent = runs.pop("small-main")
+    assert set(runs) == {
+        "base", "grpo", "sft", "sft-again",
+        "evaluate grpo", "evaluate sft", "evaluate sft-again", "compare",
+    }  # fmt: skip
+    assert {run.info.status for run in [parent, *runs.values()]} == {"FINISHED"}
+    for run in runs.values():
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    experiment["runs"]["small-main"] = parent
+
+
+def test_nobody_called_the_hub(experiment):
+    assert experiment["hub"].calls == 0
+    assert "huggingface" not in experiment["output"].lower()
+
+
+@pytest.mark.parametrize("arm", ["grpo", "sft"])
+def test_checkpoints_are_ready_registered_and_open(experiment, arm):
+    run = experiment["runs"][arm]
+    base, found = checkpoints_of_run(run.info.run_id)
+    assert base is not None
+    assert [(c.step, c.status) for c in found] == [(2, "READY"), (4, "READY")]
+    versions = MlflowClient().search_model_versions(f"name = 'tiny-{arm}'")
+    tags = {(v.tags["run_id"], v.tags["step"]) for v in versions}
+    assert {(run.info.run_id, "2"), (run.info.run_id, "4")} <= tags
+    for checkpoint in (base, *found):
+        directory = resolve(checkpoint.uri)
+        AutoModelForCausalLM.from_pretrained(directory)
+        assert AutoTokenizer.from_pretrained(directory).chat_template
+        assert not [f for f in directory.iterdir() if f.suffix in {".pt", ".pth", ".bin"}]
+
+
+def test_the_base_is_logged_once_and_is_every_runs_input(experiment):
+    arms = [experiment["runs"][name] for name in ("grpo", "sft", "sft-again")]
+    inputs = {entry.model_id for run in arms for entry in run.inputs.model_inputs}
+    assert len(inputs) == 1
+    made = experiment["runs"]["base"].data.tags["scalpel.model_id"]
+    assert inputs == {made}
+
+
+def test_curves_grow_with_the_training_step_and_belong_to_their_models(experiment):
+    run = experiment["runs"]["grpo"]
+    client = MlflowClient()
+    for metric in (
+        "weights/relative_frobenius/q_proj",
+        "kl/all_tokens/base_style",
+        "kl/answer_tokens/teacher_style",
+        "cost/flops",
+    ):
+        history = client.get_metric_history(run.info.run_id, metric)
+        values = {point.step: point.value for point in history}
+        assert sorted(values) == [0, 2, 4], metric
+        assert values[0] == 0.0, metric
+        assert values[4] > 0.0, metric
+    _, found = checkpoints_of_run(run.info.run_id)
+    logged = client.get_logged_model(found[-1].model_id).metrics
+    assert {"kl/all_tokens/base_style", "cost/flops"} <= {metric.key for metric in logged}
+    probed = {metric.key: metric.dataset_name for metric in logged if metric.key.startswith("kl/")}
+    assert set(probed.values()) == {"base_style", "teacher_style"}
+    assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == set(probed.values())
+    for metric in ("reward", "rewards/accuracy/mean", "entropy", "completions/mean_length", "loss"):
+        assert len(client.get_metric_history(run.info.run_id, metric)) == 4, metric
+    summaries = [key for key in run.data.metrics if key.startswith(("weights/", "kl/"))]
+    assert len(summaries) <= 20
+    assert run.data.params["loss_type"] == "dr_grpo"
+    images = client.list_artifacts(run.info.run_id, "images")
+    assert len([file for file in images if file.path.endswith(".png")]) == 3
+    assert len(run.data.params) < 50
+    arguments = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/training_arguments.json")
+    assert arguments["max_grad_norm"] == 0.2
+
+
+def test_the_same_seed_gives_the_same_numbers(experiment):
+    first, again = (gather([experiment["runs"][name].info.run_id]) for name in ("sft", "sft-again"))
+    keys = ["step", "metric", "layer", "matrix", "texts"]
+    timed = {"cost/wall_seconds", "cost/measuring_seconds"}
+
+    def values(table: pd.DataFrame) -> pd.Series:
+        return table[~table["metric"].isin(timed)].set_index(keys)["value"].sort_index()
+
+    pd.testing.assert_series_equal(values(first), values(again))
+
+
+def test_scores_stand_at_their_step_on_their_model_with_an_error(experiment):
+    run = experiment["runs"]["evaluate grpo"]
+    history = MlflowClient().get_metric_history(run.info.run_id, "eval/in/add/sampled")
+    assert sorted(point.step for point in history) == [0, 4]
+    assert "eval/in/add/sampled_stderr" in run.data.metrics
+    rows = pd.read_parquet(
+        mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/scalpel/samples.parquet")
+    )
+    assert set(rows["domain"]) == {"in", "out"}
+    assert set(rows["step"]) == {0, 4}
+
+
+def test_the_comparison_has_everything_in_one_table_and_one_file(experiment):
+    run_id = experiment["runs"]["compare"].info.run_id
+    files = Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/scalpel"))
+    table = pd.read_parquet(files / "table.parquet")
+    assert tuple(table.columns) == COLUMNS
+    groups = set(table["metric"].str.split("/").str[0])
+    assert groups == {"weights", "kl", "eval", "cost"}
+    assert table["run_id"].nunique() == 3
+    report = (files / "report.html").read_text()
+    assert not re.search(r"""(src|href)=["']https?://""", report)
+    assert {"norms_over_training.png", "weight_heatmaps.png", "cost.png"} <= {
+        file.name for file in (files / "figures").iterdir()
+    }
+    assert str(experiment["copy"] / "outputs" / run_id / "report.html") in experiment["output"]
+
+
+def test_a_second_run_in_the_same_directory_works_and_shares_the_base(experiment):
+    base = experiment["runs"]["base"]
+    settings = "train.steps=24 text.sequences=400 train.batch_size=32 threads=1"
+    done = subprocess.run(
+        command(experiment["copy"], "base", f"set={settings}"),
+        cwd=experiment["copy"],
+        env=environment(experiment["folder"], experiment["hub"]),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"models:/{base.data.tags['scalpel.model_id']}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        (["set=train.learning_rate=-1"], "train.learning_rate = -1: .*greater than 0"),
+        (["learning_rate=1e-5"], 'learning_rate is no parameter.*-P set="train.learning_rate=1e-5'),
+        (["set=model=models:/nothing/latest"], "no version of nothing is registered"),
+    ],
+)
+def test_what_is_refused_is_said_and_leaves_no_run_running(experiment, parameters, said):
+    done = subprocess.run(
+        command(experiment["copy"], "sft", *parameters),
+        cwd=experiment["copy"],
+        env=environment(experiment["folder"], experiment["hub"]),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert re.search(said, done.stdout + done.stderr)
+    (run,) = MlflowClient().search_runs(
+        [mlflow.get_experiment_by_name("small").experiment_id], max_results=1
+    )
+    assert run.info.status == "FAILED"
+    assert re.search(said, run.data.tags[FAILURE_TAG])
+
+
+def test_interrupting_the_experiment_leaves_no_run_running(experiment):
+    process = subprocess.Popen(
+        command(experiment["copy"], "main", "recipe=small"),
+        cwd=experiment["copy"],
+        env=environment(experiment["folder"], experiment["hub"]),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:  # until two arms train at the same time
+        if line.startswith("[sft] step 0/4"):
+            break
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
+    process.stdout.read()
+    assert process.wait(60) != 0
+    deadline = time.monotonic() + 10
+    client = MlflowClient()
+    experiment_id = mlflow.get_experiment_by_name("small").experiment_id
+    while time.monotonic() < deadline:
+        running = client.search_runs([experiment_id], "status = 'RUNNING'")
+        if not running:
+            break
+        time.sleep(0.5)
+    assert running == []
+    killed = client.search_runs([experiment_id], "status = 'KILLED'")
+    assert {"small-main", "sft"} <= {run.info.run_name for run in killed}
