@@ -68,6 +68,8 @@ def open_stage(stage: str, recipes: Path, argv: list[str] | None = None) -> Iter
         # Progress bars of a dozen libraries fill a log with carriage returns.
         os.environ.setdefault("TQDM_DISABLE", "1")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # Else TRL calls the hub in every run, also where model and data are local.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # TrainingArguments go into an artifact instead: see mlflow_scalpel.training.session.
     os.environ.setdefault("MLFLOW_MAX_LOG_PARAMS", "0")
     # What one library deprecates of another is nothing that a user can mend.
