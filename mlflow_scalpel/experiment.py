@@ -23,7 +23,7 @@ from mlflow.utils.mlflow_tags import (
 )
 
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.stage import FAILURE_TAG
+from mlflow_scalpel.stage import FAILURE_TAG, NESTED
 
 
 class Experiment:
@@ -114,6 +114,7 @@ class Experiment:
                 "MLFLOW_RUN_ID": run_id,
                 "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
                 "PYTHONUNBUFFERED": "1",
+                NESTED: "1",
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -15,6 +15,7 @@ import argparse
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import uuid
 import warnings
@@ -29,6 +30,7 @@ from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.recipes import load_recipe
 
 FAILURE_TAG = "scalpel.failure"
+NESTED = "SCALPEL_NESTED"  # set where an experiment of ours started the stage, not `mlflow run`
 _OUTPUT = "SCALPEL_OUTPUT"  # tells every process of one stage the same output directory
 _TAG_LIMIT = 5000  # characters; MLflow's stores refuse tags above 8000
 
@@ -108,6 +110,8 @@ def _settled_run(mlflow: Any, name: str) -> Iterator[str]:
         _ignore_signals()  # a second Ctrl-C must not cut off the note that there was a first
         mlflow.set_tag(FAILURE_TAG, "interrupted (SIGINT or SIGTERM)")
         mlflow.end_run("KILLED")
+        if made_before and NESTED not in os.environ:
+            _stay_killed(run_id)
         print(f"\n{name}: interrupted; run {run_id} is KILLED", file=sys.stderr)
         sys.exit(130)
     except ScalpelError as error:
@@ -159,6 +163,17 @@ def _fail_waiting_run(reason: str) -> None:
     client = MlflowClient()
     client.set_tag(run_id, FAILURE_TAG, reason[:_TAG_LIMIT])
     client.set_terminated(run_id, "FAILED")
+
+
+def _stay_killed(run_id: str) -> None:
+    """Leave a process behind that says KILLED again after `mlflow run` has said FAILED."""
+    subprocess.Popen(
+        [sys.executable, "-m", "mlflow_scalpel.afterwards", run_id, str(os.getppid())],
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def _stop_on_signals() -> None:

@@ -152,3 +152,36 @@ def test_the_death_of_mlflow_run_ends_the_stage_too(start, tracking, tmp_path):
     while ended(run_id)[0] == "RUNNING" and time.monotonic() < deadline:
         time.sleep(0.2)
     assert ended(run_id)[0] == "KILLED"
+
+
+def test_killed_survives_that_mlflow_run_says_failed_afterwards(start, tracking):
+    """What `mlflow run` does on Ctrl-C: wait for its child, then mark the run FAILED."""
+    process, run_id = start("time.sleep(60)")
+    process.kill()  # only to have the script written
+    process.wait()
+    MlflowClient().update_run(run_id, status="RUNNING")
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import subprocess, sys, time\n"
+            "from mlflow import MlflowClient\n"
+            "child = subprocess.Popen([sys.executable, 'stage.py'])\n"
+            "child.wait()\n"
+            "MlflowClient().set_terminated(sys.argv[1], 'FAILED')\n",
+            run_id,
+        ],
+        env=dict(os.environ, MLFLOW_RUN_ID=run_id),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout.readline().startswith("open")
+    children = subprocess.run(
+        ["pgrep", "-P", str(parent.pid)], capture_output=True, text=True, check=True
+    )
+    os.kill(int(children.stdout.split()[0]), signal.SIGINT)
+    parent.wait(30)
+    deadline = time.monotonic() + 20
+    while ended(run_id)[0] != "KILLED" and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ended(run_id)[0] == "KILLED"
