@@ -146,9 +146,15 @@ def _launch_processes(processes: int) -> None:
     """Start this script again under `accelerate launch` where the recipe asks for processes."""
     if processes == 1 or "RANK" in os.environ:
         return
+    if _OUTPUT in os.environ:  # started again, but alone: going on would start itself for ever
+        raise RecipeError(
+            f"processes = {processes}: accelerate did not start as many; set processes=1, or see "
+            "what its own configuration (`accelerate env`) says of this machine"
+        )
     os.environ[_OUTPUT] = f"outputs/{os.environ.get('MLFLOW_RUN_ID') or uuid.uuid4().hex}"
     command = [sys.executable, "-m", "accelerate.commands.launch"]
-    command += ["--num_processes", str(processes), "--num_machines", "1"]
+    # --multi_gpu names the launcher, torch's own; without GPUs its processes talk through gloo.
+    command += ["--multi_gpu", "--num_processes", str(processes), "--num_machines", "1"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", *sys.argv]
     os.execv(sys.executable, command)
 
