@@ -183,7 +183,8 @@ class CheckpointCallback(TrainerCallback):
 
     def _cost(self, step: int) -> Cost:
         trained = self._tokens_seen()
-        generated = self._rewards.tokens_generated if self._rewards else 0
+        # The rewards see this process's share of the completions, and every share is as large.
+        generated = self._rewards.tokens_generated * self._recipe.processes if self._rewards else 0
         return Cost(
             sequences=step * sequences_a_step(self._recipe),
             unique_problems=min(step * problems_a_step(self._recipe), self._problems),

@@ -260,6 +260,32 @@ def test_a_second_run_in_the_same_directory_works_and_shares_the_base(experiment
     assert f"models:/{base.data.tags['scalpel.model_id']}" in done.stdout
 
 
+def test_two_processes_log_each_checkpoint_and_metric_once(experiment):
+    settings = (
+        "processes=2 threads=1 train.max_steps=2 checkpoints.count=2 name=twofold "
+        "train.per_device_train_batch_size=8 probes.base_style.limit=8 probes.teacher_style.limit=8"
+    )
+    done = subprocess.run(
+        command(experiment["copy"], "sft", f"set={settings}"),
+        cwd=experiment["copy"],
+        env=environment(experiment["folder"], experiment["hub"]),
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    client = MlflowClient()
+    experiment_id = mlflow.get_experiment_by_name("small").experiment_id
+    (run,) = client.search_runs([experiment_id], max_results=1)
+    assert (run.info.status, run.data.params["processes"]) == ("FINISHED", "2")
+    assert run.data.metrics["cost/sequences"] == 2 * 2 * 8
+    for metric in ("loss", "kl/all_tokens/base_style"):
+        steps = [point.step for point in client.get_metric_history(run.info.run_id, metric)]
+        assert sorted(steps) == sorted(set(steps)), metric
+    _, found = checkpoints_of_run(run.info.run_id)
+    assert [checkpoint.step for checkpoint in found] == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("parameters", "said"),
     [
