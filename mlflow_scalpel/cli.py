@@ -8,7 +8,16 @@ from pathlib import Path
 
 from mlflow_scalpel import __version__
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.recipes.load import STAGES, find_recipe, parse_settings, read_recipe
+from mlflow_scalpel.evaluation.suite import load_suite
+from mlflow_scalpel.recipes.experiment import MainRecipe
+from mlflow_scalpel.recipes.load import (
+    STAGES,
+    check_parts,
+    find_recipe,
+    parse_settings,
+    read_recipe,
+)
+from mlflow_scalpel.recipes.measuring import EvaluateRecipe
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,6 +47,11 @@ def _check(recipe: str, settings: str) -> str:
     elif not path.is_file():
         path = find_recipe(recipe, Path())
     read = read_recipe(path, settings=parse_settings(settings))
+    projects = path.resolve().parents[2]
+    if isinstance(read, MainRecipe):
+        check_parts(read, projects)
+    if isinstance(read, EvaluateRecipe):
+        load_suite(read.suite, projects / "evaluate" / "suites", read.data)
     return f"{path}: a valid recipe of the entry point {read.stage}"
 
 

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,15 +50,24 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def open_stage(stage: str, recipes: Path, argv: list[str] | None = None) -> Iterator[OpenStage]:
+def open_stage(
+    stage: str,
+    recipes: Path,
+    *,
+    check: Callable[[Any], object] | None = None,
+    argv: list[str] | None = None,
+) -> Iterator[OpenStage]:
     """Check the recipe named on the command line, start the MLflow run, and end it truthfully.
 
-    Exits with 2 where the recipe is refused, with 1 where the stage fails, with 130 where it was
-    interrupted. `recipes` is the folder in which names of recipes are looked up.
+    `check` looks at what the recipe only names (a suite), and raises RecipeError. Exits with 2 where
+    the recipe is refused, with 1 where the stage fails, with 130 where it was interrupted. `recipes`
+    is the folder in which names of recipes are looked up.
     """
     try:
         arguments = _parse_arguments(stage, argv)
         recipe = load_recipe(arguments.recipe, recipes, stage=stage, settings=arguments.set)
+        if check is not None:
+            check(recipe)
         _launch_processes(getattr(recipe, "processes", 1))
     except RecipeError as error:
         print(f"\n{error}\n", file=sys.stderr)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from mlflow_scalpel.recipes.fields import Recipe, Strict
+from mlflow_scalpel.recipes.fields import Recipe, Strict, flatten
 
 
 class Stage(Strict):
@@ -15,7 +15,12 @@ class Stage(Strict):
     recipe: str
     """Name under projects/<stage>/recipes/, or the path of a YAML."""
     set: dict[str, Any] = {}
-    """Dotted field names and values that replace the recipe's."""
+    """Fields that replace the recipe's, under dotted names (train.max_steps) or nested."""
+
+    @field_validator("set")
+    @classmethod
+    def _dotted(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return flatten(value) if value else {}
 
 
 class Arm(Stage):

@@ -52,7 +52,10 @@ def load_recipe(name: str, folder: Path, *, stage: str, settings: str = "") -> R
     RecipeError with field, value, file and remedy.
     """
     path = find_recipe(name, folder)
-    return read_recipe(path, stage=stage, settings=parse_settings(settings))
+    recipe = read_recipe(path, stage=stage, settings=parse_settings(settings))
+    if isinstance(recipe, MainRecipe):
+        check_parts(recipe, folder.parents[1])
+    return recipe
 
 
 def read_recipe(
@@ -74,6 +77,19 @@ def read_recipe(
         )
     fields.setdefault("name", path.stem)
     return validate(STAGES[named], fields, path)
+
+
+def check_parts(recipe: MainRecipe, projects: Path) -> None:
+    """Check the recipes of all stages of an experiment: a slip in the last must not cost an hour.
+
+    `projects` is the folder with a folder a stage. Raises RecipeError as each stage would.
+    """
+    parts = [("base", recipe.base), *((arm.stage, arm) for arm in recipe.arms)]
+    parts += [("evaluate", recipe.evaluate), ("compare", recipe.compare)]
+    for stage, part in parts:
+        if part is not None:
+            path = find_recipe(part.recipe, projects / stage / "recipes")
+            read_recipe(path, stage=stage, settings=part.set)
 
 
 def find_recipe(name: str, folder: Path) -> Path:

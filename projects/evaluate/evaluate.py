@@ -2,20 +2,25 @@
 
 from pathlib import Path
 
+from mlflow_scalpel.evaluation.suite import load_suite
 from mlflow_scalpel.stage import open_stage
 
 HERE = Path(__file__).parent
 
-with open_stage("evaluate", HERE / "recipes") as stage:
+
+def suite_of(recipe):
+    return load_suite(recipe.suite, HERE / "suites", recipe.data)
+
+
+with open_stage("evaluate", HERE / "recipes", check=suite_of) as stage:
     import mlflow
     import pandas as pd
 
     from mlflow_scalpel.evaluation.harness import Evaluator
     from mlflow_scalpel.evaluation.record import log_evaluation, log_results, plan_evaluation
-    from mlflow_scalpel.evaluation.suite import load_suite
 
     recipe = stage.recipe
-    suite = load_suite(recipe.suite, HERE / "suites", recipe.data)
+    suite = suite_of(recipe)
     plan = plan_evaluation(recipe)
     mlflow.log_params(recipe.flat())
     evaluator = Evaluator(

@@ -56,6 +56,12 @@ def test_every_stage_has_a_default_recipe():
         ("base", "architecture.num_attention_heads=5", "= 5 does not divide hidden_size = 96"),
         ("evaluate", "model=a run=b", "both model = a and run = b"),
         ("main", "arms=[{name: a, b: c}]", "the value of arms is no YAML.*quotes"),
+        ("main", "compare.recipe=tinny", "recipe = tinny: .*Did you mean tiny"),
+        (
+            "main",
+            "base.set.train.steps=0",
+            "base/recipes/tiny.yaml: train.steps = 0: .*greater than 0",
+        ),
         ("main", "model=x", "exactly one of base and model"),
         ("main", "'arms=[{name: a, stage: sft, recipe: tiny, sets: {}}]'", "Did you mean set"),
     ],
