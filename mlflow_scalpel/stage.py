@@ -59,9 +59,9 @@ def open_stage(
 ) -> Iterator[OpenStage]:
     """Check the recipe named on the command line, start the MLflow run, and end it truthfully.
 
-    `check` looks at what the recipe only names (a suite), and raises RecipeError. Exits with 2 where
-    the recipe is refused, with 1 where the stage fails, with 130 where it was interrupted. `recipes`
-    is the folder in which names of recipes are looked up.
+    `recipes` is the folder in which names of recipes are looked up; `check` looks at what a recipe
+    only names (a suite), and raises RecipeError. Exits with 2 where the recipe is refused, with 1
+    where the stage fails, with 130 where it was interrupted.
     """
     try:
         arguments = _parse_arguments(stage, argv)
