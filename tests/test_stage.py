@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import mlflow
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -176,10 +177,7 @@ def test_killed_survives_that_mlflow_run_says_failed_afterwards(start, tracking)
         text=True,
     )
     assert parent.stdout.readline().startswith("open")
-    children = subprocess.run(
-        ["pgrep", "-P", str(parent.pid)], capture_output=True, text=True, check=True
-    )
-    os.kill(int(children.stdout.split()[0]), signal.SIGINT)
+    psutil.Process(parent.pid).children()[0].send_signal(signal.SIGINT)
     parent.wait(30)
     deadline = time.monotonic() + 20
     while ended(run_id)[0] != "KILLED" and time.monotonic() < deadline:
