@@ -1,4 +1,4 @@
-"""Sets training runs side by side: `mlflow run . -e compare -P set="runs=[RUN_ID, RUN_ID]"`."""
+"""Sets training runs side by side: `mlflow run . -e compare -P set="runs=[RUN_ID,RUN_ID]"`."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ with open_stage("compare", Path(__file__).parent / "recipes") as stage:
     if len(recipe.runs) < 2:
         raise RecipeError(
             f"runs = {recipe.runs}: a comparison needs two training runs or more; "
-            'give their IDs with -P set="runs=[RUN_ID, RUN_ID]"'
+            'give their IDs with -P set="runs=[RUN_ID,RUN_ID]"'
         )
     table = gather(recipe.runs)
     runs = describe_runs(recipe.runs)
