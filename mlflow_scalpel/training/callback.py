@@ -145,8 +145,7 @@ class CheckpointCallback(TrainerCallback):
         summary = summarise(measured)
         image = heatmap_image(measured, step, self._recipe.heatmap_maximum)
         mlflow.log_image(image, key="weights/relative_frobenius", step=step)
-        self._measuring += time.monotonic() - started
-        cost = self._cost(step).metrics()
+        cost = self._cost(step, self._measuring + time.monotonic() - started).metrics()
         self._log_metrics({**summary, **cost}, step, model_id)
         mlflow.log_table(
             {"step": [step], "algorithm": [self._algorithm]}
@@ -181,7 +180,7 @@ class CheckpointCallback(TrainerCallback):
             )
         self._client.log_batch(self._run_id, metrics=metrics)
 
-    def _cost(self, step: int) -> Cost:
+    def _cost(self, step: int, measuring_seconds: float) -> Cost:
         trained = self._tokens_seen()
         # The rewards see this process's share of the completions, and every share is as large.
         generated = self._rewards.tokens_generated * self._recipe.processes if self._rewards else 0
@@ -192,7 +191,7 @@ class CheckpointCallback(TrainerCallback):
             tokens_generated=generated,
             flops=estimate_flops(self._parameters, trained, trained if self._rewards else 0),
             wall_seconds=time.monotonic() - self._began,
-            measuring_seconds=self._measuring,
+            measuring_seconds=measuring_seconds,
         )
 
     def _cost_table(self, cost: dict[str, float], subject: Subject) -> pd.DataFrame:

@@ -197,6 +197,7 @@ def test_curves_grow_with_the_training_step_and_belong_to_their_models(experimen
     assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == set(probed.values())
     for metric in ("reward", "rewards/accuracy/mean", "entropy", "completions/mean_length", "loss"):
         assert len(client.get_metric_history(run.info.run_id, metric)) == 4, metric
+    assert run.data.metrics["cost/measuring_seconds"] < run.data.metrics["cost/wall_seconds"]
     summaries = [key for key in run.data.metrics if key.startswith(("weights/", "kl/"))]
     assert len(summaries) <= 20
     assert run.data.params["loss_type"] == "dr_grpo"
