@@ -32,4 +32,5 @@ def summarise(table: pd.DataFrame) -> dict[str, float]:
 
 def heatmap_image(table: pd.DataFrame, step: int, maximum: float) -> Any:
     """The layer x matrix heat map of one checkpoint on the scale [0, maximum], as a picture."""
-    return to_image(weight_heatmap(table, step=step, maximum=maximum))
+    # Of a size that MLflow shows whole beside other runs' pictures.
+    return to_image(weight_heatmap(table, step=step, maximum=maximum), width=760)

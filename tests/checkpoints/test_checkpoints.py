@@ -91,7 +91,7 @@ def test_a_base_is_logged_once_for_each_content(tracking, first_model, make_mode
         other = log_base(str(make_model(2)))
     assert again.model_id == first.model_id != other.model_id
     inputs = MlflowClient().get_run(second_run.info.run_id).inputs.model_inputs
-    assert [entry.model_id for entry in inputs] == [first.model_id, other.model_id]
+    assert {entry.model_id for entry in inputs} == {first.model_id, other.model_id}
 
 
 def test_checkpoints_of_a_run_in_order_of_step(tracking, checkpoint, first_model):

@@ -175,8 +175,9 @@ def test_the_base_is_logged_once_and_is_every_runs_input(experiment):
     assert inputs == {made}
 
 
-def test_curves_grow_with_the_training_step_and_belong_to_their_models(experiment):
-    run = whole(experiment["runs"]["grpo"])
+@pytest.mark.parametrize("arm", ["grpo", "sft"])
+def test_curves_grow_with_the_training_step_and_belong_to_their_models(experiment, arm):
+    run = whole(experiment["runs"][arm])
     client = MlflowClient()
     for metric in (
         "weights/relative_frobenius/q_proj",
@@ -188,19 +189,23 @@ def test_curves_grow_with_the_training_step_and_belong_to_their_models(experimen
         values = {point.step: point.value for point in history}
         assert sorted(values) == [0, 2, 4], metric
         assert values[0] == 0.0, metric
-        assert values[4] > 0.0, metric
+        # A base of 24 steps may earn no reward, and then GRPO leaves it as it is.
+        assert values[4] > 0.0 or (arm == "grpo" and values[4] == 0.0), metric
     _, found = checkpoints_of_run(run.info.run_id)
     logged = client.get_logged_model(found[-1].model_id).metrics
     assert {"kl/all_tokens/base_style", "cost/flops"} <= {metric.key for metric in logged}
     probed = {metric.key: metric.dataset_name for metric in logged if metric.key.startswith("kl/")}
     assert set(probed.values()) == {"base_style", "teacher_style"}
     assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == set(probed.values())
-    for metric in ("reward", "rewards/accuracy/mean", "entropy", "completions/mean_length", "loss"):
+    trained = ["loss", "entropy", "learning_rate", "grad_norm"]
+    if arm == "grpo":
+        trained += ["reward", "rewards/accuracy/mean", "completions/mean_length"]
+    for metric in trained:
         assert len(client.get_metric_history(run.info.run_id, metric)) == 4, metric
     assert run.data.metrics["cost/measuring_seconds"] < run.data.metrics["cost/wall_seconds"]
     summaries = [key for key in run.data.metrics if key.startswith(("weights/", "kl/"))]
     assert len(summaries) <= 20
-    assert run.data.params["loss_type"] == "dr_grpo"
+    assert run.data.params.get("loss_type") == ("dr_grpo" if arm == "grpo" else None)
     images = client.list_artifacts(run.info.run_id, "images")
     assert len([file for file in images if file.path.endswith(".png")]) == 3
     assert len(run.data.params) < 50
