@@ -1,0 +1,55 @@
+"""The evaluator plugin, through MLflow's own API."""
+
+from __future__ import annotations
+
+import mlflow
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_scalpel.checkpoints import log_base, log_checkpoint
+from mlflow_scalpel.comparison.store import stored_table
+from mlflow_scalpel.errors import ScalpelError
+
+TEXTS = pd.DataFrame({"problem": ["1+1=?", "what"], "solution": ["2", "a long answer"]})
+
+
+def evaluate(data: pd.DataFrame = TEXTS, **settings):
+    return mlflow.models.evaluate(
+        data=data, model_type="scalpel", evaluators="scalpel", evaluator_config=settings
+    )
+
+
+def test_two_models_are_measured_at_the_candidates_step(tracking, make_model):
+    with mlflow.start_run():
+        base = log_base(str(make_model(1)))
+        candidate = log_checkpoint(make_model(2), step=30, params={"learning_rate_sum": 0.5})
+    with mlflow.start_run() as run:
+        result = evaluate(base=base.model_id, candidate=f"models:/{candidate.model_id}")
+    assert result.metrics["weights/relative_frobenius/mean"] > 0.5
+    assert result.metrics["kl/all_tokens/data"] > 0.0
+    history = MlflowClient().get_metric_history(run.info.run_id, "kl/all_tokens/data")
+    assert [point.step for point in history] == [30]
+    on_model = {m.key for m in MlflowClient().get_logged_model(candidate.model_id).metrics}
+    assert "kl/all_tokens/data" in on_model
+    table = stored_table(run.info.run_id)
+    assert set(table["step"]) == {30}
+    assert set(table["base"]) == {base.model_id}
+
+
+def test_directories_do_too_and_a_model_is_at_zero_from_itself(tracking, first_model):
+    with mlflow.start_run():
+        result = evaluate(base=str(first_model), candidate=str(first_model))
+    assert result.metrics["weights/relative_frobenius/mean"] == 0.0
+    assert result.metrics["kl/all_tokens/data"] == 0.0
+
+
+def test_what_is_missing_or_unknown_is_told(tracking, first_model):
+    model = str(first_model)
+    with mlflow.start_run():
+        with pytest.raises(ScalpelError, match="no 'candidate'"):
+            evaluate(base=model)
+        with pytest.raises(ScalpelError, match="'bas', which is unknown"):
+            evaluate(base=model, candidate=model, bas=model)
+        with pytest.raises(ScalpelError, match="no column 'solution'"):
+            evaluate(TEXTS[["problem"]], base=model, candidate=model)
