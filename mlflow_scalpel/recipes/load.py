@@ -6,6 +6,7 @@ Imports neither torch nor MLflow: a mistake in a recipe is told within a second.
 from __future__ import annotations
 
 import difflib
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,8 +32,23 @@ STAGES: dict[str, type[Recipe]] = {
 }
 
 
+_NUMBERS = {
+    "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9]*)|0x[0-9a-fA-F]+",
+    "tag:yaml.org,2002:float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+}  # as in YAML 1.2
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key given twice is an error: the second would win in silence."""
+    """YAML in which a key given twice is an error (the second would win in silence), `1e-5` is a
+    number, and `10:50` is text, not 650 as YAML 1.1 has it.
+    """
+
+    # PyYAML keeps, by first character, which pattern makes a plain word something else than text.
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if tag not in _NUMBERS]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -43,6 +59,10 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list("-+.0123456789"))
 
 
 def load_recipe(name: str, folder: Path, *, stage: str, settings: str = "") -> Recipe:
@@ -121,7 +141,10 @@ def parse_settings(text: str) -> dict[str, Any]:
                 '-P set="train.learning_rate=1e-5 train.max_steps=50".'
             )
         try:
-            settings[field] = yaml.load(value, _Loader)
+            parsed = yaml.load(value, _Loader)
+            # `rows=1000:` is a slice of rows, not a mapping; one of those is written with braces.
+            bare = isinstance(parsed, dict) and not value.lstrip().startswith("{")
+            settings[field] = value if bare else parsed
         except yaml.YAMLError as error:
             why = " ".join(str(error).split())
             raise RecipeError(

@@ -138,3 +138,28 @@ def test_check_is_quick_and_imports_nothing_heavy():
     assert time.monotonic() - started < 3
     assert done.returncode == 2
     assert "greater than 0" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-5", 1e-5),
+        ("1_000", "1_000"),
+        ("010", 10.0),
+        ("-3", -3),
+        ("2.", 2.0),
+        (".5", 0.5),
+        ("10:50", "10:50"),
+        ("1000:", "1000:"),
+        (":5", ":5"),
+        ("{a: 1}", {"a": 1}),
+        ("null", None),
+        ("true", True),
+        ("x", "x"),
+        ("models:/tiny-base/1", "models:/tiny-base/1"),
+    ],
+)
+def test_values_are_what_they_look_like(text, value, tmp_path):
+    (read,) = parse_settings(f"'field={text}'").values()
+    assert read == value
+    assert type(read) is type(value)
