@@ -99,7 +99,7 @@ def _subject(source: str, run_id: str | None = None) -> Any:
     from mlflow import MlflowClient
 
     from mlflow_scalpel.checkpoints import model_id_of, resolve
-    from mlflow_scalpel.checkpoints.layout import content_digest
+    from mlflow_scalpel.checkpoints.manifest import content_digest
     from mlflow_scalpel.comparison import Subject
 
     directory, model_id = resolve(source), model_id_of(source)

@@ -16,7 +16,8 @@ from mlflow.models import Model
 from mlflow.models.signature import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
-from mlflow_scalpel.checkpoints.layout import POINTER, checkpoint_files, content_digest
+from mlflow_scalpel.checkpoints.layout import POINTER, checkpoint_files
+from mlflow_scalpel.checkpoints.manifest import content_digest
 from mlflow_scalpel.checkpoints.resolve import hub_snapshot, model_id_of
 from mlflow_scalpel.errors import ScalpelError
 
