@@ -3,56 +3,39 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import pkgutil
 import sys
-from pathlib import Path
 
-from mlflow_scalpel import __version__
+from mlflow_scalpel import __version__, commands
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.evaluation.suite import load_suite
-from mlflow_scalpel.recipes.experiment import MainRecipe
-from mlflow_scalpel.recipes.load import (
-    STAGES,
-    check_parts,
-    find_recipe,
-    parse_settings,
-    read_recipe,
-)
-from mlflow_scalpel.recipes.measuring import EvaluateRecipe
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns 0, or 2 where the user's input is refused."""
-    parser = argparse.ArgumentParser(prog="mlflow-scalpel", description=__doc__)
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("check", help="check a recipe without running it")
-    check.add_argument(
-        "recipe", help="path of a YAML, or STAGE/NAME of one under projects/, such as grpo/tiny"
+    """Run the command; returns 0, what the command says, or 2 where the input is refused."""
+    parser = argparse.ArgumentParser(
+        prog="mlflow-scalpel",
+        description="Checkpoints and comparisons of post-training, in the MLflow server that "
+        "MLFLOW_TRACKING_URI names.",
     )
-    check.add_argument("--set", default="", help='fields to replace: "train.learning_rate=1e-5"')
+    parser.add_argument("--version", action="version", version=__version__)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in pkgutil.iter_modules(commands.__path__, f"{commands.__name__}."):
+        command = importlib.import_module(module.name)
+        subparser = subparsers.add_parser(
+            command.NAME, help=command.HELP, description=command.__doc__
+        )
+        command.add(subparser)
+        subparser.set_defaults(run=command.run)
     arguments = parser.parse_args(argv)
     try:
-        print(_check(arguments.recipe, arguments.set))
+        return int(arguments.run(arguments))
     except ScalpelError as error:
         print(error, file=sys.stderr)
         return 2
-    return 0
-
-
-def _check(recipe: str, settings: str) -> str:
-    path = Path(recipe)
-    stage, _, name = recipe.rpartition("/")
-    if not path.is_file() and stage in STAGES:
-        path = find_recipe(name, Path("projects") / stage / "recipes")
-    elif not path.is_file():
-        path = find_recipe(recipe, Path())
-    read = read_recipe(path, settings=parse_settings(settings))
-    projects = path.resolve().parents[2]
-    if isinstance(read, MainRecipe):
-        check_parts(read, projects)
-    if isinstance(read, EvaluateRecipe):
-        load_suite(read.suite, projects / "evaluate" / "suites", read.data)
-    return f"{path}: a valid recipe of the entry point {read.stage}"
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":
