@@ -6,7 +6,8 @@ A stage's script reads::
         ...  # stage.recipe is checked, stage.run_id is an active MLflow run
 
 The run ends FINISHED, FAILED with the reason in the tag `scalpel.failure`, or KILLED on Ctrl-C and
-SIGTERM. A recipe with a mistake is refused before MLflow or torch is imported.
+SIGTERM. A recipe with a mistake is refused before MLflow or torch is imported. Where the tracking
+server is away at the end, what it was to be told waits in the run's spool.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ from typing import Any
 
 from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.recipes import load_recipe
+from mlflow_scalpel.takeup import RECIPE_ARTIFACT, RESUMABLE, take_up
 
 FAILURE_TAG = "scalpel.failure"
 NESTED = "SCALPEL_NESTED"  # set where an experiment of ours started the stage, not `mlflow run`
 _OUTPUT = "SCALPEL_OUTPUT"  # tells every process of one stage the same output directory
 _TAG_LIMIT = 5000  # characters; MLflow's stores refuse tags above 8000
+_MOMENT = 30.0  # seconds that an interrupted process goes on sending
+_TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class OpenStage:
     run_id: str
     output: Path
     """Directory of this run's working files, under `outputs/`."""
+    resumed: bool = False
+    """Whether the run was begun by an earlier process, which was killed."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -65,7 +71,10 @@ def open_stage(
     """
     try:
         arguments = _parse_arguments(stage, argv)
-        recipe = load_recipe(arguments.recipe, recipes, stage=stage, settings=arguments.set)
+        if arguments.resume:
+            recipe = take_up(arguments.resume, stage, arguments.recipe, arguments.set)
+        else:
+            recipe = load_recipe(arguments.recipe, recipes, stage=stage, settings=arguments.set)
         if check is not None:
             check(recipe)
         _launch_processes(getattr(recipe, "processes", 1))
@@ -81,72 +90,126 @@ def open_stage(
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # Else TRL calls the hub in every run, also where model and data are local.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    # TrainingArguments go into an artifact instead: see mlflow_scalpel.training.session.
-    os.environ.setdefault("MLFLOW_MAX_LOG_PARAMS", "0")
+    # MLflow's seven attempts take minutes; a courier tries again for as long as it takes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     # What one library deprecates of another is nothing that a user can mend.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\.")
     import mlflow
 
     is_main_process = int(os.environ.get("RANK", "0")) == 0
     if not is_main_process:  # the main process speaks to MLflow for all of them
-        yield OpenStage(recipe, run_id="", output=Path(os.environ[_OUTPUT]))
+        output = Path(os.environ[_OUTPUT])
+        yield OpenStage(recipe, run_id="", output=output, resumed=bool(arguments.resume))
         return
 
-    with _settled_run(mlflow, f"{recipe.name}-{stage}") as run_id:
+    with _settled_run(mlflow, f"{recipe.name}-{stage}") as (run_id, output):
         mlflow.set_tags({"scalpel.stage": stage, "scalpel.recipe": recipe.name})
         if recipe.description:
             mlflow.set_tag("mlflow.note.content", recipe.description)
-        mlflow.log_dict(recipe.model_dump(mode="json"), "recipe.yaml")
+        mlflow.log_dict(recipe.model_dump(mode="json"), RECIPE_ARTIFACT)
         if recipe.threads is not None:
             import torch
 
             torch.set_num_threads(recipe.threads)
-        yield OpenStage(recipe, run_id, output=Path(os.environ.get(_OUTPUT, f"outputs/{run_id}")))
+        yield OpenStage(recipe, run_id, output, resumed=bool(arguments.resume))
 
 
 @contextmanager
-def _settled_run(mlflow: Any, name: str) -> Iterator[str]:
+def _settled_run(mlflow: Any, name: str) -> Iterator[tuple[str, Path]]:
     """An active run that never stays RUNNING: FINISHED, FAILED with its reason, or KILLED."""
+    from mlflow_scalpel.checkpoints.courier import Undelivered
+    from mlflow_scalpel.checkpoints.log import close_couriers
+
     # `mlflow run` made the run already and passes it in MLFLOW_RUN_ID, which start_run consumes.
     made_before = "MLFLOW_RUN_ID" in os.environ
     run_id = mlflow.start_run(run_name=None if made_before else name).info.run_id
+    output = Path(os.environ.get(_OUTPUT, f"outputs/{run_id}"))
     try:
         if "mlflow.parentRunId" not in mlflow.active_run().data.tags:
             mlflow.set_tag("mlflow.runName", name)
-        yield run_id
-        mlflow.flush_async_logging()
+        yield run_id, output
+        close_couriers()
     except KeyboardInterrupt:
         _ignore_signals()  # a second Ctrl-C must not cut off the note that there was a first
-        mlflow.set_tag(FAILURE_TAG, "interrupted (SIGINT or SIGTERM)")
-        mlflow.end_run("KILLED")
+        _leave_rest_in_spool()
+        _end(mlflow, run_id, output, "KILLED", "interrupted (SIGINT or SIGTERM)")
         if made_before and NESTED not in os.environ:
             _stay_killed(run_id)
         print(f"\n{name}: interrupted; run {run_id} is KILLED", file=sys.stderr)
         sys.exit(130)
+    except Undelivered as error:
+        print(f"\n{name}: is done, but for this: {error}\n", file=sys.stderr)
+        _leave_rest_in_spool(limit=0.0)
+        _end(mlflow, run_id, output, "FINISHED")
+        sys.exit(_TEMPORARY_FAILURE)
     except ScalpelError as error:
-        mlflow.set_tag(FAILURE_TAG, str(error)[:_TAG_LIMIT])
-        mlflow.end_run("FAILED")
+        _leave_rest_in_spool()
+        _end(mlflow, run_id, output, "FAILED", str(error))
         print(f"\n{error}\n", file=sys.stderr)
         sys.exit(1)
     except BaseException as error:
-        mlflow.set_tag(FAILURE_TAG, f"{type(error).__name__}: {error}"[:_TAG_LIMIT])
-        mlflow.end_run("FAILED")
+        _leave_rest_in_spool()
+        _end(mlflow, run_id, output, "FAILED", f"{type(error).__name__}: {error}")
         raise
-    mlflow.end_run("FINISHED")
+    else:
+        _end(mlflow, run_id, output, "FINISHED")
+
+
+def _leave_rest_in_spool(limit: float = _MOMENT) -> None:
+    """Give what is under way a moment; the rest is sent by `upload`, or when the run is resumed."""
+    from mlflow_scalpel.checkpoints.courier import Undelivered
+    from mlflow_scalpel.checkpoints.log import close_couriers
+
+    try:
+        close_couriers(limit)
+    except Undelivered as error:
+        print(f"\n{error}", file=sys.stderr)
+
+
+def _end(mlflow: Any, run_id: str, output: Path, status: str, reason: str | None = None) -> None:
+    """End the run; where the server is away, its end waits in the spool, and the process exits."""
+    from mlflow.exceptions import MlflowException
+
+    from mlflow_scalpel.checkpoints.log import spool_directory
+    from mlflow_scalpel.checkpoints.spool import EndEntry, Spool, TagsEntry
+
+    tags = {} if reason is None else {FAILURE_TAG: reason[:_TAG_LIMIT]}
+    try:
+        mlflow.set_tags(tags)
+        mlflow.end_run(status)
+    except MlflowException as error:
+        spool = Spool(spool_directory(run_id, output), mlflow.get_tracking_uri(), run_id)
+        spool.add(TagsEntry(tags=tags))
+        spool.add(EndEntry(status=status))
+        print(
+            f"\nrun {run_id} ended {status}, which could not be told to MLflow ({error}).\nSend it "
+            f"later with: mlflow-scalpel upload {spool.directory}",
+            file=sys.stderr,
+            flush=True,
+        )
+        # Past MLflow's own handler, which would try to end the run for minutes.
+        os._exit(_TEMPORARY_FAILURE)
 
 
 def _parse_arguments(stage: str, argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=stage, add_help=True, allow_abbrev=False)
     parser.add_argument("--recipe", default="tiny")
     parser.add_argument("--set", default="")
+    parser.add_argument("--resume", default="")
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         field = unknown[0].lstrip("-").split("=")[0]
         value = unknown[1] if len(unknown) > 1 else "VALUE"
         raise RecipeError(
-            f"{field} is no parameter of the entry point {stage}, which takes recipe and set; "
+            f"{field} is no parameter of the entry point {stage}, which takes recipe and set"
+            f"{' and resume' if stage in RESUMABLE else ''}; "
             f'give single fields as -P set="train.{field}={value}" '
             '(several: -P set="train.learning_rate=1e-5 train.max_steps=50").'
+        )
+    if arguments.resume and stage not in RESUMABLE:
+        raise RecipeError(
+            f"resume = {arguments.resume}: a run of the entry point {stage} is not taken up but "
+            f"run again; {' and '.join(RESUMABLE)} can be resumed"
         )
     return arguments
 

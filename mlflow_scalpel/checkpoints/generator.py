@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from mlflow_scalpel.checkpoints.adapters import merged_with_base
+from mlflow_scalpel.checkpoints.layout import POINTER, is_adapter
+from mlflow_scalpel.checkpoints.resolve import snapshot_of
 
 
 class TextGenerator:
@@ -15,8 +20,9 @@ class TextGenerator:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self._torch = torch
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(path)
-        self._model = AutoModelForCausalLM.from_pretrained(path).eval()
+        directory = _whole_model(Path(path))
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(directory)
+        self._model = AutoModelForCausalLM.from_pretrained(directory, use_safetensors=True).eval()
 
     def predict(self, prompts: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """A frame with a string column `prompt` in, one with a column `completion` out.
@@ -40,6 +46,13 @@ class TextGenerator:
                 do_sample=False,
             )
         return str(self._tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+def _whole_model(stored: Path) -> Path:
+    """Where the model is of which `stored` may hold but an adapter, or a pointer to the hub."""
+    if (stored / POINTER).is_file():
+        stored = snapshot_of(stored / POINTER)
+    return merged_with_base(stored) if is_adapter(stored) else stored
 
 
 def _load_pyfunc(path: str) -> TextGenerator:

@@ -1,31 +1,68 @@
-"""Logs a checkpoint directory as a LoggedModel, and registers it once it is whole."""
+"""Logs a checkpoint as the LoggedModel of a step of a run: the one way in, for every trainer."""
 
 from __future__ import annotations
 
+import atexit
+import functools
+import os
 import shutil
-import tempfile
+import sys
+import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, LoggedModelInput, LoggedModelOutput
-from mlflow.exceptions import MlflowException
-from mlflow.models import Model
-from mlflow.models.signature import ModelSignature
-from mlflow.types import ColSpec, DataType, Schema
+from mlflow.entities import LoggedModel, LoggedModelInput
 
-from mlflow_scalpel.checkpoints.layout import POINTER, checkpoint_files
+from mlflow_scalpel.checkpoints import deliver
+from mlflow_scalpel.checkpoints.courier import Courier, Undelivered
+from mlflow_scalpel.checkpoints.layout import checkpoint_files, is_adapter
 from mlflow_scalpel.checkpoints.manifest import content_digest
 from mlflow_scalpel.checkpoints.resolve import hub_snapshot, model_id_of
+from mlflow_scalpel.checkpoints.spool import CheckpointEntry, Spool
+from mlflow_scalpel.checkpoints.stores import Link, place
 from mlflow_scalpel.errors import ScalpelError
 
-MODEL_TYPE = "checkpoint"
+QUEUED_CHECKPOINTS = 8  # checkpoints that wait to be stored; the next one waits for room
+_FREE_SHARE = 0.5  # of the free disk is what their files may take at most
+
+_couriers: dict[tuple[str, str], Courier] = {}
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A checkpoint that is being stored in the background."""
+
+    courier: Courier
+    job: str
+
+    @property
+    def model_id(self) -> str | None:
+        """ID of the LoggedModel; None until the tracking server has created it."""
+        return self.courier.outcome(self.job).model_id
+
+    @property
+    def digest(self) -> str | None:
+        """Digest of the checkpoint's content; None until it is stored."""
+        return self.courier.outcome(self.job).digest
+
+    def wait(self) -> LoggedModel:
+        """The LoggedModel, once it is READY.
+
+        Raises ScalpelError with the reason where it is FAILED, and Undelivered where the server is
+        away for longer than SCALPEL_PATIENCE seconds.
+        """
+        outcome = self.courier.wait_for(self.job)
+        if outcome.status == "FAILED" or outcome.model_id is None:
+            raise ScalpelError(outcome.reason or "the checkpoint could not be stored")
+        return MlflowClient(self.courier.spool.tracking_uri).get_logged_model(outcome.model_id)
 
 
 def log_checkpoint(
-    path: str | Path,
+    path_or_hub_revision: str | Path,
     *,
     step: int,
     base: str | None = None,
@@ -33,37 +70,73 @@ def log_checkpoint(
     params: Mapping[str, Any] | None = None,
     name: str | None = None,
     register_as: str | None = None,
-) -> LoggedModel:
-    """Log the checkpoint in the directory `path` as the model of `step` of a run.
+    link: Link | None = None,
+    trainer_state: bool = False,
+) -> Delivery:
+    """Log a checkpoint as the model of `step` of a run, in the background.
 
-    The model is PENDING until its files are stored, then READY; it is FAILED with the reason in the
-    tag `scalpel.failure` where they could not be. Only then is a version registered under
-    `register_as`, with run and step as its tags. Optimizer state and pickles stay behind.
+    Returns as soon as the files are safe from what the trainer does next (hard links, or copies
+    where the file system has none). The model is PENDING until its files are stored and checked,
+    then READY, and only then registered; what is damaged is FAILED with the reason in its tag
+    `scalpel.failure`. What the tracking server does not take now is sent when it is back. The
+    process waits for all that at its end; `Delivery.wait` waits for this checkpoint.
 
     Args:
-        path: directory as Transformers writes it, with safetensors weights.
+        path_or_hub_revision: directory as Transformers or PEFT write it, with safetensors weights;
+            or `org/name@revision` on the hub, of which a pointer is stored and no bytes.
         step: training step, shown in the model's name and params, and linked to the run's charts.
-        base: model ID or models:/ URI of the model that training began with.
+        base: the model that training began with: model ID, models:/ URI, directory or hub name
+            (the last two are logged, once for each content).
         run_id: run that the checkpoint belongs to; the active run unless given.
-        params: more params of the model (algorithm, recipe, learning rate ...).
+        params: more params of the model (algorithm, recipe, learning_rate, max_steps ...).
         name: name of the LoggedModel; `step-<step>` unless given.
-        register_as: name of the registered model; None registers nothing.
+        register_as: name of the registered model; None registers nothing. Its alias `last-<run ID>`
+            follows the run's newest version.
+        link: how files get into a local artifact store: `reflink`, `hard` or `copy`; the first
+            that works unless given.
+        trainer_state: store optimizer, scheduler and RNG state too.
 
     Raises:
-        ScalpelError: no run is active, or `path` is no checkpoint.
+        ScalpelError: no run is active, `path_or_hub_revision` is neither a directory nor a model on
+            the hub, or `base` does not exist.
     """
-    directory = Path(path)
     run_id = run_id or _active_run_id()
-    checkpoint_files(directory)
-    given = {"step": step, "digest": content_digest(directory), **(params or {})}
-    if base is not None:
-        given["base"] = model_id_of(base) or base
-    model = _store(directory, name or f"step-{step:06d}", run_id, given)
-    client = MlflowClient()
-    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
-    if register_as is not None:
-        _register(client, register_as, model, run_id, {"step": step})
-    return model
+    entry = CheckpointEntry(
+        job=uuid.uuid4().hex,
+        name=name or f"step-{step:06d}",
+        step=step,
+        params={"step": str(step), **{key: str(value) for key, value in (params or {}).items()}},
+        base=base and _base_id(base, run_id),
+        source=str(path_or_hub_revision),
+        register_as=register_as,
+        link=link,
+    )
+    if entry.base is not None:
+        entry.params["base"] = entry.base
+    directory = Path(path_or_hub_revision)
+    if not directory.is_dir():
+        snapshot = _on_hub(str(path_or_hub_revision))
+        entry.source = str(path_or_hub_revision).partition("@")[0]
+        entry.revision = snapshot.name  # the hub cache names a snapshot by its commit
+        entry.files = [file.name for file in checkpoint_files(snapshot)]
+        entry.params["kind"] = "pointer"
+        courier = courier_for(run_id, Path("outputs"))
+        courier.add(entry)
+        return Delivery(courier, entry.job)
+
+    entry.params["kind"] = "adapter" if is_adapter(directory) else "model"
+    courier = courier_for(run_id, directory.resolve().parent)
+    try:
+        files = checkpoint_files(directory, trainer_state=trainer_state)
+        entry.files = [file.name for file in files]
+    except ScalpelError as error:
+        entry.problem = str(error)
+    if entry.problem is None and _make_room(courier, files):
+        entry.snapshot = True
+        courier.add(entry, lambda folder: _snapshot(files, folder))
+    else:  # its files are read where they are
+        courier.add(entry)
+    return Delivery(courier, entry.job)
 
 
 def log_base(
@@ -71,122 +144,121 @@ def log_base(
 ) -> LoggedModel:
     """The LoggedModel of a base model, logged once for each content, linked as the run's input.
 
-    A local directory is stored; a hub name is stored as a pointer (repository and commit), since
-    its bytes are kept there; a models:/ URI is only linked.
+    A local directory is stored; a hub name (`org/name` or `org/name@revision`) is stored as a
+    pointer (repository, commit, digests), since its bytes are kept there; a models:/ URI is only
+    linked. Returns when the model is READY.
     """
     run_id = run_id or _active_run_id()
     client = MlflowClient()
     known_id = model_id_of(source)
     if known_id is not None:
         model = client.get_logged_model(known_id)
-    elif Path(source).is_dir():
-        model = _base_of_directory(client, Path(source), run_id, register_as)
     else:
-        model = _base_of_hub(client, source, run_id)
+        model = _stored_base(client, source, run_id, register_as)
     client.log_inputs(run_id, models=[LoggedModelInput(model.model_id)])
     return model
 
 
-def _base_of_directory(
-    client: MlflowClient, directory: Path, run_id: str, register_as: str | None
+def courier_for(run_id: str, beside: Path) -> Courier:
+    """This process's courier of a run, begun where there is none.
+
+    What an earlier process left in the run's spool is sent first.
+    """
+    key = (mlflow.get_tracking_uri(), run_id)
+    if key not in _couriers:
+        _couriers[key] = Courier(Spool(spool_directory(run_id, beside), *key))
+    return _couriers[key]
+
+
+def spool_directory(run_id: str, beside: Path) -> Path:
+    """Where a run's spool is: `beside`/.scalpel/<run ID>, or under $SCALPEL_SPOOL.
+
+    `beside` is the directory that holds the checkpoints, whose file system can link them. Where it
+    cannot be written (somebody else's checkpoints), it is under the user's state directory.
+    """
+    folder = Path(os.environ.get("SCALPEL_SPOOL") or beside / ".scalpel")
+    if not os.access(_existing(folder.absolute()), os.W_OK):
+        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        folder = Path(state) / "mlflow-scalpel"
+    return folder.resolve() / run_id
+
+
+def close_couriers(limit: float | None = None) -> None:
+    """Send all that is under way, and end the background threads; `limit` is in seconds.
+
+    Raises Undelivered, with the command that sends it later, where something could not be sent.
+    """
+    problems = []
+    while _couriers:
+        _, courier = _couriers.popitem()
+        try:
+            courier.drain(limit)
+        except Undelivered as error:
+            problems.append(str(error))
+        finally:
+            courier.close()
+    if problems:
+        raise Undelivered("\n".join(problems))
+
+
+@atexit.register
+def _close_at_exit() -> None:
+    try:
+        close_couriers()
+    except ScalpelError as error:
+        print(f"\n{error}", file=sys.stderr)
+
+
+def _make_room(courier: Courier, files: list[Path]) -> bool:
+    """Wait until the queue has room for the files; False where the server is away and it has not.
+
+    The bound is in number and in bytes, so that what waits cannot fill the disk. (Links take no
+    bytes as long as the trainer keeps its own files.)
+    """
+    directory = courier.spool.directory
+    needed = sum(file.stat().st_size for file in files)
+
+    def full() -> bool:
+        waiting = courier.pending_checkpoints()
+        allowed = _FREE_SHARE * shutil.disk_usage(directory).free
+        return waiting >= QUEUED_CHECKPOINTS or (waiting > 0 and (waiting + 1) * needed > allowed)
+
+    return courier.wait_for_room(full)
+
+
+def _snapshot(files: list[Path], folder: Path) -> None:
+    for file in files:
+        place(file, folder / file.name)
+
+
+def _stored_base(
+    client: MlflowClient, source: str, run_id: str, register_as: str | None
 ) -> LoggedModel:
+    local = Path(source).is_dir()
+    directory = Path(source) if local else _on_hub(source)
     digest = content_digest(directory)
     known = _find_ready(client, run_id, digest)
     if known is not None:
         return known
-    model = _store(
-        directory, f"{directory.name}-step-000000", run_id, {"step": 0, "digest": digest}
+    kind = "pointer" if not local else "adapter" if is_adapter(directory) else "model"
+    shown = directory.name if local else source.replace("/", "-").replace("@", "-")
+    entry = CheckpointEntry(
+        job=uuid.uuid4().hex,
+        name=f"{shown}-step-000000",
+        step=0,
+        params={"step": "0", "digest": digest, "kind": kind},
+        base=None,
+        source=str(directory) if local else source.partition("@")[0],
+        revision=None if local else directory.name,
+        files=[file.name for file in checkpoint_files(directory)],
+        register_as=register_as,
     )
-    if register_as is not None:
-        _register(client, register_as, model, run_id, {"step": 0})
-    return model
-
-
-def _base_of_hub(client: MlflowClient, name: str, run_id: str) -> LoggedModel:
-    snapshot = hub_snapshot(name)
-    digest = content_digest(snapshot)
-    known = _find_ready(client, run_id, digest)
-    if known is not None:
-        return known
-    revision = snapshot.name  # the hub cache names a snapshot by its commit
-    params = {"step": 0, "digest": digest, "repository": name, "revision": revision}
-    return _store(None, f"{name.replace('/', '-')}-step-000000", run_id, params)
-
-
-def _store(
-    directory: Path | None, name: str, run_id: str, params: Mapping[str, Any]
-) -> LoggedModel:
-    """A READY LoggedModel that holds the checkpoint's files and an MLmodel (or a pointer)."""
-    client = MlflowClient()
-    experiment_id = client.get_run(run_id).info.experiment_id
-    model = client.create_logged_model(
-        experiment_id,
-        # `/ : . % " '` are refused in names
-        name="".join("_" if character in "/:.%\"'" else character for character in name),
-        source_run_id=run_id,
-        params={key: str(value) for key, value in params.items()},
-        model_type=MODEL_TYPE,
-    )
+    entry.model_id = deliver.create(client, entry, run_id).model_id
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            staged = Path(folder)
-            _write_mlmodel(staged, model, run_id)
-            if directory is None:
-                pointer = f'{{"repository": "{params["repository"]}", '
-                pointer += f'"revision": "{params["revision"]}"}}\n'
-                (staged / POINTER).write_text(pointer)
-            else:
-                for file in checkpoint_files(directory):
-                    _link_or_copy(file, staged / file.name)
-            client.log_model_artifacts(model.model_id, str(staged))
+        return deliver.store(client, entry, directory, run_id)
     except BaseException as error:
-        client.set_logged_model_tags(model.model_id, {"scalpel.failure": str(error)[:5000]})
-        client.finalize_logged_model(model.model_id, "FAILED")
+        deliver.fail(client, entry.model_id, str(error) or type(error).__name__)
         raise
-    return client.finalize_logged_model(model.model_id, "READY")
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    """Stage a file without copying its bytes where the file system allows it."""
-    try:
-        target.hardlink_to(source.resolve())
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)
-
-
-def _write_mlmodel(folder: Path, model: LoggedModel, run_id: str) -> None:
-    text = Schema([ColSpec(DataType.string, "prompt")])
-    described = Model(
-        artifact_path=model.artifact_location,
-        run_id=run_id,
-        model_id=model.model_id,
-        signature=ModelSignature(
-            inputs=text, outputs=Schema([ColSpec(DataType.string, "completion")])
-        ),
-    )
-    described.add_flavor(
-        "python_function",
-        loader_module="mlflow_scalpel.checkpoints.generator",
-        python_version="3.11",
-    )
-    described.save(str(folder / "MLmodel"))
-
-
-def _register(
-    client: MlflowClient, name: str, model: LoggedModel, run_id: str, tags: Mapping[str, Any]
-) -> None:
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    client.create_model_version(
-        name,
-        source=f"models:/{model.model_id}",
-        run_id=run_id,
-        tags={"run_id": run_id, **{key: str(value) for key, value in tags.items()}},
-        model_id=model.model_id,
-    )
 
 
 def _find_ready(client: MlflowClient, run_id: str, digest: str) -> LoggedModel | None:
@@ -194,7 +266,25 @@ def _find_ready(client: MlflowClient, run_id: str, digest: str) -> LoggedModel |
     found = client.search_logged_models(
         [experiment_id], filter_string=f"params.digest = '{digest}' AND params.step = '0'"
     )
-    return next((model for model in found if model.status == "READY"), None)
+    return next((model for model in found if str(model.status) == "READY"), None)
+
+
+@functools.lru_cache(maxsize=256)
+def _base_id(base: str, run_id: str) -> str:
+    """Model ID of a base, which is logged where it is a directory or a hub name."""
+    return model_id_of(base) or log_base(base, run_id=run_id).model_id
+
+
+def _on_hub(name: str) -> Path:
+    repository, _, revision = name.partition("@")
+    return hub_snapshot(repository, revision or None)
+
+
+def _existing(path: Path) -> Path:
+    """The path, or its nearest parent that exists."""
+    while not path.exists():
+        path = path.parent
+    return path
 
 
 def _active_run_id() -> str:

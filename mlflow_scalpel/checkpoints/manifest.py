@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -84,14 +84,14 @@ def make_manifest(files: Sequence[Path]) -> Manifest:
     """
     # The file's digest and its tensors' are taken side by side: both release the GIL, and the
     # second reading comes from the page cache.
-    with ThreadPoolExecutor(2) as pool:
-        digests = [pool.submit(sha256, file) for file in files]
-        tensors = [pool.submit(_tensors, file) for file in files]
+    # (ThreadPool, because a concurrent.futures pool takes no work while the interpreter exits, when
+    # the last checkpoint may still be on its way.)
+    with ThreadPool(2) as pool:
+        digests = pool.map_async(sha256, files, chunksize=1)
+        tensors = pool.map_async(_tensors, files, chunksize=1)
         described = {
-            file.name: StoredFile(
-                bytes=file.stat().st_size, sha256=digest.result(), tensors=inside.result()
-            )
-            for file, digest, inside in zip(files, digests, tensors, strict=True)
+            file.name: StoredFile(bytes=file.stat().st_size, sha256=digest, tensors=inside)
+            for file, digest, inside in zip(files, digests.get(), tensors.get(), strict=True)
         }
     return Manifest(files=described)
 

@@ -1,32 +1,46 @@
-"""From what a user calls a model (directory, hub name, models:/ URI) to a directory of files."""
+"""From what a user calls a model (directory, hub name, models:/ or runs:/ URI) to its files."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, Run
 from mlflow.exceptions import MlflowException
 
-from mlflow_scalpel.checkpoints.layout import POINTER, checkpoint_files
+from mlflow_scalpel.checkpoints.layout import POINTER, checkpoint_files, is_adapter
+from mlflow_scalpel.checkpoints.manifest import read_manifest
+from mlflow_scalpel.checkpoints.stores import Store, open_store
 from mlflow_scalpel.errors import ScalpelError
 
-_SAFE_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+FAILURE = "scalpel.failure"  # tag: why a model is FAILED
+PRUNED = "scalpel.pruned"  # tag: when a model's bytes were freed
+
+_SAFE_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+_MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
+_RUN = re.compile(r"runs:/(?P<run>[\w-]+)(?:#(?P<which>last|step=\d+))?")
+_PAGE = 100  # models asked for at a time
 
 
 def model_id_of(source: str) -> str | None:
-    """The LoggedModel ID behind `m-...` or any models:/ URI; None for a directory or hub name.
+    """The LoggedModel ID behind `source`; None for a directory or hub name.
 
-    Raises ScalpelError where the registry has no such model or version.
+    Understood are `m-...`, `models:/m-...`, `models:/NAME/VERSION`, `models:/NAME/latest`,
+    `models:/NAME@ALIAS`, `runs:/RUN#step=N` (0 is the run's base) and `runs:/RUN#last` (the READY
+    checkpoint of the largest step). Raises ScalpelError where there is no such model or version.
     """
-    if re.fullmatch(r"m-[0-9a-f]{32}", source):
+    if _MODEL_ID.fullmatch(source):
         return source
+    if source.startswith("runs:"):
+        return _model_of_run(source)
     if not source.startswith("models:/"):
         return None
     rest = source.removeprefix("models:/")
-    if re.fullmatch(r"m-[0-9a-f]{32}", rest):
+    if _MODEL_ID.fullmatch(rest):
         return rest
     client = MlflowClient()
     try:
@@ -35,7 +49,10 @@ def model_id_of(source: str) -> str | None:
         else:
             name, number = rest.rsplit("/", 1)
             if number == "latest":
-                versions = client.search_model_versions(f"name = '{name}'", max_results=1)
+                # By number: the store's own order puts first what was changed last, by a tag too.
+                versions = client.search_model_versions(
+                    f"name = '{name}'", max_results=1, order_by=["version_number DESC"]
+                )
                 if not versions:
                     raise ScalpelError(
                         f"model = {source}: no version of {name} is registered at "
@@ -51,32 +68,101 @@ def model_id_of(source: str) -> str | None:
             "models:/NAME/latest or models:/m-..."
         ) from error
     # A version's model_id is not filled in by every store, but its source always names the model.
-    return version.model_id or str(version.source).removeprefix("models:/").rstrip("/")
+    found = version.model_id or str(version.source).removeprefix("models:/").rstrip("/")
+    if not _MODEL_ID.fullmatch(found):
+        raise ScalpelError(
+            f"model = {source}: version {version.version} of {version.name} points to "
+            f"{version.source}, which is no LoggedModel; log it with MLflow 3 and register that"
+        )
+    return found
+
+
+def expand(source: str) -> list[str]:
+    """The checkpoints that `source` names: for `runs:/RUN` all that can be read, by step.
+
+    Anything else names one, and is given back as it is. Raises ScalpelError where there is no such
+    run, or nothing to read in it.
+    """
+    named = _RUN.fullmatch(source)
+    if named is None or named["which"] is not None:
+        return [source]
+    _, found = _checkpoints(named["run"])
+    readable = [f"models:/{model.model_id}" for model in found if _state(model) == "READY"]
+    if not readable:
+        raise ScalpelError(f"model = {source}: {_what_there_is(found)}")
+    return readable
 
 
 def resolve(source: str) -> Path:
     """A local directory with the files of the model `source`, for reading only.
 
-    A local artifact store is read in place; a remote one is downloaded to a temporary directory.
-    Raises ScalpelError where the model does not exist or is not READY.
+    Takes what `model_id_of` does, a directory, or a hub name (`org/name`, `org/name@revision`). A
+    local artifact store is read in place, a remote one through the cache. An adapter gives the
+    directory of its base with the adapter merged into it.
+
+    Raises ScalpelError where the model does not exist, is not READY, was pruned, or is not whole.
     """
+    # Here, because these two build on this module.
+    from mlflow_scalpel.checkpoints.adapters import merged_with_base
+    from mlflow_scalpel.checkpoints.pull import cached
+
     model_id = model_id_of(source)
-    if model_id is not None:
-        return _logged_directory(model_id)
-    directory = Path(source)
-    if directory.is_dir():
+    if model_id is None:
+        directory = Path(source)
+        if not directory.is_dir():
+            directory = hub_snapshot(source)
         checkpoint_files(directory)
-        return directory
-    return hub_snapshot(source)
+        return merged_with_base(directory) if is_adapter(directory) else directory
+    model = readable_model(model_id)
+    store = store_of(model)
+    directory = cached(model, store) if store.local is None else _in_place(model, store.local)
+    pointer = directory / POINTER
+    if pointer.is_file():
+        directory = snapshot_of(pointer)
+    return merged_with_base(directory, model) if is_adapter(directory) else directory
 
 
-def hub_snapshot(name: str, revision: str | None = None) -> Path:
-    """The hub model's files in the local hub cache, downloaded where they are missing."""
+def readable_model(model_id: str) -> LoggedModel:
+    """The LoggedModel; raises ScalpelError where it is not there, not READY, or was pruned."""
+    try:
+        model = MlflowClient().get_logged_model(model_id)
+    except MlflowException as error:
+        raise ScalpelError(
+            f"model {model_id}: {error.message}; the tracking store is "
+            f"{mlflow.get_tracking_uri()}: is it there that the model was logged?"
+        ) from error
+    pruned = model.tags.get(PRUNED)
+    if pruned is not None:
+        raise ScalpelError(
+            f"model {model_id} ({model.name}) was pruned at {pruned}: its metrics are kept, its "
+            f"files are gone; take another checkpoint, such as runs:/{model.source_run_id}#last"
+        )
+    if model.status != "READY":
+        reason = model.tags.get(FAILURE, "its upload has not ended; wait for it")
+        raise ScalpelError(
+            f"model {model_id} ({model.name}) is {model.status}: {reason}; another checkpoint that "
+            f"can be read is runs:/{model.source_run_id}#last"
+        )
+    return model
+
+
+def hub_snapshot(
+    name: str, revision: str | None = None, files: Sequence[str] = _SAFE_FILES
+) -> Path:
+    """The hub model's files in the local hub cache, downloaded where they are missing.
+
+    Args:
+        name: `org/name`, or `org/name@revision`.
+        revision: branch, tag or commit, instead of one in the name; the main branch if neither.
+        files: names or patterns of what is needed.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    repository, _, named = name.partition("@")
+    revision = revision or named or None
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_SAFE_FILES))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(files)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ScalpelError(
             f"model = {name}: is neither a local directory nor a model that could be had from the "
@@ -85,14 +171,134 @@ def hub_snapshot(name: str, revision: str | None = None) -> Path:
         ) from error
 
 
-def _logged_directory(model_id: str) -> Path:
-    model = MlflowClient().get_logged_model(model_id)
-    if model.status != "READY":
-        reason = model.tags.get("scalpel.failure", "its upload has not ended")
-        raise ScalpelError(f"model {model_id} ({model.name}) is {model.status}: {reason}")
-    directory = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}"))
-    pointer = directory / POINTER
-    if pointer.is_file():
-        where = json.loads(pointer.read_text())
-        return hub_snapshot(where["repository"], where["revision"])
+def snapshot_of(pointer: Path, files: Sequence[str] = _SAFE_FILES) -> Path:
+    """The hub snapshot that a stored `pointer.json` names, at the commit that it names."""
+    try:
+        named = json.loads(pointer.read_bytes())
+        repository, revision = str(named["repository"]), str(named["revision"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ScalpelError(
+            f"{pointer}: names no hub model ({type(error).__name__}: {error}); log the base again"
+        ) from error
+    return hub_snapshot(repository, revision, files)
+
+
+def store_of(model: LoggedModel) -> Store:
+    """Where the model's files are; raises ScalpelError where this machine cannot reach them."""
+    try:
+        store = open_store(model.artifact_location)
+    except MlflowException as error:
+        raise ScalpelError(
+            f"model {model.model_id} ({model.name}): its files are at {model.artifact_location}, "
+            f"which cannot be read from here: {error.message}"
+        ) from error
+    if store.local is not None and not store.local.is_dir():
+        raise ScalpelError(
+            f"model {model.model_id} ({model.name}): its files are at {model.artifact_location}, "
+            "and this machine has no such directory; read it where it was logged, or log through "
+            "a server that passes files on (`mlflow server --artifacts-destination ...`)"
+        )
+    return store
+
+
+def _in_place(model: LoggedModel, directory: Path) -> Path:
+    """The model's local store, all there by names and sizes; no file is read."""
+    manifest = read_manifest(directory)
+    pointed = (directory / POINTER).is_file()
+    for name, described in manifest.files.items() if manifest and not pointed else ():
+        file = directory / name
+        if file.is_symlink():
+            raise ScalpelError(f"{file}: is a link, and a stored file never is; it is not read")
+        size = file.stat().st_size if file.is_file() else None
+        if size != described.bytes:
+            has = "is missing" if size is None else f"has {size} bytes, not {described.bytes}"
+            raise ScalpelError(
+                f"{file}: {has}: model {model.model_id} is damaged; put the file back from a "
+                "copy, or log the checkpoint again"
+            )
     return directory
+
+
+def _model_of_run(source: str) -> str:
+    named = _RUN.fullmatch(source)
+    if named is None or named["which"] is None:
+        what = "names all checkpoints of the run" if named else "is no address of a checkpoint"
+        run = named["run"] if named else "RUN"
+        raise ScalpelError(
+            f"model = {source}: {what}, and one is wanted here; write runs:/{run}#last or "
+            f"runs:/{run}#step=N (0 is the base)"
+        )
+    run, found = _checkpoints(named["run"])
+    if named["which"] == "step=0":
+        return _base(run, source)
+    wanted = named["which"]
+    readable = [
+        model
+        for model in found
+        if _state(model) == "READY" and wanted in ("last", f"step={_step(model)}")
+    ]
+    if not readable:
+        raise ScalpelError(f"model = {source}: {_what_there_is(found)}")
+    return str(readable[-1].model_id)
+
+
+def _checkpoints(run_id: str) -> tuple[Run, list[LoggedModel]]:
+    """The run, and all its checkpoints in order of step, the later of two equal steps last."""
+    client = MlflowClient()
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        raise ScalpelError(
+            f"run {run_id}: {error.message}; the tracking store is {mlflow.get_tracking_uri()}: "
+            "is it there that the run was made?"
+        ) from error
+    models: list[LoggedModel] = []
+    token = None
+    while True:
+        page = client.search_logged_models(
+            [run.info.experiment_id],
+            filter_string=f"source_run_id = '{run_id}'",
+            max_results=_PAGE,
+            page_token=token,
+        )
+        models += page
+        token = page.token
+        if not token:
+            break
+    return run, sorted(
+        (model for model in models if _step(model) > 0),
+        key=lambda model: (_step(model), model.creation_timestamp),
+    )
+
+
+def _base(run: Run, source: str) -> str:
+    """Which of the run's inputs is its base: the model of step 0."""
+    for entry in run.inputs.model_inputs if run.inputs else []:
+        if _step(MlflowClient().get_logged_model(entry.model_id)) == 0:
+            return str(entry.model_id)
+    raise ScalpelError(
+        f"model = {source}: the run names no base; give the base itself "
+        "(directory, hub name or models:/ URI)"
+    )
+
+
+def _step(model: LoggedModel) -> int:
+    """Step of a checkpoint, 0 of a base; -1 of a model that is neither."""
+    step = model.params.get("step", "")
+    return int(step) if step.isascii() and step.isdigit() else -1
+
+
+def _state(model: LoggedModel) -> str:
+    return "PRUNED" if PRUNED in model.tags else str(model.status)
+
+
+def _what_there_is(found: list[LoggedModel]) -> str:
+    """Which steps of a run there are, for an error."""
+    if not found:
+        return "the run has logged no checkpoint; give the ID of a training run"
+    steps: dict[str, list[str]] = {}
+    for model in found:
+        steps.setdefault(_state(model), []).append(str(_step(model)))
+    ready = ", ".join(steps.pop("READY", [])) or "none"
+    others = "".join(f"; {state}: {', '.join(numbers)}" for state, numbers in steps.items())
+    return f"the run has no such checkpoint to read; the steps that can be read: {ready}{others}"

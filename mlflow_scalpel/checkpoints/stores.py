@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -16,6 +16,7 @@ from mlflow_scalpel.errors import ScalpelError
 Link = Literal["reflink", "hard", "copy"]
 LINKS: tuple[Link, ...] = ("reflink", "hard", "copy")  # the best first
 PARALLEL_FILES = 4  # files that travel at the same time
+_CHUNK = 1 << 20  # bytes of a download that are written at a time
 
 _FICLONE = (
     0x40049409  # linux/fs.h: share the blocks of another file until one of the two is written
@@ -119,17 +120,32 @@ class RemoteStore:
         for name, file in files.items():
             if file.name != name:
                 raise ValueError(f"{file} would be stored as {file.name}, not as {name}")
-        with ThreadPoolExecutor(PARALLEL_FILES) as pool:
-            sent = [pool.submit(self._repository.log_artifact, str(f)) for f in files.values()]
-        for future in sent:
-            future.result()
+        # ThreadPool: a concurrent.futures pool takes no work while the interpreter exits.
+        with ThreadPool(PARALLEL_FILES) as pool:
+            pool.map(self._repository.log_artifact, [str(f) for f in files.values()], chunksize=1)
 
     def fetch(
         self, name: str, target: Path, progress: Callable[[int], Any] = lambda count: None
     ) -> None:
-        """Download one file."""
-        self._repository._download_file(name, str(target))
-        progress(target.stat().st_size)
+        """Download one file, going on where an earlier attempt left off if MLflow's server can.
+
+        `progress` is told of each byte that is in place, those of the earlier attempt included, and
+        of a negative number where these had to be given up. A connection that breaks is taken up
+        again as long as each attempt brings something.
+        """
+        from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+
+        # Where the server sends its clients on to the object store, MLflow fetches parts of the
+        # file side by side, which is faster and starts over.
+        if not isinstance(self._repository, HttpArtifactRepository) or self._is_sent_on():
+            self._repository._download_file(name, str(target))
+            progress(target.stat().st_size)
+            return
+        _Download(self._repository._host_creds, f"/{name}", target, progress).run()
+
+    def _is_sent_on(self) -> bool:
+        asks = getattr(self._repository, "_is_multipart_download_enabled", None)
+        return bool(asks is not None and asks())
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each stored file, as the store lists them."""
@@ -142,6 +158,68 @@ class RemoteStore:
     def delete(self, name: str) -> None:
         """Remove one file."""
         self._repository.delete_artifacts(name)
+
+
+class _Download:
+    """One file over HTTP, with `Range` for what is not there yet."""
+
+    def __init__(
+        self, host: Any, endpoint: str, target: Path, progress: Callable[[int], Any]
+    ) -> None:
+        self._host = host
+        self._endpoint = endpoint
+        self._target = target
+        self._progress = progress
+        self._told = 0
+
+    def run(self) -> None:
+        """Fetch all of it; raises what `requests` or MLflow raise."""
+        from requests.exceptions import RequestException
+
+        while True:
+            before = self._size()
+            try:
+                if self._go_on(before):
+                    return
+            except RequestException:
+                if self._size() <= before:
+                    raise
+
+    def _go_on(self, start: int) -> bool:
+        """One request for what follows byte `start`; False where the answer is of no use."""
+        from mlflow.utils.request_utils import augmented_raise_for_status
+        from mlflow.utils.rest_utils import http_request
+
+        headers = {"Accept-Encoding": "identity"}  # bytes of a packed stream have other places
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        with http_request(
+            self._host, self._endpoint, "GET", stream=True, extra_headers=headers
+        ) as answer:
+            given = answer.headers.get("Content-Range", "")
+            if answer.status_code == 416 and given == f"bytes */{start}":
+                self._tell(start)  # all of it was there
+                return True
+            going_on = answer.status_code == 206 and given.startswith(f"bytes {start}-")
+            if start and answer.status_code in (206, 416) and not going_on:
+                self._target.unlink()
+                return False
+            augmented_raise_for_status(answer)
+            size = start if going_on else 0
+            with self._target.open("ab" if going_on else "wb") as file:
+                self._tell(size)
+                for chunk in answer.iter_content(_CHUNK):
+                    file.write(chunk)
+                    size += len(chunk)
+                    self._tell(size)
+        return True
+
+    def _size(self) -> int:
+        return self._target.stat().st_size if self._target.exists() else 0
+
+    def _tell(self, size: int) -> None:
+        self._progress(size - self._told)
+        self._told = size
 
 
 def place(source: Path, target: Path, link: Link | None = None) -> Link:

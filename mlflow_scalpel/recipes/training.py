@@ -31,6 +31,14 @@ class Checkpoints(Strict):
     """Template of the registered model's name; knows {recipe}, {algorithm} and {base}."""
     keep_local: PositiveInt = 1
     """How many checkpoint directories stay under the output directory once they are logged."""
+    link: Literal["reflink", "hard", "copy"] | None = None
+    """How files get into a local artifact store; null takes the first of these that works."""
+    trainer_state: bool = False
+    """Store optimizer, scheduler and RNG state with each checkpoint, twice the weights and more."""
+    best: str | None = None
+    """A metric that is logged with the checkpoints (reward, loss, kl/all_tokens/...): the alias
+    best-<run ID> of the registered model goes to the version with the best value."""
+    best_is: Literal["max", "min"] = "max"
 
     def save_steps(self, total_steps: int) -> int:
         """The interval in steps that gives `count` checkpoints of a run of `total_steps`.

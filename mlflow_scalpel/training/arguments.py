@@ -18,6 +18,7 @@ def sft_fields(recipe: SftRecipe, output: Path, rows: int) -> dict[str, Any]:
     return {
         **_shared_fields(recipe, output, total_steps(recipe, rows)),
         "completion_only_loss": recipe.train.loss_on == "completion",
+        "include_num_input_tokens_seen": "non_padding",  # GRPO's trainer counts them by itself
         "packing": False,
     }
 
@@ -90,7 +91,7 @@ def _shared_fields(recipe: TrainingRecipe, output: Path, steps: int) -> dict[str
         "dataloader_drop_last": True,  # every step has the same number of sequences
         "dataloader_pin_memory": not on_cpu,
         "use_cpu": on_cpu,
-        "report_to": ["mlflow"],
+        "report_to": "none",  # the callback tells MLflow, without waiting for it
         "disable_tqdm": True,
         "model_init_kwargs": {
             "dtype": recipe.train.dtype,

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd
-from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import from_pandas
-from mlflow.entities import Metric
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
-from mlflow_scalpel.checkpoints import log_checkpoint
+from mlflow_scalpel.checkpoints.log import Delivery, log_checkpoint
 from mlflow_scalpel.comparison import Comparison, Subject, tidy
-from mlflow_scalpel.comparison.store import log_table
 from mlflow_scalpel.recipes.training import TrainingRecipe
 from mlflow_scalpel.training.arguments import problems_a_step, sequences_a_step
 from mlflow_scalpel.training.cost import UNITS, Cost, estimate_flops
+from mlflow_scalpel.training.journal import Journal
+from mlflow_scalpel.training.resume import Past
 from mlflow_scalpel.training.session import OpenBase
 from mlflow_scalpel.training.summary import heatmap_image, summarise
 
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 WARNING_TAG = "scalpel.warning"
 
 
-class CheckpointCallback(TrainerCallback):
+class CheckpointCallback(TrainerCallback, ExportableState):
     """One LoggedModel, one registered version and one set of measurements a saved checkpoint.
 
-    Acts in the main process only. Step 0 is the base, measured like every checkpoint.
+    Acts in the main process only. Step 0 is the base, measured like every checkpoint. All that
+    MLflow is told goes by way of a courier: training waits for no server.
     """
 
     def __init__(
@@ -40,26 +41,31 @@ class CheckpointCallback(TrainerCallback):
         recipe: TrainingRecipe,
         base: OpenBase,
         comparison: Comparison,
+        journal: Journal,
         *,
         run_id: str,
         algorithm: str,
         problems: int,
-        tokens_seen: Callable[[], int],
+        past: Past,
         rewards: Rewards | None = None,
     ) -> None:
         self._recipe = recipe
         self._base = base
         self._comparison = comparison
+        self._journal = journal
         self._run_id = run_id
         self._algorithm = algorithm
         self._problems = problems
-        self._tokens_seen = tokens_seen
+        self._past = past
         self._rewards = rewards
-        self._client = MlflowClient()
         self._learning_rate_sum = 0.0
-        self._parameters = self._steps = 0
+        self._parameters = self._steps = self._tokens = 0
         self._began = self._measuring = 0.0
-        self._tables: list[pd.DataFrame] = []
+        self._logs_of_save: dict[str, float] = {}
+        self._deliveries: dict[int, Delivery] = {}
+        self._tables = [] if past.table is None else [past.table]
+        self._summary = list(past.summary)
+        self._unidentified = False
 
     def on_train_begin(
         self,
@@ -73,12 +79,20 @@ class CheckpointCallback(TrainerCallback):
         embedded = model.get_input_embeddings().weight.numel()
         self._parameters = sum(weight.numel() for weight in model.parameters()) - embedded
         self._steps = state.max_steps
-        if state.is_world_process_zero:
-            for probe in self._comparison.probes:
-                texts = pd.DataFrame(probe.pairs, columns=["problem", "solution"])
-                dataset = from_pandas(texts, name=probe.name, digest=probe.digest)
-                mlflow.log_input(dataset, context="probe")
-            self._measure(self._base.directory, self._base.model_id, self._base.digest, 0)
+        if state.global_step > 0:
+            self._restore(state)
+        if not state.is_world_process_zero:
+            return
+        for probe in self._comparison.probes:
+            texts = pd.DataFrame(probe.pairs, columns=["problem", "solution"])
+            dataset = from_pandas(texts, name=probe.name, digest=probe.digest)
+            mlflow.log_input(dataset, context="probe")
+        self._tokens = state.num_input_tokens_seen
+        if not self._is_measured(0):
+            self._measure(self._base.directory, 0)
+        if state.global_step > 0 and not self._is_measured(state.global_step):
+            # The kill came between the save and what is done with it.
+            self._take_in(Path(str(args.output_dir)), state)
 
     def on_optimizer_step(
         self,
@@ -91,7 +105,49 @@ class CheckpointCallback(TrainerCallback):
         # Here the scheduler has not moved on yet: this is the rate that the step was taken with.
         self._learning_rate_sum += float(optimizer.param_groups[0]["lr"])
 
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero and control.should_save:
+            # What is stored may be a hard link to the files of an earlier save of this step, which
+            # must not be written into.
+            for file in _directory(args, state).glob("*"):
+                file.unlink()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        step = state.global_step
+        if not state.is_world_process_zero or step <= self._past.logged_until:
+            return
+        values = {key: float(value) for key, value in (logs or {}).items() if _is_number(value)}
+        if "num_tokens" in values:  # the trainer's own count begins at 0 when a run is taken up
+            values["num_tokens"] = values.pop("num_input_tokens_seen", state.num_input_tokens_seen)
+        if control.should_save:
+            self._logs_of_save = values  # logged in a moment, with the checkpoint's model
+        else:
+            self._journal.metrics(values, step)
+
     def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero:
+            self._take_in(Path(str(args.output_dir)), state)
+
+    def on_train_end(
         self,
         args: TrainingArguments,
         state: TrainerState,
@@ -100,10 +156,53 @@ class CheckpointCallback(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero:
             return
-        started = time.monotonic()
+        self._journal.courier.drain()
+        if self._unidentified:  # now every model is known
+            self._journal.table(self._table())
+            self._journal.courier.drain()
+
+    def state(self) -> dict[str, Any]:
+        """What the trainer keeps in a checkpoint's trainer_state.json for this callback."""
+        return {
+            "learning_rate_sum": self._learning_rate_sum,
+            "tokens_generated": self._rewards.tokens_generated if self._rewards else 0,
+            "wall_seconds": time.monotonic() - self._began,
+            "measuring_seconds": self._measuring,
+        }
+
+    def _restore(self, state: TrainerState) -> None:
+        saved: Any = state.stateful_callbacks  # name of the class -> what `state` gave
+        kept: dict[str, Any] = saved[type(self).__name__]
+        self._learning_rate_sum = kept["learning_rate_sum"]
+        self._began -= kept["wall_seconds"]
+        self._measuring = kept["measuring_seconds"]
+        if self._rewards:
+            self._rewards.tokens_generated = kept["tokens_generated"]
+
+    def _take_in(self, output: Path, state: TrainerState) -> None:
+        """Log the checkpoint of this step, and measure it."""
         step = state.global_step
-        directory = Path(str(args.output_dir)) / f"checkpoint-{step}"
-        model = log_checkpoint(
+        self._tokens = state.num_input_tokens_seen
+        directory = output / f"checkpoint-{step}"
+        started = time.monotonic()
+        if step not in self._past.stored_steps:
+            self._deliveries[step] = self._log(directory, step)
+        if self._logs_of_save:
+            self._journal.metrics(self._logs_of_save, step, self._deliveries.get(step))
+            self._logs_of_save = {}
+        self._measuring += time.monotonic() - started
+        if not self._is_measured(step):
+            self._measure(directory, step)
+        if self._recipe.checkpoints.best is not None:
+            self._journal.best(self._recipe.checkpoints.best, self._recipe.checkpoints.best_is)
+        warning = self._rewards.warning() if self._rewards else None
+        if warning:
+            print(f"WARNING: {warning}")
+        self._journal.tags({WARNING_TAG: warning or "none"})
+
+    def _log(self, directory: Path, step: int) -> Delivery:
+        checkpoints = self._recipe.checkpoints
+        return log_checkpoint(
             directory,
             step=step,
             base=self._base.model_id,
@@ -115,95 +214,80 @@ class CheckpointCallback(TrainerCallback):
                 "learning_rate": self._recipe.train.learning_rate,
                 "learning_rate_sum": self._learning_rate_sum,
                 "dtype": self._recipe.train.dtype,
+                "max_steps": self._steps,
             },
-            register_as=self._recipe.checkpoints.registered_model.format(
+            register_as=checkpoints.registered_model.format(
                 recipe=self._recipe.name,
                 algorithm=self._algorithm,
                 base=Path(self._recipe.model).name,
             ),
+            link=checkpoints.link,
+            trainer_state=checkpoints.trainer_state,
         )
-        self._measuring += time.monotonic() - started
-        self._measure(directory, model.model_id, model.params["digest"], step)
-        warning = self._rewards.warning() if self._rewards else None
-        if warning:
-            print(f"WARNING: {warning}")
-        self._client.set_tag(self._run_id, WARNING_TAG, warning or "none")
 
-    def _measure(self, directory: Path, model_id: str, digest: str, step: int) -> None:
+    def _is_measured(self, step: int) -> bool:
+        return self._past.table is not None and step in set(self._past.table["step"])
+
+    def _measure(self, directory: Path, step: int) -> None:
         """Measure one checkpoint, and log the summary, the picture and the table so far."""
         started = time.monotonic()
         subject = Subject(
-            directory,
-            model_id,
-            digest,
-            step,
-            self._run_id,
-            self._algorithm,
-            self._learning_rate_sum,
+            directory, "", "", step, self._run_id, self._algorithm, self._learning_rate_sum
         )
         measured = self._comparison.measure(subject)
         summary = summarise(measured)
         image = heatmap_image(measured, step, self._recipe.heatmap_maximum)
-        mlflow.log_image(image, key="weights/relative_frobenius", step=step)
+        self._journal.image(image, "weights/relative_frobenius", step)
         cost = self._cost(step, self._measuring + time.monotonic() - started).metrics()
-        self._log_metrics({**summary, **cost}, step, model_id)
-        mlflow.log_table(
-            {"step": [step], "algorithm": [self._algorithm]}
-            | {name: [value] for name, value in {**summary, **cost}.items()},
-            "scalpel/summary.json",
-            run_id=self._run_id,
-        )
+        probes = {probe.name: (probe.name, probe.digest) for probe in self._comparison.probes}
+        measured_on = {
+            key: probes[key.rsplit("/", 1)[1]] for key in summary if key.startswith("kl/")
+        }
+        model = self._deliveries.get(step) or (self._base.model_id if step == 0 else None)
+        self._journal.metrics({**summary, **cost}, step, model, measured_on)
+        self._summary.append({"step": step, "algorithm": self._algorithm, **summary, **cost})
+        self._journal.summary(self._summary)
         told = ("kl/all_tokens", "weights/relative_frobenius/mean")
         shown = [f"{name} {value:.3g}" for name, value in summary.items() if name.startswith(told)]
         print(f"step {step}/{self._steps}: {'  '.join(shown)}", flush=True)
-        self._tables += [measured, self._cost_table(cost, subject)]
-        log_table(pd.concat(self._tables, ignore_index=True), self._run_id)
+        self._tables += [measured, self._cost_table(cost, step)]
+        self._journal.table(self._table())
         self._measuring += time.monotonic() - started
 
-    def _log_metrics(self, values: dict[str, float], step: int, model_id: str) -> None:
-        now = int(time.time() * 1000)
-        digests = {probe.name: probe.digest for probe in self._comparison.probes}
-        metrics = []
-        for key, value in values.items():
-            texts = key.rsplit("/", 1)[1] if key.startswith("kl/") else None
-            metrics.append(
-                Metric(
-                    key,
-                    value,
-                    now,
-                    step,
-                    model_id=model_id,
-                    dataset_name=texts,
-                    dataset_digest=digests[texts] if texts else None,
-                    run_id=self._run_id,
-                )
-            )
-        self._client.log_batch(self._run_id, metrics=metrics)
+    def _table(self) -> pd.DataFrame:
+        """All rows so far, with the model of each step as far as it is known."""
+        table = pd.concat(self._tables, ignore_index=True)
+        known = {0: (self._base.model_id, self._base.digest)}
+        for step, delivery in self._deliveries.items():
+            known[step] = (delivery.model_id or "", delivery.digest or "")
+        self._unidentified = any("" in names for names in known.values())
+        for step, (model_id, digest) in known.items():
+            table.loc[table["step"] == step, ["model_id", "model_digest"]] = model_id, digest
+        return table
 
     def _cost(self, step: int, measuring_seconds: float) -> Cost:
-        trained = self._tokens_seen()
         # The rewards see this process's share of the completions, and every share is as large.
         generated = self._rewards.tokens_generated * self._recipe.processes if self._rewards else 0
         return Cost(
             sequences=step * sequences_a_step(self._recipe),
             unique_problems=min(step * problems_a_step(self._recipe), self._problems),
-            tokens_trained=trained,
+            tokens_trained=self._tokens,
             tokens_generated=generated,
-            flops=estimate_flops(self._parameters, trained, trained if self._rewards else 0),
+            flops=estimate_flops(
+                self._parameters, self._tokens, self._tokens if self._rewards else 0
+            ),
             wall_seconds=time.monotonic() - self._began,
             measuring_seconds=measuring_seconds,
         )
 
-    def _cost_table(self, cost: dict[str, float], subject: Subject) -> pd.DataFrame:
+    def _cost_table(self, cost: dict[str, float], step: int) -> pd.DataFrame:
         return tidy(
             {
                 "base": self._base.model_id,
                 "base_digest": self._base.digest,
-                "model_id": subject.model_id,
-                "model_digest": subject.digest,
                 "run_id": self._run_id,
                 "algorithm": self._algorithm,
-                "step": subject.step,
+                "step": step,
                 "metric": name,
                 "metric_version": 1,
                 "value": value,
@@ -211,3 +295,11 @@ class CheckpointCallback(TrainerCallback):
             }
             for name, value in cost.items()
         )
+
+
+def _directory(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

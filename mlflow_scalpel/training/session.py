@@ -1,10 +1,10 @@
-"""What `sft` and `grpo` do alike before training: open the base, fix the probes, log settings."""
+"""What `sft` and `grpo` do alike: open the base, fix the probes, log settings, take a run up."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 
@@ -15,6 +15,9 @@ from mlflow_scalpel.data import load_rows
 from mlflow_scalpel.recipes.training import TrainingRecipe
 from mlflow_scalpel.stage import OpenStage
 from mlflow_scalpel.training.cost import hardware
+
+if TYPE_CHECKING:
+    from mlflow_scalpel.training.rewards import Rewards
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,62 @@ def open_base(stage: OpenStage) -> OpenBase:
         return OpenBase(directory, tokenizer, "", "")
     model = log_base(recipe.model)
     return OpenBase(directory, tokenizer, model.model_id, model.params["digest"])
+
+
+def follow(
+    trainer: Any,
+    stage: OpenStage,
+    base: OpenBase,
+    algorithm: str,
+    rows: int,
+    rewards: Rewards | None = None,
+) -> Path | None:
+    """Have every checkpoint of the trainer logged and measured; where training is to go on from.
+
+    That is None for a run that begins, and the newest whole checkpoint of one that is taken up.
+    """
+    from transformers import PrinterCallback
+
+    from mlflow_scalpel.checkpoints.log import courier_for
+    from mlflow_scalpel.training.callback import CheckpointCallback
+    from mlflow_scalpel.training.journal import Journal
+    from mlflow_scalpel.training.resume import (
+        Past,
+        newest_whole,
+        past_of,
+        remove_broken,
+        seam_tag,
+    )
+
+    trainer.remove_callback(PrinterCallback)  # a line a step; the callback prints what counts
+    from_here = newest_whole(stage.output) if stage.resumed else None
+    if not stage.run_id:
+        return from_here
+    courier = courier_for(stage.run_id, stage.output)
+    past = Past()
+    if stage.resumed:
+        courier.drain()  # what the killed process had not sent yet
+        past = past_of(stage.run_id, stage.output)
+        mlflow.set_tags(seam_tag(stage.run_id, past))
+        for directory in remove_broken(stage.output):
+            print(f"{directory}: was cut off while it was written, and is made again")
+        print(f"run {stage.run_id} goes on from step {past.step}", flush=True)
+    else:
+        log_settings(stage.recipe, base, algorithm, rows, trainer.args, trainer.args.max_steps)
+    trainer.add_callback(
+        CheckpointCallback(
+            stage.recipe,
+            base,
+            open_comparison(stage.recipe, base),
+            Journal(courier),
+            run_id=stage.run_id,
+            algorithm=algorithm,
+            problems=rows,
+            past=past,
+            rewards=rewards,
+        )
+    )
+    return from_here
 
 
 def open_comparison(recipe: TrainingRecipe, base: OpenBase) -> Comparison:

@@ -5,14 +5,12 @@ from pathlib import Path
 from mlflow_scalpel.stage import open_stage
 
 with open_stage("grpo", Path(__file__).parent / "recipes") as stage:
-    from transformers import PrinterCallback
     from trl import GRPOConfig, GRPOTrainer
 
     from mlflow_scalpel.training.arguments import grpo_fields, reward_weights
-    from mlflow_scalpel.training.callback import CheckpointCallback
     from mlflow_scalpel.training.examples import grpo_examples
     from mlflow_scalpel.training.rewards import Rewards
-    from mlflow_scalpel.training.session import log_settings, open_base, open_comparison
+    from mlflow_scalpel.training.session import follow, open_base
 
     recipe = stage.recipe
     base = open_base(stage)
@@ -25,19 +23,5 @@ with open_stage("grpo", Path(__file__).parent / "recipes") as stage:
         train_dataset=examples,
         processing_class=base.tokenizer,
     )
-    trainer.remove_callback(PrinterCallback)  # a line a step; the callback below prints what counts
-    if stage.run_id:
-        log_settings(recipe, base, "grpo", len(examples), trainer.args, trainer.args.max_steps)
-        trainer.add_callback(
-            CheckpointCallback(
-                recipe,
-                base,
-                open_comparison(recipe, base),
-                run_id=stage.run_id,
-                algorithm="grpo",
-                problems=len(examples),
-                tokens_seen=lambda: int(trainer.state.num_input_tokens_seen),
-                rewards=rewards,
-            )
-        )
-    trainer.train()
+    from_checkpoint = follow(trainer, stage, base, "grpo", len(examples), rewards)
+    trainer.train(resume_from_checkpoint=from_checkpoint and str(from_checkpoint))

@@ -45,7 +45,7 @@ def test_a_checkpoint_is_ready_registered_and_linked_at_its_step(tracking, check
             params={"learning_rate": 1e-4},
             name="tiny: step/7",
             register_as="tiny-sft",
-        )
+        ).wait()
     assert str(model.status) == "READY"
     assert model.name == "tiny_ step_7"
     assert model.params["step"] == "7"
@@ -62,7 +62,7 @@ def test_a_checkpoint_is_ready_registered_and_linked_at_its_step(tracking, check
 
 def test_what_is_stored_is_the_model_and_nothing_pickled(tracking, checkpoint):
     with mlflow.start_run():
-        model = log_checkpoint(checkpoint, step=7)
+        model = log_checkpoint(checkpoint, step=7).wait()
     stored = resolve(f"models:/{model.model_id}")
     suffixes = {file.suffix for file in stored.iterdir()}
     assert not suffixes & {".pt", ".pth", ".bin"}
@@ -74,7 +74,7 @@ def test_what_is_stored_is_the_model_and_nothing_pickled(tracking, checkpoint):
 
 def test_mlflow_loads_it_as_a_text_generator(tracking, checkpoint):
     with mlflow.start_run():
-        model = log_checkpoint(checkpoint, step=7)
+        model = log_checkpoint(checkpoint, step=7).wait()
     loaded = mlflow.pyfunc.load_model(f"models:/{model.model_id}")
     answers = loaded.predict(pd.DataFrame({"prompt": ["1+1=?", "2+2=?"]}))
     assert list(answers.columns) == ["completion"]
@@ -100,7 +100,7 @@ def test_checkpoints_of_a_run_in_order_of_step(tracking, checkpoint, first_model
         for step in (20, 10):
             log_checkpoint(
                 checkpoint, step=step, base=base.model_id, params={"learning_rate_sum": step / 2}
-            )
+            ).wait()
     found_base, found = checkpoints_of_run(run.info.run_id)
     assert found_base is not None
     assert found_base.model_id == base.model_id

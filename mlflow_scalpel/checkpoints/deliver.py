@@ -1,0 +1,234 @@
+"""One checkpoint on its way into MLflow: created PENDING, stored, checked, READY, registered.
+
+Every step may be taken again after a failure or a crash, and then leaves what is there already.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelOutput
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.models.signature import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+
+from mlflow_scalpel.checkpoints.layout import (
+    MANIFEST,
+    MLMODEL,
+    POINTER,
+    check_whole,
+    is_adapter,
+)
+from mlflow_scalpel.checkpoints.manifest import Manifest, make_manifest, parse_manifest
+from mlflow_scalpel.checkpoints.spool import CheckpointEntry
+from mlflow_scalpel.checkpoints.stores import open_store
+from mlflow_scalpel.errors import ScalpelError
+
+MODEL_TYPE = "checkpoint"
+FAILURE_TAG = "scalpel.failure"
+_JOB_TAG = "scalpel.job"
+_TAG_LIMIT = 5000  # characters; MLflow's stores refuse tags above 8000
+
+
+def create(client: MlflowClient, entry: CheckpointEntry, run_id: str) -> LoggedModel:
+    """The PENDING LoggedModel of the entry, linked to the run's step; made if it is not there."""
+    run = client.get_run(run_id)
+    model = made_before(client, entry.job, run_id) if entry.tried else None
+    if model is None:
+        model = client.create_logged_model(
+            run.info.experiment_id,
+            # `/ : . % " '` are refused in names
+            name="".join("_" if char in "/:.%\"'" else char for char in entry.name),
+            source_run_id=run_id,
+            params=entry.params,
+            tags={_JOB_TAG: entry.job},
+            model_type=MODEL_TYPE,
+        )
+    linked = run.outputs.model_outputs if run.outputs else []
+    # A base is an input of runs, and nothing that they made.
+    if entry.step > 0 and model.model_id not in {output.model_id for output in linked}:
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, entry.step)])
+    return model
+
+
+def store(client: MlflowClient, entry: CheckpointEntry, folder: Path, run_id: str) -> LoggedModel:
+    """Store the files of a PENDING model and check them; then it is READY, and registered.
+
+    Args:
+        folder: the entry's own directory, where a snapshot of the files lies.
+        run_id: run that the checkpoint belongs to.
+
+    Raises:
+        ScalpelError: the checkpoint is damaged, or of another architecture than its base.
+    """
+    assert entry.model_id is not None  # created before
+    if entry.problem is not None:
+        raise ScalpelError(entry.problem)
+    model = client.get_logged_model(entry.model_id)
+    if str(model.status) != "READY":
+        directory = folder if entry.snapshot else _directory(entry)
+        model = _store_files(client, entry, model, directory, run_id)
+    if entry.register_as is not None:
+        _register(client, entry.register_as, model, run_id, entry.step)
+    return model
+
+
+def fail(client: MlflowClient, model_id: str, reason: str) -> None:
+    """Mark a model FAILED, with the reason where the user sees it."""
+    client.set_logged_model_tags(model_id, {FAILURE_TAG: reason[:_TAG_LIMIT]})
+    client.finalize_logged_model(model_id, "FAILED")
+
+
+def give_best(client: MlflowClient, run_id: str, metric: str, *, minimize: bool) -> str | None:
+    """Give the alias best-<run> to the run's version with the best value of a models' metric.
+
+    Returns the model ID; None where no registered version of the run has a value.
+    """
+    experiment_id = client.get_run(run_id).info.experiment_id
+    values = {
+        model.model_id: value.value
+        for model in client.search_logged_models(
+            [experiment_id], filter_string=f"source_run_id = '{run_id}'", max_results=1000
+        )
+        for value in model.metrics or []
+        if value.key == metric and str(model.status) == "READY"
+    }
+    versions = {
+        str(version.source).removeprefix("models:/").rstrip("/"): version
+        for version in client.search_model_versions(f"run_id = '{run_id}'")
+    }
+    candidates = [model_id for model_id in values if model_id in versions]
+    if not candidates:
+        return None
+    best = (min if minimize else max)(candidates, key=lambda model_id: values[model_id])
+    version = versions[best]
+    client.set_registered_model_alias(version.name, f"best-{run_id}", version.version)
+    return best
+
+
+def made_before(client: MlflowClient, job: str, run_id: str) -> LoggedModel | None:
+    """The LoggedModel that an earlier process created for a delivery; None where it did not."""
+    experiment_id = client.get_run(run_id).info.experiment_id
+    found = client.search_logged_models(
+        [experiment_id], filter_string=f"source_run_id = '{run_id}'", max_results=1000
+    )
+    return next((model for model in found if model.tags.get(_JOB_TAG) == job), None)
+
+
+def base_manifest(client: MlflowClient, model_id: str) -> Manifest | None:
+    """The manifest stored with a model; None where MLflow itself logged it, without one."""
+    location = open_store(client.get_logged_model(model_id).artifact_location)
+    if MANIFEST not in location.sizes():
+        return None
+    with tempfile.TemporaryDirectory() as scratch:
+        target = Path(scratch) / MANIFEST
+        location.fetch(MANIFEST, target)
+        return parse_manifest(target.read_bytes(), f"{MANIFEST} of {model_id}")
+
+
+def _directory(entry: CheckpointEntry) -> Path:
+    if entry.revision is None:
+        return Path(entry.source)
+    from mlflow_scalpel.checkpoints.resolve import hub_snapshot
+
+    return hub_snapshot(entry.source, entry.revision)
+
+
+def _store_files(
+    client: MlflowClient, entry: CheckpointEntry, model: LoggedModel, directory: Path, run_id: str
+) -> LoggedModel:
+    check_whole(directory)
+    manifest = make_manifest([directory / name for name in entry.files])
+    if entry.base is not None and not is_adapter(directory):
+        _check_architecture(manifest, base_manifest(client, entry.base), entry)
+    details = {"digest": manifest.digest, "bytes": str(manifest.bytes)}
+    missing = {key: value for key, value in details.items() if key not in model.params}
+    if missing:
+        client.log_model_params(model.model_id, missing)
+    with tempfile.TemporaryDirectory() as scratch:
+        staged = Path(scratch)
+        files = {MANIFEST: manifest.write(staged), MLMODEL: _mlmodel(staged, model, run_id)}
+        if entry.revision is not None:
+            where = {"repository": entry.source, "revision": entry.revision}
+            files[POINTER] = staged / POINTER
+            files[POINTER].write_text(json.dumps(where) + "\n", encoding="utf-8")
+        else:
+            files |= {name: directory / name for name in manifest.files}
+        location = open_store(model.artifact_location)
+        location.put(files, entry.link)
+        _check_stored(files, location.sizes(), model)
+    return client.finalize_logged_model(model.model_id, "READY")
+
+
+def _check_stored(files: dict[str, Path], stored: dict[str, int], model: LoggedModel) -> None:
+    for name, file in files.items():
+        if stored.get(name) != file.stat().st_size:
+            # Not a ScalpelError: sending it again may help.
+            raise OSError(
+                f"{model.artifact_location}/{name}: has {stored.get(name, 'no')} bytes after "
+                f"{file.stat().st_size} were sent"
+            )
+
+
+def _check_architecture(manifest: Manifest, base: Manifest | None, entry: CheckpointEntry) -> None:
+    """Raise ScalpelError where names or shapes of the tensors are not the base's."""
+    if base is None:
+        return
+    before, after = base.tensors, manifest.tensors
+    for name in sorted({**before, **after}):
+        if name in before and name in after:
+            if before[name].shape == after[name].shape:
+                continue
+            what = f"has shape {after[name].shape}, and the base's has {before[name].shape}"
+        elif "lm_head" in name or "embed" in name:
+            continue  # tied with the other one on one side, and stored once
+        else:
+            what = "is not in the base" if name in after else "of the base is missing"
+        raise ScalpelError(
+            f"{entry.source}: tensor {name} {what} ({entry.base}): it is a checkpoint of another "
+            "architecture; give the base that its training began with"
+        )
+
+
+def _mlmodel(folder: Path, model: LoggedModel, run_id: str) -> Path:
+    prompts = Schema([ColSpec(DataType.string, "prompt")])
+    completions = Schema([ColSpec(DataType.string, "completion")])
+    described = Model(
+        artifact_path=model.artifact_location,
+        run_id=run_id,
+        model_id=model.model_id,
+        signature=ModelSignature(inputs=prompts, outputs=completions),
+    )
+    described.add_flavor(
+        "python_function",
+        loader_module="mlflow_scalpel.checkpoints.generator",
+        python_version=platform.python_version(),
+    )
+    path = folder / MLMODEL
+    described.save(str(path))
+    return path
+
+
+def _register(client: MlflowClient, name: str, model: LoggedModel, run_id: str, step: int) -> None:
+    source = f"models:/{model.model_id}"
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    versions: list[Any] = client.search_model_versions(f"name = '{name}' AND run_id = '{run_id}'")
+    version = next((known for known in versions if known.source == source), None)
+    if version is None:
+        tags = {"run_id": run_id, "step": str(step)}
+        version = client.create_model_version(
+            name, source=source, run_id=run_id, tags=tags, model_id=model.model_id
+        )
+    newest = max((int(known.tags.get("step", 0)) for known in versions), default=0)
+    if step > 0 and step >= newest:
+        client.set_registered_model_alias(name, f"last-{run_id}", version.version)

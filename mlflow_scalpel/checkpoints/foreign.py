@@ -1,0 +1,185 @@
+"""Checkpoints that another tool writes: finished runs of it, and runs that still go on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+
+from mlflow_scalpel.checkpoints.layout import STEP_DIRECTORY, check_whole
+from mlflow_scalpel.checkpoints.log import Delivery, log_base, log_checkpoint
+from mlflow_scalpel.checkpoints.stores import Link
+from mlflow_scalpel.errors import ScalpelError
+
+DIRECTORY_TAG = "scalpel.directory"
+_BATCH = 1000  # metrics of one request
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of the run that wrote the checkpoints."""
+
+    base: str | None = None
+    run_id: str | None = None
+    """MLflow run to log to; None takes the run of that directory, and makes it where none is."""
+    register_as: str | None = None
+    link: Link | None = None
+    trainer_state: bool = False
+    params: Mapping[str, str] = field(default_factory=dict)
+
+
+def step_directories(directory: Path) -> dict[int, Path]:
+    """Checkpoint directories by step: `directory` itself, or those in it (checkpoint-N, step-N)."""
+    candidates = [directory] if STEP_DIRECTORY.match(directory.name) else directory.iterdir()
+    found = {
+        int(match[1]): path
+        for path in candidates
+        if path.is_dir() and (match := STEP_DIRECTORY.match(path.name))
+    }
+    return dict(sorted(found.items()))
+
+
+def log_directory(directory: Path, origin: Origin) -> tuple[str, dict[int, Delivery]]:
+    """Log every checkpoint of a finished run that its MLflow run does not have yet.
+
+    Returns the run ID and a delivery a step. Raises ScalpelError where no checkpoint is there.
+    """
+    checkpoints = step_directories(directory)
+    if not checkpoints:
+        raise ScalpelError(
+            f"{directory}: holds no directory named checkpoint-N or step-N, with the step as N; "
+            "give the directory that holds them, or one of them"
+        )
+    run_id = run_of(directory, origin)
+    stored = stored_steps(run_id)
+    deliveries = {
+        step: _log(path, step, run_id, origin)
+        for step, path in checkpoints.items()
+        if step not in stored
+    }
+    if origin.run_id is None:
+        _log_history(checkpoints, run_id, stored)
+    return run_id, deliveries
+
+
+def watch(
+    directory: Path, origin: Origin, *, interval: float, idle: float | None
+) -> Iterator[tuple[int, Delivery]]:
+    """Log checkpoints of a run that goes on, each once it is whole; yields step and delivery.
+
+    A checkpoint is whole when its weights are as long as their headers say and nothing in it has
+    changed between two looks, `interval` seconds apart. Ends when nothing new has come for `idle`
+    seconds, and never where that is None.
+    """
+    run_id = run_of(directory, origin)
+    seen = stored_steps(run_id)
+    looks: dict[int, tuple[Any, ...]] = {}
+    changed = time.monotonic()
+    while idle is None or time.monotonic() - changed < idle:
+        for step, path in step_directories(directory).items() if directory.is_dir() else ():
+            if step in seen:
+                continue
+            look = _look(path)
+            if look != looks.get(step):
+                looks[step] = look
+                changed = time.monotonic()
+            elif is_whole(path):
+                seen.add(step)
+                yield step, _log(path, step, run_id, origin)
+        time.sleep(interval)
+
+
+def is_whole(directory: Path) -> bool:
+    """Whether all weights of the checkpoint are there to the end."""
+    try:
+        check_whole(directory)
+    except (ScalpelError, OSError):  # not yet, or removed again
+        return False
+    return True
+
+
+def run_of(directory: Path, origin: Origin) -> str:
+    """The MLflow run of a directory of checkpoints; begun where there is none."""
+    client = MlflowClient()
+    if origin.run_id is not None:
+        try:
+            return str(client.get_run(origin.run_id).info.run_id)
+        except MlflowException as error:
+            raise ScalpelError(
+                f"run {origin.run_id}: there is no such run at {mlflow.get_tracking_uri()} "
+                f"({error}); copy the ID from the UI's run page, and check MLFLOW_TRACKING_URI"
+            ) from error
+    home = directory.resolve()
+    home = home.parent if STEP_DIRECTORY.match(home.name) else home
+    experiment_id = str(mlflow.tracking.fluent._get_experiment_id())
+    quoted = str(home).replace("'", "\\'")
+    found = client.search_runs([experiment_id], f"tags.`{DIRECTORY_TAG}` = '{quoted}'")
+    if found:
+        return str(found[0].info.run_id)
+    tags = {DIRECTORY_TAG: str(home), "scalpel.stage": "log"}
+    if "algorithm" in origin.params:
+        tags["scalpel.algorithm"] = origin.params["algorithm"]
+    run = client.create_run(experiment_id, run_name=home.name, tags=tags)
+    for key, value in origin.params.items():
+        client.log_param(run.info.run_id, key, value)
+    return str(run.info.run_id)
+
+
+def stored_steps(run_id: str) -> set[int]:
+    """Steps whose checkpoints the run has, READY."""
+    client = MlflowClient()
+    experiment_id = client.get_run(run_id).info.experiment_id
+    models = client.search_logged_models(
+        [experiment_id], filter_string=f"source_run_id = '{run_id}'", max_results=1000
+    )
+    return {int(m.params["step"]) for m in models if str(m.status) == "READY" if "step" in m.params}
+
+
+def _log(path: Path, step: int, run_id: str, origin: Origin) -> Delivery:
+    if origin.base is not None:
+        log_base(origin.base, run_id=run_id)
+    return log_checkpoint(
+        path,
+        step=step,
+        base=origin.base,
+        run_id=run_id,
+        params=origin.params,
+        name=f"{path.resolve().parent.name}-step-{step:06d}",
+        register_as=origin.register_as,
+        link=origin.link,
+        trainer_state=origin.trainer_state,
+    )
+
+
+def _look(directory: Path) -> tuple[Any, ...]:
+    """What changes while the directory is written."""
+    try:
+        stats = [(file.name, file.stat()) for file in sorted(directory.iterdir())]
+    except FileNotFoundError:  # a temporary file that was renamed meanwhile
+        return (time.monotonic(),)
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
+def _log_history(checkpoints: Mapping[int, Path], run_id: str, stored: set[int]) -> None:
+    """Log what a Transformers trainer noted in its newest checkpoint: loss, learning rate ..."""
+    newest = checkpoints[max(checkpoints)] / "trainer_state.json"
+    if stored or not newest.is_file():
+        return
+    history = json.loads(newest.read_text(encoding="utf-8")).get("log_history", [])
+    now = int(time.time() * 1000)
+    metrics = [
+        Metric(key, float(value), now, int(entry["step"]))
+        for entry in history
+        for key, value in entry.items()
+        if key != "step" and isinstance(value, int | float)
+    ]
+    for start in range(0, len(metrics), _BATCH):
+        MlflowClient().log_batch(run_id, metrics=metrics[start : start + _BATCH])

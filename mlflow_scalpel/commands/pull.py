@@ -1,0 +1,36 @@
+"""`mlflow-scalpel pull`: a checkpoint's files, checked, in a directory."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+
+NAME = "pull"
+HELP = "fetch a checkpoint's files and check them"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "uri",
+        help="models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-..., runs:/RUN#step=N, "
+        "runs:/RUN#last, or a hub name (org/name@revision)",
+    )
+    parser.add_argument("--dst", help="directory to put the files into; the cache unless given")
+    parser.add_argument(
+        "--merge", action="store_true", help="write an adapter merged into its base"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the directory, and nothing else, on stdout."""
+    from mlflow_scalpel.checkpoints.pull import pull
+
+    # MLflow, PEFT and Transformers print where they like.
+    with contextlib.redirect_stdout(sys.stderr):
+        directory = pull(
+            arguments.uri, arguments.dst, merge=arguments.merge, progress=sys.stderr.isatty()
+        )
+    print(directory)
+    return 0

@@ -1,0 +1,51 @@
+"""`mlflow-scalpel watch`: the checkpoints of a run of any trainer, as they become whole."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mlflow_scalpel.commands.log import add_origin, origin_of, report
+
+NAME = "watch"
+HELP = "log new checkpoints of another process as they become whole"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "directory", type=Path, metavar="DIR", help="where the trainer writes checkpoint-N"
+    )
+    add_origin(parser)
+    parser.add_argument("--interval", type=float, default=5.0, help="seconds between two looks")
+    parser.add_argument(
+        "--until-idle", type=float, metavar="SECONDS", help="end when nothing new came for so long"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Log until idle or interrupted; 1 where a checkpoint is FAILED."""
+    from mlflow_scalpel.checkpoints.foreign import is_whole, step_directories, watch
+    from mlflow_scalpel.checkpoints.log import close_couriers
+
+    directory, taken = arguments.directory, {}
+    print(f"watching {directory}; Ctrl-C ends it, when all is sent", flush=True)
+    try:
+        for step, delivery in watch(
+            directory,
+            origin_of(arguments),
+            interval=arguments.interval,
+            idle=arguments.until_idle,
+        ):
+            print(f"step {step}: whole, and on its way", flush=True)
+            taken[step] = delivery
+    except KeyboardInterrupt:
+        print("interrupted; sending what is under way")
+    failed = [step for step, delivery in taken.items() if not report(step, delivery)]
+    close_couriers()
+    for step, path in step_directories(directory).items() if directory.is_dir() else ():
+        if step not in taken and not is_whole(path):
+            print(f"step {step}: {path} never became whole, and is not logged", file=sys.stderr)
+            failed.append(step)
+    return 1 if failed else 0

@@ -1,0 +1,106 @@
+"""What a training run tells MLflow while it goes on, by way of its courier: nothing here waits."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mlflow_scalpel.checkpoints.courier import Courier, loggable_table_tag
+from mlflow_scalpel.checkpoints.log import Delivery
+from mlflow_scalpel.checkpoints.spool import (
+    ArtifactEntry,
+    BestEntry,
+    ImageEntry,
+    MetricsEntry,
+    MetricValue,
+    TagsEntry,
+)
+from mlflow_scalpel.comparison.store import TABLE
+from mlflow_scalpel.comparison.table import write_table
+
+SUMMARY = "scalpel/summary.json"
+
+
+class Journal:
+    """Metrics, pictures, tables and tags of one run."""
+
+    def __init__(self, courier: Courier) -> None:
+        self.courier = courier
+
+    def metrics(
+        self,
+        values: Mapping[str, float],
+        step: int,
+        model: Delivery | str | None = None,
+        datasets: Mapping[str, tuple[str, str]] | None = None,
+    ) -> None:
+        """Values at a step, of a model too where one is given (a delivery, or a model's ID).
+
+        `datasets` gives name and digest of the dataset that a metric was measured on.
+        """
+        now = int(time.time() * 1000)
+        measured_on = datasets or {}
+        entry = MetricsEntry(metrics=[])
+        for key, value in values.items():
+            name, digest = measured_on.get(key, (None, None))
+            entry.metrics.append(
+                MetricValue(
+                    # what MLflow refuses in a key
+                    key=re.sub(r"[^\w\-. :/]", "_", key),
+                    value=value,
+                    timestamp=now,
+                    step=step,
+                    dataset_name=name,
+                    dataset_digest=digest,
+                )
+            )
+        if isinstance(model, Delivery):
+            entry.job = model.job
+        else:
+            entry.model_id = model
+        self.courier.add(entry)
+
+    def image(self, image: Any, key: str, step: int) -> None:
+        """A picture (PIL) for MLflow's image chart."""
+        self.courier.add(
+            ImageEntry(key=key, step=step, timestamp=int(time.time() * 1000)),
+            lambda folder: image.save(folder / "image.png"),
+        )
+
+    def table(self, table: pd.DataFrame) -> None:
+        """The tidy table so far, in place of the one before."""
+        folder, name = TABLE.rsplit("/", 1)
+        self.courier.add(ArtifactEntry(folder=folder), lambda path: _write(table, path / name))
+
+    def summary(self, rows: list[dict[str, Any]]) -> None:
+        """The table of a row a checkpoint, in the form that MLflow's UI shows as a table."""
+        folder, name = SUMMARY.rsplit("/", 1)
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        content = {"columns": columns, "data": [[row.get(c) for c in columns] for row in rows]}
+        self.courier.add(
+            ArtifactEntry(folder=folder),
+            lambda path: _write_text(path / name, json.dumps(content)),
+        )
+        self.tags(loggable_table_tag(SUMMARY))
+
+    def tags(self, tags: dict[str, str]) -> None:
+        """Tags of the run."""
+        self.courier.add(TagsEntry(tags=tags))
+
+    def best(self, metric: str, mode: str) -> None:
+        """Have the alias best-<run> follow the best version so far."""
+        self.courier.add(BestEntry(metric=metric, minimize=mode == "min"))
+
+
+def _write(table: pd.DataFrame, path: Path) -> None:
+    write_table(table, path)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

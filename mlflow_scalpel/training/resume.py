@@ -1,0 +1,111 @@
+"""Takes up a run whose process was killed: what is whole on disk, and what MLflow knows already."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+
+from mlflow_scalpel.checkpoints.find import checkpoints_of_run
+from mlflow_scalpel.checkpoints.layout import STEP_DIRECTORY, check_whole
+from mlflow_scalpel.comparison.store import stored_table
+from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.training.journal import SUMMARY
+
+SEAMS_TAG = "scalpel.resumed"
+_STATE = "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class Past:
+    """What the run's earlier processes have left."""
+
+    step: int = 0
+    """Step of the checkpoint that training goes on from; 0 begins anew."""
+    logged_until: int = 0
+    """Last step whose training metrics MLflow has."""
+    stored_steps: frozenset[int] = frozenset()
+    """Steps whose checkpoints MLflow has."""
+    table: pd.DataFrame | None = None
+    summary: list[dict[str, Any]] = field(default_factory=list)
+
+
+def newest_whole(output: Path) -> Path | None:
+    """The newest checkpoint directory under `output` that training can go on from."""
+    whole = [directory for directory in _checkpoints(output) if is_whole(directory)]
+    return whole[-1] if whole else None
+
+
+def is_whole(directory: Path) -> bool:
+    """Whether weights, optimizer state and trainer state are all there to the end.
+
+    A trainer writes them in this order, so the last one says that the others were begun; sizes and
+    endings say that they were finished (which matters after a power cut).
+    """
+    try:
+        check_whole(directory)
+        json.loads((directory / _STATE).read_text(encoding="utf-8"))
+    except (ScalpelError, OSError, ValueError):
+        return False
+    pickles = [*directory.glob("*.pt"), *directory.glob("*.pth")]
+    return bool(pickles) and all(zipfile.is_zipfile(file) for file in pickles)
+
+
+def remove_broken(output: Path) -> list[Path]:
+    """Remove checkpoints that were cut off while they were written, and return what was removed."""
+    broken = [directory for directory in _checkpoints(output) if not is_whole(directory)]
+    for directory in broken:
+        shutil.rmtree(directory)
+    return broken
+
+
+def past_of(run_id: str, output: Path) -> Past:
+    """What MLflow has of the run, once everything that its processes left has been sent."""
+    client = MlflowClient()
+    from_here = newest_whole(output)
+    losses = client.get_metric_history(run_id, "loss")
+    try:
+        _, checkpoints = checkpoints_of_run(run_id)
+    except ScalpelError:  # none was logged
+        checkpoints = []
+    files = {file.path for file in client.list_artifacts(run_id, SUMMARY.rsplit("/", 1)[0])}
+    logged = mlflow.artifacts.load_dict(f"runs:/{run_id}/{SUMMARY}") if SUMMARY in files else {}
+    return Past(
+        step=step_of(from_here) if from_here else 0,
+        logged_until=max((point.step for point in losses), default=0),
+        stored_steps=frozenset(c.step for c in checkpoints if c.status == "READY"),
+        table=stored_table(run_id),
+        summary=[dict(zip(logged["columns"], row, strict=True)) for row in logged.get("data", [])],
+    )
+
+
+def seam_tag(run_id: str, past: Past) -> dict[str, str]:
+    """The tag that says where the run was taken up, after those of earlier times."""
+    run = MlflowClient().get_run(run_id)
+    before = run.data.tags.get(SEAMS_TAG)
+    now = f"from step {past.step}"
+    if past.logged_until > past.step:
+        now += f"; steps {past.step + 1} to {past.logged_until} were trained twice, and logged once"
+    return {SEAMS_TAG: f"{before}\n{now}" if before else now}
+
+
+def step_of(directory: Path) -> int:
+    """The step in the name of a checkpoint directory."""
+    match = STEP_DIRECTORY.match(directory.name)
+    assert match is not None  # these are the directories that are looked at
+    return int(match[1])
+
+
+def _checkpoints(output: Path) -> list[Path]:
+    """Checkpoint directories in order of step."""
+    if not output.is_dir():
+        return []
+    found = [d for d in output.iterdir() if d.is_dir() and STEP_DIRECTORY.match(d.name)]
+    return sorted(found, key=step_of)

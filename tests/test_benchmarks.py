@@ -1,0 +1,53 @@
+"""The benchmarks run, at the size of a test."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def run(script: str, folder: Path, *options: str) -> dict:
+    result = folder / "result.json"
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    command = [sys.executable, BENCHMARKS / script, "--workdir", scratch, "--json", result]
+    done = subprocess.run(
+        [*command, *options], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.stdout.startswith("| way |")
+    assert list(scratch.iterdir()) == []
+    return json.loads(result.read_text())
+
+
+@pytest.mark.slow
+def test_logging_is_measured_for_every_way_and_store(tmp_path):
+    result = run("log_checkpoint.py", tmp_path, "--gigabytes", "0.01", "--server")
+    weights = result["weights_bytes"]
+    assert 0.7e7 < weights < 1.4e7
+    rows = {(row["way"], row["store"]): row for row in result["rows"]}
+    ways = ("log_checkpoint", "log_model", "MLflowCallback")
+    assert list(rows) == [(way, store) for store in ("local", "server") for way in ways]
+    for row in rows.values():
+        assert 0 < row["blocked_seconds"] <= row["ready_seconds"]
+    # Linked, not copied, into a local store; over the wire once, and without the optimizer.
+    assert rows["log_checkpoint", "local"]["disk_bytes"] < 0.2 * weights
+    assert weights <= rows["log_checkpoint", "server"]["disk_bytes"] < 1.2 * weights
+    assert rows["log_model", "local"]["disk_bytes"] >= weights
+    assert rows["MLflowCallback", "local"]["disk_bytes"] >= 3 * weights
+    assert result["machine"]["cores"] >= 1
+
+
+@pytest.mark.slow
+def test_hashing_is_measured_on_one_file_and_on_shards(tmp_path):
+    result = run("hashing.py", tmp_path, "--gigabytes", "0.01", "--rounds", "1")
+    rows = {row["way"]: row["gigabytes_per_second"] for row in result["rows"]}
+    assert {"make_manifest, one file", "make_manifest, 4 shards"} < set(rows)
+    assert len(rows) == 4
+    assert all(speed > 0 for speed in rows.values())
