@@ -69,6 +69,7 @@ def open_stage(
     only names (a suite), and raises RecipeError. Exits with 2 where the recipe is refused, with 1
     where the stage fails, with 130 where it was interrupted.
     """
+    _quiet_libraries()
     try:
         arguments = _parse_arguments(stage, argv)
         if arguments.resume:
@@ -84,16 +85,6 @@ def open_stage(
         sys.exit(2)
 
     _stop_on_signals()
-    if not sys.stderr.isatty():
-        # Progress bars of a dozen libraries fill a log with carriage returns.
-        os.environ.setdefault("TQDM_DISABLE", "1")
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # Else TRL calls the hub in every run, also where model and data are local.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    # MLflow's seven attempts take minutes; a courier tries again for as long as it takes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-    # What one library deprecates of another is nothing that a user can mend.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\.")
     import mlflow
 
     is_main_process = int(os.environ.get("RANK", "0")) == 0
@@ -112,6 +103,20 @@ def open_stage(
 
             torch.set_num_threads(recipe.threads)
         yield OpenStage(recipe, run_id, output, resumed=bool(arguments.resume))
+
+
+def _quiet_libraries() -> None:
+    """Settings that libraries read when they are imported; the user's own come first."""
+    if not sys.stderr.isatty():
+        # Progress bars of a dozen libraries fill a log with carriage returns.
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # Else TRL calls the hub in every run, also where model and data are local.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # MLflow's seven attempts take minutes; a courier tries again for as long as it takes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    # What one library deprecates of another is nothing that a user can mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\.")
 
 
 @contextmanager

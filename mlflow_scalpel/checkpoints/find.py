@@ -247,6 +247,15 @@ def registrations(client: MlflowClient, name: str | None = None) -> dict[str, Re
     return dict(found)
 
 
+def readable_bytes(count: float) -> str:
+    """Bytes for people, in units of a thousand: 1.2 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            break
+        count, unit = count / 1000, {"B": "kB", "kB": "MB", "MB": "GB", "GB": "TB"}[unit]
+    return f"{count:.3g} {unit}"
+
+
 def find_experiment(client: MlflowClient, name_or_id: str) -> Experiment:
     """The experiment of that name, else ID; raises ScalpelError with near names for neither."""
     found = client.get_experiment_by_name(name_or_id)

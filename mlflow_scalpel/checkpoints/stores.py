@@ -16,7 +16,7 @@ from mlflow_scalpel.errors import ScalpelError
 Link = Literal["reflink", "hard", "copy"]
 LINKS: tuple[Link, ...] = ("reflink", "hard", "copy")  # the best first
 PARALLEL_FILES = 4  # files that travel at the same time
-_CHUNK = 1 << 20  # bytes of a download that are written at a time
+_CHUNK = 1 << 18  # bytes of a download that are written at a time, and lost where it breaks off
 
 _FICLONE = (
     0x40049409  # linux/fs.h: share the blocks of another file until one of the two is written

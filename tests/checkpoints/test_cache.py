@@ -1,0 +1,199 @@
+"""The cache of pulled files: what stays, what goes, and many processes at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mlflow_scalpel.checkpoints import cache
+from mlflow_scalpel.errors import ScalpelError
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache of 1000 bytes."""
+    monkeypatch.setenv("SCALPEL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SCALPEL_CACHE_GB", "1e-6")
+    yield tmp_path / "cache"
+    for entry in list(cache._held):
+        cache.release(entry)
+
+
+def writing(size: int) -> Callable[[Path], None]:
+    return lambda partial: (partial / "file").write_bytes(bytes(size)) and None
+
+
+def forbidden(partial: Path) -> None:
+    raise AssertionError(f"{partial} is filled a second time")
+
+
+def keep_and_release(key: str, size: int) -> Path:
+    entry = cache.keep(key, size, writing(size))
+    cache.release(entry)
+    return entry
+
+
+def entries(root: Path) -> set[str]:
+    return {entry.name for entry in (root / "entries").iterdir()}
+
+
+def test_what_was_used_longest_ago_goes_first(root):
+    for key in "abc":
+        keep_and_release(key, 300)
+    keep_and_release("a", 300)
+    keep_and_release("d", 300)
+    assert entries(root) == {"a", "c", "d"}
+    keep_and_release("e", 600)
+    assert entries(root) == {"d", "e"}
+    assert not list((root / "trash").iterdir())
+
+
+def test_an_entry_is_filled_once(root):
+    entry = keep_and_release("a", 300)
+    assert cache.keep("a", 300, forbidden) == entry
+    assert cache.keep("a", 300, forbidden) == entry
+    assert cache.find("a") == entry
+    assert cache.find("b") is None
+
+
+def test_what_is_held_stays_and_the_error_says_so(root):
+    held = cache.keep("a", 600, writing(600))
+    with pytest.raises(ScalpelError, match="running processes .* raise SCALPEL_CACHE_GB"):
+        cache.keep("b", 600, writing(600))
+    assert held.is_dir()
+    cache.release(held)
+    cache.keep("b", 600, writing(600))
+    assert entries(root) == {"b"}
+
+
+def test_an_entry_larger_than_the_cache(root):
+    keep_and_release("a", 300)
+    with pytest.raises(ScalpelError, match="5000000000 bytes .* SCALPEL_CACHE_GB to at least 5"):
+        cache.keep("b", 5_000_000_000, forbidden)
+    assert entries(root) == {"a"}
+
+
+def test_what_failed_is_not_there_and_gone_on_with(root):
+    def broken(partial: Path) -> None:
+        (partial / "first").write_bytes(b"1")
+        raise ConnectionError("gone")
+
+    with pytest.raises(ConnectionError):
+        cache.keep("a", 300, broken)
+    assert cache.find("a") is None
+
+    def rest(partial: Path) -> None:
+        assert (partial / "first").read_bytes() == b"1"
+
+    cache.keep("a", 300, rest)
+
+
+def test_what_an_attempt_left_behind_makes_room_too(root):
+    def broken(partial: Path) -> None:
+        (partial / "file").write_bytes(bytes(800))
+        raise ConnectionError("gone")
+
+    with pytest.raises(ConnectionError):
+        cache.keep("a", 800, broken)
+    keep_and_release("b", 600)
+    assert not (root / "partial" / "a").exists()
+
+
+def test_emptied_by_hand_while_in_use(root):
+    import shutil
+
+    cache.keep("a", 300, writing(300))
+    shutil.rmtree(root)
+    entry = cache.keep("a", 300, writing(300))
+    assert (entry / "file").is_file()
+    assert cache.keep("a", 300, forbidden) == entry
+
+
+@pytest.mark.parametrize("size", ["many", "nan", "inf", "0", "-1"])
+def test_a_limit_that_is_no_size(monkeypatch, size):
+    monkeypatch.setenv("SCALPEL_CACHE_GB", size)
+    with pytest.raises(ScalpelError, match=f"SCALPEL_CACHE_GB = '{size}'.*=50"):
+        cache.keep("a", 1, writing(1))
+
+
+def test_where_it_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache.directory() == tmp_path / "cache"
+    monkeypatch.delenv("SCALPEL_CACHE")
+    assert cache.directory() == tmp_path / "xdg" / "mlflow-scalpel"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache.directory() == tmp_path / ".cache" / "mlflow-scalpel"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SCALPEL_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ScalpelError, match="name a directory that can be written to"):
+        cache.keep("a", 1, writing(1))
+
+
+FILL = """
+import sys, time
+from pathlib import Path
+from mlflow_scalpel.checkpoints import cache
+
+def fill(partial):
+    print("fills", flush=True)
+    with (partial / "file").open("wb") as file:
+        for _ in range(600):
+            file.write(b"x")
+            file.flush()
+            if len(sys.argv) > 1:
+                time.sleep(float(sys.argv[1]))
+
+entry = cache.keep("a", 600, fill)
+print("has", (entry / "file").stat().st_size, flush=True)
+sys.stdin.readline()
+"""
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", FILL, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_another_process_waits_for_the_one_that_fills(root):
+    first = start("0.003")
+    assert line(first) == "fills"
+    second = start()
+    assert line(second) == "has 600"
+    assert line(first) == "has 600"
+    # Both read it: no room can be made before both have ended.
+    for process, room in ((first, False), (second, True)):
+        process.communicate("done\n", timeout=20)
+        if room:
+            cache.keep("b", 600, writing(600))
+        else:
+            with pytest.raises(ScalpelError, match="running processes"):
+                cache.keep("b", 600, writing(600))
+    assert entries(root) == {"b"}
+
+
+def test_what_is_being_filled_counts(root):
+    process = start("0.1")
+    assert line(process) == "fills"
+    with pytest.raises(ScalpelError, match="running processes"):
+        cache.keep("b", 600, writing(600))
+    cache.keep("c", 400, writing(400))
+    process.kill()
+    process.communicate()
+    assert cache.find("a") is None
+    cache.keep("b", 600, writing(600))
+    assert entries(root) == {"b", "c"}

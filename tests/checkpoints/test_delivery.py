@@ -1,0 +1,387 @@
+"""Checkpoints on their way into MLflow: servers that fail, files that are damaged, disks that fill."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from mlflow import MlflowClient
+from safetensors.torch import load_file, save_file
+
+from mlflow_scalpel.checkpoints import log, log_base, log_checkpoint
+from mlflow_scalpel.checkpoints.courier import Undelivered
+from mlflow_scalpel.checkpoints.log import close_couriers
+from mlflow_scalpel.checkpoints.manifest import damage, read_manifest
+from mlflow_scalpel.checkpoints.spool import find_spools
+from mlflow_scalpel.checkpoints.stores import local_directory, open_store, place
+from mlflow_scalpel.cli import main
+from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.training.journal import Journal
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Few and short attempts, so that a server that fails is noticed soon."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    monkeypatch.setenv("SCALPEL_PATIENCE", "60")
+    yield
+    monkeypatch.setenv("SCALPEL_PATIENCE", "0")
+    try:
+        close_couriers(limit=0)
+    except Undelivered:
+        pass  # what the test left behind on purpose
+
+
+@pytest.fixture
+def checkpoint(first_model, tmp_path) -> Path:
+    directory = tmp_path / "outputs" / "checkpoint-7"
+    shutil.copytree(first_model, directory)
+    return directory
+
+
+def models_of(run_id: str):
+    experiment = MlflowClient().get_run(run_id).info.experiment_id
+    return MlflowClient().search_logged_models([experiment], f"source_run_id = '{run_id}'")
+
+
+def stored(model) -> Path:
+    directory = local_directory(model.artifact_location)
+    assert directory is not None
+    return directory
+
+
+# Servers
+
+
+def test_through_a_server_each_byte_goes_once(faulty, track_at, checkpoint):
+    track_at(faulty.uri)
+    with mlflow.start_run() as run:
+        model = log_checkpoint(checkpoint, step=7, register_as=f"m-{run.info.run_id}").wait()
+    sent = {e.path.rsplit("/", 1)[1]: e.sent for e in faulty.exchanges("PUT .*/artifacts/")}
+    sizes = {file.name: file.stat().st_size for file in checkpoint.iterdir()}
+    assert {name: sent[name] for name in sizes} == sizes
+    assert len(faulty.exchanges(f"PUT .*/{WEIGHTS}")) == 1
+    assert str(model.status) == "READY"
+
+
+def test_on_every_backend_store(any_server, track_at, checkpoint, first_model):
+    track_at(any_server.uri)
+    with mlflow.start_run() as run:
+        base = log_base(str(first_model))
+        name = f"m-{run.info.run_id}"
+        deliveries = [
+            log_checkpoint(checkpoint, step=step, base=base.model_id, register_as=name)
+            for step in (10, 20, 30)
+        ]
+        models = [delivery.wait() for delivery in deliveries]
+        Journal(deliveries[0].courier).metrics({"kl": 0.5}, 30, deliveries[2])
+        deliveries[0].courier.drain()
+    outputs = MlflowClient().get_run(run.info.run_id).outputs.model_outputs
+    assert {(o.model_id, o.step) for o in outputs} == {
+        (model.model_id, step) for model, step in zip(models, (10, 20, 30), strict=True)
+    }
+    assert len(MlflowClient().search_model_versions(f"name = '{name}'")) == 3
+    last = MlflowClient().get_model_version_by_alias(name, f"last-{run.info.run_id}")
+    assert last.source == f"models:/{models[2].model_id}"
+    newest = MlflowClient().get_logged_model(models[2].model_id)
+    assert [(m.key, m.value, m.step) for m in newest.metrics] == [("kl", 0.5, 30)]
+
+
+def test_a_server_that_answers_500_is_asked_again(faulty, track_at, checkpoint, capfd):
+    track_at(faulty.uri)
+    with mlflow.start_run() as run:
+        faulty.answer(500, "POST .*/logged-models", times=1)
+        faulty.answer(500, f"PUT .*/{WEIGHTS}", times=2)
+        faulty.answer(500, "POST .*/model-versions/create", times=1)
+        log_checkpoint(checkpoint, step=7, register_as=f"m-{run.info.run_id}").wait()
+    (model,) = models_of(run.info.run_id)
+    assert str(model.status) == "READY"
+    assert len(MlflowClient().search_model_versions(f"name = 'm-{run.info.run_id}'")) == 1
+    told = capfd.readouterr().err
+    assert "does not take what is sent" in told
+    assert "takes what is sent again" in told
+
+
+def test_an_answer_that_is_lost_makes_no_second_model(faulty, track_at, checkpoint):
+    track_at(faulty.uri)
+    with mlflow.start_run() as run:
+        faulty.cut("POST .*/logged-models$", after=0, times=1)
+        faulty.cut("POST .*/model-versions/create", after=0, times=1)
+        log_checkpoint(checkpoint, step=7, register_as=f"m-{run.info.run_id}").wait()
+    (model,) = models_of(run.info.run_id)
+    outputs = MlflowClient().get_run(run.info.run_id).outputs.model_outputs
+    assert [(o.model_id, o.step) for o in outputs] == [(model.model_id, 7)]
+    assert len(MlflowClient().search_model_versions(f"name = 'm-{run.info.run_id}'")) == 1
+
+
+@pytest.mark.parametrize("fault", ["refuse", "hang"])
+def test_training_goes_on_while_the_server_is_away(faulty, track_at, checkpoint, fault):
+    track_at(faulty.uri)
+    with mlflow.start_run() as run:
+        getattr(faulty, fault)()
+        began = time.monotonic()
+        delivery = log_checkpoint(checkpoint, step=7)
+        journal = Journal(delivery.courier)
+        journal.metrics({"loss": 1.5}, 7, delivery)
+        assert time.monotonic() - began < 1
+        before = (checkpoint / WEIGHTS).read_bytes()
+        shutil.rmtree(checkpoint)  # as save_total_limit does
+        time.sleep(0.5)
+        faulty.clear()
+        model = delivery.wait()
+        delivery.courier.drain()
+    # through the server, the file is under its artifacts' destination
+    assert open_store(model.artifact_location).sizes()[WEIGHTS] == len(before)
+    (point,) = MlflowClient().get_metric_history(run.info.run_id, "loss")
+    assert (point.value, point.step) == (1.5, 7)
+    assert [m.key for m in MlflowClient().get_logged_model(model.model_id).metrics] == ["loss"]
+
+
+def test_what_a_killed_process_left_is_uploaded_later(restartable_server, track_at, checkpoint):
+    """The server goes away, the process is killed, the server is back: nothing is lost."""
+    server = restartable_server
+    track_at(server.uri)
+    with mlflow.start_run() as run:
+        pass
+    script = f"""
+import os, signal, time
+from mlflow_scalpel.checkpoints import log_checkpoint
+from mlflow_scalpel.training.journal import Journal
+print("ready", flush=True); input()
+delivery = log_checkpoint({str(checkpoint)!r}, step=7, run_id={run.info.run_id!r}, register_as="late")
+Journal(delivery.courier).metrics({{"loss": 2.0}}, 7, delivery)
+time.sleep(1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = dict(os.environ, MLFLOW_TRACKING_URI=server.uri)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        env=environment, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    server.stop()
+    process.communicate("\n")
+    assert process.returncode == -signal.SIGKILL
+    (spool,) = find_spools(checkpoint.parent)
+    shutil.rmtree(checkpoint)
+    server.start()
+    assert main(["upload", str(spool)]) == 0
+    (model,) = models_of(run.info.run_id)
+    assert str(model.status) == "READY"
+    assert [(m.key, m.value) for m in model.metrics] == [("loss", 2.0)]
+    assert not spool.exists()
+    with pytest.raises(ScalpelError, match="holds no spool"):
+        find_spools(checkpoint.parent)
+
+
+def test_an_end_without_the_server_says_how_to_send_the_rest(
+    faulty, track_at, checkpoint, monkeypatch, capsys
+):
+    track_at(faulty.uri)
+    with mlflow.start_run():
+        faulty.refuse()
+        monkeypatch.setenv("SCALPEL_PATIENCE", "1")
+        log_checkpoint(checkpoint, step=7)
+        with pytest.raises(Undelivered, match="mlflow-scalpel upload") as caught:
+            close_couriers()
+        command = str(caught.value).rsplit("mlflow-scalpel ", 1)[1].split()
+        assert main(command) == 2  # still away
+        assert "mlflow-scalpel upload" in capsys.readouterr().err
+        faulty.clear()
+        assert main(command) == 0
+
+
+def test_what_waits_is_bounded(faulty, track_at, checkpoint, monkeypatch):
+    """Beyond the bound nothing is linked or copied; the trainer's own files are read in place."""
+    track_at(faulty.uri)
+    monkeypatch.setattr(log, "QUEUED_CHECKPOINTS", 2)
+    with mlflow.start_run() as run:
+        faulty.refuse()
+        deliveries = []
+        for step in (1, 2, 3, 4):
+            directory = checkpoint.with_name(f"checkpoint-{step}")
+            shutil.copytree(checkpoint, directory)
+            deliveries.append(log_checkpoint(directory, step=step))
+            time.sleep(0.3)
+        (spool,) = find_spools(checkpoint.parent)
+        assert len(list(spool.glob(f"*/{WEIGHTS}"))) == 2
+        shutil.rmtree(checkpoint.with_name("checkpoint-4"))
+        faulty.clear()
+        assert [str(d.wait().status) for d in deliveries[:3]] == ["READY"] * 3
+        with pytest.raises(ScalpelError, match="checkpoint-4: there is no such directory"):
+            deliveries[3].wait()
+    states = {m.params["step"]: str(m.status) for m in models_of(run.info.run_id)}
+    assert states == {"1": "READY", "2": "READY", "3": "READY", "4": "FAILED"}
+
+
+# Damage
+
+
+def nan(directory: Path) -> None:
+    tensors = load_file(directory / WEIGHTS)
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, directory / WEIGHTS)
+
+
+def cut_off(directory: Path) -> None:
+    os.truncate(directory / WEIGHTS, (directory / WEIGHTS).stat().st_size - 10)
+
+
+def shard_missing(directory: Path) -> None:
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def index_leads_out(directory: Path) -> None:
+    index = {"weight_map": {"a": "../../secret.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def link_leads_out(directory: Path) -> None:
+    (directory / "config.json").unlink()
+    (directory / "config.json").symlink_to("/etc/hostname")
+
+
+def only_pickles(directory: Path) -> None:
+    (directory / WEIGHTS).rename(directory / "pytorch_model.bin")
+
+
+def other_architecture(directory: Path) -> None:
+    tensors = load_file(directory / WEIGHTS)
+    tensors["model.norm.weight"] = torch.ones(3)
+    save_file(tensors, directory / WEIGHTS)
+
+
+def tensor_missing(directory: Path) -> None:
+    tensors = load_file(directory / WEIGHTS)
+    del tensors["model.norm.weight"]
+    save_file(tensors, directory / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (nan, r"model.safetensors: tensor model.norm.weight holds 1 values that are NaN"),
+        (cut_off, r"model.safetensors: has \d+ bytes, and its header speaks of \d+"),
+        (shard_missing, r"model-00001-of-00002.safetensors: is missing"),
+        (index_leads_out, r"names the shard '../../secret.safetensors'"),
+        (link_leads_out, r"config.json: is a link to /etc/hostname"),
+        (only_pickles, r"pytorch_model.bin is a pickle, which is never opened"),
+        (other_architecture, r"tensor model.norm.weight has shape \(3,\), and the base's has"),
+        (tensor_missing, r"tensor model.norm.weight of the base is missing"),
+    ],
+)
+def test_a_damaged_checkpoint_is_a_gap_with_its_reason(
+    tracking, checkpoint, first_model, spoil, said, capsys
+):
+    damaged = checkpoint.with_name("checkpoint-14")
+    shutil.copytree(checkpoint, damaged)
+    spoil(damaged)
+    with mlflow.start_run() as run:
+        base = log_base(str(first_model)).model_id
+        steps = {7: checkpoint, 14: damaged, 21: checkpoint}
+        deliveries = {
+            step: log_checkpoint(path, step=step, base=base, register_as="some")
+            for step, path in steps.items()
+        }
+        with pytest.raises(ScalpelError, match=said):
+            deliveries[14].wait()
+        deliveries[21].wait()
+    states = {m.params["step"]: str(m.status) for m in models_of(run.info.run_id)}
+    assert {step: states[step] for step in ("7", "14", "21")} == {
+        "7": "READY", "14": "FAILED", "21": "READY",
+    }  # fmt: skip
+    versions = MlflowClient().search_model_versions("name = 'some'")
+    assert {version.tags["step"] for version in versions} == {"7", "21"}
+    assert "step 14 is FAILED" in capsys.readouterr().err
+
+
+# A store on this machine
+
+
+def test_a_hard_link_takes_no_bytes_and_survives_the_trainer(tracking, checkpoint, first_model):
+    with mlflow.start_run():
+        model = log_checkpoint(checkpoint, step=7, link="hard").wait()
+    file = stored(model) / WEIGHTS
+    assert file.stat().st_ino == (checkpoint / WEIGHTS).stat().st_ino
+    manifest = read_manifest(stored(model))
+    # the trainer saves the same step again, and then removes it
+    save_file(load_file(first_model / WEIGHTS) | {"x": torch.ones(1)}, checkpoint / WEIGHTS)
+    assert damage(stored(model), manifest) == {}
+    shutil.rmtree(checkpoint)
+    assert damage(stored(model), manifest) == {}
+
+
+def test_what_is_changed_in_place_is_found(tracking, checkpoint):
+    with mlflow.start_run():
+        model = log_checkpoint(checkpoint, step=7, link="hard").wait()
+    manifest = read_manifest(stored(model))
+    with (checkpoint / WEIGHTS).open("r+b") as weights:
+        weights.seek(-5, os.SEEK_END)
+        weights.write(b"\xff")
+    (problem,) = damage(stored(model), manifest).items()
+    assert problem[0] == WEIGHTS
+    assert "has SHA-256" in problem[1]
+    assert "(changed: " in problem[1]
+    os.truncate(checkpoint / WEIGHTS, 100)
+    assert "has 100 bytes in place of" in damage(stored(model), manifest)[WEIGHTS]
+
+
+def test_a_copy_is_a_file_of_its_own(tracking, checkpoint):
+    with mlflow.start_run():
+        model = log_checkpoint(checkpoint, step=7, link="copy").wait()
+    assert (stored(model) / WEIGHTS).stat().st_ino != (checkpoint / WEIGHTS).stat().st_ino
+
+
+def test_placing_unlinks_what_was_there(tmp_path):
+    source, target, other = tmp_path / "a", tmp_path / "b", tmp_path / "c"
+    source.write_text("new")
+    target.write_text("old")
+    other.hardlink_to(target)
+    place(source, target)
+    assert (target.read_text(), other.read_text()) == ("new", "old")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=False)
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small disk is not permitted here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_disk_that_fills_up(tracking, checkpoint, small_disk):
+    experiment = mlflow.create_experiment("small", artifact_location=small_disk.as_uri())
+    with (
+        mlflow.start_run(experiment_id=experiment) as run,
+        pytest.raises(ScalpelError, match=r"model\.safetensors: the disk is full.*prune"),
+    ):
+        log_checkpoint(checkpoint, step=7).wait()
+    (model,) = models_of(run.info.run_id)
+    assert str(model.status) == "FAILED"
+    assert "the disk is full" in model.tags["scalpel.failure"]
+
+
+def test_trainer_state_stays_behind_unless_asked_for(tracking, checkpoint):
+    (checkpoint / "optimizer.pt").write_bytes(b"state")
+    (checkpoint / "training_args.bin").write_bytes(b"arguments")
+    with mlflow.start_run():
+        without = log_checkpoint(checkpoint, step=7).wait()
+        with_it = log_checkpoint(checkpoint, step=8, trainer_state=True).wait()
+    assert not (stored(without) / "optimizer.pt").exists()
+    assert (stored(with_it) / "optimizer.pt").read_bytes() == b"state"
