@@ -6,8 +6,8 @@ Random weights of a Llama in bfloat16 are saved with `save_pretrained`; beside t
 `optimizer.pt` of twice their size, as AdamW in bfloat16 has it. Then, one after the other:
 
 - `log_checkpoint`: mlflow_scalpel.log_checkpoint(directory), which leaves the optimizer behind;
-- `log_model`: mlflow.transformers.log_model(directory), which gets a directory without optimizer,
-  since it stores whatever is there;
+- `log_model`: mlflow.transformers.log_model(model and tokenizer in memory), which saves them once
+  more (MLflow 3.17 also takes a directory, but fails with the pipelines of Transformers 5);
 - `MLflowCallback`: on_save of Transformers' callback with HF_MLFLOW_LOG_ARTIFACTS=1, as the Trainer
   calls it, which stores the optimizer too.
 
@@ -38,6 +38,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # log_model asks it for a model card
 os.environ["HF_MLFLOW_LOG_ARTIFACTS"] = "1"
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 
 import machine
 import mlflow
@@ -45,6 +46,8 @@ import torch
 from mlflow import MlflowClient
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -53,6 +56,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.integrations import MLflowCallback
+from transformers.utils.logging import disable_progress_bar
 
 import mlflow_scalpel
 from mlflow_scalpel.checkpoints.log import close_couriers
@@ -73,8 +77,8 @@ class Saved:
     trainer: Path
     """Holds `checkpoint-1`, with optimizer."""
     bare: Path
-    seconds: float
-    """That `save_pretrained` took."""
+    seconds: list[float]
+    """That `save_pretrained` took each time."""
     bytes: int
     """Of the weights."""
 
@@ -100,6 +104,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("log_checkpoint.json"))
     arguments = parser.parse_args()
     logging.getLogger("mlflow").setLevel(logging.ERROR)
+    disable_progress_bar()
     result: dict[str, Any] = {"gigabytes": arguments.gigabytes}
     result["machine"] = machine.describe(arguments.workdir)
     with tempfile.TemporaryDirectory(dir=arguments.workdir, prefix="benchmark-") as name:
@@ -108,24 +113,27 @@ def main() -> None:
         tempfile.tempdir = str(scratch / "tmp")
         (scratch / "tmp").mkdir()
         tiny = save(scratch / "tiny", TINY)
-        saved = save(scratch / "checkpoint", arguments.gigabytes)
+        saved = save(scratch / "checkpoint", arguments.gigabytes, arguments.rounds)
         result |= {"weights_bytes": saved.bytes, "save_pretrained_seconds": saved.seconds}
         rows = list(measure_store("local", scratch, tiny, saved, arguments.rounds))
         if arguments.server:
             rows += measure_store("server", scratch, tiny, saved, arguments.rounds)
     result["rows"] = [asdict(row) for row in rows]
-    print(table(result["save_pretrained_seconds"], saved.bytes, rows))
+    print(table(saved, rows))
     machine.write(arguments.json, result)
 
 
-def save(folder: Path, gigabytes: float) -> Saved:
-    """Save a random model of about so many bytes as a Trainer would."""
+def save(folder: Path, gigabytes: float, rounds: int = 1) -> Saved:
+    """Save a random model of about so many bytes as a Trainer would, as often as asked."""
     directory, bare = folder / f"checkpoint-{STEP}", folder / "bare"
     model = random_llama(gigabytes * 1e9 / 2)
-    os.sync()
-    begin = time.perf_counter()
-    model.save_pretrained(directory)
-    seconds = time.perf_counter() - begin
+    seconds = []
+    for _ in range(rounds):
+        shutil.rmtree(directory, ignore_errors=True)
+        os.sync()
+        begin = time.perf_counter()
+        model.save_pretrained(directory)
+        seconds.append(time.perf_counter() - begin)
     tokenizer().save_pretrained(directory)
     shutil.copytree(directory, bare, copy_function=os.link)
     moments = {
@@ -236,9 +244,17 @@ def by_scalpel(saved: Saved) -> Callable[[], Callable[[], object]]:
 
 
 def by_log_model(saved: Saved) -> Callable[[], Callable[[], object]]:
+    components = {
+        "model": AutoModelForCausalLM.from_pretrained(saved.bare),
+        "tokenizer": AutoTokenizer.from_pretrained(saved.bare),
+    }
+
     def call() -> Callable[[], object]:
         mlflow.transformers.log_model(
-            str(saved.bare), name=f"checkpoint-{STEP}", task="text-generation"
+            components,
+            name=f"checkpoint-{STEP}",
+            task="text-generation",
+            pip_requirements=["torch", "transformers"],  # unless given, it wants torchvision
         )
         return lambda: None
 
@@ -277,12 +293,13 @@ def disk_bytes(folder: Path) -> int:
     return sum(taken.values())
 
 
-def table(save_seconds: float, size: int, rows: list[Row]) -> str:
+def table(saved: Saved, rows: list[Row]) -> str:
     """The medians as a Markdown table; what save_pretrained took is its first row."""
     lines = [
         "| way | store | training is blocked | until READY | on disk |",
         "| --- | --- | ---: | ---: | ---: |",
-        f"| `save_pretrained` | | {save_seconds:.2f} s | | {size / 1e9:.3f} GB |",
+        f"| `save_pretrained` | | {statistics.median(saved.seconds):.3f} s | "
+        f"| {saved.bytes / 1e9:.3f} GB |",
     ]
     for way, store in dict.fromkeys((row.way, row.store) for row in rows):
         same = [row for row in rows if (row.way, row.store) == (way, store)]
@@ -290,7 +307,7 @@ def table(save_seconds: float, size: int, rows: list[Row]) -> str:
         ready = statistics.median(row.ready_seconds for row in same)
         added = statistics.median(row.disk_bytes for row in same)
         lines.append(
-            f"| `{way}` | {store} | {blocked:.2f} s | {ready:.2f} s | {added / 1e9:.3f} GB |"
+            f"| `{way}` | {store} | {blocked:.3f} s | {ready:.3f} s | {added / 1e9:.3f} GB |"
         )
     return "\n".join(lines)
 

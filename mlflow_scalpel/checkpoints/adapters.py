@@ -100,27 +100,73 @@ def _merge(adapter: Path, base: Path, target: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(
             base, dtype=_dtype(base), use_safetensors=True, local_files_only=True
         )
+        tied = _changes_tied(model, adapter)
+        if tied:
+            _untie(model, adapter)
         try:
             together: Any = PeftModel.from_pretrained(model, adapter, torch_device="cpu")
             # Once more, since only this tells which tensors found no place.
             loaded = together.load_adapter(adapter, together.active_adapter, torch_device="cpu")
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise _of_another_base(adapter, base, str(error)) from error
-        for names, what in ((loaded.unexpected_keys, "has no"), (loaded.missing_keys, "wants a")):
-            if names:
-                raise _of_another_base(adapter, base, f"this base {what} {sorted(names)[0]}")
         if not hasattr(together, "merge_and_unload"):
-            kind = together.active_peft_config.peft_type
+            kind = together.active_peft_config.peft_type.value
             raise ScalpelError(
                 f"{adapter}: an adapter of type {kind} cannot be merged into a model; train LoRA, "
                 "or open it with PEFT itself"
             )
+        for names, what in ((loaded.unexpected_keys, "has no"), (loaded.missing_keys, "wants a")):
+            if names:
+                raise _of_another_base(adapter, base, f"this base {what} {sorted(names)[0]}")
+        expected = _logits(together) if tied else None
         together.merge_and_unload().save_pretrained(target)
+        if expected is None:
+            return
+        found = _logits(AutoModelForCausalLM.from_pretrained(target, dtype="auto"))
+        # A few percent are what rounding to bfloat16 makes; what PEFT merges wrongly is off by 1.
+        if (found - expected).norm() > 0.1 * expected.norm():
+            raise ScalpelError(
+                f"{adapter}: changes the embeddings, which are tied in {base}, so that PEFT cannot "
+                "merge it: the merged model gives other answers; open it with PEFT itself, or "
+                "train it without ensure_weight_tying"
+            )
+
+
+def _changes_tied(model: Any, adapter: Path) -> bool:
+    """Whether the adapter changes embeddings that the input and the output of the base share."""
+    embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
+    names = [name for name, module in model.named_modules() if module in embeddings]
+    tensors = tensor_headers(adapter / ADAPTER_WEIGHTS)[0]
+    return bool(model.config.tie_word_embeddings) and any(
+        f".{name}." in tensor for name in names for tensor in tensors
+    )
+
+
+def _untie(model: Any, adapter: Path) -> None:
+    """Give the output embeddings weights of their own, unless PEFT ties what it adds to both.
+
+    Otherwise PEFT's model changes just the one that it targets, and what is merged both.
+    """
+    config = _config(adapter)
+    if config.get("ensure_weight_tying") or config.get("trainable_token_indices"):
+        return
+    head = model.get_output_embeddings()
+    head.weight = type(head.weight)(head.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+
+
+def _logits(model: Any) -> Any:
+    """What a model says of a text of 16 tokens, float32."""
+    import torch
+
+    ids = torch.arange(16).reshape(1, 16) % model.config.vocab_size
+    with torch.inference_mode():
+        return model.eval()(input_ids=ids).logits.float()  # (1, 16, vocabulary)
 
 
 def _of_another_base(adapter: Path, base: Path, reason: str) -> ScalpelError:
     return ScalpelError(
-        f"{adapter}: does not fit the base {base}: {reason.strip()[:500]}; "
+        f"{adapter}: does not fit the base {base}: {' '.join(reason.split())[:500]}; "
         "it was trained on another base, which `base` of the logged model, or "
         f"base_model_name_or_path in {ADAPTER_CONFIG}, must name"
     )
@@ -203,19 +249,23 @@ def _params(source: str) -> dict[str, str]:
 
 def _configured_base(adapter: Path) -> str | None:
     """What the adapter's own configuration calls its base."""
-    path = adapter / ADAPTER_CONFIG
-    try:
-        config = json.loads(path.read_bytes())
-        name, revision = config.get("base_model_name_or_path"), config.get("revision")
-    except (ValueError, AttributeError) as error:
-        raise ScalpelError(
-            f"{path}: is no configuration of an adapter ({error}); save the adapter again"
-        ) from error
+    config = _config(adapter)
+    name, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not name:
         return None
     if revision and not Path(name).is_dir() and ":" not in name:
         return f"{name}@{revision}"
     return str(name)
+
+
+def _config(adapter: Path) -> dict[str, Any]:
+    path = adapter / ADAPTER_CONFIG
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise ScalpelError(
+            f"{path}: is no configuration of an adapter ({error}); save the adapter again"
+        ) from error
 
 
 def _logged_model(directory: Path) -> LoggedModel | None:

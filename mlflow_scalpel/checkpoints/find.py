@@ -19,11 +19,9 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
 
+from mlflow_scalpel.checkpoints.deliver import MODEL_TYPE
+from mlflow_scalpel.checkpoints.resolve import FAILURE, PRUNED
 from mlflow_scalpel.errors import ScalpelError
-
-MODEL_TYPE = "checkpoint"
-FAILURE_TAG = "scalpel.failure"
-PRUNED_TAG = "scalpel.pruned"
 
 # What each column of the table holds. (`object` columns hold text, or None where it is not known.)
 COLUMNS = {
@@ -129,7 +127,7 @@ def checkpoints(
     elif wanted is not None or model is not None:
         experiment_ids = [known.experiment_id for known in _experiments(client)]
     else:
-        experiment_ids = [mlflow.tracking.fluent._get_experiment_id()]
+        experiment_ids = [str(mlflow.tracking.fluent._get_experiment_id())]
 
     runs = {} if wanted is None else _wanted_runs(client, experiment_ids, wanted)
     # The registry is read while the server's answer about models, the largest, is taken apart.
@@ -156,7 +154,7 @@ def checkpoints_of_run(run_id: str) -> tuple[Checkpoint | None, list[Checkpoint]
     where the run names none. Raises ScalpelError where there is no such run, or it has none.
     """
     base, found = models_of_run(run_id)
-    return base and _checkpoint(base), [_checkpoint(model) for model in found]
+    return None if base is None else _checkpoint(base), [_checkpoint(model) for model in found]
 
 
 def models_of_run(run_id: str) -> tuple[LoggedModel | None, list[LoggedModel]]:
@@ -187,7 +185,7 @@ def models_of_run(run_id: str) -> tuple[LoggedModel | None, list[LoggedModel]]:
 
 def state_of(model: LoggedModel) -> str:
     """READY, PENDING, FAILED, or PRUNED once somebody began to delete its files."""
-    return "PRUNED" if PRUNED_TAG in model.tags else str(model.status)
+    return "PRUNED" if PRUNED in model.tags else str(model.status)
 
 
 def step_of(model: LoggedModel) -> int:
@@ -242,18 +240,20 @@ def registrations(client: MlflowClient, name: str | None = None) -> dict[str, Re
     for version in versions:
         # A version's model_id is not filled in by every store, but its source names the model.
         model_id = version.model_id or str(version.source).removeprefix("models:/").rstrip("/")
-        found[model_id].versions.append(version)
-        found[model_id].aliases |= aliases[version.name, int(version.version)]
+        if re.fullmatch(r"m-[0-9a-f]{32}", model_id):  # else its source is a mere directory
+            found[model_id].versions.append(version)
+            found[model_id].aliases |= aliases[version.name, int(version.version)]
     return dict(found)
 
 
-def readable_bytes(count: float) -> str:
+def readable_bytes(count: int) -> str:
     """Bytes for people, in units of a thousand: 1.2 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
+    value, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 999.5:
             break
-        count, unit = count / 1000, {"B": "kB", "kB": "MB", "MB": "GB", "GB": "TB"}[unit]
-    return f"{count:.3g} {unit}"
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}"
 
 
 def find_experiment(client: MlflowClient, name_or_id: str) -> Experiment:
@@ -297,7 +297,7 @@ def _search(
     values: Sequence[str] = (),
 ) -> list[LoggedModel]:
     """All checkpoints but bases; with `attribute` those where it is one of the values."""
-    filters = ["model_type = 'checkpoint' AND params.step != '0'"]
+    filters = [f"model_type = '{MODEL_TYPE}' AND params.step != '0'"]
     if attribute is not None:
         filters = [f"{filters[0]} AND {attribute} IN {part}" for part in _in_parts(values)]
     # By ID, because pages shift while somebody logs.
@@ -406,7 +406,7 @@ def _checkpoint(model: LoggedModel) -> Checkpoint:
         digest=model.params.get("digest", ""),
         status=state_of(model),
         learning_rate_sum=float(rates) if rates else None,
-        reason=model.tags.get(PRUNED_TAG) or model.tags.get(FAILURE_TAG),
+        reason=model.tags.get(PRUNED) or model.tags.get(FAILURE),
     )
 
 
@@ -420,12 +420,16 @@ def _table(
         largest[model.source_run_id] = max(largest[model.source_run_id], step_of(model))
 
     def order(model: LoggedModel) -> tuple[Any, ...]:
-        run = runs.get(model.source_run_id)
-        return (run.info.start_time if run else math.inf, model.source_run_id or "", *_by_step(model))
+        run = runs.get(str(model.source_run_id))
+        return (
+            run.info.start_time if run else math.inf,
+            model.source_run_id or "",
+            *_by_step(model),
+        )
 
     known, measured = [], []
     for model in sorted(models, key=order):
-        run = runs.get(model.source_run_id)
+        run = runs.get(str(model.source_run_id))
         known.append(_row(model, run, registered.get(model.model_id), largest[model.source_run_id]))
         measured.append(metrics_of(model))
     columns = {
@@ -456,7 +460,7 @@ def _row(
         "learning_rate": _number(params.get("learning_rate")),
         "dtype": params.get("dtype", run_params.get("weights_dtype")),
         "state": state_of(model),
-        "reason": model.tags.get(FAILURE_TAG) if str(model.status) == "FAILED" else None,
+        "reason": model.tags.get(FAILURE) if str(model.status) == "FAILED" else None,
         "bytes": int(size) if (size := params.get("bytes", "")).isdecimal() else None,
         "kind": params.get("kind"),
         "uri": f"models:/{model.model_id}",

@@ -13,7 +13,6 @@ from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.checkpoints.find import (
-    PRUNED_TAG,
     metrics_of,
     models_of_run,
     registrations,
@@ -21,6 +20,7 @@ from mlflow_scalpel.checkpoints.find import (
     step_of,
 )
 from mlflow_scalpel.checkpoints.layout import MANIFEST, MLMODEL
+from mlflow_scalpel.checkpoints.resolve import PRUNED
 from mlflow_scalpel.checkpoints.stores import open_store
 from mlflow_scalpel.errors import ScalpelError
 
@@ -156,7 +156,7 @@ def prune(plan: Plan) -> list[Doomed]:
     for doomed in pruned:
         if not doomed.begun:
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            client.set_logged_model_tags(doomed.model_id, {PRUNED_TAG: now})
+            client.set_logged_model_tags(doomed.model_id, {PRUNED: now})
         store = open_store(doomed.location)
         for name in doomed.files:
             try:

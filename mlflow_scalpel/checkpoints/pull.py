@@ -117,7 +117,8 @@ def cached(
     def fill(partial: Path) -> None:
         _bring_all(contents, partial, progress)
         if contents.manifest is not None:
-            contents.manifest.write(partial)
+            with _told_of_failure(contents.shown, MANIFEST, partial):
+                contents.manifest.write(partial)
         cache.protect(partial)
 
     key = _key(contents.manifest.digest) if contents.manifest else model.model_id
@@ -216,6 +217,11 @@ def _contents(model: LoggedModel, store: Store) -> _Contents:
                     f"logged with {expected}: it was changed since, and the checkpoint is not "
                     "used; put the file back from a copy, or log the checkpoint again"
                 )
+        elif "kind" in model.params:
+            raise ScalpelError(
+                f"{location}/{MANIFEST}: is missing, so that nothing can be checked; put it back "
+                "from a copy, or log the checkpoint again"
+            )
         else:
             print(
                 f"{shown}: was stored without {MANIFEST}, so that its files cannot be checked",
@@ -226,7 +232,10 @@ def _contents(model: LoggedModel, store: Store) -> _Contents:
             snapshot = snapshot_of(Path(folder) / POINTER, **wanted)
             return _of_snapshot(shown, snapshot, manifest, beside)
     if manifest is None:
-        files = dict(_tree(model.artifact_location))
+        with _told_of_failure(shown, "the list of its files"):
+            files = dict(_tree(model.artifact_location))
+        if not files:
+            raise ScalpelError(f"{shown}: there are no files at {location}; log it again")
         return _Contents(shown, location, files, store.fetch, local=store.local)
     entry = _entry(model) if store.local is None else None
     if entry is not None:  # it travelled before
@@ -343,10 +352,11 @@ def _copy(contents: _Contents, dst: str | Path, progress: bool) -> Path:
         _refuse_foreign(contents, directory)
         _bring_all(contents, directory, progress)
         for name, content in contents.beside.items():
-            part = directory / (name + PART)
-            part.unlink(missing_ok=True)
-            part.write_bytes(content)
-            part.replace(directory / name)
+            with _told_of_failure(contents.shown, name, directory):
+                part = directory / (name + PART)
+                part.unlink(missing_ok=True)
+                part.write_bytes(content)
+                part.replace(directory / name)
     return directory
 
 

@@ -18,8 +18,6 @@ from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.checkpoints.find import (
-    FAILURE_TAG,
-    PRUNED_TAG,
     models_of_run,
     state_of,
     step_of,
@@ -33,7 +31,7 @@ from mlflow_scalpel.checkpoints.manifest import (
     parse_manifest,
     sha256,
 )
-from mlflow_scalpel.checkpoints.resolve import model_id_of
+from mlflow_scalpel.checkpoints.resolve import FAILURE, PRUNED, model_id_of
 from mlflow_scalpel.checkpoints.stores import Store, open_store
 from mlflow_scalpel.errors import ScalpelError
 
@@ -111,7 +109,7 @@ def findings(model: LoggedModel, tick: Tick = lambda count: None) -> list[Findin
     """What is to say of one model, one `ok` where nothing is; `tick` is told of bytes as read."""
     state = state_of(model)
     if state == "FAILED":
-        reason = model.tags.get(FAILURE_TAG, "nobody logged why")
+        reason = model.tags.get(FAILURE, "nobody logged why")
         return [Finding("failed", problem=reason, remedy="log the step again")]
     if state == "PENDING":
         remedy = "wait; if the process that logged it has died, start it again, or log it again"
@@ -169,10 +167,10 @@ def _check(model: LoggedModel, store: Store, tick: Tick) -> Iterator[Finding]:
     for name, described in manifest.files.items():
         problem = _file_problem(store, name, described, sizes)
         tick(described.bytes)
-        if isinstance(problem, OSError | MlflowException):
-            yield _unreadable(name, problem)
-        elif problem is not None:
+        if isinstance(problem, str):
             yield Finding("damaged", name, problem, remedy)
+        elif problem is not None:
+            yield _unreadable(name, problem)
     for name in sorted(set(sizes) - set(manifest.files) - {MANIFEST, MLMODEL}):
         yield _extra(name, store)
     if MLMODEL not in sizes:
@@ -316,7 +314,7 @@ def _is_link(store: Store, name: str) -> bool:
 
 
 def _pruned(model: LoggedModel, store: Store) -> Finding:
-    when = model.tags[PRUNED_TAG]
+    when = model.tags[PRUNED]
     left = set(_sizes(store)) - set(NOT_CONTENT)
     if left:
         problem = f"was being pruned on {when}, and {', '.join(sorted(left))} is still there"

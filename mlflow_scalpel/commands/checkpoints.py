@@ -34,8 +34,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=["table", "csv", "json"], default="table")
     parser.add_argument("--columns", metavar="A,B,...", help="these columns, in this order")
     parser.add_argument(
-        "--metrics", metavar="PATTERN", help='metrics to show, such as "eval/*"; the table shows '
-        "none unless given, csv and json all"
+        "--metrics",
+        metavar="PATTERN",
+        help='metrics to show, such as "eval/*"; the table shows '
+        "none unless given, csv and json all",
     )
 
 

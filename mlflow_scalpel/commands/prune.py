@@ -81,4 +81,7 @@ def _agreed(count: int) -> bool:
             "there is no terminal to ask at whether to delete them; give --yes to agree, or "
             "--dry-run to only look"
         )
-    return input(f"delete the files of {count} checkpoints for ever? [y/N] ").lower() in ("y", "yes")
+    return input(f"delete the files of {count} checkpoints for ever? [y/N] ").lower() in (
+        "y",
+        "yes",
+    )

@@ -92,6 +92,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
             self._measure(self._base.directory, 0)
         if state.global_step > 0 and not self._is_measured(state.global_step):
             # The kill came between the save and what is done with it.
+            self._logs_of_save = self._unsent_logs(state)
             self._take_in(Path(str(args.output_dir)), state)
 
     def on_optimizer_step(
@@ -129,9 +130,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         step = state.global_step
         if not state.is_world_process_zero or step <= self._past.logged_until:
             return
-        values = {key: float(value) for key, value in (logs or {}).items() if _is_number(value)}
-        if "num_tokens" in values:  # the trainer's own count begins at 0 when a run is taken up
-            values["num_tokens"] = values.pop("num_input_tokens_seen", state.num_input_tokens_seen)
+        values = _numbers(logs or {}, state)
         if control.should_save:
             self._logs_of_save = values  # logged in a moment, with the checkpoint's model
         else:
@@ -178,6 +177,15 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         self._measuring = kept["measuring_seconds"]
         if self._rewards:
             self._rewards.tokens_generated = kept["tokens_generated"]
+
+    def _unsent_logs(self, state: TrainerState) -> dict[str, float]:
+        """What was logged at the step of this checkpoint, where MLflow does not have it."""
+        if state.global_step <= self._past.logged_until:
+            return {}
+        logs = next(
+            (entry for entry in state.log_history if entry["step"] == state.global_step), {}
+        )
+        return _numbers({key: value for key, value in logs.items() if key != "step"}, state)
 
     def _take_in(self, output: Path, state: TrainerState) -> None:
         """Log the checkpoint of this step, and measure it."""
@@ -301,5 +309,9 @@ def _directory(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _numbers(logs: Mapping[str, Any], state: TrainerState) -> dict[str, float]:
+    """What the trainer logs, as metrics."""
+    values = {key: float(value) for key, value in logs.items() if isinstance(value, int | float)}
+    if "num_tokens" in values:  # the trainer's own count begins at 0 when a run is taken up
+        values["num_tokens"] = values.pop("num_input_tokens_seen", state.num_input_tokens_seen)
+    return values

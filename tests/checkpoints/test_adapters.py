@@ -138,7 +138,7 @@ def test_the_base_is_the_logged_one_wherever_the_adapter_was_made(
     # Another model that came to lie there is not taken for the base.
     MlflowClient().set_logged_model_tags(base.model_id, {"scalpel.pruned": "2026-01-02"})
     shutil.copytree(make_model(2), made_with)
-    with pytest.raises(ScalpelError, match="pruned at 2026-01-02.*holds another model than"):
+    with pytest.raises(ScalpelError, match=r"pruned at 2026-01-02.*holds another model than"):
         resolve(model.model_id)
     shutil.rmtree(made_with)
     shutil.copytree(make_model(1), made_with)
@@ -157,7 +157,7 @@ def test_bases_that_cannot_be_had(tracking, first_model, make_adapter):
         path.write_text(json.dumps({**config, "base_model_name_or_path": named}))
         with pytest.raises(ScalpelError, match=f"its base cannot be had .*{said}"):
             resolve(str(adapter))
-    path.write_text("[]")
+    path.write_text("[1]")
     with pytest.raises(ScalpelError, match=r"adapter_config\.json: is no configuration"):
         resolve(str(adapter))
 
@@ -170,7 +170,7 @@ def test_another_base(make_model, first_model, make_adapter, tmp_path):
     # With layers that the base has not, or the base with layers that the adapter has not.
     deeper = shutil.copytree(adapter, tmp_path / "deeper")
     tensors = load_file(adapter / "adapter_model.safetensors")
-    more = {name.replace("layers.1.", "layers.2."): tensor for name, tensor in tensors.items()}
+    more = {name.replace("layers.1.", "layers.2."): tensor + 1 for name, tensor in tensors.items()}
     save_file({**tensors, **more}, deeper / "adapter_model.safetensors")
     with pytest.raises(ScalpelError, match=r"this base has no .*layers\.2"):
         merged(deeper, first_model)
@@ -178,6 +178,13 @@ def test_another_base(make_model, first_model, make_adapter, tmp_path):
     save_file(fewer, deeper / "adapter_model.safetensors")
     with pytest.raises(ScalpelError, match=r"this base wants a .*layers\.1"):
         merged(deeper, first_model)
+
+
+def test_an_adapter_that_peft_merges_wrongly(make_model, make_adapter):
+    base = make_model(1, tied=True)
+    adapter = make_adapter(base, target_modules=["embed_tokens"], ensure_weight_tying=True)
+    with pytest.raises(ScalpelError, match="the merged model gives other answers"):
+        merged(adapter, base)
 
 
 def test_adapters_that_cannot_be_merged(first_model, make_adapter, tmp_path):

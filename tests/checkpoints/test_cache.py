@@ -62,7 +62,7 @@ def test_an_entry_is_filled_once(root):
 
 def test_what_is_held_stays_and_the_error_says_so(root):
     held = cache.keep("a", 600, writing(600))
-    with pytest.raises(ScalpelError, match="running processes .* raise SCALPEL_CACHE_GB"):
+    with pytest.raises(ScalpelError, match=r"running processes .* raise SCALPEL_CACHE_GB"):
         cache.keep("b", 600, writing(600))
     assert held.is_dir()
     cache.release(held)
@@ -72,7 +72,7 @@ def test_what_is_held_stays_and_the_error_says_so(root):
 
 def test_an_entry_larger_than_the_cache(root):
     keep_and_release("a", 300)
-    with pytest.raises(ScalpelError, match="5000000000 bytes .* SCALPEL_CACHE_GB to at least 5"):
+    with pytest.raises(ScalpelError, match=r"5000000000 bytes .* SCALPEL_CACHE_GB to at least 5"):
         cache.keep("b", 5_000_000_000, forbidden)
     assert entries(root) == {"a"}
 

@@ -1,7 +1,8 @@
-"""Checkpoints on their way into MLflow: servers that fail, files that are damaged, disks that fill."""
+"""Checkpoints on their way into MLflow: servers that fail, damaged files, disks that fill up."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -38,10 +39,8 @@ def impatient(monkeypatch):
     monkeypatch.setenv("SCALPEL_PATIENCE", "60")
     yield
     monkeypatch.setenv("SCALPEL_PATIENCE", "0")
-    try:
+    with contextlib.suppress(Undelivered):  # what the test left behind on purpose
         close_couriers(limit=0)
-    except Undelivered:
-        pass  # what the test left behind on purpose
 
 
 @pytest.fixture
@@ -160,7 +159,8 @@ import os, signal, time
 from mlflow_scalpel.checkpoints import log_checkpoint
 from mlflow_scalpel.training.journal import Journal
 print("ready", flush=True); input()
-delivery = log_checkpoint({str(checkpoint)!r}, step=7, run_id={run.info.run_id!r}, register_as="late")
+run_id = {run.info.run_id!r}
+delivery = log_checkpoint({str(checkpoint)!r}, step=7, run_id=run_id, register_as="late")
 Journal(delivery.courier).metrics({{"loss": 2.0}}, 7, delivery)
 time.sleep(1)
 os.kill(os.getpid(), signal.SIGKILL)

@@ -126,6 +126,9 @@ def test_a_manifest_that_was_changed_is_not_believed(logged, tmp_path):
     path.write_text(json.dumps(manifest))
     with pytest.raises(ScalpelError, match=r"manifest\.json: has the digest .* it was changed"):
         pull(logged.model_id, tmp_path / "dst")
+    path.unlink()
+    with pytest.raises(ScalpelError, match=r"manifest\.json: is missing"):
+        pull(logged.model_id, tmp_path / "dst")
 
 
 def test_a_link_in_the_store_is_not_followed(logged, tmp_path):
@@ -305,7 +308,7 @@ def test_through_a_server_each_byte_once(remote, faulty, first_model, tmp_path):
     assert not (dst / WEIGHTS).samefile(directory / WEIGHTS)
 
 
-def test_a_truncated_part_is_gone_on_with(faulty, track_at, large, tmp_path):
+def test_a_truncated_part_is_gone_on_with(faulty, track_at, large, tmp_path, capsys):
     track_at(faulty.uri)
     with mlflow.start_run():
         model = log_checkpoint(large, step=7).wait()
@@ -314,9 +317,12 @@ def test_a_truncated_part_is_gone_on_with(faulty, track_at, large, tmp_path):
     dst.mkdir()
     there = 5_000_000
     (dst / f"{WEIGHTS}.part").write_bytes(content[:there])
-    pull(model.model_id, dst)
+    pull(model.model_id, dst, progress=True)
     assert (dst / WEIGHTS).read_bytes() == content
     assert fetched(faulty, WEIGHTS) == len(content) - there
+    (bar,) = capsys.readouterr().err.splitlines()[-1:]
+    assert "100%" in bar
+    assert "8.00M/8.00M" in bar
     assert not list(dst.glob("*.part"))
 
     # One that is all there needs no bytes, one that is wrong is fetched anew, as is one too long.
@@ -351,12 +357,13 @@ def test_a_server_that_fails_is_named_and_a_second_call_goes_on(
     faulty.answer(500, f"GET .*{WEIGHTS}")
     with pytest.raises(ScalpelError, match=f"{WEIGHTS} could not be fetched .*run it again"):
         pull(remote.model_id, tmp_path / "dst")
-    assert not (tmp_path / "dst" / WEIGHTS).exists()
+    there = {file.name for file in (tmp_path / "dst").iterdir() if file.suffix != ".part"}
+    assert WEIGHTS not in there
     faulty.clear()
     faulty.forget()
     pull(remote.model_id, tmp_path / "dst")
     assert same_weights(tmp_path / "dst", first_model)
-    assert fetched(faulty, "tokenizer.json") == 0
+    assert not [name for name in there if fetched(faulty, f"/{name}$")]
 
 
 PULL = """

@@ -71,7 +71,7 @@ def test_the_latest_version_is_the_one_with_the_largest_number(make):
 def test_a_version_of_something_else(make, tmp_path):
     MlflowClient().create_registered_model("other")
     MlflowClient().create_model_version("other", source=tmp_path.as_uri())
-    with pytest.raises(ScalpelError, match="points to .*, which is no LoggedModel"):
+    with pytest.raises(ScalpelError, match=r"points to .*, which is no LoggedModel"):
         model_id_of("models:/other/1")
 
 
@@ -142,3 +142,18 @@ def test_a_local_store_is_read_in_place(make, first_model, run_id):
     shutil.rmtree(directory)
     with pytest.raises(ScalpelError, match="this machine has no such directory"):
         resolve(model.model_id)
+
+
+def test_two_requests_however_many_checkpoints(faulty, track_at):
+    experiment = track_at(faulty.uri)
+    client = MlflowClient()
+    run = client.create_run(experiment).info.run_id
+    for step in range(1, 6):
+        model = client.create_logged_model(
+            experiment, f"step-{step}", source_run_id=run, params={"step": str(step)}
+        )
+        client.finalize_logged_model(model.model_id, "READY")
+    for ask, expected in ((expand, 5), (lambda source: [model_id_of(f"{source}#last")], 1)):
+        faulty.forget()
+        assert len(ask(f"runs:/{run}")) == expected
+        assert len(faulty.exchanges()) == 2
