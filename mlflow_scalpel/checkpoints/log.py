@@ -27,6 +27,7 @@ from mlflow_scalpel.checkpoints.stores import Link, place
 from mlflow_scalpel.errors import ScalpelError
 
 QUEUED_CHECKPOINTS = 8  # checkpoints that wait to be stored; the next one waits for room
+_SMALL_FILE = 100_000  # bytes up to which a file is copied and not linked
 _FREE_SHARE = 0.5  # of the free disk is what their files may take at most
 
 _couriers: dict[tuple[str, str], Courier] = {}
@@ -227,8 +228,12 @@ def _make_room(courier: Courier, files: list[Path]) -> bool:
 
 
 def _snapshot(files: list[Path], folder: Path) -> None:
+    """Keep the files as they are now, whatever the trainer does with its own."""
     for file in files:
-        place(file, folder / file.name)
+        # Weights are written anew and renamed, or so at least is Transformers' habit; a config is
+        # written over, which a link would follow.
+        small = file.stat().st_size <= _SMALL_FILE
+        place(file, folder / file.name, "copy" if small else None)
 
 
 def _stored_base(

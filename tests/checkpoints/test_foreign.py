@@ -1,0 +1,181 @@
+"""Checkpoints of other trainers: logged when they are done, or watched while they are made."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from safetensors.torch import load_file, save_file
+
+from mlflow_scalpel.checkpoints import checkpoints_of_run, log_checkpoint, resolve
+from mlflow_scalpel.cli import main
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def finished(make_model, tmp_path) -> Path:
+    """What a Transformers trainer leaves, two of its checkpoints damaged or foreign."""
+    output = tmp_path / "my-run"
+    for step in (5, 10, 15):
+        directory = output / f"checkpoint-{step}"
+        shutil.copytree(make_model(step), directory)
+        history = [{"step": s, "loss": 1 / s, "learning_rate": 1e-5} for s in range(1, step + 1)]
+        (directory / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    os.truncate(output / "checkpoint-10" / WEIGHTS, 1000)
+    (output / "runs").mkdir()
+    return output
+
+
+def runs():
+    experiment = mlflow.get_experiment_by_name("tests").experiment_id
+    return MlflowClient().search_runs([experiment])
+
+
+def test_a_finished_run_is_logged_and_what_is_damaged_is_a_gap(
+    tracking, finished, first_model, capsys
+):
+    arguments = ["log", str(finished), "--base", str(first_model), "--register-as", "mine"]
+    arguments += ["--algorithm", "grpo", "--param", "learning_rate=1e-5"]
+    assert main(["log", str(finished), "--experiment", "tests", *arguments[2:]]) == 1
+    printed = capsys.readouterr()
+    assert "step 10: FAILED: " in printed.err
+    assert "step 15: models:/m-" in printed.out
+    (run,) = runs()
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "my-run"
+    losses = MlflowClient().get_metric_history(run.info.run_id, "loss")
+    assert [(m.step, m.value) for m in losses] == [(s, 1 / s) for s in range(1, 16)]
+    base, found = checkpoints_of_run(run.info.run_id)
+    assert base is not None
+    states = {checkpoint.step: checkpoint.status for checkpoint in found}
+    assert states == {5: "READY", 10: "FAILED", 15: "READY"}
+    model = MlflowClient().get_logged_model(found[0].model_id)
+    assert (model.params["algorithm"], model.params["learning_rate"]) == ("grpo", "1e-5")
+
+    # once it is mended, only what is missing is logged
+    shutil.copy(finished / "checkpoint-5" / WEIGHTS, finished / "checkpoint-10")
+    assert main(["log", str(finished), "--experiment", "tests", *arguments[2:]]) == 0
+    assert "1 checkpoints that it did not have" in capsys.readouterr().out
+    (run,) = runs()
+    assert len(MlflowClient().get_metric_history(run.info.run_id, "loss")) == 15
+    assert len(MlflowClient().search_model_versions("name = 'mine'")) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["log", "nowhere"], "nowhere: there is no such directory"),
+        (["log", "."], "holds no directory named checkpoint-N or step-N"),
+        (["log", ".", "--param", "lr"], "--param lr: is not KEY=VALUE"),
+        (["log", ".", "--run-id", "0" * 32], "holds no directory named"),
+        (["upload", "."], "holds no spool"),
+    ],
+)
+def test_wrong_input_is_answered_with_a_remedy(tracking, arguments, said, capsys):
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_watching_a_run_that_goes_on(tracking, first_model, make_model, tmp_path):
+    """They are taken in when whole, before the trainer removes them; Ctrl-C sends the rest."""
+    output = tmp_path / "other-run"
+    output.mkdir()
+    watcher = subprocess.Popen(
+        [
+            sys.executable, "-m", "mlflow_scalpel.cli", "watch", str(output), "--interval", "0.2",
+            "--base", str(first_model), "--experiment", "tests",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+    assert watcher.stdout.readline().startswith("watching")
+    try:
+        for step in (1, 2):
+            source, directory = make_model(step), output / f"global_step_{step}"
+            directory.mkdir()
+            for name in sorted(os.listdir(source)):
+                content = (source / name).read_bytes()
+                with (directory / name).open("wb") as file:  # slowly, as a trainer writes
+                    file.write(content[: len(content) // 2])
+                    file.flush()
+                    time.sleep(0.1)
+                    file.write(content[len(content) // 2 :])
+            assert watcher.stdout.readline() == f"step {step}: whole, and on its way\n"
+            shutil.rmtree(directory)
+        broken = output / "global_step_3"
+        shutil.copytree(first_model, broken)
+        os.truncate(broken / WEIGHTS, 500)
+        time.sleep(1)
+        watcher.send_signal(signal.SIGINT)
+        told, _ = watcher.communicate(timeout=60)
+    finally:
+        watcher.kill()
+    assert "global_step_3 never became whole" in told
+    assert watcher.returncode == 1
+    (run,) = runs()
+    _, found = checkpoints_of_run(run.info.run_id)
+    assert [(c.step, c.status) for c in found] == [(1, "READY"), (2, "READY")]
+
+
+LOOP = """
+import mlflow, torch
+from pathlib import Path
+from transformers import AutoModelForCausalLM
+import mlflow_scalpel
+
+base = {base!r}
+model = AutoModelForCausalLM.from_pretrained(base)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+with mlflow.start_run():
+    for step in range(1, 4):
+        loss = sum((weight**2).sum() for weight in model.parameters()) * 1e-4
+        loss.backward()
+        optimizer.step()
+        model.config.step = step
+        model.save_pretrained("out")
+        mlflow_scalpel.log_checkpoint("out", step=step, base=base)
+"""
+
+
+def test_a_plain_loop_needs_no_more_than_a_line(tracking, first_model, make_model, tmp_path):
+    """One directory, written again and again: every step's weights are kept, and the exit waits."""
+    (tmp_path / "loop.py").write_text(LOOP.format(base=str(first_model)))
+    subprocess.run(
+        [sys.executable, "loop.py"],
+        env=dict(os.environ, MLFLOW_EXPERIMENT_NAME="tests"),
+        check=True,
+        cwd=tmp_path,
+    )
+    (run,) = runs()
+    base, found = checkpoints_of_run(run.info.run_id)
+    assert base is not None
+    assert [(c.step, c.status) for c in found] == [(1, "READY"), (2, "READY"), (3, "READY")]
+    assert len({c.digest for c in found} | {base.digest}) == 4
+    configs = [json.loads((resolve(c.uri) / "config.json").read_text()) for c in found]
+    assert [config["step"] for config in configs] == [1, 2, 3]
+    assert not (tmp_path / ".scalpel").exists()
+
+
+def test_a_loop_that_writes_into_the_file_itself_is_found_out(tracking, first_model, tmp_path):
+    """The link shares the file: writing into it changes what is stored, and verify says so."""
+    directory = tmp_path / "out"
+    shutil.copytree(first_model, directory)
+    with mlflow.start_run() as run:
+        log_checkpoint(directory, step=1, link="hard").wait()
+    assert main(["verify", run.info.run_id]) == 0
+    tensors = load_file(directory / WEIGHTS)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, tmp_path / "new")
+    with (directory / WEIGHTS).open("r+b") as file:
+        file.write((tmp_path / "new").read_bytes())
+    assert main(["verify", run.info.run_id]) == 1
