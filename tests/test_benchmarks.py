@@ -28,7 +28,7 @@ def run(script: str, folder: Path, *options: str) -> dict:
 
 @pytest.mark.slow
 def test_logging_is_measured_for_every_way_and_store(tmp_path):
-    result = run("log_checkpoint.py", tmp_path, "--gigabytes", "0.01", "--server")
+    result = run("log_checkpoint.py", tmp_path, "--gigabytes", "0.01", "--rounds", "1", "--server")
     weights = result["weights_bytes"]
     assert 0.7e7 < weights < 1.4e7
     rows = {(row["way"], row["store"]): row for row in result["rows"]}

@@ -199,6 +199,7 @@ def fill(store_uri: str, experiment: str, runs: int, steps: int, metrics: int) -
                 "experiment_id": number,
                 "status": "FINISHED",
                 "source_type": "LOCAL",
+                "user_id": "somebody",
                 "lifecycle_stage": "active",
                 "start_time": 1_700_000_000_000 + index,
                 "artifact_uri": f"mlflow-artifacts:/{number}/{run_id}/artifacts",

@@ -113,9 +113,8 @@ def test_more_checkpoints_than_a_page(make, run_id):
     }
 
 
-@pytest.mark.parametrize(
-    ("source", "said"),
-    [
+def test_addresses_that_name_nothing(run_id):
+    for source, said in (
         ("runs:/RUN", r"names all checkpoints .* write runs:/RUN#last or runs:/RUN#step=N"),
         ("runs:/RUN/model", "is no address of a checkpoint"),
         ("runs:/RUN#step=first", "is no address of a checkpoint"),
@@ -123,14 +122,9 @@ def test_more_checkpoints_than_a_page(make, run_id):
         ("runs:/RUN#step=0", "the run names no base"),
         ("runs:/0123#last", "run 0123: .* the tracking store is sqlite"),
         ("m-" + "0" * 32, "is it there that the model was logged"),
-    ],
-)
-def test_addresses_that_name_nothing(run_id, source, said):
-    with pytest.raises(ScalpelError, match=said.replace("RUN", run_id)):
-        resolve(source.replace("RUN", run_id))
-
-
-def test_a_run_without_checkpoints_has_none_to_expand_to(run_id):
+    ):
+        with pytest.raises(ScalpelError, match=said.replace("RUN", run_id)):
+            resolve(source.replace("RUN", run_id))
     with pytest.raises(ScalpelError, match="has logged no checkpoint"):
         expand(f"runs:/{run_id}")
 

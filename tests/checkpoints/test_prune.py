@@ -1,0 +1,226 @@
+"""Pruning frees what no rule keeps, says so first, and can be cut off anywhere."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_scalpel.checkpoints import checkpoints_of_run, log_base, log_checkpoint
+from mlflow_scalpel.checkpoints.find import checkpoints
+from mlflow_scalpel.checkpoints.prune import Plan, plan_prune, prune
+from mlflow_scalpel.checkpoints.stores import LocalStore, local_directory
+from mlflow_scalpel.checkpoints.verify import verify_run
+from mlflow_scalpel.cli import main
+from mlflow_scalpel.errors import ScalpelError
+
+STEPS = [20, 40, 60, 80]
+LOSS = [0.5, 0.9, 0.1, 0.7]
+
+
+@pytest.fixture
+def run_id(tracking: str, first_model: Path, make_model: Callable[..., Path]) -> str:
+    """A run with four checkpoints that share no file with anything else; none is registered."""
+    with mlflow.start_run() as run:
+        base = log_base(str(first_model))
+        for step, loss in zip(STEPS, LOSS, strict=True):
+            model = log_checkpoint(make_model(step), step=step, base=base.model_id, link="copy")
+            mlflow.log_metric("loss", loss, step=step, model_id=model.wait().model_id)
+    return run.info.run_id
+
+
+def steps(plan: Plan) -> tuple[list[int], list[int]]:
+    return [doomed.step for doomed in plan.goes], [kept.step for kept in plan.stays]
+
+
+def directories(run_id: str) -> dict[int, Path]:
+    client = MlflowClient()
+    _, found = checkpoints_of_run(run_id)
+    located = {c.step: client.get_logged_model(c.model_id).artifact_location for c in found}
+    return {step: Path(str(local_directory(location))) for step, location in located.items()}
+
+
+def bytes_under(directory: Path) -> int:
+    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize(
+    ("rules", "goes"),
+    [
+        ({"keep": 1}, [20, 40, 60]),
+        ({"keep": 9}, []),
+        ({"keep_every": 40}, [20, 60]),
+        ({"keep_best": "loss"}, [20, 60, 80]),
+        ({"keep_best": "loss", "minimize": True}, [20, 40, 80]),
+        ({"keep": 1, "keep_every": 60, "keep_best": "loss"}, [20]),
+    ],
+)
+def test_rules_unite(run_id, rules, goes):
+    plan = plan_prune(run_id, **rules)
+    assert steps(plan) == (goes, [step for step in STEPS if step not in goes])
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ({}, "no rule says what to keep"),
+        ({"keep": 0}, "keep = 0: has to be 1 or more"),
+        ({"keep_every": -5}, "keep-every = -5"),
+        ({"keep": 1, "minimize": True}, "minimize is given without a metric"),
+        ({"keep_best": "accuracy"}, "keep-best = accuracy: .*there are loss$"),
+    ],
+)
+def test_rules_that_say_nothing_are_refused(run_id, rules, said):
+    with pytest.raises(ScalpelError, match=said):
+        plan_prune(run_id, **rules)
+
+
+def test_bytes_are_freed_and_everything_else_stays(run_id, tmp_path):
+    before = checkpoints(run_id=run_id)
+    base, _ = checkpoints_of_run(run_id)
+    kept = {name: d for name, d in directories(run_id).items() if name == 80}
+    content = {f.name: f.read_bytes() for f in kept[80].iterdir()}
+    on_disk = bytes_under(tmp_path / "artifacts")
+    plan = plan_prune(run_id, keep=1)
+    assert plan.bytes == plan.bytes_free == before["bytes"][:3].sum()
+    assert bytes_under(tmp_path / "artifacts") == on_disk
+    assert [doomed.step for doomed in prune(plan)] == [20, 40, 60]
+    assert bytes_under(tmp_path / "artifacts") == on_disk - plan.bytes_free
+    for step, directory in directories(run_id).items():
+        names = {file.name for file in directory.iterdir()}
+        assert (names == {"MLmodel", "manifest.json"}) == (step != 80)
+    assert {f.name: f.read_bytes() for f in kept[80].iterdir()} == content
+
+    after = checkpoints(run_id=run_id)
+    assert list(after["state"]) == ["PRUNED"] * 3 + ["READY"]
+    same = [column for column in before.columns if column != "state"]
+    assert after[same].equals(before[same])
+    assert checkpoints_of_run(run_id)[0] == base
+    assert [c.status for c in checkpoints_of_run(run_id)[1]] == list(after["state"])
+    assert list(verify_run(run_id)["result"]) == ["ok", "pruned", "pruned", "pruned", "ok"]
+    assert plan_prune(run_id, keep=1).goes == ()
+
+
+def test_what_has_an_alias_stays_even_if_it_got_it_a_moment_ago(run_id):
+    client = MlflowClient()
+    table = checkpoints(run_id=run_id)
+    # Registered by hand, so that the version does not know the run.
+    mlflow.register_model(table["uri"][0], "chosen")
+    client.set_registered_model_alias("chosen", "paper", "1")
+    plan = plan_prune(run_id, keep=1)
+    assert steps(plan) == ([40, 60], [20, 80])
+    assert plan.stays[0].reasons == ("has the alias paper",)
+    mlflow.register_model(table["uri"][1], "chosen")
+    client.set_registered_model_alias("chosen", "late", "2")
+    assert [doomed.step for doomed in prune(plan)] == [60]
+    assert list(checkpoints(run_id=run_id)["state"]) == ["READY", "READY", "PRUNED", "READY"]
+
+
+def test_hard_links_are_not_counted_as_free(tracking, make_model, tmp_path):
+    saved = make_model(5)
+    with mlflow.start_run() as run:
+        for step in (20, 40, 60):
+            log_checkpoint(saved, step=step, link="hard").wait()
+    run_id = run.info.run_id
+    plan = plan_prune(run_id, keep=1)
+    assert plan.bytes > 0
+    assert plan.bytes_free == 0  # the trainer's own files and step 60 hold them
+    for file in saved.iterdir():
+        file.unlink()
+    for file in directories(run_id)[60].iterdir():
+        if file.name not in ("MLmodel", "manifest.json"):
+            file.write_bytes(file.read_bytes()) if file.stat().st_nlink == 1 else (
+                file.rename(tmp_path / "old"),
+                file.write_bytes((tmp_path / "old").read_bytes()),
+                (tmp_path / "old").unlink(),
+            )
+    plan = plan_prune(run_id, keep=1)
+    assert plan.bytes_free == plan.bytes // 2  # steps 20 and 40 share every file
+
+
+def test_a_prune_that_is_cut_off_says_pruned_and_is_ended_by_the_next(run_id, monkeypatch):
+    plan = plan_prune(run_id, keep=3)
+    (doomed,) = plan.goes
+    delete = LocalStore.delete
+    left = [2]
+
+    def fail(self, name):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError("the disk went away")
+        delete(self, name)
+
+    monkeypatch.setattr(LocalStore, "delete", fail)
+    with pytest.raises(ScalpelError, match=r"step 20.*the disk went away.*is PRUNED already"):
+        prune(plan)
+    monkeypatch.undo()
+    assert list(checkpoints(run_id=run_id)["state"]) == ["PRUNED"] + ["READY"] * 3
+    assert "is still there" in verify_run(run_id)["problem"][1]
+    again = plan_prune(run_id, keep=3)
+    assert [d.step for d in again.goes] == [20]
+    assert len(again.goes[0].files) == len(doomed.files) - 2
+    prune(again)
+    assert {f.name for f in directories(run_id)[20].iterdir()} == {"MLmodel", "manifest.json"}
+
+
+def test_what_is_under_way_or_failed_is_left_alone(run_id):
+    client = MlflowClient()
+    experiment_id = client.get_run(run_id).info.experiment_id
+    for step, end in (("5", "FAILED"), ("10", None)):
+        model = client.create_logged_model(
+            experiment_id, source_run_id=run_id, params={"step": step}, model_type="checkpoint"
+        )
+        if end:
+            client.finalize_logged_model(model.model_id, end)
+    plan = plan_prune(run_id, keep=1)
+    assert steps(plan) == ([20, 40, 60], [5, 10, 80])
+    assert [kept.reasons for kept in plan.stays[:2]] == [("is FAILED",), ("is PENDING",)]
+
+
+def test_the_command_asks_and_refuses_without_a_terminal(run_id, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    assert main(["prune", run_id, "--keep", "1"]) == 2
+    printed = capsys.readouterr()
+    assert "give --yes to agree" in printed.err
+    assert "  stays  step 80      one of the 1 newest" in printed.out
+    assert "  goes   step 20 " in printed.out
+    assert main(["prune", run_id, "--keep", "1", "--dry-run"]) == 0
+    assert set(checkpoints(run_id=run_id)["state"]) == {"READY"}
+    assert main(["prune", run_id, "--keep", "1", "--yes"]) == 0
+    assert "of steps 20, 40, 60" in capsys.readouterr().out
+    assert list(checkpoints(run_id=run_id)["state"]) == ["PRUNED"] * 3 + ["READY"]
+    assert main(["prune", run_id, "--keep", "1", "--yes"]) == 0
+    assert "nothing to delete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("answer", "left"), [("n", 4), ("", 4), ("y", 3)])
+def test_at_a_terminal_the_answer_counts(run_id, monkeypatch, answer, left):
+    leader, follower = os.openpty()
+    os.write(leader, f"{answer}\n".encode())
+    with os.fdopen(follower) as terminal:
+        monkeypatch.setattr("sys.stdin", terminal)
+        assert main(["prune", run_id, "--keep", "3"]) == (0 if answer == "y" else 1)
+    os.close(leader)
+    assert list(checkpoints(run_id=run_id)["state"]).count("READY") == left
+
+
+def test_a_remote_store_is_freed_through_the_server(mlflow_server, track_at, make_model):
+    track_at(mlflow_server.uri)
+    with mlflow.start_run() as run:
+        models = [log_checkpoint(make_model(s), step=s).wait() for s in (20, 40)]
+    stored = [
+        next(mlflow_server.artifacts.glob(f"*/models/{model.model_id}/artifacts"))
+        for model in models
+    ]
+    before = bytes_under(stored[0])
+    plan = plan_prune(run.info.run_id, keep=1)
+    assert plan.bytes_free == plan.bytes == int(models[0].params["bytes"])
+    prune(plan)
+    assert bytes_under(stored[0]) == before - plan.bytes
+    assert {file.name for file in stored[0].iterdir()} == {"MLmodel", "manifest.json"}
+    assert len(list(stored[1].iterdir())) > 2
