@@ -10,7 +10,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlflow_scalpel.checkpoints import checkpoints_of_run, log_base, log_checkpoint, resolve
+    from mlflow_scalpel import checkpoints
+    from mlflow_scalpel.checkpoints import (
+        checkpoints_of_run,
+        log_base,
+        log_checkpoint,
+        pull,
+        resolve,
+    )
     from mlflow_scalpel.comparison.store import describe_runs, gather
 
 __version__ = "0.1.0"
@@ -19,6 +26,7 @@ _HOMES = {
     "checkpoints_of_run": "mlflow_scalpel.checkpoints",
     "log_base": "mlflow_scalpel.checkpoints",
     "log_checkpoint": "mlflow_scalpel.checkpoints",
+    "pull": "mlflow_scalpel.checkpoints",
     "resolve": "mlflow_scalpel.checkpoints",
     "describe_runs": "mlflow_scalpel.comparison.store",
     "gather": "mlflow_scalpel.comparison.store",
@@ -26,16 +34,20 @@ _HOMES = {
 
 __all__ = [
     "__version__",
+    "checkpoints",
     "checkpoints_of_run",
     "describe_runs",
     "gather",
     "log_base",
     "log_checkpoint",
+    "pull",
     "resolve",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "checkpoints":  # the package, which is callable
+        return importlib.import_module("mlflow_scalpel.checkpoints")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import re
@@ -71,7 +72,7 @@ class Process:
         self._guard.kill()
         self._guard.wait()
         self._guard.stdin.close()
-        if self.alive:
+        with contextlib.suppress(ProcessLookupError):  # children may outlive the leader
             self.send(number)
         try:
             self._leader.wait(10)
@@ -121,6 +122,8 @@ class Server:
         """Kill the server: connections are refused from now on."""
         if self._process is not None:
             self._process.end()
+            while self.answers():  # its child goes a moment after it
+                time.sleep(0.02)
         self._process = None
 
     def pause(self) -> None:

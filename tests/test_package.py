@@ -10,6 +10,8 @@ from pathlib import Path
 
 import yaml
 
+from mlflow_scalpel.takeup import RESUMABLE
+
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "trl", "lm_eval", "plotly", "numba", "matplotlib")
 
@@ -33,6 +35,12 @@ def test_public_names_are_found_where_they_are_said_to_be():
         assert getattr(mlflow_scalpel, name)
 
 
+def test_the_package_of_checkpoints_lists_them(tracking):
+    import mlflow_scalpel
+
+    assert list(mlflow_scalpel.checkpoints().columns[:3]) == ["algorithm", "recipe", "step"]
+
+
 def test_conda_yaml_lists_what_pyproject_needs():
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     environment = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
@@ -53,12 +61,13 @@ def test_constraints_pin_every_dependency():
     assert names <= pinned
 
 
-def test_every_entry_point_takes_recipe_and_set_only():
+def test_every_entry_point_takes_recipe_and_set_and_training_resume():
     project = yaml.safe_load((ROOT / "MLproject").read_text())
     stages = {"main", "base", "sft", "grpo", "evaluate", "compare"}
     assert set(project["entry_points"]) == stages
     for stage, entry in project["entry_points"].items():
-        assert set(entry["parameters"]) == {"recipe", "set"}
+        resumable = {"resume"} if stage in RESUMABLE else set()
+        assert set(entry["parameters"]) == {"recipe", "set"} | resumable
         assert (ROOT / "projects" / stage / f"{stage}.py").is_file()
 
 

@@ -49,7 +49,7 @@ def model_id_of(source: str) -> str | None:
         else:
             name, number = rest.rsplit("/", 1)
             if number == "latest":
-                # By number: the store's own order puts first what was changed last, by a tag too.
+                # By number: the store's own order puts first what was changed last, if only its text.
                 versions = client.search_model_versions(
                     f"name = '{name}'", max_results=1, order_by=["version_number DESC"]
                 )

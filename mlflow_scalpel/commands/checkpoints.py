@@ -135,7 +135,12 @@ def _text(column: str, value: Any) -> str:
 def _fitting(found: pd.DataFrame, metrics: list[str]) -> dict[str, list[str]]:
     """The columns that fit beside each other: runs' names are cut first, then columns left out."""
     width = shutil.get_terminal_size((WIDTH, 24)).columns
-    shown = _texts(found[[*SHOWN, *metrics]])
+    # Our own aliases end in the run's ID, which is too long to be told twice.
+    short = [
+        aliases.replace(f"-{run_id}", "")
+        for aliases, run_id in zip(found["aliases"], found["run_id"], strict=True)
+    ]
+    shown = _texts(found.assign(aliases=short)[[*SHOWN, *metrics]])
     if not any(found["aliases"]):
         del shown["aliases"]
     for column in [None, *GIVE_WAY]:

@@ -66,7 +66,9 @@ def _show(plan: Plan) -> None:
         begun = "  (an earlier prune was cut off here)" if doomed.begun else ""
         print(f"  goes   step {doomed.step:<7} {readable_bytes(doomed.bytes)}{begun}")
     if plan.goes:
-        print(f"{readable_bytes(plan.bytes)} ({plan.bytes} bytes) of {len(plan.goes)} checkpoints")
+        print(
+            f"{readable_bytes(plan.bytes)} ({plan.bytes} bytes) in {len(plan.goes)} checkpoint(s)"
+        )
     if plan.bytes_free != plan.bytes:
         print(
             f"only {readable_bytes(plan.bytes_free)} ({plan.bytes_free} bytes) become free: the "
@@ -81,7 +83,7 @@ def _agreed(count: int) -> bool:
             "there is no terminal to ask at whether to delete them; give --yes to agree, or "
             "--dry-run to only look"
         )
-    return input(f"delete the files of {count} checkpoints for ever? [y/N] ").lower() in (
+    return input(f"delete the files of {count} checkpoint(s) for ever? [y/N] ").lower() in (
         "y",
         "yes",
     )

@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from mlflow_scalpel.recipes.fields import Dtype, Recipe
+
+
+def run_id_of(run: str | None) -> Any:
+    """The run ID in `runs:/RUN_ID`, which stands for all checkpoints of the run."""
+    if run is None:
+        return None
+    bare = run.removeprefix("runs:/")
+    if "#" in bare:
+        raise ValueError(
+            f"{run} names one checkpoint, and all of a run are wanted; write runs:/"
+            f"{bare.partition('#')[0]}"
+        )
+    return bare
 
 
 class EvaluateRecipe(Recipe):
@@ -18,9 +31,10 @@ class EvaluateRecipe(Recipe):
     data: dict[str, dict[str, Any]] = {}
     """Data of single tasks, by label, in place of all that the suite says of theirs."""
     model: str | None = None
-    """One model: a hub name, a local directory, or a models:/ URI."""
+    """One model: a hub name, a local directory, a models:/ URI, or runs:/RUN_ID#step=400."""
     run: str | None = None
-    """A training run whose base and checkpoints are evaluated; give either this or model."""
+    """A training run whose base and checkpoints are evaluated, by its ID or as runs:/RUN_ID; give
+    either this or model."""
     checkpoints: Literal["all", "first_and_last", "last"] | PositiveInt = "all"
     """Which of the run's checkpoints: a number takes so many, evenly spaced, the last included."""
     system_prompt: str | None = None
@@ -30,6 +44,11 @@ class EvaluateRecipe(Recipe):
     device: str | None = None
     """Torch device; null takes the first GPU, or the CPU where there is none."""
     seed: NonNegativeInt = 0
+    best: str | None = None
+    """A metric of this evaluation (eval/in/sums/greedy ...): the alias best-<run ID> of the
+    registered model goes to the run's version with the largest value."""
+
+    _bare_run = field_validator("run")(run_id_of)
 
     @model_validator(mode="after")
     def _one_subject(self) -> EvaluateRecipe:
@@ -45,5 +64,10 @@ class CompareRecipe(Recipe):
 
     stage: Literal["compare"]
     runs: list[str] = Field(default=[])
-    """Training runs to set side by side: run IDs, two or more."""
+    """Training runs to set side by side, two or more: run IDs, or runs:/RUN_ID."""
     title: str = "What post-training did"
+
+    @field_validator("runs")
+    @classmethod
+    def _bare_runs(cls, runs: list[str]) -> list[str]:
+        return [run_id_of(run) for run in runs]

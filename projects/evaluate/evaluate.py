@@ -16,6 +16,7 @@ with open_stage("evaluate", HERE / "recipes", check=suite_of) as stage:
     import mlflow
     import pandas as pd
 
+    from mlflow_scalpel.checkpoints.deliver import give_best
     from mlflow_scalpel.evaluation.harness import Evaluator
     from mlflow_scalpel.evaluation.record import log_evaluation, log_results, plan_evaluation
 
@@ -41,3 +42,5 @@ with open_stage("evaluate", HERE / "recipes", check=suite_of) as stage:
         scores = "  ".join(f"{s.metric[5:]} {s.value:.2f}" for s in evaluation.scores)
         print(f"step {subject.step}: {scores}", flush=True)
     log_results(pd.concat(tables), pd.concat(samples), stage.output)
+    if recipe.best is not None and recipe.run is not None:
+        give_best(mlflow.MlflowClient(), recipe.run, recipe.best, minimize=False)

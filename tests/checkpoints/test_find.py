@@ -123,18 +123,15 @@ def test_filters_choose(two_runs):
     assert list(checkpoints(run_id=grpo, model="tiny")["step"]) == []
 
 
-@pytest.mark.parametrize(
-    ("wanted", "said"),
-    [
+def test_what_is_not_there_is_named(two_runs):
+    for wanted, said in (
         ({"experiment": "test"}, "experiment 'test': .*did you mean tests?"),
         ({"run_id": "0" * 32}, "there is no such run at sqlite"),
         ({"run_id": "x' OR ''='"}, "is no run ID, which has 32 hexadecimal digits"),
         ({"model": "tinny"}, "registered model 'tinny': .*did you mean tiny?"),
-    ],
-)
-def test_what_is_not_there_is_named(two_runs, wanted, said):
-    with pytest.raises(ScalpelError, match=said):
-        checkpoints(**wanted)
+    ):
+        with pytest.raises(ScalpelError, match=said):
+            checkpoints(**wanted)
 
 
 def test_the_command_prints_a_table_that_fits_and_the_reason_of_what_failed(

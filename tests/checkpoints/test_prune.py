@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,52 +50,45 @@ def bytes_under(directory: Path) -> int:
     return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
 
 
-@pytest.mark.parametrize(
-    ("rules", "goes"),
-    [
+def test_rules_unite(run_id):
+    for rules, goes in (
         ({"keep": 1}, [20, 40, 60]),
         ({"keep": 9}, []),
         ({"keep_every": 40}, [20, 60]),
         ({"keep_best": "loss"}, [20, 60, 80]),
         ({"keep_best": "loss", "minimize": True}, [20, 40, 80]),
         ({"keep": 1, "keep_every": 60, "keep_best": "loss"}, [20]),
-    ],
-)
-def test_rules_unite(run_id, rules, goes):
-    plan = plan_prune(run_id, **rules)
-    assert steps(plan) == (goes, [step for step in STEPS if step not in goes])
+    ):
+        stays = [step for step in STEPS if step not in goes]
+        assert steps(plan_prune(run_id, **rules)) == (goes, stays), rules
 
 
-@pytest.mark.parametrize(
-    ("rules", "said"),
-    [
+def test_rules_that_say_nothing_are_refused(run_id):
+    for rules, said in (
         ({}, "no rule says what to keep"),
         ({"keep": 0}, "keep = 0: has to be 1 or more"),
         ({"keep_every": -5}, "keep-every = -5"),
         ({"keep": 1, "minimize": True}, "minimize is given without a metric"),
         ({"keep_best": "accuracy"}, "keep-best = accuracy: .*there are loss$"),
-    ],
-)
-def test_rules_that_say_nothing_are_refused(run_id, rules, said):
-    with pytest.raises(ScalpelError, match=said):
-        plan_prune(run_id, **rules)
+    ):
+        with pytest.raises(ScalpelError, match=said):
+            plan_prune(run_id, **rules)
 
 
 def test_bytes_are_freed_and_everything_else_stays(run_id, tmp_path):
     before = checkpoints(run_id=run_id)
     base, _ = checkpoints_of_run(run_id)
-    kept = {name: d for name, d in directories(run_id).items() if name == 80}
-    content = {f.name: f.read_bytes() for f in kept[80].iterdir()}
+    content = {f.name: f.read_bytes() for f in directories(run_id)[80].iterdir()}
     on_disk = bytes_under(tmp_path / "artifacts")
     plan = plan_prune(run_id, keep=1)
     assert plan.bytes == plan.bytes_free == before["bytes"][:3].sum()
     assert bytes_under(tmp_path / "artifacts") == on_disk
     assert [doomed.step for doomed in prune(plan)] == [20, 40, 60]
     assert bytes_under(tmp_path / "artifacts") == on_disk - plan.bytes_free
-    for step, directory in directories(run_id).items():
-        names = {file.name for file in directory.iterdir()}
-        assert (names == {"MLmodel", "manifest.json"}) == (step != 80)
-    assert {f.name: f.read_bytes() for f in kept[80].iterdir()} == content
+    left = directories(run_id)
+    assert {f.name: f.read_bytes() for f in left.pop(80).iterdir()} == content
+    for directory in left.values():
+        assert {file.name for file in directory.iterdir()} == {"MLmodel", "manifest.json"}
 
     after = checkpoints(run_id=run_id)
     assert list(after["state"]) == ["PRUNED"] * 3 + ["READY"]
@@ -121,26 +115,28 @@ def test_what_has_an_alias_stays_even_if_it_got_it_a_moment_ago(run_id):
     assert list(checkpoints(run_id=run_id)["state"]) == ["READY", "READY", "PRUNED", "READY"]
 
 
-def test_hard_links_are_not_counted_as_free(tracking, make_model, tmp_path):
-    saved = make_model(5)
+def test_hard_links_are_not_counted_as_free(tracking, first_model, tmp_path, capsys):
     with mlflow.start_run() as run:
         for step in (20, 40, 60):
-            log_checkpoint(saved, step=step, link="hard").wait()
+            log_checkpoint(first_model, step=step, link="copy").wait()
     run_id = run.info.run_id
-    plan = plan_prune(run_id, keep=1)
-    assert plan.bytes > 0
-    assert plan.bytes_free == 0  # the trainer's own files and step 60 hold them
-    for file in saved.iterdir():
-        file.unlink()
-    for file in directories(run_id)[60].iterdir():
+    stored = directories(run_id)
+    output = tmp_path / "output"  # as the trainer's directory, whose files the store shares
+    output.mkdir()
+    for file in stored[20].iterdir():
         if file.name not in ("MLmodel", "manifest.json"):
-            file.write_bytes(file.read_bytes()) if file.stat().st_nlink == 1 else (
-                file.rename(tmp_path / "old"),
-                file.write_bytes((tmp_path / "old").read_bytes()),
-                (tmp_path / "old").unlink(),
-            )
+            os.link(file, output / file.name)
+            (stored[40] / file.name).unlink()
+            os.link(file, stored[40] / file.name)
     plan = plan_prune(run_id, keep=1)
-    assert plan.bytes_free == plan.bytes // 2  # steps 20 and 40 share every file
+    assert plan.bytes == 2 * bytes_under(output)
+    assert plan.bytes_free == 0
+    assert main(["prune", run_id, "--keep", "1", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert f"({plan.bytes} bytes) in 2 checkpoint(s)" in printed
+    assert "only 0 B (0 bytes) become free" in printed
+    shutil.rmtree(output)
+    assert plan_prune(run_id, keep=1).bytes_free == plan.bytes // 2
 
 
 def test_a_prune_that_is_cut_off_says_pruned_and_is_ended_by_the_next(run_id, monkeypatch):
@@ -198,15 +194,15 @@ def test_the_command_asks_and_refuses_without_a_terminal(run_id, capsys, monkeyp
     assert "nothing to delete" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("answer", "left"), [("n", 4), ("", 4), ("y", 3)])
-def test_at_a_terminal_the_answer_counts(run_id, monkeypatch, answer, left):
-    leader, follower = os.openpty()
-    os.write(leader, f"{answer}\n".encode())
-    with os.fdopen(follower) as terminal:
-        monkeypatch.setattr("sys.stdin", terminal)
-        assert main(["prune", run_id, "--keep", "3"]) == (0 if answer == "y" else 1)
-    os.close(leader)
-    assert list(checkpoints(run_id=run_id)["state"]).count("READY") == left
+def test_at_a_terminal_the_answer_counts(run_id, monkeypatch):
+    for answer, left in (("n", 4), ("", 4), ("y", 3)):
+        leader, follower = os.openpty()
+        os.write(leader, f"{answer}\n".encode())
+        with os.fdopen(follower) as terminal:
+            monkeypatch.setattr("sys.stdin", terminal)
+            assert main(["prune", run_id, "--keep", "3"]) == (0 if answer == "y" else 1)
+        os.close(leader)
+        assert list(checkpoints(run_id=run_id)["state"]).count("READY") == left
 
 
 def test_a_remote_store_is_freed_through_the_server(mlflow_server, track_at, make_model):

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -377,11 +378,15 @@ print(pull(*sys.argv[1:]), flush=True)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("into_the_cache", [True, False])
-def test_two_processes_at_once_fetch_once(faulty, track_at, large, tmp_path, into_the_cache):
+def test_two_processes_at_once_fetch_once(
+    faulty, track_at, large, tmp_path, monkeypatch, into_the_cache
+):
     track_at(faulty.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     with mlflow.start_run():
         model = log_checkpoint(large, step=7).wait()
     faulty.forget()
+    faulty.hang(f"GET .*{WEIGHTS}", times=1)
     where = [] if into_the_cache else [str(tmp_path / "dst")]
     processes = [
         subprocess.Popen(
@@ -399,6 +404,12 @@ def test_two_processes_at_once_fetch_once(faulty, track_at, large, tmp_path, int
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
+    # While the one waits for the server, the other has all the time to fetch it too.
+    while len(faulty.exchanges(r"GET .*manifest\.json")) < 2:
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+    time.sleep(2)
+    faulty.clear()
     directories = {process.communicate(timeout=60)[0].strip() for process in processes}
     assert [process.returncode for process in processes] == [0, 0]
     (directory,) = directories
@@ -424,6 +435,7 @@ def test_a_pull_that_is_killed_leaves_what_it_has(faulty, track_at, large, tmp_p
     process.stdin.flush()
     while len(faulty.exchanges(f"GET .*{WEIGHTS}")) < 2:  # until the second one hangs
         assert process.poll() is None
+        time.sleep(0.01)
     process.kill()
     process.wait()
     assert not list((empty_cache / "entries").iterdir())

@@ -59,7 +59,7 @@ def test_the_latest_version_is_the_one_with_the_largest_number(make):
         register("tiny", model)
     MlflowClient().set_registered_model_alias("tiny", "best", "1")
     # The first is the one that was changed last.
-    MlflowClient().set_model_version_tag("tiny", "1", "note", "good")
+    MlflowClient().update_model_version("tiny", "1", description="good")
     assert model_id_of("models:/tiny/latest") == second.model_id
     assert model_id_of("models:/tiny/1") == first.model_id
     assert model_id_of("models:/tiny@best") == first.model_id

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 
 from mlflow_scalpel.checkpoints import log_base, log_checkpoint
-from mlflow_scalpel.checkpoints.stores import local_directory, open_store
+from mlflow_scalpel.checkpoints.stores import RemoteStore, local_directory, open_store
 from mlflow_scalpel.checkpoints.verify import verify, verify_model, verify_run
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
@@ -246,16 +246,15 @@ def test_a_remote_store_is_fetched_a_file_at_a_time(
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     seen = []
 
-    def look(*_):
-        seen.append([f.name for f in scratch.rglob("*") if f.is_file()])
-        return original(*_)
+    def look(self, name, target, *others):
+        seen.append((name, [f.name for f in scratch.rglob("*") if f.is_file()]))
+        return fetch(self, name, target, *others)
 
-    original = look_at = __import__("mlflow_scalpel.checkpoints.verify").checkpoints.verify._damage
-    assert look_at is original
-    monkeypatch.setattr("mlflow_scalpel.checkpoints.verify._damage", look)
+    fetch = RemoteStore.fetch
+    monkeypatch.setattr(RemoteStore, "fetch", look)
     assert list(verify_run(model.source_run_id)["result"]) == ["ok"]
-    assert len(seen) == len(list(files.iterdir())) - 2  # manifest.json and MLmodel
-    assert all(len(names) == 1 for names in seen)
+    assert sorted([*dict(seen), "MLmodel"]) == sorted(file.name for file in files.iterdir())
+    assert all(there == [] for _, there in seen)  # as the next file begins to come
     assert list(scratch.iterdir()) == []
 
     flip(shards[1])
