@@ -16,6 +16,7 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LoggedModel, Metric, Run, ViewType
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.environment_variables import MLFLOW_EXPERIMENT_NAME
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
 
@@ -127,7 +128,7 @@ def checkpoints(
     elif wanted is not None or model is not None:
         experiment_ids = [known.experiment_id for known in _experiments(client)]
     else:
-        experiment_ids = [str(mlflow.tracking.fluent._get_experiment_id())]
+        experiment_ids = [_active_experiment_id(client)]
 
     runs = {} if wanted is None else _wanted_runs(client, experiment_ids, wanted)
     # The registry is read while the server's answer about models, the largest, is taken apart.
@@ -269,6 +270,19 @@ def find_experiment(client: MlflowClient, name_or_id: str) -> Experiment:
         f"experiment {name_or_id!r}: there is none of that name or ID at "
         f"{mlflow.get_tracking_uri()}; {_near(name_or_id, [known.name for known in experiments])}"
     )
+
+
+def _active_experiment_id(client: MlflowClient) -> str:
+    from mlflow.tracking import fluent
+
+    name = MLFLOW_EXPERIMENT_NAME.get()
+    if name and not fluent._active_experiment_id:
+        # MLflow would create what is not there.
+        return str(find_experiment(client, name).experiment_id)
+    try:
+        return str(fluent._get_experiment_id())
+    except MlflowException as error:
+        raise ScalpelError(f"the active experiment cannot be had: {error.message}") from error
 
 
 def check_run_id(run_id: str) -> None:

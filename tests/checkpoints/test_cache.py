@@ -135,18 +135,13 @@ def test_where_it_is(monkeypatch, tmp_path):
 
 
 FILL = """
-import sys, time
-from pathlib import Path
+import sys
 from mlflow_scalpel.checkpoints import cache
 
 def fill(partial):
     print("fills", flush=True)
-    with (partial / "file").open("wb") as file:
-        for _ in range(600):
-            file.write(b"x")
-            file.flush()
-            if len(sys.argv) > 1:
-                time.sleep(float(sys.argv[1]))
+    sys.stdin.readline()
+    (partial / "file").write_bytes(bytes(600))
 
 entry = cache.keep("a", 600, fill)
 print("has", (entry / "file").stat().st_size, flush=True)
@@ -154,12 +149,13 @@ sys.stdin.readline()
 """
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start() -> subprocess.Popen[str]:
+    """A process that goes on at each line that it gets."""
     return subprocess.Popen(
-        [sys.executable, "-c", FILL, *arguments],
+        [sys.executable, "-c", FILL],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
     )
 
@@ -170,24 +166,25 @@ def line(process: subprocess.Popen[str]) -> str:
 
 
 def test_another_process_waits_for_the_one_that_fills(root):
-    first = start("0.003")
+    first = start()
     assert line(first) == "fills"
     second = start()
-    assert line(second) == "has 600"
-    assert line(first) == "has 600"
+    assert line(second).startswith("waiting for the process that puts")
+    assert first.stdin is not None
+    first.stdin.write("go on\n")
+    first.stdin.flush()
+    assert line(first) == line(second) == "has 600"
     # Both read it: no room can be made before both have ended.
-    for process, room in ((first, False), (second, True)):
-        process.communicate("done\n", timeout=20)
-        if room:
+    for process in (first, second):
+        with pytest.raises(ScalpelError, match="running processes"):
             cache.keep("b", 600, writing(600))
-        else:
-            with pytest.raises(ScalpelError, match="running processes"):
-                cache.keep("b", 600, writing(600))
+        process.communicate("done\n", timeout=20)
+    cache.keep("b", 600, writing(600))
     assert entries(root) == {"b"}
 
 
 def test_what_is_being_filled_counts(root):
-    process = start("0.1")
+    process = start()
     assert line(process) == "fills"
     with pytest.raises(ScalpelError, match="running processes"):
         cache.keep("b", 600, writing(600))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -121,6 +124,25 @@ def test_filters_choose(two_runs):
     assert list(checkpoints(model="tiny")["step"]) == [20, 40]
     assert list(checkpoints(model="the-base")["step"]) == []
     assert list(checkpoints(run_id=grpo, model="tiny")["step"]) == []
+
+
+def test_the_environment_names_the_experiment_and_listing_never_makes_one(tracking, tmp_path):
+    def listed(**names: str) -> subprocess.CompletedProcess[str]:
+        """As another process, in which no experiment was set."""
+        return subprocess.run(
+            [sys.executable, "-m", "mlflow_scalpel.cli", "checkpoints"],
+            env={k: v for k, v in os.environ.items() if k != "MLFLOW_EXPERIMENT_ID"} | names,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
+
+    mistyped = listed(MLFLOW_EXPERIMENT_NAME="testz")
+    assert mistyped.returncode == 2
+    assert "experiment 'testz': there is none of that name" in mistyped.stderr
+    assert MlflowClient().get_experiment_by_name("testz") is None
+    assert listed(MLFLOW_EXPERIMENT_NAME="tests").returncode == 0
+    assert listed(MLFLOW_EXPERIMENT_ID="77").returncode == 2
 
 
 def test_what_is_not_there_is_named(two_runs):
