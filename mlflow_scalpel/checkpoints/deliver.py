@@ -19,8 +19,10 @@ from mlflow.models.signature import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
 from mlflow_scalpel.checkpoints.layout import (
+    FAILURE_TAG,
     MANIFEST,
     MLMODEL,
+    MODEL_TYPE,
     POINTER,
     check_whole,
     is_adapter,
@@ -30,8 +32,6 @@ from mlflow_scalpel.checkpoints.spool import CheckpointEntry
 from mlflow_scalpel.checkpoints.stores import open_store
 from mlflow_scalpel.errors import ScalpelError
 
-MODEL_TYPE = "checkpoint"
-FAILURE_TAG = "scalpel.failure"
 _JOB_TAG = "scalpel.job"
 _TAG_LIMIT = 5000  # characters; MLflow's stores refuse tags above 8000
 

@@ -1,4 +1,4 @@
-"""Finds checkpoints: those of a run in order, and a table of many runs'."""
+"""Finds checkpoints, their runs and their versions, in a number of requests that stays small."""
 
 from __future__ import annotations
 
@@ -6,47 +6,19 @@ import difflib
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import mlflow
-import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LoggedModel, Metric, Run, ViewType
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.environment_variables import MLFLOW_EXPERIMENT_NAME
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
 
-from mlflow_scalpel.checkpoints.deliver import MODEL_TYPE
-from mlflow_scalpel.checkpoints.resolve import FAILURE, PRUNED
+from mlflow_scalpel.checkpoints.layout import FAILURE_TAG, MODEL_TYPE, PRUNED_TAG
 from mlflow_scalpel.errors import ScalpelError
-
-# What each column of the table holds. (`object` columns hold text, or None where it is not known.)
-COLUMNS = {
-    "algorithm": "object",
-    "recipe": "object",
-    "step": "int64",
-    "fraction": "float64",
-    "learning_rate": "float64",
-    "dtype": "object",
-    "state": "object",
-    "reason": "object",
-    "bytes": "Int64",
-    "kind": "object",
-    "uri": "object",
-    "name": "object",
-    "version": "Int64",
-    "aliases": "object",
-    "run_id": "object",
-    "run_name": "object",
-    "model_id": "object",
-    "base": "object",
-    "digest": "object",
-    "created": "datetime64[ms, UTC]",
-}
 
 _MODELS_A_PAGE = 500  # 2.6 MB with 15 metrics each; larger pages are no faster
 _VERSIONS_A_PAGE = 10_000
@@ -89,65 +61,6 @@ class Registration:
         return max(self.versions, key=lambda known: (known.creation_timestamp, int(known.version)))
 
 
-def checkpoints(
-    experiment: str | None = None,
-    run_id: str | Sequence[str] | None = None,
-    model: str | None = None,
-) -> pd.DataFrame:
-    """A table of checkpoints: a row each, sorted by run (start time), then step.
-
-    The base that a run began with (step 0) is not among them. With no argument: those of the active
-    experiment, which is the one that `mlflow.set_experiment` chose, else that of the environment
-    (MLFLOW_EXPERIMENT_NAME, MLFLOW_EXPERIMENT_ID), else MLflow's "Default".
-
-    Columns: `algorithm`, `recipe`, `step`, `fraction` (of the run's max_steps; where nobody logged
-    these, of the largest step that was found of the run), `learning_rate`, `dtype`, `state` (READY,
-    PENDING, FAILED or PRUNED), `reason` (of FAILED), `bytes` (as logged; PRUNED ones hold none any
-    more), `kind` (model, adapter or pointer), `uri`, `name` and `version` (of the newest registered
-    version), `aliases` (of all its versions, joined by ", "), `run_id`, `run_name`, `model_id`,
-    `base` (model ID), `digest`, `created` (UTC), then one column a metric that was logged with the
-    model: the latest value at the model's step, or the latest at all where there is none at its
-    step. A metric that is called as a column is has `metrics.` before its name.
-
-    The number of requests does not depend on that of the checkpoints, but for a page for each 500.
-
-    Args:
-        experiment: name or ID.
-        run_id: one run or several.
-        model: name of a registered model; `version` and `aliases` then are of this one.
-
-    Raises:
-        ScalpelError: there is no such experiment, run or registered model.
-    """
-    client = MlflowClient()
-    wanted = None if run_id is None else [run_id] if isinstance(run_id, str) else list(run_id)
-    for given in wanted or []:
-        check_run_id(given)
-    if experiment is not None:
-        experiment_ids = [find_experiment(client, experiment).experiment_id]
-    elif wanted is not None or model is not None:
-        experiment_ids = [known.experiment_id for known in _experiments(client)]
-    else:
-        experiment_ids = [_active_experiment_id(client)]
-
-    runs = {} if wanted is None else _wanted_runs(client, experiment_ids, wanted)
-    # The registry is read while the server's answer about models, the largest, is taken apart.
-    with ThreadPoolExecutor(1) as pool:
-        registry = pool.submit(registrations, client, model)
-        if wanted is not None:
-            found = _search(client, experiment_ids, "source_run_id", wanted)
-        elif model is not None:
-            found = _search(client, experiment_ids, "model_id", list(registry.result()))
-        else:
-            found = _search(client, experiment_ids)
-        if wanted is None:
-            runs = _runs(client, found)
-        registered = registry.result()
-    if model is not None:
-        found = [known for known in found if known.model_id in registered]
-    return _table(found, runs, registered)
-
-
 def checkpoints_of_run(run_id: str) -> tuple[Checkpoint | None, list[Checkpoint]]:
     """The base that the run began with (step 0), and its checkpoints in order of step.
 
@@ -173,7 +86,7 @@ def models_of_run(run_id: str) -> tuple[LoggedModel | None, list[LoggedModel]]:
             page_token=token,
         )
     )
-    found = sorted((model for model in models if step_of(model) > 0), key=_by_step)
+    found = sorted((model for model in models if step_of(model) > 0), key=by_step)
     if not found:
         raise ScalpelError(
             f"run {run_id} ({run.info.run_name}) has logged no checkpoint; give the ID of a "
@@ -186,7 +99,7 @@ def models_of_run(run_id: str) -> tuple[LoggedModel | None, list[LoggedModel]]:
 
 def state_of(model: LoggedModel) -> str:
     """READY, PENDING, FAILED, or PRUNED once somebody began to delete its files."""
-    return "PRUNED" if PRUNED in model.tags else str(model.status)
+    return "PRUNED" if PRUNED_TAG in model.tags else str(model.status)
 
 
 def step_of(model: LoggedModel) -> int:
@@ -262,7 +175,7 @@ def find_experiment(client: MlflowClient, name_or_id: str) -> Experiment:
     found = client.get_experiment_by_name(name_or_id)
     if found is not None:
         return found
-    experiments = _experiments(client)
+    experiments = all_experiments(client)
     for known in experiments:
         if known.experiment_id == name_or_id:
             return known
@@ -270,19 +183,6 @@ def find_experiment(client: MlflowClient, name_or_id: str) -> Experiment:
         f"experiment {name_or_id!r}: there is none of that name or ID at "
         f"{mlflow.get_tracking_uri()}; {_near(name_or_id, [known.name for known in experiments])}"
     )
-
-
-def _active_experiment_id(client: MlflowClient) -> str:
-    from mlflow.tracking import fluent
-
-    name = MLFLOW_EXPERIMENT_NAME.get()
-    if name and not fluent._active_experiment_id:
-        # MLflow would create what is not there.
-        return str(find_experiment(client, name).experiment_id)
-    try:
-        return str(fluent._get_experiment_id())
-    except MlflowException as error:
-        raise ScalpelError(f"the active experiment cannot be had: {error.message}") from error
 
 
 def check_run_id(run_id: str) -> None:
@@ -304,7 +204,7 @@ def every(page: Callable[[str | None], PagedList[T]]) -> list[T]:
     return found
 
 
-def _search(
+def search_models(
     client: MlflowClient,
     experiment_ids: list[str],
     attribute: str | None = None,
@@ -327,16 +227,17 @@ def _search(
     return [model for model in found.values() if step_of(model) > 0]
 
 
-def _wanted_runs(
+def wanted_runs(
     client: MlflowClient, experiment_ids: list[str], run_ids: list[str]
 ) -> dict[str, Run]:
+    """Those runs, by ID; raises ScalpelError where one of them does not exist."""
     runs = _runs_by_id(client, experiment_ids, run_ids)
     if missing := [run_id for run_id in run_ids if run_id not in runs]:
         raise ScalpelError(_no_such_run(missing))
     return runs
 
 
-def _runs(client: MlflowClient, models: Iterable[LoggedModel]) -> dict[str, Run]:
+def runs_of(client: MlflowClient, models: Iterable[LoggedModel]) -> dict[str, Run]:
     """The runs that the models come from, by ID."""
     run_ids = {model.source_run_id: model.experiment_id for model in models if model.source_run_id}
     return _runs_by_id(client, sorted(set(run_ids.values())), sorted(run_ids))
@@ -360,7 +261,8 @@ def _runs_by_id(
     }
 
 
-def _experiments(client: MlflowClient) -> list[Experiment]:
+def all_experiments(client: MlflowClient) -> list[Experiment]:
+    """Every experiment that is not deleted."""
     return every(
         lambda token: client.search_experiments(max_results=_OTHERS_A_PAGE, page_token=token)
     )
@@ -408,7 +310,8 @@ def _no_such_run(run_ids: Sequence[str]) -> str:
     )
 
 
-def _by_step(model: LoggedModel) -> tuple[int, int]:
+def by_step(model: LoggedModel) -> tuple[int, int]:
+    """What sorts models by step, and those of one step by time."""
     return step_of(model), model.creation_timestamp
 
 
@@ -420,79 +323,5 @@ def _checkpoint(model: LoggedModel) -> Checkpoint:
         digest=model.params.get("digest", ""),
         status=state_of(model),
         learning_rate_sum=float(rates) if rates else None,
-        reason=model.tags.get(PRUNED) or model.tags.get(FAILURE),
+        reason=model.tags.get(PRUNED_TAG) or model.tags.get(FAILURE_TAG),
     )
-
-
-def _table(
-    models: Sequence[LoggedModel],
-    runs: Mapping[str, Run],
-    registered: Mapping[str, Registration],
-) -> pd.DataFrame:
-    largest: dict[str | None, int] = defaultdict(int)
-    for model in models:
-        largest[model.source_run_id] = max(largest[model.source_run_id], step_of(model))
-
-    def order(model: LoggedModel) -> tuple[Any, ...]:
-        run = runs.get(str(model.source_run_id))
-        return (
-            run.info.start_time if run else math.inf,
-            model.source_run_id or "",
-            *_by_step(model),
-        )
-
-    known, measured = [], []
-    for model in sorted(models, key=order):
-        run = runs.get(str(model.source_run_id))
-        known.append(_row(model, run, registered.get(model.model_id), largest[model.source_run_id]))
-        measured.append(metrics_of(model))
-    columns = {
-        column: pd.Series([row[column] for row in known], dtype=dtype)
-        for column, dtype in COLUMNS.items()
-    }
-    for metric in sorted({key for values in measured for key in values}):
-        name = f"metrics.{metric}" if metric in COLUMNS else metric
-        columns[name] = pd.Series([row.get(metric, math.nan) for row in measured], dtype="float64")
-    return pd.DataFrame(columns)
-
-
-def _row(
-    model: LoggedModel, run: Run | None, registered: Registration | None, largest: int
-) -> dict[str, Any]:
-    params = model.params
-    run_params = run.data.params if run else {}
-    step = step_of(model)
-    # Transformers' default of max_steps is -1: as many as the epochs have.
-    steps = [_number(params.get("max_steps")), _number(run_params.get("max_steps"))]
-    whole = next((count for count in steps if count > 0), float(largest))
-    version = registered.newest if registered else None
-    return {
-        "algorithm": params.get("algorithm", run_params.get("algorithm")),
-        "recipe": params.get("recipe", run_params.get("recipe")),
-        "step": step,
-        "fraction": step / whole,
-        "learning_rate": _number(params.get("learning_rate")),
-        "dtype": params.get("dtype", run_params.get("weights_dtype")),
-        "state": state_of(model),
-        "reason": model.tags.get(FAILURE) if str(model.status) == "FAILED" else None,
-        "bytes": int(size) if (size := params.get("bytes", "")).isdecimal() else None,
-        "kind": params.get("kind"),
-        "uri": f"models:/{model.model_id}",
-        "name": version.name if version else None,
-        "version": int(version.version) if version else None,
-        "aliases": ", ".join(sorted(registered.aliases)) if registered else "",
-        "run_id": model.source_run_id,
-        "run_name": run.info.run_name if run else None,
-        "model_id": model.model_id,
-        "base": params.get("base"),
-        "digest": params.get("digest"),
-        "created": pd.Timestamp(model.creation_timestamp, unit="ms", tz="UTC"),
-    }
-
-
-def _number(text: str | None) -> float:
-    """The number that a param says; NaN for none."""
-    try:
-        return math.nan if text is None else float(text)
-    except ValueError:
-        return math.nan

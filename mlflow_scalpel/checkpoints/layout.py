@@ -34,6 +34,11 @@ POINTER = "pointer.json"
 MLMODEL = "MLmodel"
 NOT_CONTENT = (MANIFEST, POINTER, MLMODEL)
 
+# What marks a LoggedModel as one of ours, and what its tags say.
+MODEL_TYPE = "checkpoint"
+FAILURE_TAG = "scalpel.failure"  # why it is FAILED
+PRUNED_TAG = "scalpel.pruned"  # when its bytes were freed (ISO time)
+
 STEP_DIRECTORY = re.compile(r"^(?:checkpoint|step|global_step)[-_]?(\d+)$")
 
 

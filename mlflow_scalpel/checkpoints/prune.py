@@ -19,8 +19,7 @@ from mlflow_scalpel.checkpoints.find import (
     state_of,
     step_of,
 )
-from mlflow_scalpel.checkpoints.layout import MANIFEST, MLMODEL
-from mlflow_scalpel.checkpoints.resolve import PRUNED
+from mlflow_scalpel.checkpoints.layout import MANIFEST, MLMODEL, PRUNED_TAG
 from mlflow_scalpel.checkpoints.stores import open_store
 from mlflow_scalpel.errors import ScalpelError
 
@@ -156,7 +155,7 @@ def prune(plan: Plan) -> list[Doomed]:
     for doomed in pruned:
         if not doomed.begun:
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            client.set_logged_model_tags(doomed.model_id, {PRUNED: now})
+            client.set_logged_model_tags(doomed.model_id, {PRUNED_TAG: now})
         store = open_store(doomed.location)
         for name in doomed.files:
             try:

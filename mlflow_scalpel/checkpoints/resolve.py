@@ -12,13 +12,16 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Run
 from mlflow.exceptions import MlflowException
 
-from mlflow_scalpel.checkpoints.layout import POINTER, checkpoint_files, is_adapter
+from mlflow_scalpel.checkpoints.layout import (
+    FAILURE_TAG,
+    POINTER,
+    PRUNED_TAG,
+    checkpoint_files,
+    is_adapter,
+)
 from mlflow_scalpel.checkpoints.manifest import read_manifest
 from mlflow_scalpel.checkpoints.stores import Store, open_store
 from mlflow_scalpel.errors import ScalpelError
-
-FAILURE = "scalpel.failure"  # tag: why a model is FAILED
-PRUNED = "scalpel.pruned"  # tag: when a model's bytes were freed
 
 _SAFE_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
@@ -49,7 +52,7 @@ def model_id_of(source: str) -> str | None:
         else:
             name, number = rest.rsplit("/", 1)
             if number == "latest":
-                # By number: the store's own order puts first what was changed last, if only its text.
+                # By number: the store's own order puts first what was changed last.
                 versions = client.search_model_versions(
                     f"name = '{name}'", max_results=1, order_by=["version_number DESC"]
                 )
@@ -131,17 +134,18 @@ def readable_model(model_id: str) -> LoggedModel:
             f"model {model_id}: {error.message}; the tracking store is "
             f"{mlflow.get_tracking_uri()}: is it there that the model was logged?"
         ) from error
-    pruned = model.tags.get(PRUNED)
+    instead = f", such as runs:/{model.source_run_id}#last" if model.source_run_id else ""
+    pruned = model.tags.get(PRUNED_TAG)
     if pruned is not None:
         raise ScalpelError(
             f"model {model_id} ({model.name}) was pruned at {pruned}: its metrics are kept, its "
-            f"files are gone; take another checkpoint, such as runs:/{model.source_run_id}#last"
+            f"files are gone; take another checkpoint{instead}"
         )
     if model.status != "READY":
-        reason = model.tags.get(FAILURE, "its upload has not ended; wait for it")
+        reason = model.tags.get(FAILURE_TAG, "its upload has not ended: wait for it")
         raise ScalpelError(
-            f"model {model_id} ({model.name}) is {model.status}: {reason}; another checkpoint that "
-            f"can be read is runs:/{model.source_run_id}#last"
+            f"model {model_id} ({model.name}) is {model.status}: {reason}; take another checkpoint"
+            f"{instead}"
         )
     return model
 
@@ -289,7 +293,7 @@ def _step(model: LoggedModel) -> int:
 
 
 def _state(model: LoggedModel) -> str:
-    return "PRUNED" if PRUNED in model.tags else str(model.status)
+    return "PRUNED" if PRUNED_TAG in model.tags else str(model.status)
 
 
 def _what_there_is(found: list[LoggedModel]) -> str:

@@ -22,7 +22,15 @@ from mlflow_scalpel.checkpoints.find import (
     state_of,
     step_of,
 )
-from mlflow_scalpel.checkpoints.layout import KEPT, MANIFEST, MLMODEL, NOT_CONTENT, POINTER
+from mlflow_scalpel.checkpoints.layout import (
+    FAILURE_TAG,
+    KEPT,
+    MANIFEST,
+    MLMODEL,
+    NOT_CONTENT,
+    POINTER,
+    PRUNED_TAG,
+)
 from mlflow_scalpel.checkpoints.manifest import (
     Manifest,
     StoredFile,
@@ -31,7 +39,7 @@ from mlflow_scalpel.checkpoints.manifest import (
     parse_manifest,
     sha256,
 )
-from mlflow_scalpel.checkpoints.resolve import FAILURE, PRUNED, model_id_of
+from mlflow_scalpel.checkpoints.resolve import model_id_of
 from mlflow_scalpel.checkpoints.stores import Store, open_store
 from mlflow_scalpel.errors import ScalpelError
 
@@ -109,7 +117,7 @@ def findings(model: LoggedModel, tick: Tick = lambda count: None) -> list[Findin
     """What is to say of one model, one `ok` where nothing is; `tick` is told of bytes as read."""
     state = state_of(model)
     if state == "FAILED":
-        reason = model.tags.get(FAILURE, "nobody logged why")
+        reason = model.tags.get(FAILURE_TAG, "nobody logged why")
         return [Finding("failed", problem=reason, remedy="log the step again")]
     if state == "PENDING":
         remedy = "wait; if the process that logged it has died, start it again, or log it again"
@@ -314,7 +322,7 @@ def _is_link(store: Store, name: str) -> bool:
 
 
 def _pruned(model: LoggedModel, store: Store) -> Finding:
-    when = model.tags[PRUNED]
+    when = model.tags[PRUNED_TAG]
     left = set(_sizes(store)) - set(NOT_CONTENT)
     if left:
         problem = f"was being pruned on {when}, and {', '.join(sorted(left))} is still there"

@@ -43,7 +43,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the checkpoints that the arguments choose."""
-    from mlflow_scalpel.checkpoints.find import COLUMNS, checkpoints
+    from mlflow_scalpel.checkpoints.listing import COLUMNS, checkpoints
 
     found = checkpoints(arguments.experiment, arguments.run_id, arguments.model)
     metrics = [column for column in found.columns if column not in COLUMNS]

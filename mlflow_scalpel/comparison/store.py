@@ -65,18 +65,42 @@ def gather(run_ids: list[str]) -> pd.DataFrame:
 
 
 def measure_run(run: Run) -> pd.DataFrame:
-    """The weight metrics of every checkpoint of a run against the base that it began with."""
+    """The weight metrics of every checkpoint of a run against the base that it began with.
+
+    A checkpoint that cannot be read is a gap, and printed with its reason.
+    """
     base, checkpoints = checkpoints_of_run(run.info.run_id)
     if base is None:
         raise ScalpelError(
             f"run {run.info.run_id} ({run.info.run_name}) names no base among its inputs, so its "
             "checkpoints have nothing to be compared with; log them with base=..."
         )
+    whole = readable(checkpoints, run.info.run_id)
     comparison = Comparison(_subject(base, run), [])
     return pd.concat(
-        [comparison.measure(_subject(checkpoint, run)) for checkpoint in checkpoints],
+        [comparison.measure(_subject(checkpoint, run)) for checkpoint in whole],
         ignore_index=True,
     )
+
+
+def readable(checkpoints: list[Checkpoint], run_id: str) -> list[Checkpoint]:
+    """Those whose files can be read; prints why the others cannot.
+
+    Raises ScalpelError where none can be.
+    """
+    whole = [checkpoint for checkpoint in checkpoints if checkpoint.status == "READY"]
+    gaps = [
+        f"step {checkpoint.step} is {checkpoint.status} ({checkpoint.reason or 'not stored yet'})"
+        for checkpoint in checkpoints
+        if checkpoint.status != "READY"
+    ]
+    for gap in gaps:
+        print(f"run {run_id}: {gap}, and is left out")
+    if not whole:
+        raise ScalpelError(
+            f"run {run_id}: none of its {len(checkpoints)} checkpoints can be read; {gaps[-1]}"
+        )
+    return whole
 
 
 def evaluations_of(run: Run) -> list[Run]:

@@ -14,7 +14,7 @@ from mlflow.entities import Metric
 
 from mlflow_scalpel.checkpoints import checkpoints_of_run, log_base, resolve
 from mlflow_scalpel.comparison import Subject, tidy
-from mlflow_scalpel.comparison.store import EVALUATED_RUN_TAG, get_run, log_table
+from mlflow_scalpel.comparison.store import EVALUATED_RUN_TAG, get_run, log_table, readable
 from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.recipes.measuring import EvaluateRecipe
 
@@ -53,7 +53,7 @@ def _plan_run(recipe: EvaluateRecipe, run_id: str) -> Plan:
     base, found = checkpoints_of_run(run_id)
     if base is None:
         raise ScalpelError(f"run {run_id} ({run.info.run_name}) names no base among its inputs")
-    whole = [checkpoint for checkpoint in found if checkpoint.status == "READY"]
+    whole = readable(found, run_id)
     chosen = _choose(len(whole), recipe.checkpoints)
     algorithm = run.data.params.get("algorithm")
     subjects = [

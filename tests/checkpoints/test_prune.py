@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_scalpel.checkpoints import checkpoints_of_run, log_base, log_checkpoint
-from mlflow_scalpel.checkpoints.find import checkpoints
+from mlflow_scalpel.checkpoints.listing import checkpoints
 from mlflow_scalpel.checkpoints.prune import Plan, plan_prune, prune
 from mlflow_scalpel.checkpoints.stores import LocalStore, local_directory
 from mlflow_scalpel.checkpoints.verify import verify_run

@@ -29,7 +29,7 @@ from mlflow.store.tracking.dbmodels.models import (
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from mlflow_scalpel.checkpoints import checkpoints_of_run, log_base, log_checkpoint
-from mlflow_scalpel.checkpoints.find import COLUMNS, checkpoints
+from mlflow_scalpel.checkpoints.listing import COLUMNS, checkpoints
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
 from tests.servers import Proxy, Server
