@@ -23,7 +23,8 @@ def evaluate(data: pd.DataFrame = TEXTS, **settings):
 def test_two_models_are_measured_at_the_candidates_step(tracking, make_model):
     with mlflow.start_run():
         base = log_base(str(make_model(1)))
-        candidate = log_checkpoint(make_model(2), step=30, params={"learning_rate_sum": 0.5})
+        params = {"learning_rate_sum": 0.5}
+        candidate = log_checkpoint(make_model(2), step=30, params=params).wait()
     with mlflow.start_run() as run:
         result = evaluate(base=base.model_id, candidate=f"models:/{candidate.model_id}")
     assert result.metrics["weights/relative_frobenius/mean"] > 0.5

@@ -154,7 +154,8 @@ def test_the_table_survives_parquet_and_refuses_unknown_columns(tmp_path):
 def test_tables_are_kept_in_mlflow_and_gathered(tracking, first_model, moved):
     with mlflow.start_run(run_name="one") as run:
         base = log_base(str(first_model))
-        log_checkpoint(moved, step=5, base=base.model_id, params={"learning_rate_sum": 0.25})
+        params = {"learning_rate_sum": 0.25}
+        log_checkpoint(moved, step=5, base=base.model_id, params=params).wait()
         mlflow.log_params({"algorithm": "sft", "learning_rate": 0.05, "seed": 1})
         mlflow.log_metric("cost/flops", 1e12)
     run_id = run.info.run_id
