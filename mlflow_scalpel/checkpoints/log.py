@@ -19,7 +19,7 @@ from mlflow.entities import LoggedModel, LoggedModelInput
 
 from mlflow_scalpel.checkpoints import deliver
 from mlflow_scalpel.checkpoints.courier import Courier, Undelivered
-from mlflow_scalpel.checkpoints.layout import checkpoint_files, is_adapter
+from mlflow_scalpel.checkpoints.layout import WEIGHTS, checkpoint_files, is_adapter
 from mlflow_scalpel.checkpoints.manifest import content_digest
 from mlflow_scalpel.checkpoints.resolve import hub_snapshot, model_id_of
 from mlflow_scalpel.checkpoints.spool import CheckpointEntry, Spool
@@ -27,7 +27,7 @@ from mlflow_scalpel.checkpoints.stores import Link, place
 from mlflow_scalpel.errors import ScalpelError
 
 QUEUED_CHECKPOINTS = 8  # checkpoints that wait to be stored; the next one waits for room
-_SMALL_FILE = 100_000  # bytes up to which a file is copied and not linked
+_SMALL_FILE = 100_000  # bytes up to which a config or the like is copied and not linked
 _FREE_SHARE = 0.5  # of the free disk is what their files may take at most
 
 _couriers: dict[tuple[str, str], Courier] = {}
@@ -232,8 +232,8 @@ def _snapshot(files: list[Path], folder: Path) -> None:
     for file in files:
         # Weights are written anew and renamed, or so at least is Transformers' habit; a config is
         # written over, which a link would follow.
-        small = file.stat().st_size <= _SMALL_FILE
-        place(file, folder / file.name, "copy" if small else None)
+        written_over = file.suffix != WEIGHTS and file.stat().st_size <= _SMALL_FILE
+        place(file, folder / file.name, "copy" if written_over else None)
 
 
 def _stored_base(

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, Run
+from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 
+from mlflow_scalpel.checkpoints.find import models_of_run, state_of, step_of
 from mlflow_scalpel.checkpoints.layout import (
     FAILURE_TAG,
     POINTER,
@@ -26,7 +27,6 @@ from mlflow_scalpel.errors import ScalpelError
 _SAFE_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
 _RUN = re.compile(r"runs:/(?P<run>[\w-]+)(?:#(?P<which>last|step=\d+))?")
-_PAGE = 100  # models asked for at a time
 
 
 def model_id_of(source: str) -> str | None:
@@ -89,8 +89,8 @@ def expand(source: str) -> list[str]:
     named = _RUN.fullmatch(source)
     if named is None or named["which"] is not None:
         return [source]
-    _, found = _checkpoints(named["run"])
-    readable = [f"models:/{model.model_id}" for model in found if _state(model) == "READY"]
+    _, found = models_of_run(named["run"])
+    readable = [f"models:/{model.model_id}" for model in found if state_of(model) == "READY"]
     if not readable:
         raise ScalpelError(f"model = {source}: {_what_there_is(found)}")
     return readable
@@ -232,77 +232,30 @@ def _model_of_run(source: str) -> str:
             f"model = {source}: {what}, and one is wanted here; write runs:/{run}#last or "
             f"runs:/{run}#step=N (0 is the base)"
         )
-    run, found = _checkpoints(named["run"])
-    if named["which"] == "step=0":
-        return _base(run, source)
+    base, found = models_of_run(named["run"])
     wanted = named["which"]
+    if wanted == "step=0":
+        if base is None:
+            raise ScalpelError(
+                f"model = {source}: the run names no base; give the base itself "
+                "(directory, hub name or models:/ URI)"
+            )
+        return str(base.model_id)
     readable = [
         model
         for model in found
-        if _state(model) == "READY" and wanted in ("last", f"step={_step(model)}")
+        if state_of(model) == "READY" and wanted in ("last", f"step={step_of(model)}")
     ]
     if not readable:
         raise ScalpelError(f"model = {source}: {_what_there_is(found)}")
     return str(readable[-1].model_id)
 
 
-def _checkpoints(run_id: str) -> tuple[Run, list[LoggedModel]]:
-    """The run, and all its checkpoints in order of step, the later of two equal steps last."""
-    client = MlflowClient()
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        raise ScalpelError(
-            f"run {run_id}: {error.message}; the tracking store is {mlflow.get_tracking_uri()}: "
-            "is it there that the run was made?"
-        ) from error
-    models: list[LoggedModel] = []
-    token = None
-    while True:
-        page = client.search_logged_models(
-            [run.info.experiment_id],
-            filter_string=f"source_run_id = '{run_id}'",
-            max_results=_PAGE,
-            page_token=token,
-        )
-        models += page
-        token = page.token
-        if not token:
-            break
-    return run, sorted(
-        (model for model in models if _step(model) > 0),
-        key=lambda model: (_step(model), model.creation_timestamp),
-    )
-
-
-def _base(run: Run, source: str) -> str:
-    """Which of the run's inputs is its base: the model of step 0."""
-    for entry in run.inputs.model_inputs if run.inputs else []:
-        if _step(MlflowClient().get_logged_model(entry.model_id)) == 0:
-            return str(entry.model_id)
-    raise ScalpelError(
-        f"model = {source}: the run names no base; give the base itself "
-        "(directory, hub name or models:/ URI)"
-    )
-
-
-def _step(model: LoggedModel) -> int:
-    """Step of a checkpoint, 0 of a base; -1 of a model that is neither."""
-    step = model.params.get("step", "")
-    return int(step) if step.isascii() and step.isdigit() else -1
-
-
-def _state(model: LoggedModel) -> str:
-    return "PRUNED" if PRUNED_TAG in model.tags else str(model.status)
-
-
 def _what_there_is(found: list[LoggedModel]) -> str:
     """Which steps of a run there are, for an error."""
-    if not found:
-        return "the run has logged no checkpoint; give the ID of a training run"
     steps: dict[str, list[str]] = {}
     for model in found:
-        steps.setdefault(_state(model), []).append(str(_step(model)))
+        steps.setdefault(state_of(model), []).append(str(step_of(model)))
     ready = ", ".join(steps.pop("READY", [])) or "none"
     others = "".join(f"; {state}: {', '.join(numbers)}" for state, numbers in steps.items())
     return f"the run has no such checkpoint to read; the steps that can be read: {ready}{others}"
