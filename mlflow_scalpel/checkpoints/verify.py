@@ -45,6 +45,7 @@ from mlflow_scalpel.errors import ScalpelError
 
 COLUMNS = ["run_id", "step", "model_id", "result", "file", "problem", "remedy"]
 BAD = ("damaged", "unreadable")
+_OF_MLFLOW = ("registered_model_meta",)  # written beside a model when it is registered
 
 Tick = Callable[[int], Any]
 
@@ -179,7 +180,8 @@ def _check(model: LoggedModel, store: Store, tick: Tick) -> Iterator[Finding]:
             yield Finding("damaged", name, problem, remedy)
         elif problem is not None:
             yield _unreadable(name, problem)
-    for name in sorted(set(sizes) - set(manifest.files) - {MANIFEST, MLMODEL}):
+    ours = {MANIFEST, MLMODEL, *_OF_MLFLOW}
+    for name in sorted(set(sizes) - set(manifest.files) - ours):
         yield _extra(name, store)
     if MLMODEL not in sizes:
         yield Finding("ok", MLMODEL, "is missing, so that mlflow.pyfunc cannot load it", remedy)

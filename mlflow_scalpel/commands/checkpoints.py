@@ -20,8 +20,8 @@ HELP = "list logged checkpoints"
 
 WIDTH = 100  # characters, where there is no terminal to ask
 # What the table shows, and in which order columns give way where the lines would be too long.
-SHOWN = ["run_name", "algorithm", "step", "state", "bytes", "version", "aliases", "uri"]
-GIVE_WAY = ["aliases", "version", "algorithm", "bytes", "state"]
+SHOWN = ["run_name", "run", "algorithm", "step", "state", "bytes", "version", "aliases", "uri"]
+GIVE_WAY = ["aliases", "version", "algorithm", "bytes", "run", "state"]
 _NARROWEST = 8  # characters that are left of a run's name
 _GAP = "  "
 
@@ -140,7 +140,9 @@ def _fitting(found: pd.DataFrame, metrics: list[str]) -> dict[str, list[str]]:
         aliases.replace(f"-{run_id}", "")
         for aliases, run_id in zip(found["aliases"], found["run_id"], strict=True)
     ]
-    shown = _texts(found.assign(aliases=short)[[*SHOWN, *metrics]])
+    # Runs of one recipe share their name; the first digits of their IDs tell them apart.
+    begun = found["run_id"].str[:8]
+    shown = _texts(found.assign(aliases=short, run=begun)[[*SHOWN, *metrics]])
     if not any(found["aliases"]):
         del shown["aliases"]
     for column in [None, *GIVE_WAY]:

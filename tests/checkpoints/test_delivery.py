@@ -226,6 +226,25 @@ def test_what_waits_is_bounded(faulty, track_at, checkpoint, monkeypatch):
     assert states == {"1": "READY", "2": "READY", "3": "READY", "4": "FAILED"}
 
 
+def test_the_best_version_of_each_run_has_an_alias_of_its_own(tracking, checkpoint):
+    losses = {"first": {1: 3.0, 2: 1.0, 3: 2.0}, "second": {1: 5.0, 2: 6.0, 3: 4.0}}
+    runs = {}
+    for name, values in losses.items():
+        with mlflow.start_run(run_name=name) as run:
+            runs[name] = run.info.run_id
+            for step, loss in values.items():
+                delivery = log_checkpoint(checkpoint, step=step, register_as="both")
+                journal = Journal(delivery.courier)
+                journal.metrics({"loss": loss}, step, delivery)
+                journal.best("loss", "min")
+            delivery.courier.drain()
+    for name, best in (("first", 2), ("second", 3)):
+        version = MlflowClient().get_model_version_by_alias("both", f"best-{runs[name]}")
+        assert version.tags == {"run_id": runs[name], "step": str(best)}
+        last = MlflowClient().get_model_version_by_alias("both", f"last-{runs[name]}")
+        assert last.tags["step"] == "3"
+
+
 # Damage
 
 
