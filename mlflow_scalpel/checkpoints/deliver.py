@@ -73,7 +73,10 @@ def store(client: MlflowClient, entry: CheckpointEntry, folder: Path, run_id: st
     model = client.get_logged_model(entry.model_id)
     if str(model.status) != "READY":
         directory = folder if entry.snapshot else _directory(entry)
-        model = _store_files(client, entry, model, directory, run_id)
+        try:
+            model = _store_files(client, entry, model, directory, run_id)
+        except ScalpelError as error:  # name the file where the user knows it
+            raise ScalpelError(str(error).replace(str(directory), entry.source)) from error
     if entry.register_as is not None:
         _register(client, entry.register_as, model, run_id, entry.step)
     return model

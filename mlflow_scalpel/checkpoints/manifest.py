@@ -22,7 +22,6 @@ from mlflow_scalpel.checkpoints.layout import (
 )
 from mlflow_scalpel.errors import ScalpelError
 
-
 # Bytes read at a time. (hashlib.file_digest reads a quarter of that, and asks four times as often
 # for the interpreter's lock, which it shares with training.)
 _PIECE = 1 << 20

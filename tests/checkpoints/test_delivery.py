@@ -315,8 +315,9 @@ def test_a_damaged_checkpoint_is_a_gap_with_its_reason(
             step: log_checkpoint(path, step=step, base=base, register_as="some")
             for step, path in steps.items()
         }
-        with pytest.raises(ScalpelError, match=said):
+        with pytest.raises(ScalpelError, match=said) as caught:
             deliveries[14].wait()
+        assert str(damaged) in str(caught.value)  # and not a copy of ours
         deliveries[21].wait()
     states = {m.params["step"]: str(m.status) for m in models_of(run.info.run_id)}
     assert {step: states[step] for step in ("7", "14", "21")} == {

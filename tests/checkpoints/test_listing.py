@@ -162,10 +162,11 @@ def test_the_command_prints_a_table_that_fits_and_the_reason_of_what_failed(
     monkeypatch.setenv("COLUMNS", "100")
     assert main(["checkpoints"]) == 0
     header, *rows = capsys.readouterr().out.splitlines()
-    assert header.split()[:4] == ["run_name", "algorithm", "step", "state"]
+    assert header.split()[:5] == ["run_name", "run", "algorithm", "step", "state"]
     assert "uri" in header
     assert max(len(row) for row in [header, *rows[:4]]) <= 100
-    assert rows[2].split()[:4] == ["sft", "sft", "40", "READY"]
+    first_digits = checkpoints()["run_id"][2][:8]
+    assert rows[2].split()[:5] == ["sft", first_digits, "sft", "40", "READY"]
     assert rows[2].endswith(checkpoints()["uri"][2])
     assert rows[4].startswith("step 10 of run sft: ")
     assert main(["checkpoints", "--metrics", "acc*", "--columns", "step,accuracy"]) == 0

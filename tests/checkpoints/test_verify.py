@@ -122,8 +122,9 @@ def test_links_in_the_store_are_damage_even_to_the_right_content(model, tmp_path
 
 def test_extra_files_are_damage_only_where_something_would_open_them(model):
     (stored(model) / "registered_model_meta").write_text("as MLflow writes it")
+    (stored(model) / "notes.doc").write_text("somebody's")
     noted, whole = verify_model(model.model_id).itertuples()
-    assert (noted.result, noted.file, whole.result) == ("ok", "registered_model_meta", "ok")
+    assert (noted.result, noted.file, whole.result) == ("ok", "notes.doc", "ok")
     (stored(model) / "adapter_model.safetensors").write_bytes(b"")
     assert "damaged" in set(verify_model(model.model_id)["result"])
 
