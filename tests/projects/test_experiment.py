@@ -318,6 +318,7 @@ def test_what_is_refused_is_said_and_leaves_no_run_running(experiment, parameter
 
 
 def test_interrupting_the_experiment_leaves_no_run_running(experiment):
+    began = int(time.time() * 1000)
     process = subprocess.Popen(
         command(experiment["copy"], "main", "recipe=small"),
         cwd=experiment["copy"],
@@ -343,9 +344,12 @@ def test_interrupting_the_experiment_leaves_no_run_running(experiment):
             break
         time.sleep(0.5)
     assert running == []
-    wanted = {"small-main", "sft", "grpo"}
+    wanted = {"small-main", "sft"}  # on a busy machine the other arm may be done by now
     killed: set[str] = set()
     while time.monotonic() < deadline and not wanted <= killed:
         found = client.search_runs([experiment_id], "status = 'KILLED'")
         killed = {run.info.run_name for run in found}
     assert wanted <= killed
+    runs = client.search_runs([experiment_id], f"attributes.start_time >= {began}")
+    ends = {run.info.run_name: run.info.status for run in runs}
+    assert set(ends.values()) <= {"KILLED", "FINISHED"}, ends
