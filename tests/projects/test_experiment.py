@@ -344,7 +344,7 @@ def test_interrupting_the_experiment_leaves_no_run_running(experiment):
             break
         time.sleep(0.5)
     assert running == []
-    wanted = {"small-main", "sft"}  # on a busy machine the other arm may be done by now
+    wanted = {"small-main"}  # an arm may be done by now
     killed: set[str] = set()
     while time.monotonic() < deadline and not wanted <= killed:
         found = client.search_runs([experiment_id], "status = 'KILLED'")
