@@ -523,7 +523,7 @@ def _bar(contents: _Contents, shown: bool) -> Iterator[Any]:
 
     with tqdm(
         total=contents.bytes,
-        desc=contents.shown,
+        desc="pull",
         unit="B",
         unit_scale=True,
         disable=not shown,
