@@ -108,3 +108,14 @@ def tracking(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     while mlflow.active_run():
         mlflow.end_run()
     mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache of the test's own, of which nothing is held when it ends."""
+    from mlflow_scalpel.checkpoints import cache
+
+    monkeypatch.setenv("SCALPEL_CACHE", str(tmp_path / "cache"))
+    yield tmp_path / "cache"
+    for entry in list(cache._held):
+        cache.release(entry)

@@ -149,7 +149,7 @@ def test_the_death_of_mlflow_run_ends_the_stage_too(start, tracking, tmp_path):
     )
     assert parent.stdout.readline().startswith("open")
     parent.kill()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 20
     while ended(run_id)[0] == "RUNNING" and time.monotonic() < deadline:
         time.sleep(0.2)
     assert ended(run_id)[0] == "KILLED"
@@ -179,7 +179,7 @@ def test_killed_survives_that_mlflow_run_says_failed_afterwards(start, tracking)
     assert parent.stdout.readline().startswith("open")
     psutil.Process(parent.pid).children()[0].send_signal(signal.SIGINT)
     parent.wait(30)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 20
     while ended(run_id)[0] != "KILLED" and time.monotonic() < deadline:
         time.sleep(0.2)
     assert ended(run_id)[0] == "KILLED"

@@ -8,7 +8,6 @@ set aside, and said.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -60,6 +59,8 @@ class Courier:
 
         spool.hold()
         self.spool = spool
+        self.refused = 0
+        """Entries that MLflow will never take, and that were set aside."""
         self._client = MlflowClient(tracking_uri=spool.tracking_uri)
         self._changed = threading.Condition()
         self._outcomes: dict[str, Outcome] = {}
@@ -74,7 +75,7 @@ class Courier:
                 target=self._run, args=(lane, work), name=f"scalpel-{name}", daemon=True
             ).start()
 
-    def add(self, entry: Any, fill: Callable[[Path], None] | None = None) -> None:
+    def add(self, entry: Any, fill: Callable[[Path], object] | None = None) -> None:
         """Put an entry into the spool, and have it sent in its turn."""
         number = self.spool.add(entry, fill)
         with self._changed:
@@ -247,6 +248,7 @@ class Courier:
         except ScalpelError:
             entry = None
         self.spool.refuse(number, reason)
+        self.refused += 1
         kept = self.spool.directory / "refused"
         print(f"WARNING: MLflow refused what is kept in {kept}: {reason}", file=sys.stderr)
         if isinstance(entry, CheckpointEntry):
@@ -322,22 +324,15 @@ def send(
         for file in folder.iterdir():
             client.log_artifact(run_id, str(file), entry.folder)
     elif isinstance(entry, ImageEntry):
-        from PIL import Image
+        from mlflow import Image
 
-        with Image.open(folder / "image.png") as image:
-            client.log_image(
-                run_id, image, key=entry.key, step=entry.step, timestamp=entry.timestamp
-            )
+        image = Image(str(folder / "image.png"))
+        client.log_image(run_id, image, key=entry.key, step=entry.step, timestamp=entry.timestamp)
     elif isinstance(entry, TagsEntry):
         tags = [RunTag(key, value) for key, value in entry.tags.items()]
         client.log_batch(run_id, tags=tags)
     else:
         raise AssertionError(f"{entry.kind} is sent elsewhere")
-
-
-def loggable_table_tag(path: str) -> dict[str, str]:
-    """The tag by which MLflow's UI finds a table (log_table's JSON) among a run's artifacts."""
-    return {"mlflow.loggedArtifacts": json.dumps([{"path": path, "type": "table"}])}
 
 
 def patience() -> float:

@@ -5,6 +5,7 @@ Every step may be taken again after a failure or a crash, and then leaves what i
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import tempfile
@@ -18,6 +19,7 @@ from mlflow.models import Model
 from mlflow.models.signature import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
+from mlflow_scalpel.checkpoints.find import made_by, metrics_of, state_of
 from mlflow_scalpel.checkpoints.layout import (
     FAILURE_TAG,
     MANIFEST,
@@ -93,14 +95,10 @@ def give_best(client: MlflowClient, run_id: str, metric: str, *, minimize: bool)
 
     Returns the model ID; None where no registered version of the run has a value.
     """
-    experiment_id = client.get_run(run_id).info.experiment_id
     values = {
-        model.model_id: value.value
-        for model in client.search_logged_models(
-            [experiment_id], filter_string=f"source_run_id = '{run_id}'", max_results=1000
-        )
-        for value in model.metrics or []
-        if value.key == metric and str(model.status) == "READY"
+        model.model_id: metrics_of(model)[metric]
+        for model in made_by(client, client.get_run(run_id))
+        if metric in metrics_of(model) and state_of(model) == "READY"
     }
     versions = {
         str(version.source).removeprefix("models:/").rstrip("/"): version
@@ -117,13 +115,11 @@ def give_best(client: MlflowClient, run_id: str, metric: str, *, minimize: bool)
 
 def made_before(client: MlflowClient, job: str, run_id: str) -> LoggedModel | None:
     """The LoggedModel that an earlier process created for a delivery; None where it did not."""
-    experiment_id = client.get_run(run_id).info.experiment_id
-    found = client.search_logged_models(
-        [experiment_id], filter_string=f"source_run_id = '{run_id}'", max_results=1000
-    )
+    found = made_by(client, client.get_run(run_id))
     return next((model for model in found if model.tags.get(_JOB_TAG) == job), None)
 
 
+@functools.lru_cache(maxsize=8)  # every checkpoint of a run asks for the same one
 def base_manifest(client: MlflowClient, model_id: str) -> Manifest | None:
     """The manifest stored with a model; None where MLflow itself logged it, without one."""
     location = open_store(client.get_logged_model(model_id).artifact_location)

@@ -65,7 +65,8 @@ def checkpoints_of_run(run_id: str) -> tuple[Checkpoint | None, list[Checkpoint]
     """The base that the run began with (step 0), and its checkpoints in order of step.
 
     Two requests and one for each input model, however many checkpoints there are. The base is None
-    where the run names none. Raises ScalpelError where there is no such run, or it has none.
+    where neither the run nor a checkpoint names one. Raises ScalpelError where there is no such
+    run, or it has none.
     """
     base, found = models_of_run(run_id)
     return None if base is None else _checkpoint(base), [_checkpoint(model) for model in found]
@@ -78,14 +79,7 @@ def models_of_run(run_id: str) -> tuple[LoggedModel | None, list[LoggedModel]]:
         run = client.get_run(run_id)
     except MlflowException as error:
         raise ScalpelError(_no_such_run([run_id])) from error
-    models = every(
-        lambda token: client.search_logged_models(
-            [run.info.experiment_id],
-            filter_string=f"source_run_id = '{run_id}'",
-            max_results=_MODELS_A_PAGE,
-            page_token=token,
-        )
-    )
+    models = made_by(client, run)
     found = sorted((model for model in models if step_of(model) > 0), key=by_step)
     if not found:
         raise ScalpelError(
@@ -94,7 +88,22 @@ def models_of_run(run_id: str) -> tuple[LoggedModel | None, list[LoggedModel]]:
         )
     inputs = run.inputs.model_inputs if run.inputs else []
     bases = [client.get_logged_model(entry.model_id) for entry in inputs]
-    return next((model for model in bases if model.params.get("step") == "0"), None), found
+    base = next((model for model in bases if model.params.get("step") == "0"), None)
+    if base is None and "base" in found[-1].params:  # a checkpoint says it, and the run does not
+        base = client.get_logged_model(found[-1].params["base"])
+    return base, found
+
+
+def made_by(client: MlflowClient, run: Run) -> list[LoggedModel]:
+    """All LoggedModels that a run has made, in no order; a request for each 500."""
+    return every(
+        lambda token: client.search_logged_models(
+            [run.info.experiment_id],
+            filter_string=f"source_run_id = '{run.info.run_id}'",
+            max_results=_MODELS_A_PAGE,
+            page_token=token,
+        )
+    )
 
 
 def state_of(model: LoggedModel) -> str:

@@ -14,8 +14,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
+from mlflow_scalpel.checkpoints.find import made_by, state_of, step_of
 from mlflow_scalpel.checkpoints.layout import STEP_DIRECTORY, check_whole
-from mlflow_scalpel.checkpoints.log import Delivery, log_base, log_checkpoint
+from mlflow_scalpel.checkpoints.log import Delivery, log_checkpoint
 from mlflow_scalpel.checkpoints.stores import Link
 from mlflow_scalpel.errors import ScalpelError
 
@@ -136,16 +137,11 @@ def run_of(directory: Path, origin: Origin) -> str:
 def stored_steps(run_id: str) -> set[int]:
     """Steps whose checkpoints the run has, READY."""
     client = MlflowClient()
-    experiment_id = client.get_run(run_id).info.experiment_id
-    models = client.search_logged_models(
-        [experiment_id], filter_string=f"source_run_id = '{run_id}'", max_results=1000
-    )
-    return {int(m.params["step"]) for m in models if str(m.status) == "READY" if "step" in m.params}
+    models = made_by(client, client.get_run(run_id))
+    return {step_of(model) for model in models if state_of(model) == "READY"}
 
 
 def _log(path: Path, step: int, run_id: str, origin: Origin) -> Delivery:
-    if origin.base is not None:
-        log_base(origin.base, run_id=run_id)
     return log_checkpoint(
         path,
         step=step,

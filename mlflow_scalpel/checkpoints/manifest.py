@@ -126,10 +126,15 @@ def parse_manifest(content: bytes, name: str) -> Manifest:
 
 def content_digest(directory: Path) -> str:
     """SHA-256 over names and content of the checkpoint's files, as "sha256:<64 hex digits>"."""
+    return plain_manifest(directory).digest
+
+
+def plain_manifest(directory: Path) -> Manifest:
+    """The manifest of the checkpoint in a directory, without looking at its tensors."""
     files = checkpoint_files(directory)
     return Manifest(
         files={f.name: StoredFile(bytes=f.stat().st_size, sha256=sha256(f)) for f in files}
-    ).digest
+    )
 
 
 def damage(directory: Path, manifest: Manifest) -> dict[str, str]:

@@ -214,14 +214,7 @@ def _files(model: LoggedModel) -> dict[str, int]:
     """Bytes of each stored file that pruning would delete; none of a pointer, which is tiny."""
     if model.params.get("kind") == "pointer":
         return {}
-    store = open_store(model.artifact_location)
-    if store.local is None:
-        sizes = store.sizes()
-    elif store.local.is_dir():
-        files = [file for file in store.local.iterdir() if file.is_symlink() or file.is_file()]
-        sizes = {file.name: file.lstat().st_size for file in files}
-    else:
-        sizes = {}
+    sizes = open_store(model.artifact_location).sizes()
     return {name: size for name, size in sizes.items() if name not in SPARED}
 
 

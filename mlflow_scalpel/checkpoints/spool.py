@@ -169,7 +169,7 @@ class Spool:
         """Directory of the entry's files, which need not exist."""
         return self.directory / f"{number:08d}"
 
-    def add(self, entry: _Entry, fill: Callable[[Path], None] | None = None) -> int:
+    def add(self, entry: _Entry, fill: Callable[[Path], object] | None = None) -> int:
         """Add an entry, with the files that `fill` puts into its directory; its number.
 
         The entry exists when this returns, and not at all where it raises.

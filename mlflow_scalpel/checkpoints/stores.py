@@ -78,19 +78,15 @@ class LocalStore:
 
         Never a hard link: what is done to the copy must not happen to what is stored.
         """
-        source = self._inside(name)
-        target.unlink(missing_ok=True)
-        try:
-            place(source, target, "reflink")
-        except OSError:
-            place(source, target, "copy")
+        copy_out(self._inside(name), target)
         progress(target.stat().st_size)
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each stored file."""
+        """Bytes of each stored file; of a link, which no store should have, its own."""
         if not self._directory.is_dir():
             return {}
-        return {file.name: file.stat().st_size for file in self._directory.iterdir()}
+        files = [file for file in self._directory.iterdir() if file.is_symlink() or file.is_file()]
+        return {file.name: file.lstat().st_size for file in files}
 
     def delete(self, name: str) -> None:
         """Remove one file."""
@@ -220,6 +216,14 @@ class _Download:
     def _tell(self, size: int) -> None:
         self._progress(size - self._told)
         self._told = size
+
+
+def copy_out(source: Path, target: Path) -> None:
+    """Put a file of its own at `target`, which shares its blocks where the file system can."""
+    try:
+        place(source, target, "reflink")
+    except OSError:
+        place(source, target, "copy")
 
 
 def place(source: Path, target: Path, link: Link | None = None) -> Link:

@@ -104,16 +104,6 @@ def verify(*sources: str, progress: bool = False) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def verify_run(run_id: str, *, progress: bool = False) -> pd.DataFrame:
-    """Check the base and every checkpoint of a run; see `verify`."""
-    return verify(f"runs:/{run_id}", progress=progress)
-
-
-def verify_model(model_id: str, *, progress: bool = False) -> pd.DataFrame:
-    """Check one checkpoint; see `verify`."""
-    return verify(model_id, progress=progress)
-
-
 def findings(model: LoggedModel, tick: Tick = lambda count: None) -> list[Finding]:
     """What is to say of one model, one `ok` where nothing is; `tick` is told of bytes as read."""
     state = state_of(model)
@@ -155,7 +145,7 @@ def _models(source: str) -> list[LoggedModel]:
 
 def _check(model: LoggedModel, store: Store, tick: Tick) -> Iterator[Finding]:
     """The findings of a READY model; none where all is well."""
-    sizes = _sizes(store)
+    sizes = store.sizes()
     remedy = _remedy(model)
     if not sizes:
         yield Finding("damaged", None, f"{model.artifact_location} holds no file", remedy)
@@ -167,12 +157,10 @@ def _check(model: LoggedModel, store: Store, tick: Tick) -> Iterator[Finding]:
     if MANIFEST not in sizes:
         yield from _check_digest(model, store, sizes, tick)
         return
-    try:
-        manifest = _read_manifest(store)
-    except ScalpelError as error:
-        yield Finding("damaged", MANIFEST, str(error), remedy)
+    manifest, problems = _read_manifest(model, store, remedy)
+    yield from problems
+    if manifest is None:
         return
-    yield from _check_manifest(model, manifest, remedy)
     for name, described in manifest.files.items():
         problem = _file_problem(store, name, described, sizes)
         tick(described.bytes)
@@ -185,13 +173,6 @@ def _check(model: LoggedModel, store: Store, tick: Tick) -> Iterator[Finding]:
         yield _extra(name, store)
     if MLMODEL not in sizes:
         yield Finding("ok", MLMODEL, "is missing, so that mlflow.pyfunc cannot load it", remedy)
-
-
-def _check_manifest(model: LoggedModel, manifest: Manifest, remedy: str) -> Iterator[Finding]:
-    logged = model.params.get("digest")
-    if logged is not None and logged != manifest.digest:
-        problem = f"has the digest {manifest.digest[:19]}..., and {logged[:19]}... was logged"
-        yield Finding("damaged", MANIFEST, problem, remedy)
 
 
 def _file_problem(
@@ -280,12 +261,10 @@ def _check_pointer(
         return
     manifest = None
     if MANIFEST in sizes:
-        try:
-            manifest = _read_manifest(store)
-        except ScalpelError as error:
-            yield Finding("damaged", MANIFEST, str(error), remedy)
+        manifest, problems = _read_manifest(model, store, remedy)
+        yield from problems
+        if manifest is None:
             return
-        yield from _check_manifest(model, manifest, remedy)
     elif {"kind", "bytes"} & set(model.params):
         yield Finding("damaged", MANIFEST, "is missing", remedy)
     yield from _check_snapshot(repository, revision, manifest)
@@ -325,7 +304,7 @@ def _is_link(store: Store, name: str) -> bool:
 
 def _pruned(model: LoggedModel, store: Store) -> Finding:
     when = model.tags[PRUNED_TAG]
-    left = set(_sizes(store)) - set(NOT_CONTENT)
+    left = set(store.sizes()) - set(NOT_CONTENT)
     if left:
         problem = f"was being pruned on {when}, and {', '.join(sorted(left))} is still there"
         return Finding("pruned", problem=problem, remedy="prune the run again to end it")
@@ -343,8 +322,19 @@ def _remedy(model: LoggedModel) -> str:
     return f"log {what} again from the files that it was saved to, or take another checkpoint"
 
 
-def _read_manifest(store: Store) -> Manifest:
-    return parse_manifest(_read(store, MANIFEST), MANIFEST)
+def _read_manifest(
+    model: LoggedModel, store: Store, remedy: str
+) -> tuple[Manifest | None, list[Finding]]:
+    """The stored manifest, where it is one, and what is wrong with it."""
+    try:
+        manifest = parse_manifest(_read(store, MANIFEST), MANIFEST)
+    except ScalpelError as error:
+        return None, [Finding("damaged", MANIFEST, str(error), remedy)]
+    logged = model.params.get("digest", manifest.digest)
+    if logged == manifest.digest:
+        return manifest, []
+    problem = f"has the digest {manifest.digest[:19]}..., and {logged[:19]}... was logged"
+    return manifest, [Finding("damaged", MANIFEST, problem, remedy)]
 
 
 def _read(store: Store, name: str) -> bytes:
@@ -353,15 +343,6 @@ def _read(store: Store, name: str) -> bytes:
         target = Path(scratch) / name
         store.fetch(name, target)
         return target.read_bytes()
-
-
-def _sizes(store: Store) -> dict[str, int]:
-    """Bytes of each stored file; of links, which no store has, their own."""
-    if store.local is None:
-        return store.sizes()
-    if not store.local.is_dir():
-        return {}
-    return {file.name: file.lstat().st_size for file in store.local.iterdir()}
 
 
 def _logged_bytes(model: LoggedModel) -> int:

@@ -17,10 +17,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Send everything; raises Undelivered where the server is still away."""
+    """Send everything; 1 where MLflow refuses some, Undelivered where the server is still away."""
     from mlflow_scalpel.checkpoints.courier import Courier
     from mlflow_scalpel.checkpoints.spool import Spool, find_spools
 
+    refused = 0
     for directory in find_spools(arguments.spool):
         spool = Spool.open(directory)
         waiting = len(spool.numbers())
@@ -29,5 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
             courier.drain()
         finally:
             courier.close()
-        print(f"run {spool.run_id}: sent {waiting} entries to {spool.tracking_uri}")
-    return 0
+        sent = waiting - courier.refused
+        print(f"run {spool.run_id}: sent {sent} of {waiting} entries to {spool.tracking_uri}")
+        refused += courier.refused
+    return 1 if refused else 0

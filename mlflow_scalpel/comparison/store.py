@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -12,6 +13,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.checkpoints import Checkpoint, checkpoints_of_run, resolve
+from mlflow_scalpel.checkpoints.cache import release
 from mlflow_scalpel.comparison.engine import Comparison, Subject
 from mlflow_scalpel.comparison.table import read_table, write_table
 from mlflow_scalpel.errors import ScalpelError
@@ -76,11 +78,9 @@ def measure_run(run: Run) -> pd.DataFrame:
             "checkpoints have nothing to be compared with; log them with base=..."
         )
     whole = readable(checkpoints, run.info.run_id)
-    comparison = Comparison(_subject(base, run), [])
-    return pd.concat(
-        [comparison.measure(_subject(checkpoint, run)) for checkpoint in whole],
-        ignore_index=True,
-    )
+    comparison = Comparison(subject_of(base, run), [])
+    measured = [comparison.measure(subject) for subject in opened(whole, run)]
+    return pd.concat(measured, ignore_index=True)
 
 
 def readable(checkpoints: list[Checkpoint], run_id: str) -> list[Checkpoint]:
@@ -161,7 +161,19 @@ def get_run(run_id: str) -> Run:
         ) from error
 
 
-def _subject(checkpoint: Checkpoint, run: Run) -> Subject:
+def opened(checkpoints: list[Checkpoint], run: Run) -> Iterator[Subject]:
+    """Each checkpoint in turn, its files on this machine until the next one is asked for.
+
+    (All of a run at once may be more than the cache can hold.)
+    """
+    for checkpoint in checkpoints:
+        subject = subject_of(checkpoint, run)
+        yield subject
+        release(subject.directory)
+
+
+def subject_of(checkpoint: Checkpoint, run: Run) -> Subject:
+    """A checkpoint of a run with its files on this machine; brought there if they are elsewhere."""
     return Subject(
         resolve(checkpoint.uri),
         checkpoint.model_id,

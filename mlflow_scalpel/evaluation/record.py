@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import Metric
+from mlflow.entities import Metric, Run
 
-from mlflow_scalpel.checkpoints import checkpoints_of_run, log_base, resolve
+from mlflow_scalpel.checkpoints import Checkpoint, checkpoints_of_run, log_base, resolve
 from mlflow_scalpel.comparison import Subject, tidy
-from mlflow_scalpel.comparison.store import EVALUATED_RUN_TAG, get_run, log_table, readable
+from mlflow_scalpel.comparison.store import (
+    EVALUATED_RUN_TAG,
+    get_run,
+    log_table,
+    opened,
+    readable,
+    subject_of,
+)
 from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.recipes.measuring import EvaluateRecipe
 
@@ -27,11 +35,20 @@ SAMPLES = "scalpel/samples.parquet"
 
 @dataclass(frozen=True)
 class Plan:
-    """The models of one evaluation, in order of step; the first is the base where there is one."""
+    """The models of one evaluation."""
 
-    subjects: list[Subject]
     base: Subject
+    """The base of a run, or the one model that is evaluated."""
     system_prompt: str | None
+    run: Run | None = None
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    """In order of step."""
+
+    def subjects(self) -> Iterator[Subject]:
+        """The base, then each checkpoint, whose files are on this machine until the next one."""
+        yield self.base
+        if self.run is not None:
+            yield from opened(self.checkpoints, self.run)
 
 
 def plan_evaluation(recipe: EvaluateRecipe) -> Plan:
@@ -41,7 +58,7 @@ def plan_evaluation(recipe: EvaluateRecipe) -> Plan:
     if recipe.model is not None:
         model = log_base(recipe.model)
         subject = Subject(resolve(recipe.model), model.model_id, model.params["digest"], step=0)
-        return Plan([subject], subject, recipe.system_prompt)
+        return Plan(subject, recipe.system_prompt)
     raise RecipeError(
         "neither model nor run is given, so there is nothing to evaluate; "
         'give one with -P set="run=RUN_ID" or -P set="model=models:/NAME/VERSION"'
@@ -55,22 +72,10 @@ def _plan_run(recipe: EvaluateRecipe, run_id: str) -> Plan:
         raise ScalpelError(f"run {run_id} ({run.info.run_name}) names no base among its inputs")
     whole = readable(found, run_id)
     chosen = _choose(len(whole), recipe.checkpoints)
-    algorithm = run.data.params.get("algorithm")
-    subjects = [
-        Subject(
-            resolve(checkpoint.uri),
-            checkpoint.model_id,
-            checkpoint.digest,
-            checkpoint.step,
-            run_id,
-            algorithm,
-        )
-        for checkpoint in [base, *(whole[index] for index in chosen)]
-    ]
     trained_with = run.data.params.get("system_prompt", "none")
     system_prompt = recipe.system_prompt or (None if trained_with == "none" else trained_with)
     mlflow.set_tag(EVALUATED_RUN_TAG, run_id)
-    return Plan(subjects, subjects[0], system_prompt)
+    return Plan(subject_of(base, run), system_prompt, run, [whole[index] for index in chosen])
 
 
 def _choose(count: int, which: str | int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -93,7 +94,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         if state.global_step > 0 and not self._is_measured(state.global_step):
             # The kill came between the save and what is done with it.
             self._logs_of_save = self._unsent_logs(state)
-            self._take_in(Path(str(args.output_dir)), state)
+            self._take_in(_directory(args, state), state)
 
     def on_optimizer_step(
         self,
@@ -116,8 +117,9 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         if state.is_world_process_zero and control.should_save:
             # What is stored may be a hard link to the files of an earlier save of this step, which
             # must not be written into.
-            for file in _directory(args, state).glob("*"):
-                file.unlink()
+            directory = _directory(args, state)
+            if directory.is_dir():
+                shutil.rmtree(directory)
 
     def on_log(
         self,
@@ -144,7 +146,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         if state.is_world_process_zero:
-            self._take_in(Path(str(args.output_dir)), state)
+            self._take_in(_directory(args, state), state)
 
     def on_train_end(
         self,
@@ -187,13 +189,12 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         )
         return _numbers({key: value for key, value in logs.items() if key != "step"}, state)
 
-    def _take_in(self, output: Path, state: TrainerState) -> None:
+    def _take_in(self, directory: Path, state: TrainerState) -> None:
         """Log the checkpoint of this step, and measure it."""
         step = state.global_step
         self._tokens = state.num_input_tokens_seen
-        directory = output / f"checkpoint-{step}"
         started = time.monotonic()
-        if step not in self._past.stored_steps:
+        if step not in self._past.stored:
             self._deliveries[step] = self._log(directory, step)
         if self._logs_of_save:
             self._journal.metrics(self._logs_of_save, step, self._deliveries.get(step))
@@ -265,7 +266,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
     def _table(self) -> pd.DataFrame:
         """All rows so far, with the model of each step as far as it is known."""
         table = pd.concat(self._tables, ignore_index=True)
-        known = {0: (self._base.model_id, self._base.digest)}
+        known = {0: (self._base.model_id, self._base.digest), **self._past.stored}
         for step, delivery in self._deliveries.items():
             known[step] = (delivery.model_id or "", delivery.digest or "")
         self._unidentified = any("" in names for names in known.values())

@@ -6,12 +6,11 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from mlflow_scalpel.checkpoints.courier import Courier, loggable_table_tag
+from mlflow_scalpel.checkpoints.courier import Courier
 from mlflow_scalpel.checkpoints.log import Delivery
 from mlflow_scalpel.checkpoints.spool import (
     ArtifactEntry,
@@ -76,7 +75,7 @@ class Journal:
     def table(self, table: pd.DataFrame) -> None:
         """The tidy table so far, in place of the one before."""
         folder, name = TABLE.rsplit("/", 1)
-        self.courier.add(ArtifactEntry(folder=folder), lambda path: _write(table, path / name))
+        self.courier.add(ArtifactEntry(folder=folder), lambda path: write_table(table, path / name))
 
     def summary(self, rows: list[dict[str, Any]]) -> None:
         """The table of a row a checkpoint, in the form that MLflow's UI shows as a table."""
@@ -85,9 +84,11 @@ class Journal:
         content = {"columns": columns, "data": [[row.get(c) for c in columns] for row in rows]}
         self.courier.add(
             ArtifactEntry(folder=folder),
-            lambda path: _write_text(path / name, json.dumps(content)),
+            lambda path: (path / name).write_text(json.dumps(content), encoding="utf-8"),
         )
-        self.tags(loggable_table_tag(SUMMARY))
+        # By this tag MLflow's UI finds a table among a run's artifacts, as after `log_table`.
+        shown = json.dumps([{"path": SUMMARY, "type": "table"}])
+        self.tags({"mlflow.loggedArtifacts": shown})
 
     def tags(self, tags: dict[str, str]) -> None:
         """Tags of the run."""
@@ -96,11 +97,3 @@ class Journal:
     def best(self, metric: str, mode: str) -> None:
         """Have the alias best-<run> follow the best version so far."""
         self.courier.add(BestEntry(metric=metric, minimize=mode == "min"))
-
-
-def _write(table: pd.DataFrame, path: Path) -> None:
-    write_table(table, path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ class Past:
     """Step of the checkpoint that training goes on from; 0 begins anew."""
     logged_until: int = 0
     """Last step whose training metrics MLflow has."""
-    stored_steps: frozenset[int] = frozenset()
-    """Steps whose checkpoints MLflow has."""
+    stored: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+    """Model ID and digest of each step whose checkpoint MLflow has."""
     table: pd.DataFrame | None = None
     summary: list[dict[str, Any]] = field(default_factory=list)
 
@@ -80,7 +81,7 @@ def past_of(run_id: str, output: Path) -> Past:
     return Past(
         step=step_of(from_here) if from_here else 0,
         logged_until=max((point.step for point in losses), default=0),
-        stored_steps=frozenset(c.step for c in checkpoints if c.status == "READY"),
+        stored={c.step: (c.model_id, c.digest) for c in checkpoints if c.status == "READY"},
         table=stored_table(run_id),
         summary=[dict(zip(logged["columns"], row, strict=True)) for row in logged.get("data", [])],
     )

@@ -34,7 +34,7 @@ with open_stage("evaluate", HERE / "recipes", check=suite_of) as stage:
         seed=recipe.seed,
     )
     tables, samples = [], []
-    for subject in plan.subjects:
+    for subject in plan.subjects():
         evaluator.load_weights(subject.directory)
         evaluation = evaluator.run()
         tables.append(log_evaluation(evaluation, subject, plan, recipe.dtype))

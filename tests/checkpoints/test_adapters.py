@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -16,21 +16,13 @@ from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mlflow_scalpel.checkpoints import cache, log_base, log_checkpoint, resolve
+from mlflow_scalpel.checkpoints import log_base, log_checkpoint, resolve
 from mlflow_scalpel.checkpoints.adapters import merged
 from mlflow_scalpel.checkpoints.pull import pull
 from mlflow_scalpel.checkpoints.stores import open_store
 from mlflow_scalpel.errors import ScalpelError
 
 IDS = torch.arange(5, 25).reshape(2, 10)
-
-
-@pytest.fixture(autouse=True)
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("SCALPEL_CACHE", str(tmp_path / "cache"))
-    yield tmp_path / "cache"
-    for entry in list(cache._held):
-        cache.release(entry)
 
 
 @pytest.fixture

@@ -110,6 +110,16 @@ def test_checkpoints_of_a_run_in_order_of_step(tracking, checkpoint, first_model
     ]
 
 
+def test_a_base_that_only_the_checkpoints_name_is_found(tracking, checkpoint, first_model):
+    with mlflow.start_run():
+        base = log_base(str(first_model))
+    with mlflow.start_run() as run:
+        log_checkpoint(checkpoint, step=7, base=f"models:/{base.model_id}").wait()
+    found, _ = checkpoints_of_run(run.info.run_id)
+    assert found is not None
+    assert found.model_id == base.model_id
+
+
 def test_a_run_without_checkpoints_says_so(tracking):
     with mlflow.start_run() as run:
         pass

@@ -203,6 +203,25 @@ def test_an_end_without_the_server_says_how_to_send_the_rest(
         assert main(command) == 0
 
 
+def test_what_the_server_will_never_take_is_set_aside_and_told(
+    faulty, track_at, checkpoint, monkeypatch, capsys
+):
+    track_at(faulty.uri)
+    with mlflow.start_run():
+        faulty.refuse()
+        delivery = log_checkpoint(checkpoint, step=7)
+        Journal(delivery.courier).metrics({"loss": 1.0}, 7)
+        with pytest.raises(Undelivered):
+            close_couriers(limit=0)
+        faulty.clear()
+        faulty.answer(400, "POST .*/runs/log-batch")
+        assert main(["upload", str(checkpoint.parent)]) == 1
+        told = capsys.readouterr()
+        assert "sent 1 of 2 entries" in told.out
+        assert "MLflow refused what is kept in" in told.err
+        assert len(list(checkpoint.parent.glob(".scalpel/*/refused/*.json"))) == 1
+
+
 def test_what_waits_is_bounded(faulty, track_at, checkpoint, monkeypatch):
     """Beyond the bound nothing is linked or copied; the trainer's own files are read in place."""
     track_at(faulty.uri)

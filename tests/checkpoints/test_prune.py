@@ -16,7 +16,7 @@ from mlflow_scalpel.checkpoints import checkpoints_of_run, log_base, log_checkpo
 from mlflow_scalpel.checkpoints.listing import checkpoints
 from mlflow_scalpel.checkpoints.prune import Plan, plan_prune, prune
 from mlflow_scalpel.checkpoints.stores import LocalStore, local_directory
-from mlflow_scalpel.checkpoints.verify import verify_run
+from mlflow_scalpel.checkpoints.verify import verify
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
 
@@ -96,7 +96,7 @@ def test_bytes_are_freed_and_everything_else_stays(run_id, tmp_path):
     assert after[same].equals(before[same])
     assert checkpoints_of_run(run_id)[0] == base
     assert [c.status for c in checkpoints_of_run(run_id)[1]] == list(after["state"])
-    assert list(verify_run(run_id)["result"]) == ["ok", "pruned", "pruned", "pruned", "ok"]
+    assert list(verify(run_id)["result"]) == ["ok", "pruned", "pruned", "pruned", "ok"]
     assert plan_prune(run_id, keep=1).goes == ()
 
 
@@ -156,7 +156,7 @@ def test_a_prune_that_is_cut_off_says_pruned_and_is_ended_by_the_next(run_id, mo
         prune(plan)
     monkeypatch.undo()
     assert list(checkpoints(run_id=run_id)["state"]) == ["PRUNED"] + ["READY"] * 3
-    assert "is still there" in verify_run(run_id)["problem"][1]
+    assert "is still there" in verify(run_id)["problem"][1]
     again = plan_prune(run_id, keep=3)
     assert [d.step for d in again.goes] == [20]
     assert len(again.goes[0].files) == len(doomed.files) - 2

@@ -30,14 +30,6 @@ from mlflow_scalpel.errors import ScalpelError
 WEIGHTS = "model.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("SCALPEL_CACHE", str(tmp_path / "cache"))
-    yield tmp_path / "cache"
-    for entry in list(cache._held):
-        cache.release(entry)
-
-
 @pytest.fixture
 def logged(tracking: str, first_model: Path) -> LoggedModel:
     """A checkpoint in a local store."""

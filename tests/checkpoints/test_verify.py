@@ -14,7 +14,7 @@ from mlflow.entities import LoggedModel
 
 from mlflow_scalpel.checkpoints import log_base, log_checkpoint
 from mlflow_scalpel.checkpoints.stores import RemoteStore, local_directory, open_store
-from mlflow_scalpel.checkpoints.verify import verify, verify_model, verify_run
+from mlflow_scalpel.checkpoints.verify import verify
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
 
@@ -43,12 +43,12 @@ def model(tracking: str, make_model: Callable[..., Path]) -> LoggedModel:
 
 def found(model: LoggedModel) -> tuple[str, str, str]:
     """The result, file and problem of the one finding that there is."""
-    (row,) = verify_model(model.model_id).itertuples()
+    (row,) = verify(model.model_id).itertuples()
     return row.result, row.file, row.problem
 
 
 def test_what_is_whole_is_ok(model):
-    (row,) = verify_model(model.model_id).to_dict("records")
+    (row,) = verify(model.model_id).to_dict("records")
     assert (row["result"], row["step"], row["problem"]) == ("ok", 20, None)
     assert row["run_id"] == model.source_run_id
 
@@ -64,7 +64,7 @@ def test_missing_and_cut_off_files_are_found(model):
     (stored(model) / WEIGHTS).unlink()
     config = stored(model) / "config.json"
     config.write_bytes(config.read_bytes()[:-7])
-    table = verify_model(model.model_id)
+    table = verify(model.model_id)
     assert list(table["result"]) == ["damaged"] * 2
     problems = dict(zip(table["file"], table["problem"], strict=True))
     assert problems[WEIGHTS] == "is missing"
@@ -86,7 +86,7 @@ def test_a_manifest_that_was_changed_is_found(model):
     changed = json.loads(content)
     changed["files"]["config.json"]["sha256"] = "0" * 64
     path.write_text(json.dumps(changed))
-    table = verify_model(model.model_id)
+    table = verify(model.model_id)
     assert list(table["file"]) == ["manifest.json", "config.json"]
     assert "was logged" in table["problem"][0]
 
@@ -106,7 +106,7 @@ def test_a_manifest_that_was_changed_is_found(model):
     path.unlink()
     assert found(model)[2] == "is missing; the other files are as logged"
     flip(stored(model) / WEIGHTS)
-    assert list(verify_model(model.model_id)["result"]) == ["damaged", "damaged"]
+    assert list(verify(model.model_id)["result"]) == ["damaged", "damaged"]
 
 
 def test_links_in_the_store_are_damage_even_to_the_right_content(model, tmp_path):
@@ -123,10 +123,10 @@ def test_links_in_the_store_are_damage_even_to_the_right_content(model, tmp_path
 def test_extra_files_are_damage_only_where_something_would_open_them(model):
     (stored(model) / "registered_model_meta").write_text("as MLflow writes it")
     (stored(model) / "notes.doc").write_text("somebody's")
-    noted, whole = verify_model(model.model_id).itertuples()
+    noted, whole = verify(model.model_id).itertuples()
     assert (noted.result, noted.file, whole.result) == ("ok", "notes.doc", "ok")
     (stored(model) / "adapter_model.safetensors").write_bytes(b"")
-    assert "damaged" in set(verify_model(model.model_id)["result"])
+    assert "damaged" in set(verify(model.model_id)["result"])
 
 
 def test_an_older_model_without_manifest_is_checked_by_its_digest(model):
@@ -141,7 +141,7 @@ def test_an_older_model_without_manifest_is_checked_by_its_digest(model):
     files = {f.name: f for f in stored(model).iterdir() if f.name != "manifest.json"}
     open_store(older.artifact_location).put(files, "copy")
     client.finalize_logged_model(older.model_id, "READY")
-    assert list(verify_model(older.model_id)["result"]) == ["ok"]
+    assert list(verify(older.model_id)["result"]) == ["ok"]
     flip(stored(older) / WEIGHTS)
     assert "together are not what was logged" in found(older)[2]
 
@@ -166,7 +166,7 @@ def test_a_pointer_is_checked_for_its_form_and_in_the_hubs_cache(model, tmp_path
 
     cache = tmp_path / "hub"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    table = verify_model(pointer.model_id)
+    table = verify(pointer.model_id)
     assert set(table["result"]) == {"ok"}
     assert table["problem"][0].startswith("is not in the hub cache of this machine (org/name)")
 
@@ -178,7 +178,7 @@ def test_a_pointer_is_checked_for_its_form_and_in_the_hubs_cache(model, tmp_path
         if file.name not in files:
             (blobs / file.name).write_bytes(file.read_bytes())
             (snapshot / file.name).symlink_to(blobs / file.name)
-    assert list(verify_model(pointer.model_id)["problem"]) == [None]
+    assert list(verify(pointer.model_id)["problem"]) == [None]
     flip(blobs / WEIGHTS)
     assert found(pointer)[2].startswith("in the hub cache has SHA-256")
     for text in ("{", '{"repository": "../../x", "revision": "main"}', "[]"):
@@ -253,14 +253,14 @@ def test_a_remote_store_is_fetched_a_file_at_a_time(
 
     fetch = RemoteStore.fetch
     monkeypatch.setattr(RemoteStore, "fetch", look)
-    assert list(verify_run(model.source_run_id)["result"]) == ["ok"]
+    assert list(verify(model.source_run_id)["result"]) == ["ok"]
     assert sorted([*dict(seen), "MLmodel"]) == sorted(file.name for file in files.iterdir())
     assert all(there == [] for _, there in seen)  # as the next file begins to come
     assert list(scratch.iterdir()) == []
 
     flip(shards[1])
     shards[0].unlink()
-    table = verify_run(model.source_run_id)
+    table = verify(model.source_run_id)
     assert list(table["file"]) == [shards[0].name, shards[1].name]
     assert list(table["result"]) == ["damaged", "damaged"]
     assert table["problem"][0] == "is missing"

@@ -151,6 +151,23 @@ def test_the_table_survives_parquet_and_refuses_unknown_columns(tmp_path):
         tidy([{"colour": 1}])
 
 
+def test_checkpoints_far_away_are_on_this_machine_one_at_a_time(
+    faulty, track_at, make_model, empty_cache, monkeypatch
+):
+    """Where the cache has room for base and one checkpoint, a run of three is measured."""
+    track_at(faulty.uri)
+    size = sum(file.stat().st_size for file in make_model(1).iterdir())
+    monkeypatch.setenv("SCALPEL_CACHE_GB", str(2.5 * size / 1e9))
+    with mlflow.start_run() as run:
+        base = log_base(str(make_model(1)))
+        for step in (1, 2, 3):
+            log_checkpoint(make_model(step + 1), step=step, base=base.model_id).wait()
+    measured = gather([run.info.run_id])
+    assert set(measured["step"]) == {1, 2, 3}
+    assert (rows_of(measured, "weights/relative_frobenius")["status"] == "ok").all()
+    assert len(list((empty_cache / "entries").iterdir())) == 2
+
+
 def test_tables_are_kept_in_mlflow_and_gathered(tracking, first_model, moved):
     with mlflow.start_run(run_name="one") as run:
         base = log_base(str(first_model))

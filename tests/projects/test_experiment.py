@@ -51,6 +51,9 @@ arms:
 evaluate: {recipe: tiny, set: {checkpoints: last, threads: 1}}
 """
 
+# Arms that go on for as long as it takes to interrupt them.
+LONG = SMALL.replace("train.max_steps: 4", "train.max_steps: 400")
+
 
 class Hub:
     """Listens where the model hub would be, and counts who calls."""
@@ -92,7 +95,8 @@ def project(folder: Path) -> Path:
     shutil.copytree(ROOT / "projects", copy / "projects")
     shutil.copy(ROOT / "MLproject", copy)
     shutil.copy(ROOT / "conda.yaml", copy)
-    (copy / "projects" / "main" / "recipes" / "small.yaml").write_text(SMALL)
+    for name, recipe in (("small", SMALL), ("long", LONG)):
+        (copy / "projects" / "main" / "recipes" / f"{name}.yaml").write_text(recipe)
     return copy
 
 
@@ -320,7 +324,7 @@ def test_what_is_refused_is_said_and_leaves_no_run_running(experiment, parameter
 def test_interrupting_the_experiment_leaves_no_run_running(experiment):
     began = int(time.time() * 1000)
     process = subprocess.Popen(
-        command(experiment["copy"], "main", "recipe=small"),
+        command(experiment["copy"], "main", "recipe=long"),
         cwd=experiment["copy"],
         env=environment(experiment["folder"], experiment["hub"]),
         stdout=subprocess.PIPE,
@@ -329,8 +333,10 @@ def test_interrupting_the_experiment_leaves_no_run_running(experiment):
         start_new_session=True,
     )
     assert process.stdout is not None
-    for line in process.stdout:  # until two arms train at the same time
-        if line.startswith("[sft] step 0/4"):
+    training = set()
+    for line in process.stdout:
+        training |= {arm for arm in ("sft", "grpo") if line.startswith(f"[{arm}] step 0/400")}
+        if training == {"sft", "grpo"}:  # at the same time
             break
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
     process.stdout.read()
@@ -344,7 +350,7 @@ def test_interrupting_the_experiment_leaves_no_run_running(experiment):
             break
         time.sleep(0.5)
     assert running == []
-    wanted = {"small-main"}  # an arm may be done by now
+    wanted = {"long-main", "sft", "grpo"}
     killed: set[str] = set()
     while time.monotonic() < deadline and not wanted <= killed:
         found = client.search_runs([experiment_id], "status = 'KILLED'")

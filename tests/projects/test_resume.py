@@ -173,7 +173,12 @@ def test_a_killed_run_ends_as_if_nobody_had_killed_it(
     table = stored_table(run_id)
     norms = table[table["metric"] == "weights/relative_frobenius"]
     assert list(norms.groupby("step").size()) == [norms.groupby("step").size().iloc[0]] * 5
-    assert table["model_id"].notna().all()
+    identified = dict(zip(table["step"], table["model_id"], strict=True))
+    assert {step: identified[step] for step in (2, 4, 6, 8)} == {
+        c.step: c.model_id for c in checkpoints
+    }
+    assert set(table["model_digest"]) >= {c.digest for c in checkpoints}
+    assert not set(table["model_digest"]) & {"", None}
     # bit by bit what it would have been
     assert checkpoints[-1].digest == uninterrupted[algorithm]
     last = {c.step: c.learning_rate_sum for c in checkpoints}
