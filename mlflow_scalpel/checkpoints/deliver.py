@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.models.signature import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from mlflow_scalpel.checkpoints.find import made_by, metrics_of, state_of
 from mlflow_scalpel.checkpoints.layout import (
@@ -228,6 +229,15 @@ def _register(client: MlflowClient, name: str, model: LoggedModel, run_id: str, 
         version = client.create_model_version(
             name, source=source, run_id=run_id, tags=tags, model_id=model.model_id
         )
+    _show_version(client, model.model_id, name, version.version)
     newest = max((int(known.tags.get("step", 0)) for known in versions), default=0)
     if step > 0 and step >= newest:
         client.set_registered_model_alias(name, f"last-{run_id}", version.version)
+
+
+def _show_version(client: MlflowClient, model_id: str, name: str, version: str | int) -> None:
+    """Have the model's page in the UI show the version, which only a server does by itself."""
+    shown = json.loads(client.get_logged_model(model_id).tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+    if not any(known["name"] == name for known in shown):
+        shown.append({"name": name, "version": version})
+        client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(shown)})

@@ -56,6 +56,7 @@ def test_a_checkpoint_is_ready_registered_and_linked_at_its_step(tracking, check
     (version,) = MlflowClient().search_model_versions("name = 'tiny-sft'")
     assert version.source == f"models:/{model.model_id}"
     assert version.tags == {"run_id": run.info.run_id, "step": "7"}
+    assert model.tags["mlflow.modelVersions"] == '[{"name": "tiny-sft", "version": 1}]'
     assert model_id_of("models:/tiny-sft/latest") == model.model_id
     assert model_id_of("models:/the-base/1") == base.model_id
 

@@ -92,6 +92,9 @@ def test_on_every_backend_store(any_server, track_at, checkpoint, first_model):
         (model.model_id, step) for model, step in zip(models, (10, 20, 30), strict=True)
     }
     assert len(MlflowClient().search_model_versions(f"name = '{name}'")) == 3
+    for model in models:  # what the model's page in the UI shows, each once
+        (shown,) = json.loads(model.tags["mlflow.modelVersions"])
+        assert shown["name"] == name
     last = MlflowClient().get_model_version_by_alias(name, f"last-{run.info.run_id}")
     assert last.source == f"models:/{models[2].model_id}"
     newest = MlflowClient().get_logged_model(models[2].model_id)
