@@ -60,12 +60,19 @@ def create(client: MlflowClient, entry: CheckpointEntry, run_id: str) -> LoggedM
     return model
 
 
-def store(client: MlflowClient, entry: CheckpointEntry, folder: Path, run_id: str) -> LoggedModel:
+def store(
+    client: MlflowClient,
+    entry: CheckpointEntry,
+    folder: Path,
+    run_id: str,
+    manifest: Manifest | None = None,
+) -> LoggedModel:
     """Store the files of a PENDING model and check them; then it is READY, and registered.
 
     Args:
         folder: the entry's own directory, where a snapshot of the files lies.
         run_id: run that the checkpoint belongs to.
+        manifest: the files' manifest, where it was made already.
 
     Raises:
         ScalpelError: the checkpoint is damaged, or of another architecture than its base.
@@ -77,7 +84,11 @@ def store(client: MlflowClient, entry: CheckpointEntry, folder: Path, run_id: st
     if str(model.status) != "READY":
         directory = folder if entry.snapshot else _directory(entry)
         try:
-            model = _store_files(client, entry, model, directory, run_id)
+            check_whole(directory)
+            manifest = manifest or make_manifest([directory / name for name in entry.files])
+            if entry.base is not None and not is_adapter(directory):
+                _check_architecture(manifest, base_manifest(client, entry.base), entry)
+            model = _store_files(client, entry, model, directory, run_id, manifest)
         except ScalpelError as error:  # name the file where the user knows it
             raise ScalpelError(str(error).replace(str(directory), entry.source)) from error
     if entry.register_as is not None:
@@ -141,12 +152,13 @@ def _directory(entry: CheckpointEntry) -> Path:
 
 
 def _store_files(
-    client: MlflowClient, entry: CheckpointEntry, model: LoggedModel, directory: Path, run_id: str
+    client: MlflowClient,
+    entry: CheckpointEntry,
+    model: LoggedModel,
+    directory: Path,
+    run_id: str,
+    manifest: Manifest,
 ) -> LoggedModel:
-    check_whole(directory)
-    manifest = make_manifest([directory / name for name in entry.files])
-    if entry.base is not None and not is_adapter(directory):
-        _check_architecture(manifest, base_manifest(client, entry.base), entry)
     details = {"digest": manifest.digest, "bytes": str(manifest.bytes)}
     missing = {key: value for key, value in details.items() if key not in model.params}
     if missing:

@@ -19,8 +19,8 @@ from mlflow.entities import LoggedModel, LoggedModelInput
 
 from mlflow_scalpel.checkpoints import deliver
 from mlflow_scalpel.checkpoints.courier import Courier, Undelivered
-from mlflow_scalpel.checkpoints.layout import WEIGHTS, checkpoint_files, is_adapter
-from mlflow_scalpel.checkpoints.manifest import content_digest
+from mlflow_scalpel.checkpoints.layout import WEIGHTS, check_whole, checkpoint_files, is_adapter
+from mlflow_scalpel.checkpoints.manifest import make_manifest
 from mlflow_scalpel.checkpoints.resolve import hub_snapshot, model_id_of
 from mlflow_scalpel.checkpoints.spool import CheckpointEntry, Spool
 from mlflow_scalpel.checkpoints.stores import Link, place
@@ -241,7 +241,9 @@ def _stored_base(
 ) -> LoggedModel:
     local = Path(source).is_dir()
     directory = Path(source) if local else _on_hub(source)
-    digest = content_digest(directory)
+    check_whole(directory)
+    manifest = make_manifest(checkpoint_files(directory))
+    digest = manifest.digest
     known = _find_ready(client, run_id, digest)
     if known is not None:
         return known
@@ -255,12 +257,12 @@ def _stored_base(
         base=None,
         source=str(directory) if local else source.partition("@")[0],
         revision=None if local else directory.name,
-        files=[file.name for file in checkpoint_files(directory)],
+        files=list(manifest.files),
         register_as=register_as,
     )
     entry.model_id = deliver.create(client, entry, run_id).model_id
     try:
-        return deliver.store(client, entry, directory, run_id)
+        return deliver.store(client, entry, directory, run_id, manifest)
     except BaseException as error:
         deliver.fail(client, entry.model_id, str(error) or type(error).__name__)
         raise
