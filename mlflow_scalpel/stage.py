@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import math
 import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
@@ -36,6 +38,7 @@ NESTED = "SCALPEL_NESTED"  # set where an experiment of ours started the stage, 
 _OUTPUT = "SCALPEL_OUTPUT"  # tells every process of one stage the same output directory
 _TAG_LIMIT = 5000  # characters; MLflow's stores refuse tags above 8000
 _MOMENT = 30.0  # seconds that an interrupted process goes on sending
+_ONE_INTERRUPT = 2.0  # seconds within which two signals are one interrupt
 _TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h
 
 
@@ -260,8 +263,16 @@ def _stay_killed(run_id: str) -> None:
 
 
 def _stop_on_signals() -> None:
+    last = -math.inf
+
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(f"signal {signal.Signals(number).name}")
+        nonlocal last
+        now = time.monotonic()
+        # Ctrl-C reaches every process of the terminal, and the experiment's then stops its stages:
+        # two signals but one interrupt, and the second must not cut off the handling of the first.
+        if now - last >= _ONE_INTERRUPT:
+            last = now
+            raise Interrupted(f"signal {signal.Signals(number).name}")
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)

@@ -52,7 +52,7 @@ evaluate: {recipe: tiny, set: {checkpoints: last, threads: 1}}
 """
 
 # Arms that go on for as long as it takes to interrupt them.
-LONG = SMALL.replace("train.max_steps: 4", "train.max_steps: 400")
+LONG = SMALL.replace("train.max_steps: 4", "train.max_steps: 20000")
 
 
 class Hub:
@@ -335,7 +335,7 @@ def test_interrupting_the_experiment_leaves_no_run_running(experiment):
     assert process.stdout is not None
     training = set()
     for line in process.stdout:
-        training |= {arm for arm in ("sft", "grpo") if line.startswith(f"[{arm}] step 0/400")}
+        training |= {arm for arm in ("sft", "grpo") if line.startswith(f"[{arm}] step 0/20000")}
         if training == {"sft", "grpo"}:  # at the same time
             break
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
