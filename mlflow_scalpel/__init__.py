@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         pull,
         resolve,
     )
+    from mlflow_scalpel.comparison.compare import compare
     from mlflow_scalpel.comparison.store import describe_runs, gather
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ _HOMES = {
     "log_checkpoint": "mlflow_scalpel.checkpoints",
     "pull": "mlflow_scalpel.checkpoints",
     "resolve": "mlflow_scalpel.checkpoints",
+    "compare": "mlflow_scalpel.comparison.compare",
     "describe_runs": "mlflow_scalpel.comparison.store",
     "gather": "mlflow_scalpel.comparison.store",
 }
@@ -36,6 +38,7 @@ __all__ = [
     "__version__",
     "checkpoints",
     "checkpoints_of_run",
+    "compare",
     "describe_runs",
     "gather",
     "log_base",

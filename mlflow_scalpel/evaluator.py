@@ -10,7 +10,7 @@ mlflow.models.evaluate(
 
 from __future__ import annotations
 
-import time
+from dataclasses import replace
 from typing import Any
 
 from mlflow.models.evaluation.base import EvaluationResult, ModelEvaluator
@@ -44,12 +44,11 @@ class ScalpelEvaluator(ModelEvaluator):
         may hold `system_prompt`. Raises ScalpelError for other keys, or data without the columns
         problem and solution.
         """
-        from mlflow import MlflowClient
-        from mlflow.entities import Metric
         from transformers import AutoTokenizer
 
         from mlflow_scalpel.comparison import Comparison, build_probe
-        from mlflow_scalpel.comparison.store import log_table
+        from mlflow_scalpel.comparison.store import log_summary, log_table
+        from mlflow_scalpel.comparison.subjects import subject_from
         from mlflow_scalpel.training.summary import summarise
 
         _check(evaluator_config)
@@ -60,8 +59,8 @@ class ScalpelEvaluator(ModelEvaluator):
                 f"data has no column {sorted(missing)[0]!r}; KL is measured on the columns "
                 "problem and solution"
             )
-        base = _subject(evaluator_config["base"])
-        candidate = _subject(evaluator_config["candidate"], run_id)
+        base = subject_from(evaluator_config["base"])
+        candidate = replace(subject_from(evaluator_config["candidate"]), run_id=run_id)
         probe = build_probe(
             "data",
             list(zip(texts["problem"], texts["solution"], strict=True)),
@@ -70,17 +69,8 @@ class ScalpelEvaluator(ModelEvaluator):
         )
         table = Comparison(base, [probe]).measure(candidate)
         log_table(table, run_id)
-        summary = summarise(table)
-        now = int(time.time() * 1000)
-        linked = candidate.model_id if candidate.model_id.startswith("m-") else None
-        MlflowClient().log_batch(
-            run_id,
-            metrics=[
-                Metric(key, value, now, candidate.step, model_id=linked, run_id=run_id)
-                for key, value in summary.items()
-            ],
-        )
-        return EvaluationResult(metrics=summary, artifacts={})
+        log_summary(table, run_id)
+        return EvaluationResult(metrics=summarise(table), artifacts={})
 
 
 def _check(settings: dict[str, Any]) -> None:
@@ -93,24 +83,3 @@ def _check(settings: dict[str, Any]) -> None:
             f"evaluator_config has {unknown[0]!r}, which is unknown; it takes "
             f"{', '.join(sorted(_SETTINGS))}"
         )
-
-
-def _subject(source: str, run_id: str | None = None) -> Any:
-    from mlflow import MlflowClient
-
-    from mlflow_scalpel.checkpoints import model_id_of, resolve
-    from mlflow_scalpel.checkpoints.manifest import content_digest
-    from mlflow_scalpel.comparison import Subject
-
-    directory, model_id = resolve(source), model_id_of(source)
-    params = MlflowClient().get_logged_model(model_id).params if model_id else {}
-    rates = params.get("learning_rate_sum")
-    return Subject(
-        directory,
-        model_id or source,
-        params.get("digest") or content_digest(directory),
-        int(params.get("step", "0")),
-        run_id,
-        params.get("algorithm"),
-        float(rates) if rates else None,
-    )

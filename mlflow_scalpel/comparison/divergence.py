@@ -1,9 +1,10 @@
-"""KL of a checkpoint from its base over probe texts, with the base run only once."""
+"""The group `kl`: base and checkpoints over the same texts, with the base run only once."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,68 +14,80 @@ from torch import Tensor
 from mlflow_scalpel.checkpoints.weights import load_weights
 from mlflow_scalpel.comparison.probes import Probe, ProbeText
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.metrics.registry import metrics_of_kind
+from mlflow_scalpel.metrics.kl.tokens import TokenDivergence, token_divergence
+from mlflow_scalpel.metrics.registry import Metric
 
 BATCH_TOKENS = 4096  # tokens a forward pass, padding included
-SLICE_LOGITS = 1 << 22  # logits formed at once: 16 MB in float32, whatever the vocabulary
+SLICE_LOGITS = 1 << 20  # logits formed at once: 4 MB in float32, whatever the vocabulary
+KEPT_IN_MEMORY = 256 << 20  # bytes of the base's hidden states; more of them wait on disk
+
+Progress = Callable[[int], object]
+"""Called with a number of texts each time so many more have been run."""
 
 
 class Divergence:
     """Runs base and checkpoints over the same texts, in one model whose weights are swapped.
 
     The base's final hidden states are kept, and its output embedding; logits are formed a slice at
-    a time in float32 and reduced at once.
+    a time in float32 and reduced at once. Raises ScalpelError for a model whose logits are not its
+    hidden state times its output embedding.
     """
 
     def __init__(
-        self,
-        base: Path,
-        probes: list[Probe],
-        *,
-        dtype: str = "float32",
-        device: str = "cpu",
+        self, base: Path, probes: Sequence[Probe], *, dtype: str = "float32", device: str = "cpu"
     ) -> None:
         from transformers import AutoModelForCausalLM
 
-        self.probes = probes
+        self.probes = list(probes)
         self.dtype = dtype
         self._device = device
         model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
         self._model = model.to(device).eval()
         self._check_logits()
         self._base_head = self._head().clone()
-        self._base_hidden = [self._hidden(probe.items) for probe in probes]
+        self._base_hidden = [_kept(self._hidden(probe.items)) for probe in self.probes]
+        self._floor = self._measure_floor(base)
 
-    def rows(self, checkpoint: Path) -> Iterator[dict[str, Any]]:
-        """Rows of each divergence metric over all tokens and over answer tokens, for each probe."""
-        load_weights(self._model, checkpoint)
+    def rows(
+        self, checkpoint: Path, metrics: Sequence[Metric], progress: Progress | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Rows of each metric on each probe; a checkpoint of another model is rows that say so."""
+        try:
+            load_weights(self._model, checkpoint)
+        except ScalpelError as error:
+            yield from failed_rows(
+                metrics, self.probes, self.dtype, "not comparable", f"KL: {error}"
+            )
+            return
         head = self._head()
-        for metric in metrics_of_kind("divergence"):
-            for probe, base_hidden in zip(self.probes, self._base_hidden, strict=True):
-                hidden = self._hidden(probe.items)
-                per_token = [
-                    self._reduce(metric.function, before, after, head)
-                    for before, after in zip(base_hidden, hidden, strict=True)
+        for probe, hidden, floor in zip(self.probes, self._base_hidden, self._floor, strict=True):
+            after = self._hidden(probe.items, progress)
+            texts = self._tokens(probe, hidden, self._base_head, after, head)
+            yield from _rows(metrics, probe, texts, floor, self.dtype)
+
+    def _measure_floor(self, base: Path) -> list[list[TokenDivergence]]:
+        """The base in float32 against the base in the dtype in use, over each probe."""
+        if self.dtype == "float32":
+            # A model is at 0 from itself, so nothing needs to be run.
+            return [
+                [
+                    TokenDivergence(*[torch.zeros(len(item.ids)).double()] * 7)
+                    for item in probe.items
                 ]
-                spans = {
-                    "all_tokens": per_token,
-                    "answer_tokens": [
-                        values[item.answer]
-                        for values, item in zip(per_token, probe.items, strict=True)
-                    ],
-                }
-                for tokens, values in spans.items():
-                    yield {
-                        "metric": f"{metric.name}/{tokens}",
-                        "metric_version": metric.version,
-                        "unit": metric.unit,
-                        "dtype": self.dtype,
-                        "texts": probe.texts,
-                        **_mean_over_problems(values),
-                    }
+                for probe in self.probes
+            ]
+        exact = Divergence(base, self.probes, device=self._device)
+        return [
+            self._tokens(probe, before, exact._base_head, after, self._base_head)
+            for probe, before, after in zip(
+                self.probes, exact._base_hidden, self._base_hidden, strict=True
+            )
+        ]
 
     @torch.inference_mode()
-    def _hidden(self, items: tuple[ProbeText, ...]) -> list[Tensor]:
+    def _hidden(
+        self, items: tuple[ProbeText, ...], progress: Progress | None = None
+    ) -> list[Tensor]:
         """Final hidden states of each text, (T, H) float32, after the last norm."""
         order = sorted(range(len(items)), key=lambda index: len(items[index].ids))
         states: list[Tensor] = [torch.empty(0)] * len(items)
@@ -96,20 +109,40 @@ class Divergence:
             ).last_hidden_state  # (B, T, H)
             for row, index in enumerate(batch):
                 states[index] = out[row, : len(items[index].ids)].float().clone()
+            if progress is not None:
+                progress(len(batch))
         return states
 
     @torch.inference_mode()
-    def _reduce(self, function: Any, before: Tensor, after: Tensor, head: Tensor) -> Tensor:
-        """The metric at each of the T positions of a text, (T,) float64."""
-        step = max(1, SLICE_LOGITS // head.shape[0])
-        parts = [
-            function(
-                before[start : start + step] @ self._base_head.T,  # (t, V)
-                after[start : start + step] @ head.T,
+    def _tokens(
+        self,
+        probe: Probe,
+        before: list[Tensor],
+        before_head: Tensor,
+        after: list[Tensor],
+        after_head: Tensor,
+    ) -> list[TokenDivergence]:
+        """Divergences at each position of each text of a probe."""
+        step = max(1, SLICE_LOGITS // after_head.shape[0])
+        found = []
+        for item, base, checkpoint in zip(probe.items, before, after, strict=True):
+            following = torch.tensor([*item.ids[1:], -1], device=after_head.device)  # (T,)
+            parts = []
+            for start in range(0, len(item.ids), step):
+                these = slice(start, start + step)
+                logits = base[these] @ before_head.T  # (t, V)
+                parts.append(
+                    token_divergence(logits, checkpoint[these] @ after_head.T, following[these])
+                )
+            found.append(
+                TokenDivergence(
+                    *(
+                        torch.cat([getattr(part, field.name) for part in parts]).cpu()
+                        for field in fields(TokenDivergence)
+                    )
+                )
             )
-            for start in range(0, before.shape[0], step)
-        ]
-        return torch.cat(parts).cpu()
+        return found
 
     def _head(self) -> Tensor:
         """The output embedding, (V, H) float32."""
@@ -133,16 +166,62 @@ class Divergence:
             )
 
 
-def _mean_over_problems(values: list[Tensor]) -> dict[str, Any]:
-    """Mean within each problem, then over problems, with the standard error over problems."""
-    means = torch.stack([problem.mean() for problem in values])  # (problems,)
-    finite = means[torch.isfinite(means)]
-    if len(finite) < len(means):
-        return {
-            "value": math.nan,
-            "n": len(means),
-            "status": "not finite",
-            "reason": f"{len(means) - len(finite)} of {len(means)} problems gave NaN or infinity",
-        }
-    error = float(means.std() / math.sqrt(len(means))) if len(means) > 1 else math.nan
-    return {"value": float(means.mean()), "stderr": error, "n": len(means)}
+def failed_rows(
+    metrics: Sequence[Metric], probes: Sequence[Probe], dtype: str, status: str, reason: str
+) -> Iterator[dict[str, Any]]:
+    """A row without a value for each metric and probe, with its reason."""
+    for probe in probes:
+        for one in metrics:
+            yield {**_place(one, probe, dtype), "status": status, "reason": reason}
+
+
+def _rows(
+    metrics: Sequence[Metric],
+    probe: Probe,
+    texts: list[TokenDivergence],
+    floor: list[TokenDivergence],
+    dtype: str,
+) -> Iterator[dict[str, Any]]:
+    answers = [item.answer for item in probe.items]
+    for one in metrics:
+        chosen = floor if one.name.startswith("kl/floor/") else texts
+        if one.name.endswith("/answer_tokens"):
+            chosen = [text.of(answer) for text, answer in zip(chosen, answers, strict=True)]
+        for estimate in one.function(chosen):
+            row = {
+                **_place(one, probe, dtype),
+                "value": estimate.value,
+                "stderr": estimate.stderr,
+                "n": estimate.n,
+                "bin": estimate.bin,
+            }
+            if estimate.bad:
+                row["status"] = "not finite"
+                row["reason"] = f"{estimate.bad} of {estimate.n} problems gave NaN or infinity"
+            yield row
+
+
+def _place(one: Metric, probe: Probe, dtype: str) -> dict[str, Any]:
+    return {
+        "metric": one.name,
+        "metric_version": one.version,
+        "unit": one.unit,
+        "dtype": dtype,
+        "texts": probe.texts,
+    }
+
+
+def _kept(states: list[Tensor]) -> list[Tensor]:
+    """The hidden states, on disk where they are many; the file goes when nobody reads it."""
+    numbers = sum(state.numel() for state in states)
+    if 4 * numbers <= KEPT_IN_MEMORY:
+        return states
+    with tempfile.NamedTemporaryFile(prefix="scalpel-hidden-states-") as file:
+        store = torch.from_file(file.name, shared=True, size=numbers, dtype=torch.float32)
+        found, start = [], 0
+        for state in states:
+            place = store[start : start + state.numel()].view(state.shape)
+            place.copy_(state)
+            found.append(place)
+            start += state.numel()
+        return found

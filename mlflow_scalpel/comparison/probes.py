@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mlflow_scalpel.errors import ScalpelError
@@ -71,6 +72,58 @@ def build_probe(
     template = hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()[:16]
     texts = f"{name} sha256:{digest} template:{template}"
     return Probe(name, texts, digest, tuple(pairs), tuple(items))
+
+
+def other_tokenizer(base: Path, checkpoint: Path) -> str | None:
+    """Why the checkpoint's tokens are not the base's, or None; one that has no tokenizer is fine.
+
+    Texts are tokenized once, with the base's; KL between models that mean different tokens by the
+    same number would be a number without a meaning.
+    """
+    from transformers import AutoTokenizer
+
+    if not (checkpoint / "tokenizer_config.json").is_file():
+        return None
+    first, second = base / "tokenizer.json", checkpoint / "tokenizer.json"
+    if first.is_file() and second.is_file() and first.read_bytes() == second.read_bytes():
+        return None
+    ours, theirs = (AutoTokenizer.from_pretrained(one).get_vocab() for one in (base, checkpoint))
+    differing = sorted(token for token in {*ours, *theirs} if ours.get(token) != theirs.get(token))
+    if not differing:
+        return None
+    return (
+        f"{checkpoint}: its tokenizer is not the base's ({len(theirs)} tokens against {len(ours)}; "
+        f"{len(differing)} differ, the first is {differing[0]!r}), so KL has no meaning; compare "
+        "models of one tokenizer"
+    )
+
+
+def read_texts(file: Path) -> list[tuple[str, str]]:
+    """Problem and solution of each line of a JSONL file with the fields `problem` and `solution`.
+
+    Raises ScalpelError that names the line for a file of another form.
+    """
+    pairs = []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScalpelError(
+            f"texts = {file}: cannot be read as text ({error}); give a JSONL file"
+        ) from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+            pairs.append((str(fields["problem"]), str(fields["solution"])))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ScalpelError(
+                f"texts = {file}: line {number} is no JSON object with the fields problem and "
+                f"solution ({type(error).__name__}: {error})"
+            ) from error
+    if not pairs:
+        raise ScalpelError(f"texts = {file}: is empty; give one JSON object a line")
+    return pairs
 
 
 def _ids(tokenizer: Any, messages: list[dict[str, str]], **how: bool) -> list[int]:

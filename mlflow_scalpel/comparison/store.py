@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.checkpoints import Checkpoint, checkpoints_of_run, resolve
 from mlflow_scalpel.checkpoints.cache import release
-from mlflow_scalpel.comparison.engine import Comparison, Subject
+from mlflow_scalpel.comparison.engine import Comparison
+from mlflow_scalpel.comparison.subjects import Subject
 from mlflow_scalpel.comparison.table import read_table, write_table
 from mlflow_scalpel.errors import ScalpelError
 
 TABLE = "scalpel/table.parquet"
 ARGUMENTS = "training_arguments.json"
+_METRICS_A_BATCH = 1000  # MLflow takes no more at once
 EVALUATED_RUN_TAG = "scalpel.evaluated_run"
 
 # Params that differ between any two runs and say nothing about what was done.
@@ -32,6 +35,37 @@ def log_table(table: pd.DataFrame, run_id: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         path = write_table(table, Path(scratch) / name)
         MlflowClient().log_artifact(run_id, str(path), folder)
+
+
+def log_summary(table: pd.DataFrame, run_id: str) -> None:
+    """Log the summary of each model in the table as metrics of the run, at the model's step."""
+    from mlflow_scalpel.training.summary import summarise
+
+    now = int(time.time() * 1000)
+    metrics = []
+    for (model, step), rows in table.groupby(["model_id", "step"], dropna=False, sort=False):
+        linked = model if str(model).startswith("m-") else None
+        at = 0 if pd.isna(step) else int(step)
+        metrics += [
+            Metric(key, value, now, at, model_id=linked, run_id=run_id)
+            for key, value in summarise(rows).items()
+        ]
+    client = MlflowClient()
+    for start in range(0, len(metrics), _METRICS_A_BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + _METRICS_A_BATCH])
+
+
+def log_comparison(table: pd.DataFrame) -> str:
+    """Log a comparison as a run of the active experiment: table, and summary at each step.
+
+    Returns its run ID.
+    """
+    models = list(dict.fromkeys(table["model_id"]))
+    with mlflow.start_run(run_name=f"compare {len(models)} with {table['base'].iloc[0]}") as run:
+        mlflow.set_tag("scalpel.stage", "compare")
+        log_table(table, run.info.run_id)
+        log_summary(table, run.info.run_id)
+    return str(run.info.run_id)
 
 
 def stored_table(run_id: str) -> pd.DataFrame | None:

@@ -105,7 +105,7 @@ def log_evaluation(
     MlflowClient().log_batch(
         run.info.run_id,
         metrics=[
-            Metric(key, value, now, subject.step, model_id=subject.model_id)
+            Metric(key, value, now, subject.step or 0, model_id=subject.model_id)
             for key, value in values.items()
             if value == value
         ],

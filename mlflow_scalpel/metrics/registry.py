@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, Literal
+from typing import Any
+
+from mlflow_scalpel.errors import ScalpelError
 
 ENTRY_POINT_GROUP = "mlflow_scalpel.metrics"
-Kind = Literal["weights", "divergence"]
+
+GROUPS = {
+    "weights": "one pass over each pair of matrices",
+    "histograms": "the same pass, counted by bin",
+    "spectra": "singular values of each matrix and its update",
+    "updates": "the updates of two runs from one base",
+    "kl": "base and checkpoint run over texts",
+    "attention": "eager attention of base and checkpoint over texts",
+    "capabilities": "rows of an evaluation",
+}
+"""What the functions of a group read; every function of a group takes the same arguments."""
 
 
 @dataclass(frozen=True)
@@ -20,46 +33,71 @@ class Metric:
 
     name: str
     """Full name as in the tidy table, group first: `weights/relative_frobenius`."""
-    kind: Kind
-    """What the function takes: `weights` a pair of matrices' moments, `divergence` logits."""
     unit: str
     version: int
     """Goes up when the values that the function gives change."""
     function: Callable[..., Any]
 
+    @property
+    def group(self) -> str:
+        """The part of the name before the first slash."""
+        return self.name.split("/", 1)[0]
+
 
 _METRICS: dict[str, Metric] = {}
 
 
-def register(
-    kind: Kind, name: str, *, unit: str, version: int = 1
+def metric(
+    name: str, *, unit: str, version: int = 1
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: make the function known as the metric `name`; raises ValueError for a second."""
+    """Decorator: make the function known as the metric `name`, which begins with its group.
+
+    Raises ValueError for a second metric of that name, or a group that nothing computes.
+    """
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         if name in _METRICS:
             raise ValueError(f"metric {name!r} is registered twice; give one of them another name")
-        _METRICS[name] = Metric(name, kind, unit, version, function)
+        made = Metric(name, unit, version, function)
+        if made.group not in GROUPS:
+            raise ValueError(f"metric {name!r}: its group is none of {', '.join(GROUPS)}")
+        _METRICS[name] = made
         return function
 
     return add
 
 
-weight_metric = functools.partial(register, "weights")
-divergence_metric = functools.partial(register, "divergence")
-
-
-def metrics_of_kind(kind: Kind) -> list[Metric]:
-    """Every registered metric of a kind, in order of name."""
+def all_metrics() -> list[Metric]:
+    """Every registered metric, in order of group and name."""
     _discover()
-    return sorted((m for m in _METRICS.values() if m.kind == kind), key=lambda metric: metric.name)
+    order = list(GROUPS)
+    return sorted(_METRICS.values(), key=lambda one: (order.index(one.group), one.name))
+
+
+def choose_metrics(names: Iterable[str]) -> list[Metric]:
+    """The metrics that `names` (of metrics or groups) choose, in order of group and name.
+
+    Raises ScalpelError for a name that is neither.
+    """
+    known, chosen = all_metrics(), set()
+    for name in names:
+        found = {one.name for one in known if name in (one.name, one.group)}
+        if not found:
+            near = difflib.get_close_matches(name, [*GROUPS, *(one.name for one in known)], n=1)
+            raise ScalpelError(
+                f"metric {name!r} is neither a metric nor a group"
+                f"{f'; did you mean {near[0]}?' if near else ''}; "
+                "`mlflow-scalpel metrics` lists them"
+            )
+        chosen |= found
+    return [one for one in known if one.name in chosen]
 
 
 @functools.cache
 def _discover() -> None:
     """Import this package's metric files and those that entry points name."""
     package = importlib.import_module("mlflow_scalpel.metrics")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
     for entry_point in entry_points(group=ENTRY_POINT_GROUP):
         entry_point.load()

@@ -11,7 +11,7 @@ from mlflow_scalpel.views.png import to_image
 
 
 def summarise(table: pd.DataFrame) -> dict[str, float]:
-    """About 14 metrics of one checkpoint's tidy table, named so that the UI groups them.
+    """About 18 metrics of one checkpoint's tidy table, named so that the UI groups them.
 
     Mean over layers of the relative Frobenius norm for each matrix and over all; the mean over all
     of the other weight metrics; each KL (`kl/all_tokens/<probe>`). What has no value is left out.
@@ -25,7 +25,7 @@ def summarise(table: pd.DataFrame) -> dict[str, float]:
     weights = ok[ok["metric"].str.startswith("weights/")]
     for metric, values in weights.groupby("metric")["value"]:
         summary[f"{metric}/mean"] = float(values.mean())
-    for row in ok[ok["metric"].str.startswith("kl/")].itertuples():
+    for row in ok[ok["metric"].isin(("kl/all_tokens", "kl/answer_tokens"))].itertuples():
         summary[f"{row.metric}/{str(row.texts).split()[0]}"] = float(row.value)
     return summary
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 from mlflow_scalpel.metrics.moments import Moments, Training
-from mlflow_scalpel.metrics.registry import weight_metric
-from mlflow_scalpel.metrics.relative_frobenius import relative_frobenius
+from mlflow_scalpel.metrics.registry import metric
+from mlflow_scalpel.metrics.weights.relative_frobenius import relative_frobenius
 
 
-@weight_metric("weights/relative_frobenius_per_lr", unit="1/learning rate")
+@metric("weights/relative_frobenius_per_lr", unit="1/learning rate")
 def relative_frobenius_per_lr(moments: Moments, training: Training) -> float | None:
     """||W_t - W_0||_F / ||W_0||_F divided by the sum of the learning rates of all steps so far.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from mlflow_scalpel.metrics.moments import Moments, Training
-from mlflow_scalpel.metrics.registry import weight_metric
+from mlflow_scalpel.metrics.registry import metric
 
 
-@weight_metric("weights/relative_frobenius", unit="ratio")
+@metric("weights/relative_frobenius", unit="ratio")
 def relative_frobenius(moments: Moments, training: Training) -> float:
     """||W_t - W_0||_F / ||W_0||_F (arXiv 2507.10616), a ratio; NaN for a matrix of zeros.
 

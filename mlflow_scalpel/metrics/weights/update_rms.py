@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from mlflow_scalpel.metrics.moments import Moments, Training
-from mlflow_scalpel.metrics.registry import weight_metric
+from mlflow_scalpel.metrics.registry import metric
 
 
-@weight_metric("weights/update_rms", unit="weight")
+@metric("weights/update_rms", unit="weight")
 def update_rms(moments: Moments, training: Training) -> float:
     """RMS(W_t - W_0) over the elements of a matrix, in the unit of the weights."""
     return math.sqrt(moments.update_squares / moments.numel) if moments.numel else math.nan

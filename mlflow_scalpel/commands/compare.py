@@ -1,0 +1,95 @@
+"""`mlflow-scalpel compare`: checkpoints against their base."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NAME = "compare"
+HELP = "measure checkpoints against their base"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("base", metavar="BASE", help="directory, hub name or URI of the base")
+    parser.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="the same of each checkpoint; runs:/RUN means all of a run",
+    )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        action="extend",
+        metavar="M",
+        help="metrics or groups, as `mlflow-scalpel metrics` lists them",
+    )
+    parser.add_argument(
+        "--texts", metavar="FILE", help="JSONL with problem and solution, for kl and attention"
+    )
+    parser.add_argument("--system-prompt", metavar="TEXT", help="put before every text")
+    parser.add_argument(
+        "--dtype", default="float32", choices=["float32", "bfloat16", "float16"],
+        help="of the forward passes",
+    )  # fmt: skip
+    parser.add_argument(
+        "--all-tensors", action="store_true", help="embeddings, norms, heads and biases as well"
+    )
+    parser.add_argument("--out", metavar="FILE", help="write the table (.parquet or .csv)")
+    parser.add_argument(
+        "--log", action="store_true", help="log the table as an MLflow run, with its summary"
+    )
+    parser.add_argument("--no-cache", action="store_true", help="measure all of it anew")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compare, and print the mean of each metric for each checkpoint."""
+    from mlflow_scalpel.comparison.compare import compare
+    from mlflow_scalpel.comparison.engine import STANDARD
+    from mlflow_scalpel.comparison.store import log_comparison
+    from mlflow_scalpel.errors import ScalpelError
+
+    if arguments.out and Path(arguments.out).suffix not in (".parquet", ".csv"):
+        raise ScalpelError(f"--out {arguments.out}: give a file that ends in .parquet or .csv")
+    table = compare(
+        arguments.base,
+        arguments.checkpoints,
+        metrics=arguments.metrics or STANDARD,
+        texts=arguments.texts,
+        system_prompt=arguments.system_prompt,
+        dtype=arguments.dtype,
+        all_tensors=arguments.all_tensors,
+        cache=not arguments.no_cache,
+        progress=True,
+    )
+    _print(table)
+    if arguments.out:
+        out = Path(arguments.out)
+        table.to_csv(out, index=False) if out.suffix == ".csv" else table.to_parquet(
+            out, index=False
+        )
+        print(f"{len(table)} rows in {out}")
+    if arguments.log:
+        print(f"logged as run {log_comparison(table)}")
+    return 0 if (table["status"] == "ok").any() else 1
+
+
+def _print(table: pd.DataFrame) -> None:
+    ok = table[(table["status"] == "ok") & table["bin"].isna()]
+    for (model, step), rows in ok.groupby(["model_id", "step"], sort=False, dropna=False):
+        print(f"{model}{'' if step != step else f'  step {step}'}")
+        for name, values in rows.groupby("metric", sort=False):
+            over = f"mean of {len(values)}" if len(values) > 1 else ""
+            if len(values) == 1 and values["stderr"].notna().all():
+                over = f"± {values['stderr'].iloc[0]:.2g} over {values['n'].iloc[0]} problems"
+            print(f"  {name:38} {values['value'].mean():<12.6g} {values['unit'].iloc[0]:15} {over}")
+    bad = table[table["status"] != "ok"]
+    for (model, status, reason), rows in bad.groupby(["model_id", "status", "reason"], sort=False):
+        names = sorted(set(rows["metric"]))
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        print(f"{model}: {names[0]}{others}: {status} in {len(rows)} rows: {reason}")

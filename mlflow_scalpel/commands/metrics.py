@@ -1,0 +1,40 @@
+"""`mlflow-scalpel metrics`: what can be measured."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import textwrap
+
+NAME = "metrics"
+HELP = "list the metrics, or explain some of them"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="explain these metrics or groups in full"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print each metric with its unit and what it is."""
+    from mlflow_scalpel.metrics import GROUPS, all_metrics, choose_metrics
+
+    if arguments.names:
+        for one in choose_metrics(arguments.names):
+            print(f"{one.name} (version {one.version}), in {one.unit}\n")
+            print(textwrap.indent(inspect.getdoc(one.function) or "", "    "), end="\n\n")
+        return 0
+    known = all_metrics()
+    width = max(len(one.name) for one in known) + 2
+    for group, read in GROUPS.items():
+        found = [one for one in known if one.group == group]
+        if not found:
+            continue
+        print(f"{group}: {read}")
+        for one in found:
+            about = (inspect.getdoc(one.function) or "").splitlines()[0]
+            print(f"  {one.name:{width}}{about}")
+        print()
+    return 0

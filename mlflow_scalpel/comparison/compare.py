@@ -1,0 +1,87 @@
+"""`mlflow_scalpel.compare`: any models against any base, as one tidy table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from mlflow_scalpel.checkpoints.resolve import expand
+from mlflow_scalpel.comparison.engine import STANDARD, Comparison
+from mlflow_scalpel.comparison.probes import Probe, build_probe, read_texts
+from mlflow_scalpel.comparison.subjects import Subject, subject_from
+from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.metrics.registry import choose_metrics
+
+
+def compare(
+    base: str,
+    checkpoints: Sequence[str] | str,
+    *,
+    metrics: Iterable[str] = STANDARD,
+    texts: str | Path | Sequence[tuple[str, str]] | None = None,
+    system_prompt: str | None = None,
+    dtype: str = "float32",
+    all_tensors: bool = False,
+    cache: bool = True,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Measure checkpoints against their base; one row a value, with the columns of the tidy table.
+
+    Args:
+        base: local directory, hub name, or any URI that one checkpoint has.
+        checkpoints: one or more of the same; `runs:/RUN` means all checkpoints of a run.
+        metrics: names of metrics or groups, as `mlflow-scalpel metrics` lists them.
+        texts: JSONL file with the fields problem and solution, or such pairs; what `kl` and
+            `attention` are measured on. Without texts they are left out.
+        system_prompt: put before every text.
+        dtype: of the forward passes.
+        all_tensors: weight metrics also of embeddings, norms, heads and biases.
+        cache: keep results on this machine by content, and take what is kept.
+        progress: show bars on a terminal.
+
+    Raises:
+        ScalpelError: a model, a metric or the texts cannot be had; metrics that need texts were
+            named without any. What cannot be measured of a checkpoint is a row with its reason.
+    """
+    names = [metrics] if isinstance(metrics, str) else list(metrics)
+    chosen = choose_metrics(names)
+    needing = [one.name for one in chosen if one.group in ("kl", "attention")]
+    if texts is None and needing and names != list(STANDARD):
+        raise ScalpelError(
+            f"metrics = {needing[0]}: is measured on texts; give a JSONL file with the fields "
+            "problem and solution (texts=..., --texts FILE)"
+        )
+    for group, instead in (
+        ("capabilities", "the entry point evaluate"),
+        ("updates", "mlflow_scalpel.compare_updates"),
+    ):
+        if any(one.group == group for one in chosen):
+            raise ScalpelError(f"metrics = {group}: is not measured here but by {instead}")
+    sources = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
+    expanded = [one for source in sources for one in expand(source)]
+    subject = subject_from(base)
+    comparison = Comparison(
+        subject,
+        [] if texts is None else [_probe(texts, subject, system_prompt)],
+        names,
+        dtype=dtype,
+        others=all_tensors,
+        cache=cache,
+        progress=progress,
+    )
+    return comparison.measure(*(subject_from(one) for one in expanded))
+
+
+def _probe(
+    texts: str | Path | Sequence[tuple[str, str]], base: Subject, system_prompt: str | None
+) -> Probe:
+    from transformers import AutoTokenizer
+
+    if isinstance(texts, str | Path):
+        name, pairs = Path(texts).stem, read_texts(Path(texts))
+    else:
+        name, pairs = "texts", [(problem, solution) for problem, solution in texts]
+    tokenizer = AutoTokenizer.from_pretrained(base.directory)
+    return build_probe(name, pairs, tokenizer, system_prompt=system_prompt)

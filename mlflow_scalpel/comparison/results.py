@@ -1,0 +1,55 @@
+"""Keeps what was measured, by content: the same question about the same bytes is answered once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from mlflow_scalpel.checkpoints import cache
+from mlflow_scalpel.comparison.subjects import Subject
+from mlflow_scalpel.comparison.table import read_table, write_table
+from mlflow_scalpel.metrics.registry import Metric
+
+_LAYOUT = 1  # goes up when rows are made otherwise than before
+
+
+def key_of(
+    base: Subject, checkpoint: Subject, metrics: Iterable[Metric], settings: Sequence[Any]
+) -> str:
+    """Names the rows of one checkpoint: digests of both models, metrics, versions, and settings.
+
+    `settings` is all else that the values depend on (texts, template, dtype, learning rates).
+    """
+    parts = [
+        _LAYOUT,
+        base.digest,
+        checkpoint.digest,
+        [(one.name, one.version) for one in metrics],
+        list(settings),
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def kept_rows(key: str) -> list[dict[str, Any]] | None:
+    """The rows kept under a key, or None."""
+    file = cache.directory() / "comparisons" / f"{key}.parquet"
+    if not file.is_file():
+        return None
+    table = read_table(file)
+    records: list[dict[str, Any]] = (
+        table.astype(object).where(table.notna(), None).to_dict("records")
+    )
+    return [{name: value for name, value in row.items() if value is not None} for row in records]
+
+
+def keep_rows(key: str, table: pd.DataFrame) -> None:
+    """Keep the rows of a tidy table under a key."""
+    folder = cache.directory() / "comparisons"
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{key}.{uuid.uuid4().hex}"
+    write_table(table, partial).replace(folder / f"{key}.parquet")

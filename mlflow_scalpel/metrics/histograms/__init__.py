@@ -1,0 +1,1 @@
+"""Which weights changed, by size of change and of weight."""

@@ -1,0 +1,1 @@
+"""How far the output distributions moved, token by token."""

@@ -1,0 +1,14 @@
+"""The noise that the dtype of the forward pass puts under every KL."""
+
+from __future__ import annotations
+
+from mlflow_scalpel.metrics.kl.tokens import Estimate, Texts, mean_over_problems, token_metric
+
+
+@token_metric("kl/floor", unit="nats/token")
+def floor(texts: Texts) -> list[Estimate]:
+    """KL(base in float32 || base in the dtype in use), like `kl`; 0 in float32.
+
+    A KL of the same size says nothing about the checkpoint. `texts` are of the base against itself.
+    """
+    return [mean_over_problems([text.forward for text in texts])]

@@ -1,0 +1,15 @@
+"""KL divergence of the base's next-token distributions from the checkpoint's."""
+
+from __future__ import annotations
+
+from mlflow_scalpel.metrics.kl.tokens import Estimate, Texts, mean_over_problems, token_metric
+
+
+@token_metric("kl/reverse", unit="nats/token")
+def reverse(texts: Texts) -> list[Estimate]:
+    """KL(checkpoint || base) in nats a token, mean within a problem and then over problems.
+
+    Large where the checkpoint says what the base would not; `kl` is large where it no longer says
+    what the base would.
+    """
+    return [mean_over_problems([text.reverse for text in texts])]

@@ -1,0 +1,1 @@
+"""Singular values of each matrix and of its update."""

@@ -1,0 +1,1 @@
+"""Two runs that began with one base."""

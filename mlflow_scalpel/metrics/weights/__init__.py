@@ -1,0 +1,1 @@
+"""How far each matrix moved from the base: sums over its elements."""

@@ -1,0 +1,229 @@
+"""`compare`, in Python and on the command line, on real checkpoints in a real store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+import torch
+from mlflow import MlflowClient
+from safetensors.torch import load_file, save_file
+
+import mlflow_scalpel
+from mlflow_scalpel.checkpoints import log_base, log_checkpoint
+from mlflow_scalpel.cli import main
+from mlflow_scalpel.comparison import engine, weights
+from mlflow_scalpel.errors import ScalpelError
+
+TEXTS = [("1+1=?", "2"), ("what is the capital", "a long answer of many letters"), ("a", "b")]
+
+
+@pytest.fixture
+def models(make_model, tmp_path, empty_cache) -> list[str]:
+    """A base and two checkpoints in directories whose names tell their steps."""
+    found = []
+    for seed, name in ((1, "base"), (2, "checkpoint-5"), (3, "checkpoint-10")):
+        directory = tmp_path / name
+        shutil.copytree(make_model(seed), directory)
+        found.append(str(directory))
+    return found
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps({"problem": p, "solution": s}) + "\n" for p, s in TEXTS))
+    return file
+
+
+def changed(directory: str, change) -> None:
+    file = Path(directory) / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def test_many_checkpoints_give_what_single_ones_do(models, texts):
+    base, *checkpoints = models
+    every = ["weights", "kl"]
+    together = mlflow_scalpel.compare(base, checkpoints, metrics=every, texts=texts, cache=False)
+    alone = [
+        mlflow_scalpel.compare(base, one, metrics=every, texts=TEXTS, cache=False)
+        for one in checkpoints
+    ]
+    drop = "texts"  # named after the file, or not
+    pd.testing.assert_frame_equal(
+        together.drop(columns=drop),
+        pd.concat(alone, ignore_index=True).drop(columns=drop),
+        check_exact=True,
+    )
+    assert sorted(set(together["step"])) == [5, 10]
+    names = set(together["metric"])
+    for name in ("kl/all_tokens", "kl/reverse/answer_tokens", "kl/gini/all_tokens"):
+        assert name in names
+    floor = together[together["metric"] == "kl/floor/all_tokens"]
+    assert list(floor["value"]) == [0.0, 0.0]
+    ok = together[together["status"] == "ok"]
+    assert (ok[ok["metric"] == "kl/all_tokens"]["value"] > 0).all()
+
+
+def test_bfloat16_stands_above_its_floor(models):
+    base, checkpoint, _ = models
+    table = mlflow_scalpel.compare(
+        base, [base, checkpoint], metrics=["kl"], texts=TEXTS, dtype="bfloat16"
+    )
+    value = table.set_index(["model_id", "metric"])["value"]
+    assert value[base, "kl/all_tokens"] == 0.0
+    assert 0.0 < value[base, "kl/floor/all_tokens"] < value[checkpoint, "kl/all_tokens"]
+    assert set(table["dtype"]) == {"bfloat16"}
+
+
+def test_asking_again_costs_nothing_and_one_more_costs_one(models, texts, monkeypatch):
+    base, first, second = models
+    read = []
+    real = weights.StoredWeights.__init__
+
+    def counting(self, directory):
+        read.append(str(directory))
+        real(self, directory)
+
+    monkeypatch.setattr(weights.StoredWeights, "__init__", counting)
+    once = mlflow_scalpel.compare(base, first, metrics=["weights", "kl"], texts=texts)
+    assert read == [base, first]
+    monkeypatch.setattr(engine, "Divergence", None)  # nothing may be run
+    again = mlflow_scalpel.compare(base, first, metrics=["weights", "kl"], texts=texts)
+    assert read == [base, first]
+    pd.testing.assert_frame_equal(once, again, check_exact=True)
+    mlflow_scalpel.compare(base, [first, second])
+    assert read[2:] == [base, second]
+    changed(second, lambda tensors: tensors["model.norm.weight"].mul_(2))
+    mlflow_scalpel.compare(base, [first, second])
+    assert read[4:] == [base, second]
+    mlflow_scalpel.compare(base, first, cache=False)
+    assert read[6:] == [base, first]
+
+
+def test_every_tensor_on_request(models):
+    base, checkpoint, _ = models
+    table = mlflow_scalpel.compare(base, checkpoint, all_tensors=True, metrics=["weights"])
+    norms = table[table["metric"] == "weights/relative_frobenius"]
+    assert len(norms) == len(load_file(Path(base) / "model.safetensors"))
+    outside = set(norms[norms["layer"].isna()]["matrix"])
+    assert {"embed_tokens", "norm"} <= outside
+    assert "input_layernorm" in set(norms["matrix"])
+
+
+def test_fused_projections_are_split(models, tmp_path):
+    base, checkpoint, _ = models
+    apart = mlflow_scalpel.compare(base, checkpoint, metrics=["weights"])
+
+    def fuse(tensors):
+        for layer in range(2):
+            for block, parts, fused in (
+                ("self_attn", ("q_proj", "k_proj", "v_proj"), "qkv_proj"),
+                ("mlp", ("gate_proj", "up_proj"), "gate_up_proj"),
+            ):
+                names = [f"model.layers.{layer}.{block}.{part}.weight" for part in parts]
+                joined = torch.cat([tensors.pop(name) for name in names])
+                tensors[f"model.layers.{layer}.{block}.{fused}.weight"] = joined
+
+    changed(base, fuse)
+    changed(checkpoint, fuse)
+    together = mlflow_scalpel.compare(base, checkpoint, metrics=["weights"])
+    keys = ["metric", "layer", "matrix"]
+    values = [table.set_index(keys)["value"].sort_index() for table in (apart, together)]
+    pd.testing.assert_series_equal(*values, rtol=1e-6)
+
+
+def test_another_tokenizer_is_refused_and_the_rest_goes_on(models):
+    base, odd, fine = models
+    file = Path(odd) / "tokenizer.json"
+    vocabulary = json.loads(file.read_text())
+    words = vocabulary["model"]["vocab"]
+    first, second = list(words)[20:22]
+    words[first], words[second] = words[second], words[first]
+    file.write_text(json.dumps(vocabulary))
+    table = mlflow_scalpel.compare(
+        base, [odd, fine], metrics=["weights", "kl/all_tokens"], texts=TEXTS
+    )
+    kl = table[table["metric"] == "kl/all_tokens"].set_index("model_id")
+    assert kl.loc[odd, "status"] == "refused"
+    assert "2 differ" in kl.loc[odd, "reason"]
+    assert kl.loc[fine, "status"] == "ok"
+    assert (table[table["metric"] == "weights/update_rms"]["status"] == "ok").all()
+
+
+def test_a_checkpoint_of_another_model_is_rows_with_a_reason(models):
+    base, odd, fine = models
+    changed(odd, lambda tensors: tensors.pop("model.norm.weight"))
+    table = mlflow_scalpel.compare(base, [odd, fine], metrics=["kl/all_tokens"], texts=TEXTS)
+    kl = table.set_index("model_id")
+    assert kl.loc[odd, "status"] == "not comparable"
+    assert "lacks the tensor model.norm.weight" in kl.loc[odd, "reason"]
+    assert kl.loc[fine, "status"] == "ok"
+
+
+def test_wrong_questions_are_answered_with_a_remedy(models, tmp_path):
+    base, checkpoint, _ = models
+    with pytest.raises(ScalpelError, match="is measured on texts"):
+        mlflow_scalpel.compare(base, checkpoint, metrics=["kl"])
+    with pytest.raises(ScalpelError, match="did you mean weights"):
+        mlflow_scalpel.compare(base, checkpoint, metrics=["weight"])
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"problem": "a", "solution": "b"}\n{"problem": "a"}\n')
+    with pytest.raises(ScalpelError, match="line 2 is no JSON object with the fields problem"):
+        mlflow_scalpel.compare(base, checkpoint, metrics=["kl"], texts=bad)
+
+
+def test_the_command_on_a_runs_checkpoints(tracking, models, texts, tmp_path, capsys):
+    base, *checkpoints = models
+    with mlflow.start_run() as run:
+        logged = log_base(base)
+        for step, directory in ((5, checkpoints[0]), (10, checkpoints[1])):
+            params = {"learning_rate_sum": 0.1 * step}
+            log_checkpoint(directory, step=step, base=logged.model_id, params=params).wait()
+    out = tmp_path / "table.parquet"
+    words = ["compare", f"models:/{logged.model_id}", f"runs:/{run.info.run_id}"]
+    words += ["--texts", str(texts), "--out", str(out), "--log"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "step 5" in printed
+    assert "kl/answer_tokens" in printed
+    table = pd.read_parquet(out)
+    assert sorted(set(table["step"])) == [5, 10]
+    assert set(table["run_id"]) == {run.info.run_id}
+    per_rate = table[table["metric"] == "weights/relative_frobenius_per_lr"]
+    assert per_rate["value"].notna().all()
+    compared = printed.rsplit("logged as run ", 1)[1].strip()
+    history = MlflowClient().get_metric_history(compared, "kl/all_tokens/pairs")
+    assert [point.step for point in history] == [5, 10]
+    files = {file.path for file in MlflowClient().list_artifacts(compared, "scalpel")}
+    assert files == {"scalpel/table.parquet"}
+
+
+def test_metrics_are_listed_and_explained(capsys):
+    assert main(["metrics"]) == 0
+    assert "weights/relative_frobenius" in capsys.readouterr().out
+    assert main(["metrics", "kl/all_tokens"]) == 0
+    assert "sum_v p_t(v)" in capsys.readouterr().out
+    assert main(["metrics", "nonsense"]) == 2
+
+
+def test_two_processes_may_keep_results_at_once(models):
+    base, checkpoint, _ = models
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(mlflow_scalpel.compare(base, checkpoint)))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3
+    pd.testing.assert_frame_equal(found[0], mlflow_scalpel.compare(base, checkpoint))

@@ -1,0 +1,34 @@
+"""The registry: names, groups, and what users ask for."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.metrics import GROUPS, all_metrics, choose_metrics, metric
+
+
+def test_every_metric_says_what_it_is():
+    known = all_metrics()
+    assert len({one.name for one in known}) == len(known)
+    for one in known:
+        assert one.group in GROUPS
+        assert one.unit
+        assert one.function.__doc__, one.name
+
+
+def test_metrics_are_chosen_by_name_and_by_group():
+    weights = choose_metrics(["weights"])
+    assert {one.group for one in weights} == {"weights"}
+    assert choose_metrics(["weights", "weights/update_rms"]) == weights
+    (one,) = choose_metrics(["kl/all_tokens"])
+    assert one.name == "kl/all_tokens"
+    with pytest.raises(ScalpelError, match="did you mean weights/update_rms"):
+        choose_metrics(["weights/update_rsm"])
+
+
+def test_a_second_metric_of_a_name_or_of_no_group_is_refused():
+    with pytest.raises(ValueError, match="registered twice"):
+        metric(all_metrics()[0].name, unit="x")(lambda: 0.0)
+    with pytest.raises(ValueError, match="its group is none of"):
+        metric("feelings/joy", unit="x")(lambda: 0.0)
