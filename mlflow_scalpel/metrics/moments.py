@@ -58,18 +58,18 @@ def row_sums(base: Tensor, checkpoint: Tensor) -> tuple[Tensor, ...]:
 
     Returns:
         (R,) float32 each: squares of W_0, squares of the update, their products, the largest
-        change, how many are equal, how many are zero in both.
+        change, how many are equal, the smallest square of W_0.
     """
     w0, wt = base.float(), checkpoint.float()
-    update = wt - w0
+    update, squares = wt - w0, w0 * w0
     # Counts are sums of floats: an integer sum keeps the compiler from using vectors.
     return (
-        (w0 * w0).sum(1),
+        squares.sum(1),
         (update * update).sum(1),
         (w0 * update).sum(1),
         update.abs().amax(1),
         torch.where(w0 == wt, 1.0, 0.0).sum(1),
-        torch.where((w0 == 0.0) & (wt == 0.0), 1.0, 0.0).sum(1),
+        squares.amin(1),
     )
 
 
@@ -108,11 +108,10 @@ def update_moments(base: Tensor, checkpoint: Tensor, sums: RowSums = row_sums) -
     columns = [torch.cat(column).double() for column in zip(*parts, strict=True)]
     base_squares, update_squares, dot = (column.sum().item() for column in columns[:3])
     largest = columns[3].max().item()
-    equal, zeros = (int(column.sum().item()) for column in columns[4:])
+    equal = int(columns[4].sum().item())
     if not (_in_range(base_squares) and (_in_range(update_squares) or equal == before.numel())):
         return _in_float64(before, after)
-    # 0.0 equals -0.0, whose bits differ.
-    unchanged = _same_bits(before, after) if zeros else equal
+    unchanged = equal + _zeros_of_other_sign(before, after, columns[5])
     narrow = before.dtype == after.dtype == torch.bfloat16
     rounded = unchanged if narrow else _same_bits(before, after, torch.bfloat16)
     return Moments(before.numel(), base_squares, update_squares, dot, largest, unchanged, rounded)
@@ -133,6 +132,19 @@ def compiled_row_sums() -> RowSums:
         )
         return row_sums
     return torch.compile(row_sums, dynamic=True)
+
+
+def _zeros_of_other_sign(before: Tensor, after: Tensor, smallest: Tensor) -> int:
+    """Minus the number of zeros that became zeros of the other sign: equal, but not the same bits.
+
+    `smallest` holds the smallest square of each row of `ROW` elements; only rows with a zero (or
+    with what is one when it is squared) are looked at.
+    """
+    other = 0
+    for row in torch.nonzero(smallest == 0.0).flatten().tolist():
+        w0, wt = (part[row * ROW : (row + 1) * ROW] for part in (before, after))
+        other += int(((w0 == 0.0) & (wt == 0.0) & (w0.signbit() != wt.signbit())).sum())
+    return -other
 
 
 def _in_range(squares: float) -> bool:
