@@ -1,0 +1,41 @@
+"""`mlflow-scalpel import`: published results as a run beside one's own."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+NAME = "import"
+HELP = "log published results as a run"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="tidy table (.csv, .parquet), or .json of norms or KL by checkpoint "
+        "(LABEL-step-NUMBER); files of one label become one run",
+    )
+    parser.add_argument("--experiment", required=True, metavar="E", help="its name")
+    parser.add_argument("--name", help="of the run; its label unless given")
+    parser.add_argument("--algorithm", help="such as grpo or sft")
+    parser.add_argument("--base", help="what training began with")
+    parser.add_argument("--learning-rate", type=float, metavar="R")
+    parser.add_argument("--steps", type=int, metavar="N", help="of the whole training")
+    parser.add_argument("--dtype", help="in which the values were computed")
+    parser.add_argument("--data", help="what it was trained on")
+    parser.add_argument("--source", help="where the results were published")
+    parser.add_argument("--texts", default="published", help="name of the texts KL was measured on")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Import the files, and print the runs."""
+    from mlflow_scalpel.comparison.imported import About, import_files
+
+    about = About(**{name: getattr(arguments, name) for name in About.model_fields})
+    for run_id in import_files(arguments.files, arguments.experiment, about):
+        print(f"imported as run {run_id}")
+    return 0
