@@ -51,3 +51,17 @@ def test_hashing_is_measured_on_one_file_and_on_shards(tmp_path):
     assert {"make_manifest, one file", "make_manifest, 4 shards"} < set(rows)
     assert len(rows) == 4
     assert all(speed > 0 for speed in rows.values())
+
+
+@pytest.mark.slow
+def test_weights_are_measured_beside_other_ways(tmp_path):
+    options = ("--gigabytes", "0.1", "--checkpoints", "2", "--rounds", "1")
+    rows = run("weights.py", tmp_path, *options)["rows"]
+    assert [row["way"] for row in rows] == [
+        "numpy sum of the same bytes",
+        "load both, norms in bfloat16",
+        "group weights, one pair",
+        "group weights, 2 pairs",
+        "group weights, 2 checkpoints at once",
+    ]
+    assert all(row["gigabytes_per_second"] > 0 for row in rows)

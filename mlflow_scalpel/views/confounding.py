@@ -12,6 +12,8 @@ from mlflow_scalpel.views.tidy import number
 
 #: What every comparison must show, whether it differs or not.
 FIRST = ("learning_rate", "steps", "dtype", "data", "seed")
+#: And where any of the runs was imported, from where.
+SHOWN = (*FIRST, "imported_from")
 ABSENT = "not recorded"
 
 
@@ -63,9 +65,9 @@ def confounder_table(runs: pd.DataFrame) -> Markup:
     Every cell is escaped. Rows in which all runs agree have the class `same`; parameters that only
     some of the runs record stand in a part of their own, which opens on a click.
     """
-    frame = confounders(runs, always=FIRST)
+    frame = confounders(runs, always=SHOWN)
     # SFT and GRPO each have dozens of settings that the other does not know: those stand apart.
-    partial = (frame == ABSENT).any(axis=1) & ~frame.index.isin(FIRST)
+    partial = (frame == ABSENT).any(axis=1) & ~frame.index.isin(SHOWN)
     own = frame[partial]
     shown = _html_table(frame[~partial])
     if own.empty:
