@@ -65,3 +65,12 @@ def test_weights_are_measured_beside_other_ways(tmp_path):
         "group weights, 2 checkpoints at once",
     ]
     assert all(row["gigabytes_per_second"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_divergences_are_measured_beside_bare_forward_passes(tmp_path, first_model):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"problem": "1+1=?", "solution": "2"}\n' * 3)
+    options = ("--model", str(first_model), "--texts", str(texts), "--checkpoints", "2")
+    rows = run("divergence.py", tmp_path, *options)["rows"]
+    assert [row["bytes_above_model"] is None for row in rows] == [True, False, False]

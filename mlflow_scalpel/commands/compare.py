@@ -29,9 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help="metrics or groups, as `mlflow-scalpel metrics` lists them",
     )
-    parser.add_argument(
-        "--texts", metavar="FILE", help="JSONL with problem and solution, for kl and attention"
-    )
+    parser.add_argument("--texts", metavar="FILE", help="JSONL with problem and solution, for kl")
     parser.add_argument("--system-prompt", metavar="TEXT", help="put before every text")
     parser.add_argument(
         "--dtype", default="float32", choices=["float32", "bfloat16", "float16"],

@@ -33,8 +33,8 @@ def compare(
         base: local directory, hub name, or any URI that one checkpoint has.
         checkpoints: one or more of the same; `runs:/RUN` means all checkpoints of a run.
         metrics: names of metrics or groups, as `mlflow-scalpel metrics` lists them.
-        texts: JSONL file with the fields problem and solution, or such pairs; what `kl` and
-            `attention` are measured on. Without texts they are left out.
+        texts: JSONL file with the fields problem and solution, or such pairs; what `kl` is
+            measured on. Without texts it is left out.
         system_prompt: put before every text.
         dtype: of the forward passes.
         all_tensors: weight metrics also of embeddings, norms, heads and biases.
@@ -47,18 +47,12 @@ def compare(
     """
     names = [metrics] if isinstance(metrics, str) else list(metrics)
     chosen = choose_metrics(names)
-    needing = [one.name for one in chosen if one.group in ("kl", "attention")]
+    needing = [one.name for one in chosen if one.group == "kl"]
     if texts is None and needing and names != list(STANDARD):
         raise ScalpelError(
             f"metrics = {needing[0]}: is measured on texts; give a JSONL file with the fields "
             "problem and solution (texts=..., --texts FILE)"
         )
-    for group, instead in (
-        ("capabilities", "the entry point evaluate"),
-        ("updates", "mlflow_scalpel.compare_updates"),
-    ):
-        if any(one.group == group for one in chosen):
-            raise ScalpelError(f"metrics = {group}: is not measured here but by {instead}")
     sources = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
     expanded = [one for source in sources for one in expand(source)]
     subject = subject_from(base)

@@ -14,11 +14,15 @@ from torch import Tensor
 from mlflow_scalpel.checkpoints.weights import load_weights
 from mlflow_scalpel.comparison.probes import Probe, ProbeText
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.metrics.compiling import compiled
 from mlflow_scalpel.metrics.kl.tokens import TokenDivergence, token_divergence
 from mlflow_scalpel.metrics.registry import Metric
 
 BATCH_TOKENS = 4096  # tokens a forward pass, padding included
-SLICE_LOGITS = 1 << 20  # logits formed at once: 4 MB in float32, whatever the vocabulary
+# Logits formed at once, whatever the vocabulary: 4 MB in float32, which fit the cache of the many
+# eager passes; the compiled ones are few, and like larger products.
+SLICE_LOGITS, COMPILED_SLICE_LOGITS = 1 << 20, 1 << 22
+COMPILED_FROM = 1 << 27  # logits of a probe from which compiling (seconds) is worth its time
 KEPT_IN_MEMORY = 256 << 20  # bytes of the base's hidden states; more of them wait on disk
 
 Progress = Callable[[int], object]
@@ -123,7 +127,11 @@ class Divergence:
         after_head: Tensor,
     ) -> list[TokenDivergence]:
         """Divergences at each position of each text of a probe."""
-        step = max(1, SLICE_LOGITS // after_head.shape[0])
+        vocabulary = after_head.shape[0]
+        function, size = token_divergence, SLICE_LOGITS
+        if vocabulary * sum(len(item.ids) for item in probe.items) >= COMPILED_FROM:
+            function, size = compiled(token_divergence), COMPILED_SLICE_LOGITS
+        step = max(1, size // vocabulary)
         found = []
         for item, base, checkpoint in zip(probe.items, before, after, strict=True):
             following = torch.tensor([*item.ids[1:], -1], device=after_head.device)  # (T,)
@@ -131,9 +139,7 @@ class Divergence:
             for start in range(0, len(item.ids), step):
                 these = slice(start, start + step)
                 logits = base[these] @ before_head.T  # (t, V)
-                parts.append(
-                    token_divergence(logits, checkpoint[these] @ after_head.T, following[these])
-                )
+                parts.append(function(logits, checkpoint[these] @ after_head.T, following[these]))
             found.append(
                 TokenDivergence(
                     *(

@@ -42,7 +42,7 @@ class Comparison:
 
         Args:
             base: the model that everything is compared with.
-            probes: texts for the groups `kl` and `attention`; without any they are left out.
+            probes: texts for the group `kl`; without any it is left out.
             metrics: names of metrics or groups.
             dtype: of the forward passes.
             others: weight metrics also of embeddings, norms, heads and biases.

@@ -12,10 +12,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from mlflow_scalpel.metrics.compiling import compiled
 from mlflow_scalpel.metrics.moments import (
     COMPILED_FROM,
     Training,
-    compiled_row_sums,
     row_sums,
     update_moments,
 )
@@ -125,7 +125,7 @@ def weight_rows(
     before = base.matrices(others=others)
     after = [checkpoint.matrices(others=others) for checkpoint, _ in checkpoints]
     elements = sum(base.size(name) for name, _ in before.values()) * len(checkpoints)
-    sums = compiled_row_sums() if elements >= COMPILED_FROM else row_sums
+    sums = compiled(row_sums) if elements >= COMPILED_FROM else row_sums
     for place in sorted({*before, *(key for names in after for key in names)}, key=in_order):
         w0 = base.read(before[place]) if place in before else None
         for index, (checkpoint, training) in enumerate(checkpoints):

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import os
-import shutil
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -82,7 +78,7 @@ def update_moments(base: Tensor, checkpoint: Tensor, sums: RowSums = row_sums) -
     Args:
         base: W_0, any shape and floating dtype.
         checkpoint: W_t, the same shape; its dtype may differ.
-        sums: `row_sums`, or what `compiled_row_sums` gives for it.
+        sums: `row_sums`, or what `compiled` gives for it.
 
     Raises:
         ValueError: the shapes differ.
@@ -115,23 +111,6 @@ def update_moments(base: Tensor, checkpoint: Tensor, sums: RowSums = row_sums) -
     narrow = before.dtype == after.dtype == torch.bfloat16
     rounded = unchanged if narrow else _same_bits(before, after, torch.bfloat16)
     return Moments(before.numel(), base_squares, update_squares, dot, largest, unchanged, rounded)
-
-
-@functools.cache
-def compiled_row_sums() -> RowSums:
-    """`row_sums` under `torch.compile`, or itself (said once) where there is no C++ compiler.
-
-    The first call compiles: about 20 s, and 2 s once PyTorch's cache on disk has it.
-    """
-    compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
-    if not any(shutil.which(compiler) for compiler in compilers):
-        warnings.warn(
-            "no C++ compiler was found (g++ or clang++), so the weight metrics run without "
-            "torch.compile: the numbers are the same, at a tenth of the speed",
-            stacklevel=2,
-        )
-        return row_sums
-    return torch.compile(row_sums, dynamic=True)
 
 
 def _zeros_of_other_sign(before: Tensor, after: Tensor, smallest: Tensor) -> int:

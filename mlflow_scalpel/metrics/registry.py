@@ -17,12 +17,7 @@ ENTRY_POINT_GROUP = "mlflow_scalpel.metrics"
 
 GROUPS = {
     "weights": "one pass over each pair of matrices",
-    "histograms": "the same pass, counted by bin",
-    "spectra": "singular values of each matrix and its update",
-    "updates": "the updates of two runs from one base",
     "kl": "base and checkpoint run over texts",
-    "attention": "eager attention of base and checkpoint over texts",
-    "capabilities": "rows of an evaluation",
 }
 """What the functions of a group read; every function of a group takes the same arguments."""
 

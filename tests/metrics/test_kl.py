@@ -13,6 +13,7 @@ from scipy.special import log_softmax
 from scipy.stats import entropy
 
 from mlflow_scalpel.metrics import choose_metrics
+from mlflow_scalpel.metrics.compiling import compiled
 from mlflow_scalpel.metrics.kl.tokens import Estimate, TokenDivergence, token_divergence
 
 
@@ -130,3 +131,18 @@ def test_deciles_of_the_bases_entropy_hold_a_tenth_each():
     found = by_name("kl/by_base_entropy/all_tokens", values)
     assert [one.bin for one in found] == [float(decile) for decile in range(1, 11)]
     assert [one.value for one in found] == pytest.approx([10 * d + 4.5 for d in range(10)])
+
+
+@pytest.mark.slow
+def test_compiled_numbers_are_the_same():
+    torch.manual_seed(0)
+    before = torch.randn(9, 2001) * 4
+    after = before + 1e-3 * torch.randn(9, 2001)
+    following = torch.arange(9)
+    eager = token_divergence(before, after, following)
+    fast = compiled(token_divergence)(before, after, following)
+    for name in ("forward", "reverse", "js", "base_entropy", "same_top", "checkpoint_right"):
+        assert getattr(fast, name).numpy() == pytest.approx(getattr(eager, name).numpy(), rel=1e-5)
+    itself = compiled(token_divergence)(before, before.clone(), following)
+    assert not itself.forward.any()
+    assert not itself.js.any()

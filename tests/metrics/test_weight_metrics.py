@@ -10,12 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_scalpel.metrics import choose_metrics
+from mlflow_scalpel.metrics import choose_metrics, compiling
+from mlflow_scalpel.metrics.compiling import compiled
 from mlflow_scalpel.metrics.moments import (
     ROW,
     SLICE_ROWS,
     Training,
-    compiled_row_sums,
+    row_sums,
     update_moments,
 )
 from mlflow_scalpel.metrics.weights.relative_frobenius import relative_frobenius
@@ -121,7 +122,7 @@ def test_compiled_numbers_are_the_same(dtype):
     w0 = torch.randn(700, 300).to(dtype)
     wt = (w0.float() + 1e-2 * torch.randn(700, 300)).to(dtype)
     wt[::2] = w0[::2]
-    check_all(w0, wt, sums=compiled_row_sums())
+    check_all(w0, wt, sums=compiled(row_sums))
 
 
 def test_large_sums_keep_their_digits():
@@ -154,6 +155,16 @@ def test_what_did_not_change_has_norm_zero():
 def test_denormals_count():
     tiny = torch.full((2, 2), 1e-40)
     assert relative_frobenius(update_moments(tiny, 2 * tiny), UNKNOWN) == pytest.approx(1.0)
+
+
+def test_without_a_compiler_the_function_runs_as_it_is(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    for cached in (compiled, compiling._has_compiler):
+        cached.cache_clear()
+    with pytest.warns(UserWarning, match="no C\\+\\+ compiler was found"):
+        assert compiled(row_sums) is row_sums
+    for cached in (compiled, compiling._has_compiler):
+        cached.cache_clear()
 
 
 def test_shapes_must_agree():

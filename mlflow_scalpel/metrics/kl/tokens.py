@@ -13,6 +13,8 @@ from torch import Tensor
 
 from mlflow_scalpel.metrics.registry import metric
 
+_NEAR = 0.5  # |log q - log p| below which terms are taken from series
+
 TOKEN_SETS = ("all_tokens", "answer_tokens")
 
 
@@ -64,20 +66,13 @@ def token_divergence(base: Tensor, checkpoint: Tensor, following: Tensor) -> Tok
     log_q, checkpoint_norm = _log_softmax(checkpoint)
     d = (checkpoint - base) - (checkpoint_norm - base_norm).float()  # (T, V)
     p, q = log_p.exp(), log_q.exp()
-    grown = torch.expm1(d)
+    near = d.abs() < _NEAR
+    to_m = torch.where(near, d / 2.0 + _log_cosh(d / 2.0), _log_mean(d))  # log(m / p)
+    down = torch.where(near, to_m - d, _log_mean(-d))  # log(m / q)
     # Where d is large the same terms are written out, since e^d leaves float32's range.
-    near = d.abs() < 1.0
-    to_m = _log_mean(d, grown)  # log(m / p)
-    down = torch.where(near, to_m - d, _log_mean(-d, torch.expm1(-d)))  # log(m / q)
-    forward = _sum(torch.where(near, p * (grown - d), q - p - p * d))
-    reverse = _sum(torch.where(near, p * ((grown + 1.0) * d - grown), q * d - q + p))
-    js = 0.5 * _sum(
-        torch.where(
-            near,
-            p * (torch.expm1(to_m) - to_m) + q * (torch.expm1(down) - down),
-            -p * to_m - q * down,
-        )
-    )
+    forward = _sum(torch.where(near, p * _excess(d), q - p - p * d))
+    reverse = _sum(torch.where(near, q * _excess(-d), q * d - q + p))
+    js = 0.5 * _sum(torch.where(near, p * _excess(to_m) + q * _excess(down), -p * to_m - q * down))
     entropy = _sum(torch.where(p > 0.0, -p * log_p, 0.0))
     same = (base.argmax(-1) == checkpoint.argmax(-1)).double()
     known = following >= 0
@@ -105,9 +100,23 @@ def _log_softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
     return lower - total.float(), highest.double() + total
 
 
-def _log_mean(d: Tensor, grown: Tensor) -> Tensor:
-    """log((1 + e^d) / 2), with `grown` e^d - 1."""
-    return torch.where(d < 60.0, torch.log1p(grown / 2.0), d - math.log(2.0))
+def _excess(d: Tensor) -> Tensor:
+    """e^d - 1 - d for |d| < 0.5 by its series, which keeps the digits that a difference loses."""
+    series = torch.ones_like(d)
+    for n in range(10, 2, -1):
+        series = 1.0 + series * d / n
+    return 0.5 * d * d * series
+
+
+def _log_cosh(x: Tensor) -> Tensor:
+    """log cosh x for |x| < 0.25 by its series."""
+    y = x * x
+    return y * (1 / 2 - y * (1 / 12 - y * (1 / 45 - y * (17 / 2520))))
+
+
+def _log_mean(d: Tensor) -> Tensor:
+    """log((1 + e^d) / 2)."""
+    return torch.where(d < 60.0, torch.log1p(d.exp()), d) - math.log(2.0)
 
 
 def _sum(terms: Tensor) -> Tensor:

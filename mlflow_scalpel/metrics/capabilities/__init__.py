@@ -1,1 +1,0 @@
-"""What was gained and lost, problem by problem."""

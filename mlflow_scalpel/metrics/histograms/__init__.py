@@ -1,1 +1,0 @@
-"""Which weights changed, by size of change and of weight."""

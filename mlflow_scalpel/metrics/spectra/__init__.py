@@ -1,1 +1,0 @@
-"""Singular values of each matrix and of its update."""

@@ -1,1 +1,0 @@
-"""Two runs that began with one base."""
