@@ -15,7 +15,7 @@ from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 
 from mlflow_scalpel.views.before_after import scores_before_after
-from mlflow_scalpel.views.confounding import FIRST, confounder_table, confounders
+from mlflow_scalpel.views.confounding import SHOWN, confounder_table, confounders
 from mlflow_scalpel.views.costs import cost
 from mlflow_scalpel.views.findings import NORM, PER_RATE, findings, seed_words
 from mlflow_scalpel.views.heatmaps import weight_heatmaps
@@ -165,7 +165,7 @@ def write_report(
         bases=list(dict.fromkeys(base for base in clean["base"] if base)),
         names=names,
         parameters=confounder_table(
-            runs[[c for c in runs.columns if c in ("name", "algorithm", *FIRST)]]
+            runs[[c for c in runs.columns if c in ("name", "algorithm", *SHOWN)]]
         )
         if runs is not None and known
         else "",
@@ -233,5 +233,5 @@ def write_figures(
             numbers(figure).to_csv(written[-1], index=False)
     if runs is not None and len(runs):
         written.append(directory / "confounders.csv")
-        confounders(runs, always=FIRST).to_csv(written[-1])
+        confounders(runs, always=SHOWN).to_csv(written[-1])
     return written

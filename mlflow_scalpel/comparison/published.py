@@ -1,0 +1,215 @@
+"""Files of published results: tidy tables, and the JSON files of arXiv 2507.10616."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mlflow_scalpel.comparison.table import COLUMNS, DTYPES
+from mlflow_scalpel.comparison.weights import MATRICES
+from mlflow_scalpel.errors import ScalpelError
+
+_KEY = re.compile(r"(?P<label>.+)-step-(?P<step>\d+)")
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Results:
+    """One run's rows out of one or several files."""
+
+    label: str
+    rows: list[Row] = field(default_factory=list)
+    unstepped: dict[str, list[Row]] = field(default_factory=lambda: defaultdict(list))
+    """Rows by key, of keys that name no step, such as `main`."""
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of each file by name."""
+
+
+def read_results(files: Sequence[Path]) -> list[Results]:
+    """The rows of all files, by run label, in order of label.
+
+    Keys without a step belong to the run of their file; in a file of nothing else, to the only run.
+    """
+    runs: dict[str, Results] = {}
+    strays: list[tuple[Path, dict[str, list[Row]]]] = []
+    for file in files:
+        read = {".json": _read_json, ".csv": _read_table, ".parquet": _read_table}.get(file.suffix)
+        if read is None:
+            raise ScalpelError(f"{file}: is none of .csv, .parquet and .json")
+        labels: set[str] = set()
+        unstepped: dict[str, list[Row]] = defaultdict(list)
+        for label, key, row in read(file):
+            if not label:
+                unstepped[key].append(row)
+                continue
+            labels.add(label)
+            run = runs.setdefault(label, Results(label))
+            (run.unstepped[key] if key else run.rows).append(row)
+        if not labels and not unstepped:
+            raise ScalpelError(f"{file}: holds no value; is it the file that you meant?")
+        for label in labels:
+            runs[label].files[file.name] = sha256(file.read_bytes())
+        if len(labels) == 1:
+            _extend(runs[labels.pop()].unstepped, unstepped)
+        elif unstepped:
+            strays.append((file, unstepped))
+    for file, unstepped in strays:
+        keys = ", ".join(unstepped)
+        if not runs:
+            raise ScalpelError(
+                f"{file}: holds no checkpoint, only {keys}; checkpoints are LABEL-step-NUMBER"
+            )
+        if len(runs) > 1:
+            raise ScalpelError(
+                f"{file}: {keys} has no step, and whose it is of {', '.join(sorted(runs))} is not "
+                "known; import the files of each run by itself"
+            )
+        (run,) = runs.values()
+        run.files[file.name] = sha256(file.read_bytes())
+        _extend(run.unstepped, unstepped)
+    return [run for _, run in sorted(runs.items())]
+
+
+def _extend(known: dict[str, list[Row]], more: Mapping[str, list[Row]]) -> None:
+    for key, rows in more.items():
+        known[key] += rows
+
+
+def _read_table(file: Path) -> Iterator[tuple[str, str, Row]]:
+    """(label, key, row) for each row of a tidy table; the key is "" where the row has a step."""
+    texts = {name: "string" for name, dtype in DTYPES.items() if dtype == "string"}
+    try:
+        # As text, or names such as 0001 would be read as numbers.
+        table = pd.read_csv(file, dtype=texts) if file.suffix == ".csv" else pd.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise ScalpelError(f"{file}: cannot be read as a table ({error})") from error
+    if unknown := [str(name) for name in table.columns if name not in COLUMNS]:
+        raise ScalpelError(
+            f"{file}: column {unknown[0]!r} is unknown; a tidy table has {', '.join(COLUMNS)}"
+        )
+    if missing := [name for name in ("metric", "step", "value") if name not in table.columns]:
+        raise ScalpelError(f"{file}: has no column {missing[0]!r}; metric, step, value are needed")
+    first, place = (2, "line") if file.suffix == ".csv" else (0, "row")
+    for name in table.columns:
+        if DTYPES[name] == "string":
+            table[name] = table[name].astype("string")
+            continue
+        numbers = pd.to_numeric(table[name], errors="coerce").astype("Float64")
+        wrong = numbers.isna() & table[name].notna()
+        if DTYPES[name] == "Int64":
+            wrong |= numbers.notna() & (numbers % 1 != 0).fillna(True)
+        if wrong.any():
+            at = int(wrong.to_numpy(dtype=bool).argmax())
+            kind = "whole number" if DTYPES[name] == "Int64" else "number"
+            raise ScalpelError(
+                f"{file}: {place} {at + first}, column {name!r}: '{table[name].iloc[at]}' is no "
+                f"{kind}; correct it, or leave it empty"
+            )
+        table[name] = numbers.astype(DTYPES[name])
+    records = table.astype(object).where(table.notna(), None).to_dict("records")
+    for number, row in enumerate(records, first):
+        if row["metric"] is None:
+            raise ScalpelError(f"{file}: {place} {number}: names no metric; name it or remove it")
+        known = {str(name): value for name, value in row.items() if value is not None}
+        if known.get("status", "ok") == "ok" and (known.get("value") in (math.inf, -math.inf)):
+            known |= _valued(known["value"])
+        label = str(known.pop("run_id", file.stem))
+        yield label, "" if "step" in known else str(known.get("model_id", file.name)), known
+
+
+def _read_json(file: Path) -> Iterator[tuple[str, str, Row]]:
+    """(label, "", row) for each value of a checkpoint; ("", key, row) where the key has no step."""
+    try:
+        content = json.loads(file.read_bytes(), object_pairs_hook=_once)
+    except (OSError, ValueError) as error:
+        raise ScalpelError(f"{file}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict) or not content:
+        raise ScalpelError(f"{file}: is no JSON object of checkpoints (LABEL-step-NUMBER)")
+    sizes: dict[str, tuple[str, int]] = {}
+    of_norms = any(isinstance(values, Mapping) for values in content.values())
+    for key, values in content.items():
+        named = _KEY.fullmatch(key)
+        label = named["label"] if named else ""
+        place = {"step": int(named["step"])} if named else {}
+        if isinstance(values, Mapping):
+            rows = list(_norms(file, key, values))
+            layers = 1 + max(row["layer"] for row in rows)
+            other, expected = sizes.setdefault(label, (key, layers))
+            if layers != expected:
+                raise ScalpelError(
+                    f"{file}: {key!r} has {layers} layers, and {other!r} has {expected}; one of "
+                    "them is cut off or of another model: correct or remove it"
+                )
+        elif _is_value(values) and not (values is None and of_norms):
+            rows = [{"metric": "kl/all_tokens", "unit": "nats/token", **_valued(values)}]
+        else:
+            raise ScalpelError(
+                f"{file}: {key!r} holds neither a number (KL) nor an object of matrices (norms)"
+            )
+        for row in rows:
+            yield label, "" if named else key, {**place, **row}
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} stands there twice; leave one")
+    return content
+
+
+def _is_value(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _valued(value: float | None) -> Row:
+    """The cells of a value: where the file has no finite number, why there is none."""
+    if value is None or not math.isfinite(value):
+        said = "null" if value is None else str(value)
+        return {"value": None, "status": "undefined", "reason": f"the file says {said}"}
+    return {"value": float(value)}
+
+
+def _norms(file: Path, key: str, values: Mapping[str, Any]) -> Iterator[Row]:
+    sizes: dict[str, int] = {}
+    for matrix, layers in values.items():
+        if matrix not in MATRICES:
+            raise ScalpelError(
+                f"{file}: {key!r} has {matrix!r}, which is no matrix; there are "
+                f"{', '.join(MATRICES)}"
+            )
+        if not isinstance(layers, list) or not all(_is_value(value) for value in layers):
+            raise ScalpelError(f"{file}: {key!r}, {matrix}: is no list of numbers, one a layer")
+        sizes[matrix] = len(layers)
+        for layer, value in enumerate(layers):
+            yield {
+                "metric": "weights/relative_frobenius",
+                "unit": "ratio",
+                "layer": layer,
+                "matrix": matrix,
+                **_valued(value),
+            }
+    if not any(sizes.values()):
+        raise ScalpelError(f"{file}: {key!r} holds no value; remove the key")
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{matrix} {size}" for matrix, size in sizes.items())
+        raise ScalpelError(
+            f"{file}: {key!r} has not the same number of layers for each matrix ({found}); "
+            "complete it, with null where there is no value"
+        )
+
+
+def sha256(content: bytes) -> str:
+    """The digest in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
