@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from mlflow_scalpel.errors import ScalpelError
 
 DIRECTORY_TAG = "scalpel.directory"
 _BATCH = 1000  # metrics of one request
+_NAP = 0.2  # seconds of sleep after which `watch` sees that it is to stop
 
 
 @dataclass(frozen=True)
@@ -72,19 +73,24 @@ def log_directory(directory: Path, origin: Origin) -> tuple[str, dict[int, Deliv
 
 
 def watch(
-    directory: Path, origin: Origin, *, interval: float, idle: float | None
+    directory: Path,
+    origin: Origin,
+    *,
+    interval: float,
+    idle: float | None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, Delivery]]:
     """Log checkpoints of a run that goes on, each once it is whole; yields step and delivery.
 
     A checkpoint is whole when its weights are as long as their headers say and nothing in it has
     changed between two looks, `interval` seconds apart. Ends when nothing new has come for `idle`
-    seconds, and never where that is None.
+    seconds (None: never), and before the next look where `stopped()`.
     """
     run_id = run_of(directory, origin)
     seen = stored_steps(run_id)
     looks: dict[int, tuple[Any, ...]] = {}
     changed = time.monotonic()
-    while idle is None or time.monotonic() - changed < idle:
+    while not stopped() and (idle is None or time.monotonic() - changed < idle):
         for step, path in step_directories(directory).items() if directory.is_dir() else ():
             if step in seen:
                 continue
@@ -95,7 +101,9 @@ def watch(
             elif is_whole(path):
                 seen.add(step)
                 yield step, _log(path, step, run_id, origin)
-        time.sleep(interval)
+        next_look = time.monotonic() + interval
+        while not stopped() and (left := next_look - time.monotonic()) > 0:
+            time.sleep(min(left, _NAP))
 
 
 def is_whole(directory: Path) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 from mlflow_scalpel.commands.log import add_origin, origin_of, report
 
@@ -29,19 +31,19 @@ def run(arguments: argparse.Namespace) -> int:
     from mlflow_scalpel.checkpoints.foreign import is_whole, step_directories, watch
     from mlflow_scalpel.checkpoints.log import close_couriers
 
-    directory, taken = arguments.directory, {}
+    directory, taken, stop = arguments.directory, {}, _Stop()
     print(f"watching {directory}; Ctrl-C ends it, when all is sent", flush=True)
-    try:
-        for step, delivery in watch(
-            directory,
-            origin_of(arguments),
-            interval=arguments.interval,
-            idle=arguments.until_idle,
-        ):
-            print(f"step {step}: whole, and on its way", flush=True)
-            taken[step] = delivery
-    except KeyboardInterrupt:
-        print("interrupted; sending what is under way")
+    for step, delivery in watch(
+        directory,
+        origin_of(arguments),
+        interval=arguments.interval,
+        idle=arguments.until_idle,
+        stopped=lambda: stop.asked,
+    ):
+        print(f"step {step}: whole, and on its way", flush=True)
+        taken[step] = delivery
+    if stop.asked:
+        print("interrupted; sending what is under way", flush=True)
     failed = [step for step, delivery in taken.items() if not report(step, delivery)]
     close_couriers()
     for step, path in step_directories(directory).items() if directory.is_dir() else ():
@@ -49,3 +51,21 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"step {step}: {path} never became whole, and is not logged", file=sys.stderr)
             failed.append(step)
     return 1 if failed else 0
+
+
+class _Stop:
+    """Whether the first SIGINT or SIGTERM came; the second ends the process at once.
+
+    An exception that a signal raises is lost where it hits a callback or a destructor of some
+    library; a flag is not.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

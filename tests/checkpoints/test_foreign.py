@@ -92,7 +92,8 @@ def test_watching_a_run_that_goes_on(tracking, first_model, make_model, tmp_path
     output.mkdir()
     watcher = subprocess.Popen(
         [
-            sys.executable, "-m", "mlflow_scalpel.cli", "watch", str(output), "--interval", "0.2",
+            sys.executable, "-X", "faulthandler", "-m", "mlflow_scalpel.cli",
+            "watch", str(output), "--interval", "0.2",
             "--base", str(first_model), "--experiment", "tests",
         ],
         stdout=subprocess.PIPE,
@@ -119,10 +120,10 @@ def test_watching_a_run_that_goes_on(tracking, first_model, make_model, tmp_path
         time.sleep(1)
         watcher.send_signal(signal.SIGINT)
         try:
-            told, _ = watcher.communicate(timeout=20)
-        except subprocess.TimeoutExpired:  # Python drops an interrupt that hits a destructor
-            watcher.send_signal(signal.SIGINT)
             told, _ = watcher.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            watcher.send_signal(signal.SIGABRT)  # says where each thread is
+            pytest.fail(watcher.communicate()[0])
     finally:
         watcher.kill()
     assert "global_step_3 never became whole" in told
