@@ -80,7 +80,7 @@ def test_a_server_goes_away_and_comes_back_with_its_data(
     assert MlflowClient().get_run(run_id).data.metrics == {"loss": 0.5}
 
     server.stop()
-    with pytest.raises(MlflowException, match="Connection (refused|aborted)"):
+    with pytest.raises(MlflowException, match=r"Connection (refused|aborted)"):
         MlflowClient().get_run(run_id)
     server.start()
     assert MlflowClient().get_run(run_id).data.metrics == {"loss": 0.5}

@@ -15,7 +15,7 @@ from mlflow_scalpel.comparison.subjects import Subject
 from mlflow_scalpel.comparison.table import read_table, write_table
 from mlflow_scalpel.metrics.registry import Metric
 
-_LAYOUT = 1  # goes up when rows are made otherwise than before
+_LAYOUT = 2  # goes up when rows are made otherwise than before
 
 
 def key_of(

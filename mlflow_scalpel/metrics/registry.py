@@ -17,7 +17,15 @@ ENTRY_POINT_GROUP = "mlflow_scalpel.metrics"
 
 GROUPS = {
     "weights": "one pass over each pair of matrices",
+    "histograms": "each pair of matrices, in bins",
+    "spectra": "singular values of each pair of matrices",
+    "pairs": "the updates of two checkpoints from one base",
+    "weights_paper_compat": "each pair of matrices, in bfloat16 as arXiv 2507.10616 computes it",
+    "attention": "attention rows of base and checkpoint over texts",
     "kl": "base and checkpoint run over texts",
+    "kl_paper_compat": "base and checkpoint run over texts, in bfloat16 as arXiv 2507.10616 does",
+    "kl_on_base_samples": "base and checkpoint run over the base's own answers",
+    "capabilities": "rows of evaluations of base and checkpoint",
 }
 """What the functions of a group read; every function of a group takes the same arguments."""
 
