@@ -20,7 +20,7 @@ DTYPES = {
     "metric_version": "Int64",
     "layer": "Int64",  # null where it does not apply, as are head, matrix and bin
     "head": "Int64",
-    "other": "string",  # the second checkpoint's model ID, where a metric is of a pair from one base
+    "other": "string",  # model ID of the second checkpoint, where a metric is of two
     "matrix": "string",  # q_proj, k_proj, ...
     "bin": "Float64",
     "value": "Float64",  # null where status is not ok
