@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from mlflow_scalpel.recipes.fields import Data, Dtype, Fraction, Recipe, Strict
+from mlflow_scalpel.recipes.freezing import Freeze
 
 
 class Checkpoints(Strict):
@@ -88,6 +89,8 @@ class Train(Strict):
     gradient_checkpointing: bool = False
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     logging_steps: PositiveInt = 1
+    freeze: Freeze | None = None
+    """Which weights stay as they are in the base; null trains all."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:

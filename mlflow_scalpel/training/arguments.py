@@ -10,7 +10,14 @@ from mlflow_scalpel.errors import RecipeError
 from mlflow_scalpel.recipes.training import GrpoRecipe, SftRecipe, TrainingRecipe
 
 # Fields of `train` that are not a trainer's but say how the model is loaded or data is prepared.
-_NOT_TRL = {"dtype", "attn_implementation", "loss_on", "num_train_epochs", "max_steps"}
+NOT_TRL = {
+    "dtype",
+    "attn_implementation",
+    "loss_on",
+    "num_train_epochs",
+    "max_steps",
+    "freeze",
+}
 
 
 def sft_fields(recipe: SftRecipe, output: Path, rows: int) -> dict[str, Any]:
@@ -78,7 +85,7 @@ def total_steps(recipe: TrainingRecipe, rows: int) -> int:
 def _shared_fields(recipe: TrainingRecipe, output: Path, steps: int) -> dict[str, Any]:
     import torch
 
-    fields = recipe.train.model_dump(exclude=_NOT_TRL)
+    fields = recipe.train.model_dump(exclude=NOT_TRL)
     on_cpu = not torch.cuda.is_available()
     return {
         **fields,

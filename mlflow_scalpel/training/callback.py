@@ -16,9 +16,11 @@ from transformers.trainer_callback import ExportableState
 
 from mlflow_scalpel.checkpoints.log import Delivery, log_checkpoint
 from mlflow_scalpel.comparison import Comparison, Subject, tidy
+from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.recipes.training import TrainingRecipe
 from mlflow_scalpel.training.arguments import problems_a_step, sequences_a_step
 from mlflow_scalpel.training.cost import UNITS, Cost, estimate_flops
+from mlflow_scalpel.training.freezing import METRIC, UNIT, changed_elements, complaint
 from mlflow_scalpel.training.journal import Journal
 from mlflow_scalpel.training.resume import Past
 from mlflow_scalpel.training.session import OpenBase
@@ -47,6 +49,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         run_id: str,
         algorithm: str,
         problems: int,
+        frozen: list[str],
         past: Past,
         rewards: Rewards | None = None,
     ) -> None:
@@ -57,6 +60,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         self._run_id = run_id
         self._algorithm = algorithm
         self._problems = problems
+        self._frozen = frozen
         self._past = past
         self._rewards = rewards
         self._learning_rate_sum = 0.0
@@ -247,6 +251,10 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         summary = summarise(measured)
         image = heatmap_image(measured, step, self._recipe.heatmap_maximum)
         self._journal.image(image, "weights/relative_frobenius", step)
+        frozen = self._frozen if step > 0 else []  # step 0 is the base itself
+        changed = changed_elements(self._base.directory, directory, frozen)
+        if self._frozen:
+            summary[METRIC] = float(sum(changed.values()))
         cost = self._cost(step, self._measuring + time.monotonic() - started).metrics()
         probes = {probe.name: (probe.name, probe.digest) for probe in self._comparison.probes}
         measured_on = {
@@ -259,9 +267,14 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         told = ("kl/all_tokens", "weights/relative_frobenius/mean")
         shown = [f"{name} {value:.3g}" for name, value in summary.items() if name.startswith(told)]
         print(f"step {step}/{self._steps}: {'  '.join(shown)}", flush=True)
-        self._tables += [measured, self._cost_table(cost, step)]
+        self._tables += [measured, self._count_table(cost, step)]
+        if self._frozen:
+            counted = {METRIC: summary[METRIC]}
+            self._tables.append(self._count_table(counted, step, n=len(self._frozen)))
         self._journal.table(self._table())
         self._measuring += time.monotonic() - started
+        if changed:  # once it is on record
+            raise ScalpelError(complaint(changed, step))
 
     def _table(self) -> pd.DataFrame:
         """All rows so far, with the model of each step as far as it is known."""
@@ -289,7 +302,9 @@ class CheckpointCallback(TrainerCallback, ExportableState):
             measuring_seconds=measuring_seconds,
         )
 
-    def _cost_table(self, cost: dict[str, float], step: int) -> pd.DataFrame:
+    def _count_table(
+        self, counts: dict[str, float], step: int, n: int | None = None
+    ) -> pd.DataFrame:
         return tidy(
             {
                 "base": self._base.model_id,
@@ -300,9 +315,10 @@ class CheckpointCallback(TrainerCallback, ExportableState):
                 "metric": name,
                 "metric_version": 1,
                 "value": value,
-                "unit": UNITS[name],
+                "n": n,
+                "unit": UNITS.get(name, UNIT),
             }
-            for name, value in cost.items()
+            for name, value in counts.items()
         )
 
 

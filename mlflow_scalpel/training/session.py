@@ -60,6 +60,7 @@ def follow(
 
     from mlflow_scalpel.checkpoints.log import courier_for
     from mlflow_scalpel.training.callback import CheckpointCallback
+    from mlflow_scalpel.training.freezing import apply_freeze
     from mlflow_scalpel.training.journal import Journal
     from mlflow_scalpel.training.resume import (
         Past,
@@ -69,6 +70,7 @@ def follow(
         seam_tag,
     )
 
+    trained = apply_freeze(trainer.model, stage.recipe.train.freeze)
     trainer.remove_callback(PrinterCallback)  # a line a step; the callback prints what counts
     from_here = newest_whole(stage.output) if stage.resumed else None
     if not stage.run_id:
@@ -84,6 +86,7 @@ def follow(
         print(f"run {stage.run_id} goes on from step {past.step}", flush=True)
     else:
         log_settings(stage.recipe, base, algorithm, rows, trainer.args, trainer.args.max_steps)
+        mlflow.log_params(trained.params())
     trainer.add_callback(
         CheckpointCallback(
             stage.recipe,
@@ -93,6 +96,7 @@ def follow(
             run_id=stage.run_id,
             algorithm=algorithm,
             problems=rows,
+            frozen=trained.frozen_names,
             past=past,
             rewards=rewards,
         )

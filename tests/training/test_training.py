@@ -12,7 +12,7 @@ from trl import GRPOConfig, SFTConfig
 from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.recipes import load_recipe, read_recipe
 from mlflow_scalpel.recipes.training import Checkpoints, GrpoTrain, Train
-from mlflow_scalpel.training.arguments import grpo_fields, sft_fields, total_steps
+from mlflow_scalpel.training.arguments import NOT_TRL, grpo_fields, sft_fields, total_steps
 from mlflow_scalpel.training.cost import Cost, estimate_flops
 from mlflow_scalpel.training.examples import grpo_examples, sft_examples
 from mlflow_scalpel.training.pilots import choose, final_mean
@@ -29,12 +29,7 @@ def recipe_of(stage: str, settings: str = "", name: str = "tiny"):
 def test_every_grpo_recipe_is_what_trl_takes(path, tmp_path):
     recipe = read_recipe(path)
     config = GRPOConfig(**grpo_fields(recipe, tmp_path, rows=100_000))
-    for field in set(GrpoTrain.model_fields) - {
-        "dtype",
-        "attn_implementation",
-        "max_steps",
-        "num_train_epochs",
-    }:
+    for field in set(GrpoTrain.model_fields) - NOT_TRL:
         assert getattr(config, field) == getattr(recipe.train, field), field
     assert config.model_init_kwargs["dtype"] == recipe.train.dtype
     assert config.reward_weights == [recipe.rewards.accuracy, recipe.rewards.format]

@@ -1,0 +1,68 @@
+"""Chooses tensors of a model by layer and module."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.recipes.freezing import parse_layers
+
+_IN_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)$")
+
+
+def layer_of(name: str) -> int | None:
+    """Number of the decoder layer that the tensor `name` is in; None outside of the layers."""
+    found = _IN_LAYER.search(name)
+    return int(found[1]) if found else None
+
+
+def select(names: Iterable[str], layers: str | None, modules: Sequence[str] | None) -> list[str]:
+    """The names of tensors in the given layers and modules, in their order.
+
+    Args:
+        names: of all tensors, such as `model.layers.3.self_attn.q_proj.weight`.
+        layers: "19-25" or "0-3,7", both ends included; None takes all layers.
+        modules: parts of the names, such as `q_proj` or `mlp`; None takes all of a layer.
+
+    Raises:
+        ScalpelError: a layer or a module that the model does not have, or nothing is chosen.
+    """
+    parts: dict[str, tuple[int, list[str]]] = {}
+    for name in names:
+        found = _IN_LAYER.search(name)
+        if found:
+            parts[name] = int(found[1]), found[2].split(".")[:-1]  # the last one is weight or bias
+    there = sorted({layer for layer, _ in parts.values()})
+    if not there:
+        raise ScalpelError("the model has no tensor under layers.<number>, so none can be chosen")
+    wanted = there if layers is None else _layers(layers)
+    if beyond := sorted(set(wanted) - set(there)):
+        raise ScalpelError(
+            f"layers = {layers}: the model has no layer {beyond[0]}; "
+            f"its layers are {there[0]} to {there[-1]}"
+        )
+    known = {module for _, path in parts.values() for module in path}
+    for module in modules or ():
+        if module not in known:
+            raise ScalpelError(
+                f"modules = {', '.join(modules or ())}: the model's layers have no module "
+                f"{module!r}; they have {', '.join(sorted(known))}"
+            )
+    chosen = [
+        name
+        for name, (layer, path) in parts.items()
+        if layer in wanted and (modules is None or not set(path).isdisjoint(modules))
+    ]
+    # A module may be in some layers only, as in a mixture of experts after dense layers.
+    found_in = {part for name in chosen for part in parts[name][1]}
+    if lacking := [module for module in modules or () if module not in found_in]:
+        raise ScalpelError(f"modules = {lacking[0]}: is in none of the layers {layers}")
+    return chosen
+
+
+def _layers(text: str) -> list[int]:
+    try:
+        return parse_layers(text)
+    except ValueError as error:
+        raise ScalpelError(f"layers = {text}: {error}") from error

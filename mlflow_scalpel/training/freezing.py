@@ -1,0 +1,121 @@
+"""Frozen weights: set so before training, and proved to be so at every checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from mlflow_scalpel.checkpoints.selection import layer_of, select
+from mlflow_scalpel.comparison.weights import StoredWeights
+from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.recipes.freezing import Freeze
+
+METRIC = "frozen/changed_elements"
+UNIT = "elements"
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Which tensors of a model training may change, and which it may not."""
+
+    trainable: int
+    """Elements of the tensors that are trained."""
+    frozen: int
+    """Elements of the tensors that are not."""
+    frozen_names: list[str] = field(default_factory=list)
+
+    def params(self) -> dict[str, int]:
+        """Counts for the run's params."""
+        return {
+            "parameters_trained": self.trainable,
+            "parameters_frozen": self.frozen,
+            "tensors_frozen": len(self.frozen_names),
+        }
+
+
+def apply_freeze(model: Any, freeze: Freeze | None) -> Trained:
+    """Have only those parameters of a Transformers model trained that `freeze` allows.
+
+    Raises ScalpelError for layers or modules that the model does not have, for tied embeddings of
+    which one is to be frozen and the other trained, and where nothing would be left to train.
+    """
+    parameters = dict(model.named_parameters())
+    if freeze is not None:
+        frozen = _frozen(model, parameters, freeze)
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name not in frozen)
+        if len(frozen) == len(parameters):
+            raise ScalpelError("train.freeze: freezes all weights, so nothing would be trained")
+    sizes = {True: 0, False: 0}
+    for parameter in parameters.values():
+        # ZeRO-3 keeps the whole parameter's size beside a shard of it.
+        sizes[parameter.requires_grad] += int(getattr(parameter, "ds_numel", parameter.numel()))
+    names = [name for name, parameter in parameters.items() if not parameter.requires_grad]
+    return Trained(sizes[True], sizes[False], names)
+
+
+def changed_elements(base: Path, checkpoint: Path, names: list[str]) -> dict[str, int]:
+    """Elements of each named tensor whose bits differ between base and checkpoint; only those.
+
+    The base's tensor is first cast to the checkpoint's dtype, as it was when training loaded it.
+    Raises ScalpelError where a tensor is missing or of another shape.
+    """
+    before, after = StoredWeights(base), StoredWeights(checkpoint)
+    changed = {}
+    for name in names:
+        wt = _read(after, name)
+        w0 = _read(before, name).to(wt.dtype)
+        if w0.shape != wt.shape:
+            raise ScalpelError(
+                f"{checkpoint}: the frozen tensor {name} has shape {tuple(wt.shape)}, and the "
+                f"base's has {tuple(w0.shape)}"
+            )
+        bits = _BITS[wt.element_size()]
+        if count := int((w0.view(bits) != wt.view(bits)).sum()):
+            changed[name] = count
+    return changed
+
+
+def complaint(changed: dict[str, int], step: int) -> str:
+    """What a run whose frozen weights have changed fails with."""
+    name, count = next(iter(changed.items()))
+    return (
+        f"step {step}: {len(changed)} frozen tensors differ from the base, first of all {name} in "
+        f"{count} elements: the checkpoints are not those of a model with frozen weights; look "
+        "for what writes to weights without a gradient (tied weights, averaging, a loaded state)"
+    )
+
+
+def _frozen(model: Any, parameters: dict[str, Any], freeze: Freeze) -> set[str]:
+    by_identity = {id(parameter): name for name, parameter in parameters.items()}
+    embeddings = by_identity[id(model.get_input_embeddings().weight)]
+    output = model.get_output_embeddings()
+    head = embeddings if output is None else by_identity[id(output.weight)]
+    if head == embeddings and freeze.lm_head != freeze.embeddings:
+        raise ScalpelError(
+            f"train.freeze: embeddings are {freeze.embeddings} and lm_head is {freeze.lm_head}, "
+            "but this model ties them: they are one matrix; give both the same"
+        )
+    chosen = set(select(parameters, freeze.layers, freeze.modules))
+    frozen = chosen if freeze.mode == "freeze" else set(parameters) - chosen
+    at_ends = {embeddings: freeze.embeddings, head: freeze.lm_head}
+    for name, state in at_ends.items():
+        assert layer_of(name) is None  # else two fields would speak of one tensor
+        frozen.discard(name)
+        if state == "frozen":
+            frozen.add(name)
+    return frozen
+
+
+def _read(weights: StoredWeights, name: str) -> torch.Tensor:
+    try:
+        return weights.read((name, None))
+    except (KeyError, SafetensorError) as error:
+        raise ScalpelError(
+            f"{weights.directory}: lacks the frozen tensor {name}, so that it cannot be compared"
+        ) from error
