@@ -24,7 +24,8 @@ def load_rows(data: Data, *, needs: tuple[str, ...] = ("problem",)) -> list[Row]
         raise ScalpelError(f"data {data.describe()}: there is no row in it")
     columns = data.columns.model_dump()
     for role, column in columns.items():
-        if column is not None and column not in rows[0] and (role in needs or column != role):
+        there = column is None or _has(rows[0], column)
+        if not there and (role in needs or column != role):
             raise ScalpelError(
                 f"data {data.describe()}: there is no column {column!r} to take the {role} from; "
                 f"set columns.{role} to one of {', '.join(rows[0])}"
@@ -58,13 +59,33 @@ def load_rows(data: Data, *, needs: tuple[str, ...] = ("problem",)) -> list[Row]
 
 def _roles(row: Row, columns: dict[str, str | None], data: Data) -> Row:
     roles: Row = {
-        role: None if column is None or row.get(column) is None else str(row[column])
+        role: None if column is None or (value := _take(row, column)) is None else str(value)
         for role, column in columns.items()
     }
     if data.answer_pattern is not None and roles["answer"] is not None:
         found = re.search(data.answer_pattern, roles["answer"])
         roles["answer"] = found.group(1).strip() if found else None
     return roles
+
+
+def _has(row: Row, column: str) -> bool:
+    """Whether the row has the column, or for a path such as messages.1.content the first part."""
+    return column in row or column.partition(".")[0] in row
+
+
+def _take(row: Row, column: str) -> Any:
+    """What is in a column, or at a path into it: `messages.1.content`; None where there is none."""
+    if column in row:
+        return row[column]
+    value: Any = row
+    for part in column.split("."):
+        if isinstance(value, dict):
+            value = value.get(part)
+        elif value is not None and part.isdigit() and not isinstance(value, str):
+            value = value[int(part)] if int(part) < len(value) else None
+        else:
+            return None
+    return value
 
 
 def _read(data: Data) -> list[Row]:

@@ -17,7 +17,7 @@ class Strict(BaseModel):
 
 
 class Columns(Strict):
-    """Which column of the data holds what."""
+    """Which column of the data holds what; `messages.1.content` reaches into lists and mappings."""
 
     problem: str = "problem"
     """The question put to the model."""

@@ -87,6 +87,9 @@ class Train(Strict):
     bf16: bool = False
     """bfloat16 autocast of the forward pass, on top of `dtype`."""
     gradient_checkpointing: bool = False
+    """Compute activations a second time in place of keeping them."""
+    use_liger_kernel: bool = False
+    """Fused kernels of the package liger-kernel in the layers; needs a GPU."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     logging_steps: PositiveInt = 1
     freeze: Freeze | None = None
@@ -107,8 +110,24 @@ class SftTrain(Train):
 
     max_length: PositiveInt | None = None
     """Longest sequence in tokens, longer ones are cut; null cuts nothing."""
+    padding_free: bool = False
+    """One long row a batch, without padding; needs flash_attention_2 and no max_length."""
     loss_on: Literal["completion", "all"] = "completion"
     """Whether the prompt's tokens are learned too."""
+
+    @model_validator(mode="after")
+    def _padding_free_as_trl_takes_it(self) -> SftTrain:
+        if self.padding_free and self.attn_implementation != "flash_attention_2":
+            raise ValueError(
+                f"padding_free = true with attn_implementation = {self.attn_implementation} would "
+                "let sequences see one another; set attn_implementation=flash_attention_2"
+            )
+        if self.padding_free and self.max_length is not None:
+            raise ValueError(
+                f"padding_free = true does not cut at max_length = {self.max_length}; set "
+                "max_length=null, and filter the data with data.max_solution_tokens"
+            )
+        return self
 
 
 class GrpoTrain(Train):
@@ -129,6 +148,21 @@ class GrpoTrain(Train):
     scale_rewards: Literal["group", "batch", "none"] = "none"
     mask_truncated_completions: bool = True
     disable_dropout: bool = False
+    use_vllm: bool = False
+    """Generate with vLLM, the extra `mlflow-scalpel[vllm]`, in place of Transformers."""
+    vllm_mode: Literal["server", "colocate"] = "colocate"
+    """`server`: on GPUs of its own; `colocate`: within the training processes."""
+    vllm_importance_sampling_correction: bool = False
+    """Weigh each sequence by how its probability under the trainer and under vLLM differ."""
+    vllm_gpu_memory_utilization: Fraction = 0.3
+    """Share of a GPU's memory that vLLM takes."""
+    vllm_tensor_parallel_size: PositiveInt = 1
+    """GPUs that one copy of the model is split over."""
+    vllm_max_model_length: PositiveInt | None = None
+    """Longest prompt and completion together, in tokens; null takes the model's context."""
+    vllm_server_port: PositiveInt = 8000
+    vllm_server_timeout: PositiveFloat = 600.0
+    """Seconds that the server may take until it answers."""
 
 
 class Rewards(Strict):
@@ -146,6 +180,24 @@ class Rewards(Strict):
         return self
 
 
+class TrainingData(Data):
+    """Data that is learned from; what is too long is left out, and how much that was is logged."""
+
+    max_prompt_tokens: PositiveInt | None = None
+    """Keep problems whose prompt (chat template and system prompt included) is no longer."""
+    max_solution_tokens: PositiveInt | None = None
+    """Keep problems whose solution is no longer; for GRPO too, so that both have one pool."""
+
+    @model_validator(mode="after")
+    def _solutions_to_count(self) -> TrainingData:
+        if self.max_solution_tokens is not None and self.columns.solution is None:
+            raise ValueError(
+                f"max_solution_tokens = {self.max_solution_tokens}, but columns.solution is null; "
+                "name the column that holds the solutions, or set max_solution_tokens to null"
+            )
+        return self
+
+
 class TrainingRecipe(Recipe):
     """What `sft` and `grpo` have in common."""
 
@@ -153,7 +205,7 @@ class TrainingRecipe(Recipe):
     """The base: a hub name, a local directory, or a models:/ URI."""
     system_prompt: str | None = None
     """Goes before every problem, in training, probes and evaluation alike."""
-    data: Data
+    data: TrainingData
     probes: dict[str, Data] = {}
     """Texts fixed in advance on which KL(base || checkpoint) is measured at every checkpoint."""
     checkpoints: Checkpoints = Checkpoints()
@@ -204,6 +256,9 @@ class GrpoRecipe(TrainingRecipe):
     stage: Literal["grpo"]
     train: GrpoTrain
     rewards: Rewards = Rewards()
+    answer_extraction: Literal["boxed_then_anchored_latex"] = "boxed_then_anchored_latex"
+    """What the accuracy reward takes as a completion's answer: the last \\boxed{...}, or else LaTeX
+    that the word "answer" leads to; never a number that merely stands somewhere in the text."""
     heatmap_maximum: PositiveFloat = 0.05
 
     @model_validator(mode="after")

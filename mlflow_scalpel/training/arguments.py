@@ -19,6 +19,8 @@ NOT_TRL = {
     "freeze",
 }
 
+_PATIENCE = 7200  # seconds that the other processes wait while the main one measures
+
 
 def sft_fields(recipe: SftRecipe, output: Path, rows: int) -> dict[str, Any]:
     """Keyword arguments of `trl.SFTConfig` for a recipe and a data set of `rows` rows."""
@@ -26,7 +28,11 @@ def sft_fields(recipe: SftRecipe, output: Path, rows: int) -> dict[str, Any]:
         **_shared_fields(recipe, output, total_steps(recipe, rows)),
         "completion_only_loss": recipe.train.loss_on == "completion",
         "include_num_input_tokens_seen": "non_padding",  # GRPO's trainer counts them by itself
+        # TRL's defaults, said because they have changed between versions.
+        "assistant_only_loss": False,
+        "loss_type": "nll",
         "packing": False,
+        "shuffle_dataset": False,  # the sampler shuffles, with the seed
     }
 
 
@@ -36,7 +42,21 @@ def grpo_fields(recipe: GrpoRecipe, output: Path, rows: int) -> dict[str, Any]:
     return {
         **_shared_fields(recipe, output, total_steps(recipe, rows)),
         "reward_weights": weights,
-        "use_vllm": False,
+        # TRL's defaults, said because they have changed between versions: without them GRPO is
+        # another algorithm.
+        "cast_lm_head_to_fp32": False,
+        "delta": None,
+        "entropy_coef": 0.0,
+        "epsilon_high": None,
+        "importance_sampling_level": "token",
+        "min_p": None,
+        "multi_objective_aggregation": "sum_then_normalize",
+        "repetition_penalty": 1.0,
+        "shuffle_dataset": True,
+        "steps_per_generation": recipe.train.gradient_accumulation_steps,
+        "sync_ref_model": False,
+        "top_entropy_quantile": 1.0,
+        "vllm_model_impl": "vllm",
     }
 
 
@@ -98,6 +118,10 @@ def _shared_fields(recipe: TrainingRecipe, output: Path, steps: int) -> dict[str
         "dataloader_drop_last": True,  # every step has the same number of sequences
         "dataloader_pin_memory": not on_cpu,
         "use_cpu": on_cpu,
+        "gradient_checkpointing_kwargs": (
+            {"use_reentrant": False} if recipe.train.gradient_checkpointing else None
+        ),
+        "ddp_timeout": _PATIENCE,
         "report_to": "none",  # the callback tells MLflow, without waiting for it
         "disable_tqdm": True,
         "model_init_kwargs": {

@@ -17,6 +17,7 @@ from mlflow_scalpel.stage import OpenStage
 from mlflow_scalpel.training.cost import hardware
 
 if TYPE_CHECKING:
+    from mlflow_scalpel.training.examples import Pool
     from mlflow_scalpel.training.rewards import Rewards
 
 
@@ -49,7 +50,7 @@ def follow(
     stage: OpenStage,
     base: OpenBase,
     algorithm: str,
-    rows: int,
+    pool: Pool,
     rewards: Rewards | None = None,
 ) -> Path | None:
     """Have every checkpoint of the trainer logged and measured; where training is to go on from.
@@ -85,8 +86,8 @@ def follow(
             print(f"{directory}: was cut off while it was written, and is made again")
         print(f"run {stage.run_id} goes on from step {past.step}", flush=True)
     else:
-        log_settings(stage.recipe, base, algorithm, rows, trainer.args, trainer.args.max_steps)
-        mlflow.log_params(trained.params())
+        log_settings(stage.recipe, base, algorithm, trainer.args)
+        mlflow.log_params({**pool.params(), **trained.params()})
     trainer.add_callback(
         CheckpointCallback(
             stage.recipe,
@@ -95,7 +96,7 @@ def follow(
             Journal(courier),
             run_id=stage.run_id,
             algorithm=algorithm,
-            problems=rows,
+            problems=len(pool.rows),
             frozen=trained.frozen_names,
             past=past,
             rewards=rewards,
@@ -118,24 +119,24 @@ def open_probe(name: str, recipe: TrainingRecipe, tokenizer: Any) -> Probe:
     return build_probe(name, pairs, tokenizer, system_prompt=recipe.system_prompt)
 
 
-def log_settings(
-    recipe: TrainingRecipe, base: OpenBase, algorithm: str, rows: int, arguments: Any, steps: int
-) -> None:
+def log_settings(recipe: TrainingRecipe, base: OpenBase, algorithm: str, arguments: Any) -> None:
     """Log what the recipe says as params, and every training argument as an artifact.
 
     MLflow's charts write all params of a run beside each picture: with the 150 fields of
     TrainingArguments among them no picture is left to see.
     """
     mlflow.log_dict(arguments.to_dict(), ARGUMENTS)
+    told = recipe.train.model_dump(exclude={"dtype", "num_train_epochs", "logging_steps", "freeze"})
+    unused = "vllm_" if not told.get("use_vllm") else None
     mlflow.log_params(
         {
-            **recipe.train.model_dump(exclude={"dtype", "num_train_epochs", "logging_steps"}),
-            "max_steps": steps,
+            **{name: value for name, value in told.items() if not _begins(name, unused)},
+            "freeze": recipe.train.freeze.model_dump() if recipe.train.freeze else "none",
+            "max_steps": arguments.max_steps,
             "algorithm": algorithm,
             "base_model": recipe.model,
             "base_model_id": base.model_id,
             "data": recipe.data.describe(),
-            "data_problems": rows,
             "solutions": recipe.data.columns.solution if algorithm == "sft" else "none",
             "system_prompt": recipe.system_prompt or "none",
             "weights_dtype": recipe.train.dtype,
@@ -144,3 +145,7 @@ def log_settings(
         }
     )
     mlflow.set_tag("scalpel.algorithm", algorithm)
+
+
+def _begins(name: str, prefix: str | None) -> bool:
+    return prefix is not None and name.startswith(prefix)

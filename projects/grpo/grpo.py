@@ -8,13 +8,14 @@ with open_stage("grpo", Path(__file__).parent / "recipes") as stage:
     from trl import GRPOConfig, GRPOTrainer
 
     from mlflow_scalpel.training.arguments import grpo_fields, reward_weights
-    from mlflow_scalpel.training.examples import grpo_examples
+    from mlflow_scalpel.training.examples import grpo_examples, open_pool
     from mlflow_scalpel.training.rewards import Rewards
     from mlflow_scalpel.training.session import follow, open_base
 
     recipe = stage.recipe
     base = open_base(stage)
-    examples = grpo_examples(recipe)
+    pool = open_pool(recipe, base.tokenizer)
+    examples = grpo_examples(recipe, pool)
     rewards = Rewards()
     trainer = GRPOTrainer(
         model=str(base.directory),
@@ -23,5 +24,5 @@ with open_stage("grpo", Path(__file__).parent / "recipes") as stage:
         train_dataset=examples,
         processing_class=base.tokenizer,
     )
-    from_checkpoint = follow(trainer, stage, base, "grpo", len(examples), rewards)
+    from_checkpoint = follow(trainer, stage, base, "grpo", pool, rewards)
     trainer.train(resume_from_checkpoint=from_checkpoint and str(from_checkpoint))

@@ -8,17 +8,18 @@ with open_stage("sft", Path(__file__).parent / "recipes") as stage:
     from trl import SFTConfig, SFTTrainer
 
     from mlflow_scalpel.training.arguments import sft_fields
-    from mlflow_scalpel.training.examples import sft_examples
+    from mlflow_scalpel.training.examples import open_pool, sft_examples
     from mlflow_scalpel.training.session import follow, open_base
 
     recipe = stage.recipe
     base = open_base(stage)
-    examples = sft_examples(recipe)
+    pool = open_pool(recipe, base.tokenizer)
+    examples = sft_examples(recipe, pool)
     trainer = SFTTrainer(
         model=str(base.directory),
         args=SFTConfig(**sft_fields(recipe, stage.output, len(examples))),
         train_dataset=examples,
         processing_class=base.tokenizer,
     )
-    from_checkpoint = follow(trainer, stage, base, "sft", len(examples))
+    from_checkpoint = follow(trainer, stage, base, "sft", pool)
     trainer.train(resume_from_checkpoint=from_checkpoint and str(from_checkpoint))

@@ -74,3 +74,22 @@ def test_files_that_are_missing_or_of_another_kind(tmp_path):
     (tmp_path / "rows.pkl").write_bytes(b"")
     with pytest.raises(ScalpelError, match=r"\.pkl.*\.jsonl"):
         load_rows(Data(file=str(tmp_path / "rows.pkl")))
+
+
+def test_a_column_may_be_a_path_into_lists_and_mappings(tmp_path):
+    turns = [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "it is 2"}]
+    rows = [{"problem": "1+1", "messages": turns, "a.b": "plain"}, {"problem": "2+2"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+
+    def read(column: str) -> list:
+        columns = {"problem": "problem", "answer": None, "solution": column}
+        return [
+            row["solution"]
+            for row in load_rows(Data(file=f"{tmp_path}/rows.jsonl", columns=columns))
+        ]
+
+    assert read("messages.1.content") == ["it is 2", None]
+    assert read("messages.7.content") == [None, None]
+    assert read("a.b") == ["plain", None]
+    with pytest.raises(ScalpelError, match=r"no column 'turns\.1'"):
+        read("turns.1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import get_args
@@ -14,9 +15,10 @@ from mlflow_scalpel.recipes import load_recipe, read_recipe
 from mlflow_scalpel.recipes.training import Checkpoints, GrpoTrain, Train
 from mlflow_scalpel.training.arguments import NOT_TRL, grpo_fields, sft_fields, total_steps
 from mlflow_scalpel.training.cost import Cost, estimate_flops
-from mlflow_scalpel.training.examples import grpo_examples, sft_examples
+from mlflow_scalpel.training.examples import grpo_examples, open_pool, sft_examples
 from mlflow_scalpel.training.pilots import choose, final_mean
 from mlflow_scalpel.training.rewards import Rewards
+from tests.conftest import make_tokenizer
 
 PROJECTS = Path(__file__).parents[2] / "projects"
 
@@ -26,8 +28,10 @@ def recipe_of(stage: str, settings: str = "", name: str = "tiny"):
 
 
 @pytest.mark.parametrize("path", sorted(PROJECTS.glob("grpo/recipes/*.yaml")), ids=lambda p: p.stem)
-def test_every_grpo_recipe_is_what_trl_takes(path, tmp_path):
+def test_every_grpo_recipe_is_what_trl_takes(path, tmp_path, monkeypatch):
     recipe = read_recipe(path)
+    # What `accelerate launch` would say; the batch is counted over all processes.
+    monkeypatch.setattr(GRPOConfig, "world_size", recipe.processes)
     config = GRPOConfig(**grpo_fields(recipe, tmp_path, rows=100_000))
     for field in set(GrpoTrain.model_fields) - NOT_TRL:
         assert getattr(config, field) == getattr(recipe.train, field), field
@@ -71,11 +75,57 @@ def test_lengths_in_epochs_are_known_once_the_data_is():
 
 
 def test_both_algorithms_draw_from_the_same_problems():
-    sft, grpo = sft_examples(recipe_of("sft")), grpo_examples(recipe_of("grpo"))
+    sft = sft_examples(recipe_of("sft"), open_pool(recipe_of("sft")))
+    grpo = grpo_examples(recipe_of("grpo"), open_pool(recipe_of("grpo")))
     assert sft["prompt"] == grpo["prompt"]
     assert len({row[0]["content"] for row in sft["prompt"]}) == len(sft)
-    with_system = grpo_examples(recipe_of("grpo", "'system_prompt=think first'"))
+    prompted = recipe_of("grpo", "'system_prompt=think first'")
+    with_system = grpo_examples(prompted, open_pool(prompted))
     assert with_system[0]["prompt"][0] == {"role": "system", "content": "think first"}
+
+
+def lengths_recipe(stage: str, folder: Path, settings: str = ""):
+    rows = [
+        {"problem": "1+1", "answer": "2", "solution": "2"},
+        {"problem": "1+1", "answer": "2", "solution": "again"},
+        {"problem": "a long problem", "answer": "2", "solution": "2"},
+        {"problem": "2+2", "answer": "4", "solution": "a long solution"},
+    ]
+    (folder / "data.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return recipe_of(
+        stage,
+        f"data.generated=null data.file={folder}/data.jsonl data.where={{}} "
+        f"data.columns.solution=solution {settings}",
+    )
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_what_is_too_long_is_left_out_and_counted(stage, tmp_path, capsys):
+    # Tokens are characters here, and the template adds <|user|> and <|assistant|>.
+    limits = "data.max_prompt_tokens=5 data.max_solution_tokens=5"
+    pool = open_pool(lengths_recipe(stage, tmp_path, limits), make_tokenizer())
+    assert [row["problem"] for row in pool.rows] == ["1+1"]
+    assert pool.rows[0]["solution"] == "2"
+    assert pool.params() == {
+        "data_problems": 1,
+        "data_dropped_repeated": 1,
+        "data_dropped_long_prompts": 1,
+        "data_dropped_long_solutions": 1,
+    }
+    assert "1 of 3 problems kept; 1 prompts are over 5 tokens" in capsys.readouterr().out
+
+
+def test_the_system_prompt_counts_as_prompt(tmp_path):
+    limits = "data.max_prompt_tokens=5 system_prompt=think"
+    with pytest.raises(ScalpelError, match=r"all 3 problems are too long .3 prompts over"):
+        open_pool(lengths_recipe("grpo", tmp_path, limits), make_tokenizer())
+
+
+def test_a_limit_on_solutions_needs_a_column_of_them():
+    with pytest.raises(
+        RecipeError, match=r"max_solution_tokens = 9, but columns\.solution is null"
+    ):
+        recipe_of("grpo", "data.max_solution_tokens=9")
 
 
 class Counted:
