@@ -16,8 +16,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="tidy table (.csv, .parquet), or .json of norms or KL by checkpoint "
-        "(LABEL-step-NUMBER); files of one label become one run",
+        help="tidy table (.csv, .parquet), .json of norms or KL by checkpoint "
+        "(LABEL-step-NUMBER), or table of benchmark, model, accuracy; files of one label become "
+        "one run",
     )
     parser.add_argument("--experiment", required=True, metavar="E", help="its name")
     parser.add_argument("--name", help="of the run; its label unless given")
@@ -27,8 +28,31 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="of the whole training")
     parser.add_argument("--dtype", help="in which the values were computed")
     parser.add_argument("--data", help="what it was trained on")
+    parser.add_argument("--seed", type=int, metavar="N")
+    parser.add_argument("--frozen", help="which weights training left alone")
     parser.add_argument("--source", help="where the results were published")
     parser.add_argument("--texts", default="published", help="name of the texts KL was measured on")
+    tables = parser.add_argument_group(
+        "tables of benchmarks",
+        "each trained model becomes a run, with the scores of --base at step 0",
+    )
+    tables.add_argument(
+        "--model",
+        nargs="+",
+        default=[],
+        metavar="M",
+        help="which models to take; with files of norms or KL, the one that they are of",
+    )
+    tables.add_argument(
+        "--in-domain",
+        nargs="+",
+        default=[],
+        metavar="B",
+        help="benchmarks that training was meant to improve; the others are out-of-domain",
+    )
+    tables.add_argument(
+        "--kind", default="reported", help="how they were measured, such as greedy or sampled"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

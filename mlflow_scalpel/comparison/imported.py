@@ -13,6 +13,7 @@ from mlflow.entities import Param
 from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict
 
+from mlflow_scalpel.comparison.benchmarks import attach, is_benchmark_table, read_benchmarks
 from mlflow_scalpel.comparison.published import Results, Row, read_results, sha256
 from mlflow_scalpel.comparison.store import log_summary, log_table
 from mlflow_scalpel.comparison.table import DTYPES, tidy
@@ -26,7 +27,7 @@ FILES_TAG = "scalpel.imported_files"
 
 _BFLOAT16 = 2.0**-8  # relative size of its last place
 _NO_STEP = "no step"
-_OF_ONE_RUN = ("name", "algorithm", "learning_rate", "steps")
+_OF_ONE_RUN = ("name", "algorithm", "learning_rate", "steps", "frozen", "seed")
 # What tells a value from another one; the columns in which `gather` looks for doubles.
 _PLACE = ("step", "metric", "layer", "head", "matrix", "bin", "texts")
 
@@ -43,19 +44,30 @@ class About(BaseModel):
     steps: int | None = None
     dtype: str | None = None
     data: str | None = None
+    seed: int | None = None
+    frozen: str | None = None
+    """Which weights training left alone, in the source's words."""
     source: str | None = None
     """Where the results were published: an address, a paper."""
     texts: str = "published"
     """Name of the texts that KL was measured on, where the files name none."""
+    model: list[str] = []
+    """The trained models to take of tables of benchmarks; all unless given."""
+    in_domain: list[str] = []
+    """The benchmarks that training was meant to improve; the others are out-of-domain."""
+    kind: str = "reported"
+    """How the benchmarks were measured, such as greedy or sampled."""
 
 
 def import_files(files: Sequence[Path], experiment: str, about: About) -> list[str]:
     """Log the results in the files as finished runs, one for each label; returns their run IDs.
 
-    Raises ScalpelError for a file of another form, for results that the experiment has already,
-    and where `about` says of one run what the files say of several.
+    A table of benchmarks makes a run of each of its trained models; beside files of one other run,
+    the one model that `about` names is that run. Raises ScalpelError for a file of another form,
+    for results that the experiment has already, and where `about` says of one run what the files
+    say of several.
     """
-    results = read_results(files)
+    results = _read(files, about)
     told = [name for name in _OF_ONE_RUN if getattr(about, name) is not None]
     if len(results) > 1 and told:
         raise ScalpelError(
@@ -79,6 +91,33 @@ def import_files(files: Sequence[Path], experiment: str, about: About) -> list[s
         _log(client, str(experiment_id), one, table, note, about)
         for one, (table, note) in zip(results, tables, strict=True)
     ]
+
+
+def _read(files: Sequence[Path], about: About) -> list[Results]:
+    tables = [file for file in files if is_benchmark_table(file)]
+    others = [file for file in files if file not in tables]
+    results = read_results(others) if others else []
+    if not tables:
+        return results
+    scores = read_benchmarks(
+        tables,
+        base=about.base,
+        models=about.model,
+        in_domain=about.in_domain,
+        kind=about.kind,
+        step=about.steps,
+    )
+    if not results:
+        return scores
+    if len(results) > 1 or len(about.model) != 1:
+        raise ScalpelError(
+            f"{', '.join(str(file) for file in tables)}: beside the results of "
+            f"{', '.join(one.label for one in results)} it takes one --model, which says whose row "
+            f"belongs to them ({', '.join(repr(one.label) for one in scores)}); import the files "
+            "of each run by itself"
+        )
+    attach(results[0], scores[0], about.model[0])
+    return results
 
 
 def _table(results: Results, about: About) -> tuple[pd.DataFrame, str | None]:
@@ -185,7 +224,7 @@ def _log(
     }
     if note is not None:
         tags[NOTE_TAG] = note
-    name = f"{about.name or results.label} (imported)"
+    name = f"{about.name or results.model or results.label} (imported)"
     params = {
         "algorithm": about.algorithm,
         "base": about.base,
@@ -193,6 +232,8 @@ def _log(
         "max_steps": about.steps,
         "weights_dtype": about.dtype,
         "data": about.data,
+        "seed": about.seed,
+        "frozen": about.frozen,
         "imported_from": source,
     }
     run_id = str(client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)

@@ -33,6 +33,8 @@ class Results:
     """Rows by key, of keys that name no step, such as `main`."""
     files: dict[str, str] = field(default_factory=dict)
     """SHA-256 of each file by name."""
+    model: str | None = None
+    """The name that a table of benchmarks has for it."""
 
 
 def read_results(files: Sequence[Path]) -> list[Results]:
