@@ -4,28 +4,42 @@ Each figure is a function of the table (and, optionally, of the runs' names and 
 returns a Plotly figure, so that it works in a notebook, in a report and in a server alike.
 """
 
+from mlflow_scalpel.views.amplified import amplified
 from mlflow_scalpel.views.before_after import scores_before_after
+from mlflow_scalpel.views.card import card, card_table
 from mlflow_scalpel.views.confounding import confounder_table, confounders
 from mlflow_scalpel.views.costs import cost
 from mlflow_scalpel.views.findings import findings
 from mlflow_scalpel.views.heatmaps import weight_heatmap, weight_heatmaps
 from mlflow_scalpel.views.in_out import in_versus_out
 from mlflow_scalpel.views.kl import kl_over_training
+from mlflow_scalpel.views.ledger import ledger
 from mlflow_scalpel.views.norms import norms_over_training
 from mlflow_scalpel.views.numbers import numbers
 from mlflow_scalpel.views.over_training import scores_over_training
+from mlflow_scalpel.views.pass_at_k import pass_at_k
 from mlflow_scalpel.views.png import to_image, to_png
+from mlflow_scalpel.views.problems import problem_table
 from mlflow_scalpel.views.report import write_figures, write_report
+from mlflow_scalpel.views.variants import ablation_bars, frozen_table
 
 __all__ = [
+    "ablation_bars",
+    "amplified",
+    "card",
+    "card_table",
     "confounder_table",
     "confounders",
     "cost",
     "findings",
+    "frozen_table",
     "in_versus_out",
     "kl_over_training",
+    "ledger",
     "norms_over_training",
     "numbers",
+    "pass_at_k",
+    "problem_table",
     "scores_before_after",
     "scores_over_training",
     "to_image",

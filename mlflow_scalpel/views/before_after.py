@@ -12,6 +12,7 @@ from mlflow_scalpel.views.style import (
     LINE_COLOUR,
     NARROW,
     Run,
+    column_of,
     esc,
     filled,
     hover,
@@ -65,15 +66,23 @@ def scores_before_after(table: pd.DataFrame, runs: pd.DataFrame | None = None) -
     rows = scores(clean)
     if not len(rows):
         return nothing(TITLE, "This table has no rows of eval/in/... or eval/out/...")
+    # a published model of unknown training stands at step 1 for want of a step
+    published = {i for i in looks if column_of(runs, i, "imported_from")}
+    names = {i: looks[i].label for i in published if not column_of(runs, i, "steps")}
+    return bars_of(rows, list(looks.values()), title=TITLE, names=names)
+
+
+def bars_of(
+    rows: pd.DataFrame, looks: list[Run], *, title: str, names: dict[str, str] | None = None
+) -> go.Figure:
+    """The figure of `scores_before_after` for some runs; `names` are safe text for the legend."""
     scored = set(rows.loc[rows["step"] > 0, "run_id"])
-    shown = [run for run in looks.values() if run.run_id in scored]
+    shown = [run for run in looks if run.run_id in scored]
     series = base_bars(rows, shown)
     for run in shown:
         last = after(rows, run.run_id)
-        step = last["step"].iloc[0]
-        series.append(
-            (f"{run.label}, step {step:g}", run.name, run.colour, run.pattern, cells(last))
-        )
+        name = (names or {}).get(run.run_id) or f"{run.label}, step {last['step'].iloc[0]:g}"
+        series.append((name, run.name, run.colour, run.pattern, cells(last)))
     domains = ordered(rows["domain"], tuple(DOMAINS))
     kinds = ordered(rows["kind"], KINDS)
     skills = {d: ordered(rows.loc[rows["domain"] == d, "skill"], ()) for d in domains}
@@ -84,8 +93,12 @@ def scores_before_after(table: pd.DataFrame, runs: pd.DataFrame | None = None) -
     hanging = int(longest * 7 * 0.58) if turned else 18
     grid = panels(
         [f"{DOMAINS[d]}: {esc(kind, 24)}" for kind in kinds for d in domains],
-        title=TITLE,
-        subtitle=f"bars: {Z} standard errors"
+        title=title,
+        subtitle=(
+            f"bars: {Z} standard errors"
+            if rows["stderr"].notna().any()
+            else "no standard errors in the table"
+        )
         + ("" if scored else "; the base only: no checkpoint was evaluated"),
         columns=len(domains),
         row_height=230,

@@ -10,10 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import (
     AutoLocator,
     EngFormatter,
+    FixedLocator,
     LogFormatterSciNotation,
     LogLocator,
     MaxNLocator,
     NullLocator,
+    PercentFormatter,
     ScalarFormatter,
 )
 
@@ -88,10 +90,19 @@ def one_axis(figure: go.Figure, ax: Axes, which: str, name: str) -> None:
     settings = figure.layout[f"{which}axis{name[1:]}"]
     axis = ax.xaxis if which == "x" else ax.yaxis
     if settings.range is not None:
-        getattr(ax, f"set_{which}lim")(*settings.range)
+        log = settings.type == "log"  # then Plotly gives the range as powers of ten
+        low, high = (10**end if log else end for end in settings.range)
+        getattr(ax, f"set_{which}lim")(low, high)
     if settings.type == "category":
         names = categories(figure, which, name)
         thin(ax, which, [tick_text(item) for item in names], settings.tickangle)
+        if settings.range is not None:
+            getattr(ax, f"set_{which}lim")(*settings.range)
+    elif settings.type == "log" and isinstance(settings.dtick, float):
+        # Plotly gives the step between ticks as a logarithm to the base 10
+        axis.set_major_locator(LogLocator(base=10**settings.dtick, numticks=20))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter("{x:g}")
     elif settings.type == "log":
         decades = getattr(ax, f"get_{which}lim")()
         wide = decades[0] > 0 and decades[1] / decades[0] > 30
@@ -101,6 +112,10 @@ def one_axis(figure: go.Figure, ax: Axes, which: str, name: str) -> None:
             axis.set_major_formatter(LogFormatterSciNotation())
         else:
             axis.set_major_formatter("{x:g}")
+    elif settings.tickformat == ".0%":
+        at = settings.tickvals
+        axis.set_major_locator(FixedLocator(at) if at is not None else AutoLocator())
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
     elif settings.tickformat == "~s":
         axis.set_major_locator(MaxNLocator(settings.nticks or 5))
         axis.set_major_formatter(EngFormatter(sep="", useMathText=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,7 @@ SYMBOLS = {
     "x-thin": "x",
     "cross": "P",
     "star": "*",
+    "line-ew": "_",
 }
 HATCHES = {None: "", "": "", "/": "///", ".": "..", "x": "xxx", "\\": "\\\\\\", "-": "---"}
 
@@ -49,15 +51,23 @@ def thickness(bars: Any) -> dict[str, Any]:
 
 
 def half(bars: Any, count: int) -> np.ndarray:
-    """Half the error bars; NaN where a point has none."""
+    """The error bars' two parts, below and above, (2, count); NaN where a point has none."""
     if bars is None or bars.array is None:
-        return np.full(count, np.nan)
-    return np.array([np.nan if item is None else item for item in bars.array], dtype=float)
+        return np.full((2, count), np.nan)
+    above = bars.array
+    below = above if bars.symmetric is not False or bars.arrayminus is None else bars.arrayminus
+    parts = [[np.nan if item is None else item for item in part] for part in (below, above)]
+    return np.array(parts, dtype=float)
 
 
 def symbol_of(trace: Any) -> str:
     """A trace's marker; one that matplotlib has no like of becomes a disc."""
-    return SYMBOLS.get(trace.marker.symbol, "o")
+    return SYMBOLS.get((trace.marker.symbol or "circle").removesuffix("-open"), "o")
+
+
+def is_open(trace: Any) -> bool:
+    """Whether the markers are drawn as outlines."""
+    return str(trace.marker.symbol).endswith("-open")
 
 
 def sizes(trace: Any, count: int) -> list[float]:
@@ -78,17 +88,35 @@ def draw_scatter(ax: Axes, trace: Any, figure: go.Figure) -> None:
         ax.plot(x, y, color=colour, linestyle=style, linewidth=points(trace.line.width or 2))
     if "markers" in mode:
         marker = symbol_of(trace)
-        edge = trace.marker.line.color if marker == "x" else None
-        shade = FRAME if edge else (trace.marker.color or colour)
+        edge = trace.marker.line.color if marker in ("x", "_") else None
+        shade = (FRAME if marker == "x" else edge) if edge else (trace.marker.color or colour)
         for size in sorted(set(sizes(trace, len(x)))):
             own = np.array(sizes(trace, len(x))) == size
-            ax.plot(x[own], y[own], marker, color=shade, markersize=size, linestyle="none")
+            face = "white" if is_open(trace) else shade
+            look: dict[str, Any] = {"color": shade, "markersize": size, "markerfacecolor": face}
+            ax.plot(x[own], y[own], marker, linestyle="none", zorder=3, **look)
     x_half, y_half = half(trace.error_x, len(x)), half(trace.error_y, len(x))
     for bars, sides, key in ((trace.error_x, x_half, "xerr"), (trace.error_y, y_half, "yerr")):
-        known = np.isfinite(sides) & np.isfinite(x) & np.isfinite(y)
+        known = np.isfinite(sides).all(axis=0) & np.isfinite(x) & np.isfinite(y)
         if known.any():
-            options = {key: sides[known], **thickness(bars)}
-            ax.errorbar(x[known], y[known], fmt="none", ecolor=colour, **options)
+            options = {key: sides[:, known], **thickness(bars)}
+            shade = bars.color or colour
+            ax.errorbar(x[known], y[known], fmt="none", ecolor=shade, **options)
+    if "text" in mode:
+        vertical, horizontal = (trace.textposition or "middle center").split()
+        up = {"top": 1, "bottom": -1}.get(vertical, 0)
+        for place, height, text in zip(x, y, trace.text or (), strict=False):
+            ax.annotate(
+                html.unescape(str(text)),
+                (place, height),
+                xytext=(0, up * points(max(sizes(trace, 1)) / 2 + 3)),
+                textcoords="offset points",
+                ha={"left": "right", "right": "left"}.get(horizontal, "center"),
+                va={1: "bottom", -1: "top"}.get(up, "center"),
+                fontsize=points(trace.textfont.size or 12),
+                color=TEXT,
+                parse_math=False,
+            )
 
 
 def draw_bar(ax: Axes, trace: Any, figure: go.Figure) -> None:
@@ -106,12 +134,17 @@ def draw_bar(ax: Axes, trace: Any, figure: go.Figure) -> None:
         offset = (groups.index(slot(trace)) - (len(groups) - 1) / 2) * width
     looks = {"color": trace.marker.color, "hatch": HATCHES.get(trace.marker.pattern.shape, "")}
     draw = ax.barh if flat else ax.bar
-    draw(place + offset, values, width, edgecolor="white", linewidth=0.5, **looks)
+    if trace.width is not None:
+        width = trace.width
+    feet = np.zeros(len(values)) if trace.base is None else np.array(trace.base, dtype=float)
+    foot: dict[str, Any] = {"left" if flat else "bottom": feet}
+    draw(place + offset, values, width, edgecolor="white", linewidth=0.5, **foot, **looks)
+    values = values + feet
     sides = half(trace.error_x if flat else trace.error_y, len(values))
-    known = np.isfinite(sides) & np.isfinite(values)
+    known = np.isfinite(sides).all(axis=0) & np.isfinite(values)
     if known.any():
         bars = trace.error_x if flat else trace.error_y
-        options = {("xerr" if flat else "yerr"): sides[known], **thickness(bars)}
+        options = {("xerr" if flat else "yerr"): sides[:, known], **thickness(bars)}
         spots = (place + offset)[known]
         pair = (values[known], spots) if flat else (spots, values[known])
         ax.errorbar(*pair, fmt="none", ecolor="#444444", **options)
@@ -200,13 +233,17 @@ def legend_line(trace: Any) -> Line2D:
     """The legend's sample of a line or of markers."""
     mode = trace.mode or "lines+markers"
     marker = symbol_of(trace)
+    colour = trace.line.color or trace.marker.color or FRAME
+    if marker in ("x", "_"):
+        colour = FRAME if marker == "x" else "black"
     return Line2D(
         [],
         [],
-        color=FRAME if marker == "x" else (trace.line.color or trace.marker.color or FRAME),
+        color=colour,
         linestyle=DASHES.get(trace.line.dash, "-") if "lines" in mode else "none",
         linewidth=points(2),
         marker=marker if "markers" in mode else None,
+        markerfacecolor="white" if is_open(trace) else None,
         markersize=points(7),
     )
 

@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from tests.views.whole import capability_rows
+
 COLUMNS = (
     "base base_digest model_id model_digest run_id algorithm step metric metric_version layer head "
     "matrix bin value stderr n unit dtype texts status reason"
@@ -133,3 +135,14 @@ class Make:
 def make() -> Make:
     """The factories of rows and tables."""
     return Make()
+
+
+@pytest.fixture
+def whole(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the capabilities, the concentration of KL and what was frozen."""
+    rows = [
+        row(**one)
+        for run_id, (algorithm, *_) in ARMS.items()
+        for one in capability_rows(run_id, algorithm, STEPS)
+    ]
+    return pd.concat([table, frame(rows)], ignore_index=True)

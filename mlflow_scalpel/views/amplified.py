@@ -1,0 +1,127 @@
+"""Whether what was gained was there before: gained problems that the base solved now and then."""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from mlflow_scalpel.views.capabilities import (
+    EVALUATE,
+    STATUS_LOOKS,
+    benchmarks_in,
+    capability_rows,
+    cell,
+)
+from mlflow_scalpel.views.style import esc, filled, hover, nothing, panels, remark, styles
+from mlflow_scalpel.views.tidy import Z, last_step, read, reasons
+
+TITLE = "Of the problems gained, how many the base solved at least once"
+_K = re.compile(r"k = (\d+)")
+
+
+def amplified(
+    table: pd.DataFrame, runs: pd.DataFrame | None = None, *, benchmark: str | None = None
+) -> go.Figure:
+    """The gained problems in two parts, a bar a run, a panel a benchmark, at the last checkpoint.
+
+    Solved by the base at least once in its k samples (amplified), and unsolved by it in k, which
+    is not unsolvable: k stands in the labels. Bars are 1.96 standard errors of the share, over
+    the gained problems. `benchmark` keeps one (`in/gsm8k/sampled`, or `gsm8k`). Reads `run_id,
+    step, value, stderr, n, texts, reason` of `capabilities/amplified`, `capabilities/new`.
+
+    Raises ValueError if columns are missing.
+    """
+    clean = read(table)
+    looks = styles(clean, runs)
+    rows = capability_rows(clean, "amplified", "new")
+    kept = benchmarks_in(rows, benchmark)
+    rows = rows[rows["benchmark"].isin([one.key for one in kept])]
+    if not len(rows):
+        return nothing(TITLE, f"This table has no gained problems: {EVALUATE}.")
+    ks = sorted({int(k) for text in rows["reason"] for k in _K.findall(text)})
+    samples = f"k = {' or '.join(map(str, ks))}" if ks else "k (not recorded)"
+    names = (f"solved by the base at least once in {samples}", f"unsolved by it in {samples}")
+    shown = [run for run in looks.values() if run.run_id in set(rows["run_id"])]
+    grid = panels(
+        [esc(one.words, 40) for one in kept],
+        title=TITLE,
+        subtitle=f"share of the problems gained by the last evaluated checkpoint; bars: {Z} "
+        "standard errors. Unsolved in k samples is not unsolvable",
+        columns=2,
+        row_height=30 + 34 * len(shown),
+        gap=86,
+        spacing=0.08,
+        left=min(230, 30 + 8 * max(len(run.name[:28]) for run in shown)),
+        legend=names,
+    )
+    figure, listed = grid.figure, set[str]()
+    for one, at in zip(kept, grid.at, strict=True):
+        here = rows[rows["benchmark"] == one.key]
+        bars: list[tuple[str, float, float | None, float, str]] = []
+        missing = []
+        for run in reversed(shown):  # horizontal bars stack upwards
+            own = here[here["run_id"] == run.run_id]
+            last = own[own["step"] == last_step(own)]
+            share, error, n, why = cell(last, "amplified")
+            if pd.isna(share):
+                missing.append(f"{run.label}: {esc(why if len(own) else 'not evaluated', 70)}")
+                continue
+            said = hover(
+                f"{run.name}: {one.words}",
+                f"step {last['step'].iloc[0]:g}, {n:g} problems gained",
+                f"{share:.3g} \u00b1 {Z * error:.2g} {why}",
+                f"{1 - share:.3g} unsolved by the base in {samples}",
+            )
+            bars.append((run.label, share, None if pd.isna(error) else Z * error, n, said))
+        rest = [1 - share for _, share, *_ in bars]
+        parts = (
+            ([share for _, share, *_ in bars], [0.0] * len(bars), "kept"),
+            (rest, [1 - part for part in rest], "gained"),
+        )
+        for name, (width, foot, look) in zip(names, parts, strict=True):
+            first = name == names[0]
+            figure.add_trace(
+                go.Bar(
+                    x=width,
+                    y=[label for label, *_ in bars],
+                    base=foot,
+                    orientation="h",
+                    error_x={
+                        "type": "data",
+                        "array": [half for _, _, half, *_ in bars] if first else [None] * len(bars),
+                        "thickness": 1.4,
+                        "width": 4,
+                    },
+                    text=[] if first else [f"of {n:g}" for *_, n, _ in bars],
+                    textposition="outside",
+                    cliponaxis=False,
+                    name=name,
+                    legendgroup=name,
+                    showlegend=name not in listed,
+                    marker=filled(*STATUS_LOOKS[look]),
+                    customdata=[said for *_, said in bars],
+                    hovertemplate="%{customdata}<extra></extra>",
+                    meta={"panel": one.words, "series": name},
+                ),
+                row=at[0],
+                col=at[1],
+            )
+            listed.add(name)
+        if not bars:
+            remark(figure, "no value: " + reasons(missing), *at)
+        figure.update_yaxes(
+            type="category",
+            categoryorder="array",
+            categoryarray=[run.label for run in reversed(shown)],
+            showgrid=False,
+            ticks="",
+            showticklabels=at[1] == 1,
+            row=at[0],
+            col=at[1],
+        )
+    figure.update_xaxes(range=[0, 1.14], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".0%")
+    figure.update_xaxes(title_text="share of the gained problems")
+    figure.update_layout(barmode="overlay", bargap=0.35)
+    return figure

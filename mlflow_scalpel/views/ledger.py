@@ -1,0 +1,200 @@
+"""The ledger: problems kept, gained, lost and never solved, over training, beside chance."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from mlflow_scalpel.views.capabilities import (
+    EVALUATE,
+    STATUS_LOOKS,
+    STATUS_WORDS,
+    STATUSES,
+    Benchmark,
+    benchmarks_in,
+    capability_rows,
+    cell,
+    two_lines,
+)
+from mlflow_scalpel.views.style import (
+    Run,
+    esc,
+    filled,
+    hover,
+    nothing,
+    panels,
+    remark,
+    styles,
+)
+from mlflow_scalpel.views.tidy import Z, read, reasons
+from mlflow_scalpel.views.xaxis import CHOICES, set_x, x_of
+
+TITLE = "Ledger: which problems were kept, lost, gained"
+CHANCE_COLOUR = "#1B1E23"  # always upon a bar, whatever the page
+CHANCE = "chance: the base against itself"
+
+
+def ledger(
+    table: pd.DataFrame,
+    runs: pd.DataFrame | None = None,
+    *,
+    benchmark: str | None = None,
+    x: str = "step",
+) -> go.Figure:
+    """Problems by what became of them, a bar a checkpoint, a panel a benchmark and run.
+
+    From the foot up: kept, lost (both solved by the base), gained, never. Black marks stand where
+    lost and gained would end if the checkpoint were the base with another sample, that is
+    `lost_null` below and `gained_null` above the border; their bars are 1.96 standard errors.
+    `benchmark` keeps one (`in/gsm8k/sampled`, or `gsm8k`); `x` is as for `kl_over_training`. Reads
+    `run_id, step, value, stderr, n, texts, reason` of `capabilities/kept, lost, gained, never,
+    lost_null, gained_null, mcnemar_p`.
+
+    Raises ValueError for another `x`, or if columns are missing.
+    """
+    if x not in CHOICES:
+        raise ValueError(f"x is {x!r}: pass one of {', '.join(map(repr, CHOICES))}")
+    clean = read(table)
+    looks = styles(clean, runs)
+    nulls = ("lost_null", "gained_null", "mcnemar_p")
+    rows = capability_rows(clean, *STATUSES, *nulls)
+    shown_benchmarks = benchmarks_in(rows, benchmark)
+    rows = rows[rows["benchmark"].isin([one.key for one in shown_benchmarks])]
+    if not len(rows):
+        return nothing(TITLE, f"This table has no ledger of problems: {EVALUATE}.")
+    rows = rows.assign(where=x_of(clean, rows, x, runs).where)
+    shown = [run for run in looks.values() if run.run_id in set(rows["run_id"])]
+    places = [(one, run) for one in shown_benchmarks for run in shown]
+    some_null = rows.loc[rows["metric"].str.endswith("_null"), "value"].notna().any()
+    grid = panels(
+        [
+            f"{esc(one.words, 34)}<br>{run.label}" if len(shown) > 1 else esc(one.words, 40)
+            for one, run in places
+        ],
+        title=TITLE,
+        subtitle="number of problems, by the first sample of base and checkpoint. "
+        + (
+            f"Lost or gained beyond the black marks is more than chance (bars: {Z} standard errors)"
+            if some_null
+            else "No null in the table: the base has one sample a problem, so what is chance is "
+            "not known"
+        ),
+        columns=min(3, max(2, len(shown))),
+        row_height=190,
+        gap=88,
+        spacing=0.05,
+        legend=[*STATUS_WORDS.values(), *([CHANCE] if some_null else [])],
+    )
+    figure, listed = grid.figure, set[str]()
+    if len(shown) > 1:
+        two_lines(figure)
+    for (one, run), at in zip(places, grid.at, strict=True):
+        own = rows[(rows["benchmark"] == one.key) & (rows["run_id"] == run.run_id)]
+        if len(own):
+            one_panel(figure, at, own, one, run, listed)
+        if not len(own) or own.loc[own["metric"].str.endswith("kept"), "value"].isna().all():
+            why = reasons(own["reason"]) if len(own) else "not evaluated on it"
+            remark(figure, f"no value: {esc(why, 120)}", *at)
+        figure.update_yaxes(title_text="problems" if at[1] == 1 else None, row=at[0], col=at[1])
+    set_x(figure, x)
+    figure.update_yaxes(rangemode="tozero")
+    figure.update_layout(barmode="overlay", bargap=0.2)
+    return figure
+
+
+def one_panel(
+    figure: go.Figure,
+    at: tuple[int, int],
+    own: pd.DataFrame,
+    one: Benchmark,
+    run: Run,
+    listed: set[str],
+) -> None:
+    """The bars of one run on one benchmark, and the marks of chance."""
+    steps = [(float(step), group) for step, group in own.groupby("step", sort=True)]  # type: ignore[arg-type]
+    where = [float(group["where"].iloc[0]) for _, group in steps]
+    counts = [{s: cell(group, s)[0] for s in STATUSES} for _, group in steps]
+    said = [
+        hover(f"{run.name}: {one.words}", f"step {step:g}", *told(group)) for step, group in steps
+    ]
+    gaps = [b - a for a, b in itertools.pairwise(where) if b > a]
+    width = 0.8 * min(gaps, default=max(where[0], 1.0) * 0.5)
+    foot = [0.0 for _ in steps]
+    panel = f"{one.words}: {run.name}"
+    for status in STATUSES:
+        heights = [count[status] for count in counts]
+        colour, pattern = STATUS_LOOKS[status]
+        name = STATUS_WORDS[status]
+        figure.add_trace(
+            go.Bar(
+                x=where,
+                y=[None if math.isnan(height) else height for height in heights],
+                base=list(foot),
+                width=width,
+                name=name,
+                legendgroup=name,
+                showlegend=name not in listed,
+                marker=filled(colour, pattern),
+                customdata=said,
+                hovertemplate="%{customdata}<extra></extra>",
+                meta={"panel": panel, "series": status},
+            ),
+            row=at[0],
+            col=at[1],
+        )
+        listed.add(name)
+        foot = [a + (0.0 if math.isnan(b) else b) for a, b in zip(foot, heights, strict=True)]
+    for metric, sign in (("lost_null", -1), ("gained_null", 1)):
+        found = [cell(group, metric) for _, group in steps]
+        solved = [count["kept"] + count["lost"] for count in counts]
+        heights = [a + sign * null[0] for a, null in zip(solved, found, strict=True)]
+        if all(math.isnan(height) for height in heights):
+            continue
+        figure.add_trace(
+            go.Scatter(
+                x=where,
+                y=[None if math.isnan(height) else height for height in heights],
+                error_y={
+                    "type": "data",
+                    "array": [None if math.isnan(n[1]) else Z * n[1] for n in found],
+                    "thickness": 1.5,
+                    "width": 4,
+                    "color": CHANCE_COLOUR,
+                },
+                mode="markers",
+                name=CHANCE,
+                legendgroup=CHANCE,
+                showlegend=CHANCE not in listed,
+                marker={
+                    "symbol": "line-ew",
+                    "size": 20,
+                    "line": {"width": 2.5, "color": CHANCE_COLOUR},
+                },
+                customdata=said,
+                hovertemplate="%{customdata}<extra></extra>",
+                meta={"panel": panel, "series": metric},
+            ),
+            row=at[0],
+            col=at[1],
+        )
+        listed.add(CHANCE)
+
+
+def told(group: pd.DataFrame) -> list[str]:
+    """What one checkpoint's rows say, a line a number."""
+    lines = []
+    for status in STATUSES:
+        value, _, n, why = cell(group, status)
+        line = f"{status}: {why}" if math.isnan(value) else f"{status}: {value:g} of {n:g}"
+        null, error, _, unknown = cell(group, f"{status}_null")
+        if status in ("lost", "gained"):
+            chance = f"{null:.3g}" + ("" if math.isnan(error) else f" \u00b1 {Z * error:.2g}")
+            line += f"; by chance {unknown if math.isnan(null) else chance}"
+        lines.append(line)
+    p = cell(group, "mcnemar_p")[0]
+    if not math.isnan(p):
+        lines.append(f"McNemar's test of gained against lost: p = {p:.3g}")
+    return lines

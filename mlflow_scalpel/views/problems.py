@@ -1,0 +1,106 @@
+"""The problems behind the ledger, with both answers."""
+
+from __future__ import annotations
+
+import pandas as pd
+from markupsafe import Markup, escape
+
+from mlflow_scalpel.views.capabilities import STATUS_WORDS
+
+NEEDED = ("domain", "label", "kind", "problem_id", "k", "base_right", "right", "status", "problem",
+          "gold", "base_completion", "completion")  # fmt: skip
+#: Other people's text is cut there: a page must not hang on one answer.
+LONGEST = 20_000
+MOST = 200
+
+
+def problem_table(
+    ledger: pd.DataFrame,
+    *,
+    status: str | None = None,
+    benchmark: str | None = None,
+    step: float | None = None,
+    most: int = MOST,
+) -> Markup:
+    """Problems of a ledger as an HTML table: problem, gold answer, and both models' first answers.
+
+    `ledger` has a row a problem, checkpoint and benchmark (`scalpel/ledger.parquet`). `status` is
+    kept, gained, lost or never; `benchmark` as in the column `texts` (`in/gsm8k/sampled`) or a
+    label; `step` that of the checkpoint, the last one by default. At most `most` rows are shown,
+    and the rest is counted. Answers open on a click. All text is escaped, and cut at 20,000
+    characters.
+
+    Raises ValueError if columns are missing, or for a status that is none.
+    """
+    missing = [column for column in NEEDED if column not in ledger.columns]
+    if missing:
+        raise ValueError(f"the ledger lacks the columns {missing}; it has {list(ledger.columns)}")
+    if status is not None and status not in STATUS_WORDS:
+        raise ValueError(f"status is {status!r}: pass one of {', '.join(STATUS_WORDS)}")
+    keys = ledger["domain"].str.cat([ledger["label"], ledger["kind"]], sep="/")
+    wanted = pd.Series(True, index=ledger.index)
+    if benchmark is not None:
+        wanted &= ((keys == benchmark) | (ledger["label"] == benchmark)).fillna(False)
+    steps = ledger.loc[wanted, "step"].dropna() if "step" in ledger.columns else pd.Series()
+    if step is None and len(steps):
+        step = float(steps.max())
+    if step is not None:
+        wanted &= (ledger["step"] == step).fillna(False)
+    if status is not None:
+        wanted &= (ledger["status"] == status).fillna(False)
+    rows, keys = ledger[wanted], keys[wanted]
+    at = "" if step is None else f" at step {step:g}"
+    what = STATUS_WORDS.get(status or "", "problems")
+    caption = Markup("<caption>{} problem{}{}, {}{}</caption>").format(
+        len(rows), "" if len(rows) == 1 else "s", at, what,
+        f"; the first {most} of them" if len(rows) > most else "",
+    )  # fmt: skip
+    body = Markup("").join(
+        _row(row, key, status is None)
+        for (_, row), key in zip(rows.head(most).iterrows(), keys, strict=False)
+    )
+    return Markup(
+        '<table class="problems">{}<thead><tr><th>benchmark</th><th>problem</th><th>gold</th>'
+        "<th>right of k samples: base, checkpoint</th><th>base\u2019s answer</th>"
+        "<th>checkpoint\u2019s answer</th></tr></thead><tbody>{}</tbody></table>"
+    ).format(caption, body)
+
+
+def _row(row: pd.Series, key: str, named: bool) -> Markup:
+    said = Markup("{}<br><span class='soft'>{}{}</span>").format(
+        _text(key), _text(row["problem_id"]), f", {row['status']}" if named else ""
+    )
+    # of one evaluation, so that both have as many samples as the suite asks for
+    counts = f"{_text(row['base_right'])}, {_text(row['right'])} of {_text(row['k'])}"
+    cells = (said, _folded(row["problem"], 240), _folded(row["gold"], 80), counts)
+    answers = (_answer(row["base_completion"]), _answer(row["completion"]))
+    return Markup("<tr>{}</tr>").format(
+        Markup("").join(Markup('<td dir="auto">{}</td>').format(one) for one in (*cells, *answers))
+    )
+
+
+def _folded(text: object, limit: int) -> Markup:
+    """Text as it is where it is short, else behind its beginning."""
+    whole = _text(text)[:LONGEST]
+    if len(whole) <= limit:
+        return escape(whole)
+    return Markup("<details><summary>{}\u2026</summary><pre>{}</pre></details>").format(
+        " ".join(whole[:limit].split()), whole
+    )
+
+
+def _answer(text: object) -> Markup:
+    """An answer behind its end, where the result mostly stands."""
+    whole = _text(text)
+    if not whole:
+        return Markup('<span class="soft">none</span>')
+    cut = "" if len(whole) <= LONGEST else f"\n\u2026 cut: {len(whole):,} characters in all"
+    end = " ".join(whole[-120:].split())
+    lead = "\u2026" if len(whole) > 120 else ""
+    return Markup("<details><summary>{}{}</summary><pre>{}{}</pre></details>").format(
+        lead, end, whole[:LONGEST], cut
+    )
+
+
+def _text(value: object) -> str:
+    return "" if value is None or value is pd.NA or value != value else str(value)
