@@ -30,6 +30,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="metrics or groups, as `mlflow-scalpel metrics` lists them",
     )
     parser.add_argument("--texts", metavar="FILE", help="JSONL with problem and solution, for kl")
+    parser.add_argument(
+        "--samples",
+        metavar="FILE",
+        help="rows of one evaluation (samples.parquet), for capabilities; else MLflow's newest",
+    )
     parser.add_argument("--system-prompt", metavar="TEXT", help="put before every text")
     parser.add_argument(
         "--dtype", default="float32", choices=["float32", "bfloat16", "float16"],
@@ -59,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.checkpoints,
         metrics=arguments.metrics or STANDARD,
         texts=arguments.texts,
+        samples=arguments.samples,
         system_prompt=arguments.system_prompt,
         dtype=arguments.dtype,
         all_tensors=arguments.all_tensors,

@@ -9,6 +9,7 @@ import pandas as pd
 
 from mlflow_scalpel.checkpoints.resolve import expand
 from mlflow_scalpel.comparison.engine import STANDARD, Comparison
+from mlflow_scalpel.comparison.evaluated import evaluated_capabilities
 from mlflow_scalpel.comparison.probes import Probe, build_probe, read_texts
 from mlflow_scalpel.comparison.subjects import Subject, subject_from
 from mlflow_scalpel.errors import ScalpelError
@@ -21,6 +22,7 @@ def compare(
     *,
     metrics: Iterable[str] = STANDARD,
     texts: str | Path | Sequence[tuple[str, str]] | None = None,
+    samples: pd.DataFrame | str | Path | None = None,
     system_prompt: str | None = None,
     dtype: str = "float32",
     all_tensors: bool = False,
@@ -35,6 +37,8 @@ def compare(
         metrics: names of metrics or groups, as `mlflow-scalpel metrics` lists them.
         texts: JSONL file with the fields problem and solution, or such pairs; what `kl` is
             measured on. Without texts it is left out.
+        samples: rows of one evaluation, or their Parquet file, for `capabilities`; without them
+            the newest evaluation of each checkpoint's run is taken.
         system_prompt: put before every text.
         dtype: of the forward passes.
         all_tensors: weight metrics also of embeddings, norms, heads and biases.
@@ -42,8 +46,9 @@ def compare(
         progress: show bars on a terminal.
 
     Raises:
-        ScalpelError: a model, a metric or the texts cannot be had; metrics that need texts were
-            named without any. What cannot be measured of a checkpoint is a row with its reason.
+        ScalpelError: a model, a metric, the texts or an evaluation cannot be had; metrics that need
+            texts were named without any. What cannot be measured of a checkpoint is a row with its
+            reason.
     """
     names = [metrics] if isinstance(metrics, str) else list(metrics)
     chosen = choose_metrics(names)
@@ -52,6 +57,12 @@ def compare(
         raise ScalpelError(
             f"metrics = {needing[0]}: is measured on texts; give a JSONL file with the fields "
             "problem and solution (texts=..., --texts FILE)"
+        )
+    capabilities = any(one.group == "capabilities" for one in chosen)
+    if samples is not None and not capabilities:
+        raise ScalpelError(
+            "samples: only the group capabilities reads them; name it (metrics=['capabilities'], "
+            "--metrics capabilities)"
         )
     sources = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
     expanded = [one for source in sources for one in expand(source)]
@@ -65,7 +76,12 @@ def compare(
         cache=cache,
         progress=progress,
     )
-    return comparison.measure(*(subject_from(one) for one in expanded))
+    subjects = [subject_from(one) for one in expanded]
+    table = comparison.measure(*subjects)
+    if not capabilities:
+        return table
+    evaluated = evaluated_capabilities(subject, subjects, names, samples)
+    return pd.concat([table, evaluated], ignore_index=True)
 
 
 def _probe(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
@@ -15,12 +15,15 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.checkpoints import Checkpoint, checkpoints_of_run, resolve
 from mlflow_scalpel.checkpoints.cache import release
+from mlflow_scalpel.comparison.capabilities import LEDGER_DTYPES
 from mlflow_scalpel.comparison.engine import Comparison
 from mlflow_scalpel.comparison.subjects import Subject
 from mlflow_scalpel.comparison.table import read_table, write_table
 from mlflow_scalpel.errors import ScalpelError
 
 TABLE = "scalpel/table.parquet"
+SAMPLES = "scalpel/samples.parquet"
+LEDGER = "scalpel/ledger.parquet"
 ARGUMENTS = "training_arguments.json"
 _METRICS_A_BATCH = 1000  # MLflow takes no more at once
 EVALUATED_RUN_TAG = "scalpel.evaluated_run"
@@ -31,9 +34,14 @@ _UNTOLD = {"output_dir", "run_name", "logging_dir", "recipe", "set", "_name_or_p
 
 def log_table(table: pd.DataFrame, run_id: str) -> None:
     """Store the tidy table as an artifact of the run, in place of the one before."""
-    folder, name = TABLE.rsplit("/", 1)
+    log_rows(table, run_id, TABLE)
+
+
+def log_rows(rows: pd.DataFrame, run_id: str, artifact: str) -> None:
+    """Store rows as the Parquet artifact `artifact` of the run, in place of the one before."""
+    folder, name = artifact.rsplit("/", 1)
     with tempfile.TemporaryDirectory() as scratch:
-        path = write_table(table, Path(scratch) / name)
+        path = write_table(rows, Path(scratch) / name)
         MlflowClient().log_artifact(run_id, str(path), folder)
 
 
@@ -70,13 +78,36 @@ def log_comparison(table: pd.DataFrame) -> str:
 
 def stored_table(run_id: str) -> pd.DataFrame | None:
     """The tidy table that was logged on the run, or None where there is none."""
+    return _stored(run_id, TABLE, read_table)
+
+
+def stored_samples(run_id: str) -> pd.DataFrame | None:
+    """The evaluation rows that were logged on the run, or None where there are none."""
+    return _stored(run_id, SAMPLES, pd.read_parquet)
+
+
+def stored_ledger(run_id: str) -> pd.DataFrame:
+    """The ledger of a training run, out of its newest evaluation that has one.
+
+    A row a problem, checkpoint and benchmark (comparison/capabilities.py has the columns); without
+    rows where the run was not evaluated. Takes the ID of an evaluation run, too.
+    """
+    run = get_run(run_id)
+    for one in (run, *evaluations_of(run)):
+        found = _stored(one.info.run_id, LEDGER, pd.read_parquet)
+        if found is not None:
+            return found.reindex(columns=list(LEDGER_DTYPES)).astype(LEDGER_DTYPES)
+    return pd.DataFrame(columns=list(LEDGER_DTYPES)).astype(LEDGER_DTYPES)
+
+
+def _stored(run_id: str, artifact: str, read: Callable[[str], pd.DataFrame]) -> pd.DataFrame | None:
     client = MlflowClient()
-    folder, _ = TABLE.rsplit("/", 1)
-    if TABLE not in {file.path for file in client.list_artifacts(run_id, folder)}:
+    folder, _ = artifact.rsplit("/", 1)
+    if artifact not in {file.path for file in client.list_artifacts(run_id, folder)}:
         return None
     with tempfile.TemporaryDirectory() as scratch:
-        path = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{TABLE}", dst_path=scratch)
-        return read_table(path)
+        path = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{artifact}", dst_path=scratch)
+        return read(path)
 
 
 def gather(run_ids: list[str]) -> pd.DataFrame:

@@ -85,6 +85,27 @@ class BatchedLM(HFLM):
             self.lengths.setdefault(id(request), []).append(length)
         return texts
 
+    def log_probabilities(self, pairs: list[tuple[str, str]]) -> list[float]:
+        """log p(text | context) of each pair, summed over the text's tokens; NaN if there is none.
+
+        Unlike lm-eval's own, blanks at the end of a context stay there: a chat template ends in a
+        line break, which is none of the answer's tokens.
+        """
+        requests, places = [], []
+        for place, (context, text) in enumerate(pairs):
+            before, whole = self.tok_encode(context), self.tok_encode(context + text)
+            after = whole[len(before) :]
+            if whole[: len(before)] != before:  # a token reaches over the seam
+                after = self.tok_encode(text, add_special_tokens=False)
+            if after and len(before) + len(after) <= self.max_length:
+                requests.append(((context, text), before, after))
+                places.append(place)
+        found = [float("nan")] * len(pairs)
+        made = self._loglikelihood_tokens(requests, disable_tqdm=True) if requests else []
+        for place, (value, _) in zip(places, made, strict=True):
+            found[place] = float(value)
+        return found
+
     def _tokenize(self, prompts: list[str]) -> list[list[int]]:
         known = {prompt: self.tok_encode(prompt) for prompt in dict.fromkeys(prompts)}
         for prompt, tokens in known.items():

@@ -34,6 +34,7 @@ from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.generation import BatchedLM
 from mlflow_scalpel.evaluation.grading import last_boxed
 from mlflow_scalpel.evaluation.suite import Suite, SuiteTask
+from mlflow_scalpel.metrics.capabilities.success_rate import clustered_mean
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +115,8 @@ class Evaluator:
         self.suite = suite
         self.system_prompt = system_prompt
         self.seed = seed
+        self.prompts: dict[tuple[str, str, str], str] = {}
+        """What the model read of each label, kind and problem ID that it generated for."""
         with _quiet(), _own_random(BUILD_SEED):
             self._works = _build_works(suite)
             self._lm = _load_model(str(model_directory), batch_size, dtype, device)
@@ -142,6 +145,14 @@ class Evaluator:
         parts.sort(key=lambda part: order[part[0].metric])
         rows = [row for _, part in parts for row in part]
         return Evaluation([score for score, _ in parts], pd.DataFrame(rows, columns=SAMPLE_COLUMNS))
+
+    def loglikelihoods(self, pairs: list[tuple[str, str]]) -> list[float]:
+        """log p(text | context) in nats, summed over the tokens, of each (context, text).
+
+        Under the weights that are loaded. A text without a token, or that does not fit into the
+        model's context together with its own, has NaN.
+        """
+        return self._lm.log_probabilities(pairs)
 
     def _check_chat_template(self, model: str) -> None:
         if self._lm.tokenizer.chat_template is None:
@@ -195,6 +206,9 @@ class Evaluator:
                 scores = [grade[number] for grade in grades]
                 problems.append([score for part in scores for score in part])
                 about = _describe(task, requests, entry)
+                if entry.generation is not None:
+                    key = (entry.label, entry.kind, about["problem_id"])
+                    self.prompts[key] = requests[0].args[0]
                 for sample, part in enumerate(scores):
                     row = {"sample": sample, "score": float(np.mean(part))}
                     rows.append({**about, **row, **self._completion(requests, sample)})
@@ -218,26 +232,6 @@ class Evaluator:
             return {"completion": text, "tokens": tokens, "finished": finished}
         likeliest = max(requests, key=lambda request: request.resps[0][0])
         return {"completion": likeliest.args[1].strip(), "tokens": None, "finished": None}
-
-
-def clustered_mean(problems: list[list[float]]) -> tuple[float, float]:
-    """Mean of all scores and its standard error, with the scores of one problem as a cluster.
-
-    With S_i the sum and m_i the number of problem i's scores, R = sum S_i / sum m_i, and
-    stderr^2 = n / (n - 1) * sum (S_i - R m_i)^2 / (sum m_i)^2 over the n problems. For equal m_i
-    that is the standard error of the mean of the problems' means. (nan, nan) without problems, and
-    a stderr of nan for one.
-    """
-    n = len(problems)
-    if n == 0:
-        return float("nan"), float("nan")
-    sums = np.array([np.sum(scores) for scores in problems], dtype=np.float64)  # (n,)
-    sizes = np.array([len(scores) for scores in problems], dtype=np.float64)  # (n,)
-    mean = sums.sum() / sizes.sum()
-    if n == 1:
-        return float(mean), float("nan")
-    spread = np.sum((sums - mean * sizes) ** 2) / sizes.sum() ** 2
-    return float(mean), float(np.sqrt(n / (n - 1) * spread))
 
 
 def _grade(task: Any, entry: SuiteTask, sample: int) -> dict[int, list[float]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlflow
@@ -15,9 +14,13 @@ from mlflow.entities import Metric, Run
 
 from mlflow_scalpel.checkpoints import Checkpoint, checkpoints_of_run, log_base, resolve
 from mlflow_scalpel.comparison import Subject, tidy
+from mlflow_scalpel.comparison.capabilities import capability_table, ledger
 from mlflow_scalpel.comparison.store import (
     EVALUATED_RUN_TAG,
+    LEDGER,
+    SAMPLES,
     get_run,
+    log_rows,
     log_table,
     opened,
     readable,
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
     from mlflow_scalpel.evaluation.harness import Evaluation
 
 METRIC_VERSION = 1
-SAMPLES = "scalpel/samples.parquet"
 
 
 @dataclass(frozen=True)
@@ -131,12 +133,26 @@ def log_evaluation(
     )
 
 
-def log_results(table: pd.DataFrame, samples: pd.DataFrame, output: Path) -> None:
-    """Store the tidy table and the per-problem rows as artifacts of the active run."""
+def rows_of(evaluation: Evaluation, subject: Subject) -> pd.DataFrame:
+    """The evaluation's rows with the model that answered."""
+    return evaluation.samples.assign(
+        step=subject.step, model_id=subject.model_id, model_digest=subject.digest
+    )
+
+
+def log_results(
+    scores: list[pd.DataFrame], samples: list[pd.DataFrame], subjects: list[Subject], dtype: str
+) -> None:
+    """Store scores, evaluation rows, and what base and checkpoints can do, on the active run.
+
+    Each list has an entry a model, the base first; with the base alone there is no ledger.
+    """
     run = mlflow.active_run()
     assert run is not None  # the stage has opened one
-    log_table(table, run.info.run_id)
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / Path(SAMPLES).name
-    samples.to_parquet(path, index=False)
-    mlflow.log_artifact(str(path), str(Path(SAMPLES).parent))
+    rows = pd.concat(samples, ignore_index=True)
+    base, checkpoints = subjects[0], subjects[1:]
+    if checkpoints:
+        scores = [*scores, capability_table(rows, base, checkpoints, dtype=dtype)]
+        log_rows(ledger(rows, base, checkpoints), run.info.run_id, LEDGER)
+    log_table(pd.concat(scores, ignore_index=True), run.info.run_id)
+    log_rows(rows, run.info.run_id, SAMPLES)

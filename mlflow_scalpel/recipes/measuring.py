@@ -44,6 +44,10 @@ class EvaluateRecipe(Recipe):
     device: str | None = None
     """Torch device; null takes the first GPU, or the CPU where there is none."""
     seed: NonNegativeInt = 0
+    gold_loglik: bool = True
+    """For a run: the gold answer's log-likelihood under the base, for problems that it gets right,
+    and under each checkpoint, for those that it lost. Costs two forward passes a problem, which is
+    little beside generating."""
     best: str | None = None
     """A metric of this evaluation (eval/in/sums/greedy ...): the alias best-<run ID> of the
     registered model goes to the run's version with the largest value."""

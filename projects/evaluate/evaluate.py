@@ -14,11 +14,16 @@ def suite_of(recipe):
 
 with open_stage("evaluate", HERE / "recipes", check=suite_of) as stage:
     import mlflow
-    import pandas as pd
 
     from mlflow_scalpel.checkpoints.deliver import give_best
+    from mlflow_scalpel.evaluation.gold import GoldAnswers
     from mlflow_scalpel.evaluation.harness import Evaluator
-    from mlflow_scalpel.evaluation.record import log_evaluation, log_results, plan_evaluation
+    from mlflow_scalpel.evaluation.record import (
+        log_evaluation,
+        log_results,
+        plan_evaluation,
+        rows_of,
+    )
 
     recipe = stage.recipe
     suite = suite_of(recipe)
@@ -33,14 +38,17 @@ with open_stage("evaluate", HERE / "recipes", check=suite_of) as stage:
         device=recipe.device,
         seed=recipe.seed,
     )
-    tables, samples = [], []
+    golds = GoldAnswers(evaluator) if recipe.gold_loglik and plan.run is not None else None
+    tables, samples, subjects = [], [], []
     for subject in plan.subjects():
         evaluator.load_weights(subject.directory)
         evaluation = evaluator.run()
         tables.append(log_evaluation(evaluation, subject, plan, recipe.dtype))
-        samples.append(evaluation.samples.assign(step=subject.step, model_id=subject.model_id))
+        rows = rows_of(evaluation, subject)
+        samples.append(rows if golds is None else golds.score(rows))
+        subjects.append(subject)
         scores = "  ".join(f"{s.metric[5:]} {s.value:.2f}" for s in evaluation.scores)
         print(f"step {subject.step}: {scores}", flush=True)
-    log_results(pd.concat(tables), pd.concat(samples), stage.output)
+    log_results(tables, samples, subjects, recipe.dtype)
     if recipe.best is not None and recipe.run is not None:
         give_best(mlflow.MlflowClient(), recipe.run, recipe.best, minimize=False)

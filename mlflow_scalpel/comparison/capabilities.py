@@ -1,0 +1,252 @@
+"""The group `capabilities`: evaluation rows of base and checkpoints as ledger and as tidy rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mlflow_scalpel.comparison.subjects import Subject
+from mlflow_scalpel.comparison.table import tidy
+from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.metrics.capabilities.benchmark import Benchmark, digest_of
+from mlflow_scalpel.metrics.capabilities.ledger import status_of
+from mlflow_scalpel.metrics.registry import Metric, choose_metrics
+
+BENCHMARK = ["domain", "label", "kind"]
+NEEDED = ["model_id", *BENCHMARK, "problem_id", "sample", "problem", "gold", "completion", "score"]
+
+LEDGER_DTYPES = {
+    "model_id": "string",
+    "step": "Int64",
+    "domain": "string",
+    "label": "string",
+    "kind": "string",
+    "problem_id": "string",
+    "k": "Int64",  # samples that the base has of the problem
+    "base_right": "Int64",  # how many of them are right
+    "right": "Int64",  # how many of the checkpoint's are
+    "status": "string",  # kept, gained, lost, never; or why it is none of them: LEFT_OUT
+    "problem": "string",
+    "gold": "string",
+    "base_completion": "string",  # the first sample, by which the status goes
+    "completion": "string",
+    "gold_loglik_base": "Float64",  # of lost problems, in nats; null elsewhere
+    "gold_loglik": "Float64",
+    "gold_loglik_after_opening_base": "Float64",
+    "gold_loglik_after_opening": "Float64",
+}
+
+LEFT_OUT = {
+    "ungraded": "not graded, because the gold answer cannot be read",
+    "only base": "answered by the base only",
+    "only checkpoint": "answered by the checkpoint only",
+}
+"""Statuses of problems that no number counts, and what they mean."""
+
+LOGLIKS = ("gold_loglik", "gold_loglik_after_opening")
+_RIGHT = 1.0 - 1e-9  # a score of less is not all right, as where one of three instructions is kept
+
+
+def capability_table(
+    samples: pd.DataFrame,
+    base: Subject,
+    checkpoints: Iterable[Subject],
+    metrics: Iterable[str] = ("capabilities",),
+    *,
+    dtype: str | None = None,
+) -> pd.DataFrame:
+    """The tidy table of the group `capabilities`, of one checkpoint after the other.
+
+    Args:
+        samples: rows of one evaluation (a row a problem and sample), with `model_id`.
+        base: the model whose rows are compared with.
+        checkpoints: models with rows of their own; one without any is rows that say so.
+        metrics: names of metrics or groups; those of other groups are left alone.
+        dtype: of the forward passes, where it is known.
+
+    Raises ScalpelError where columns are missing, or the base has no rows.
+    """
+    chosen = [one for one in choose_metrics(metrics) if one.group == "capabilities"]
+    rows: list[dict[str, Any]] = []
+    before = _of_base(samples, base)
+    for checkpoint in checkpoints:
+        origin = {
+            "base": base.model_id,
+            "base_digest": base.digest,
+            "model_id": checkpoint.model_id,
+            "model_digest": checkpoint.digest,
+            "run_id": checkpoint.run_id,
+            "algorithm": checkpoint.algorithm,
+            "step": checkpoint.step,
+            "dtype": dtype,
+        }
+        after = _of(samples, checkpoint)
+        if not len(after):
+            reason = "the evaluation has no rows of this checkpoint; evaluate it (-e evaluate)"
+            rows += [
+                {**origin, **_named(one), "status": "not measured", "reason": reason}
+                for one in chosen
+            ]
+            continue
+        benchmarks = benchmarks_of(_joined(before, after))
+        for one in chosen:
+            for found in one.function(benchmarks):
+                values = {
+                    "value": found.value,
+                    "stderr": found.stderr,
+                    "n": found.n,
+                    "bin": found.bin,
+                    "texts": found.texts or None,
+                    "status": found.status,
+                    "reason": found.reason,
+                }
+                known = {name: value for name, value in values.items() if value is not None}
+                rows.append({**origin, **_named(one), **known})
+    return tidy(rows)
+
+
+def ledger(samples: pd.DataFrame, base: Subject, checkpoints: Iterable[Subject]) -> pd.DataFrame:
+    """A row a problem, checkpoint and benchmark, with the columns of LEDGER_DTYPES.
+
+    Problems that cannot be compared have their rows too, with a status of LEFT_OUT. Raises
+    ScalpelError where columns are missing, or the base has no rows.
+    """
+    before = _of_base(samples, base)
+    parts = []
+    for checkpoint in checkpoints:
+        joined = _joined(before, _of(samples, checkpoint))
+        lost = joined["status"] == "lost"
+        for name in LOGLIKS:
+            for column in (f"{name}_base", name):
+                joined[column] = joined[column].where(lost)
+        parts.append(
+            joined.rename(columns={"base_samples": "k"}).assign(
+                model_id=checkpoint.model_id, step=checkpoint.step
+            )
+        )
+    whole = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    return whole.reindex(columns=list(LEDGER_DTYPES)).astype(LEDGER_DTYPES)
+
+
+def benchmarks_of(joined: pd.DataFrame) -> list[Benchmark]:
+    """What metrics read, out of the joined problems of one base and checkpoint."""
+    return [
+        _benchmark(str(domain), str(label), str(kind), rows)
+        for (domain, label, kind), rows in joined.groupby(BENCHMARK, sort=False)
+    ]
+
+
+def _benchmark(domain: str, label: str, kind: str, rows: pd.DataFrame) -> Benchmark:
+    graded = rows[~rows["status"].isin(LEFT_OUT)]
+
+    def integers(column: str) -> np.ndarray:
+        return graded[column].to_numpy(dtype=np.int64)
+
+    def floats(column: str) -> np.ndarray:
+        return graded[column].to_numpy(dtype=np.float64)
+
+    return Benchmark(
+        domain,
+        label,
+        kind,
+        digest_of(rows["problem_id"]),
+        graded["base_first"].to_numpy(dtype=bool),
+        integers("base_right"),
+        integers("base_samples"),
+        graded["first"].to_numpy(dtype=bool),
+        integers("right"),
+        integers("samples"),
+        floats("gold_loglik_base"),
+        floats("gold_loglik"),
+        floats("gold_loglik_after_opening_base"),
+        floats("gold_loglik_after_opening"),
+        left_out=tuple(
+            (meaning, int((rows["status"] == status).sum()))
+            for status, meaning in LEFT_OUT.items()
+            if (rows["status"] == status).any()
+        ),
+    )
+
+
+def _joined(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+    """Problems of base and checkpoint side by side, the base's first, each with its status."""
+    ours, theirs = _problems(before), _problems(after)
+    index = ours.index.append(theirs.index.difference(ours.index, sort=False))
+    ours, theirs = ours.reindex(index), theirs.reindex(index)
+    joined = theirs[["first", "right", "samples", "completion", *LOGLIKS]].copy()
+    for column in ("first", "right", "samples", *LOGLIKS):
+        joined[f"{column}_base" if column in LOGLIKS else f"base_{column}"] = ours[column]
+    joined["base_completion"] = ours["completion"]
+    for column in ("problem", "gold"):
+        joined[column] = ours[column].where(ours[column].notna(), theirs[column])
+    here, there = ours["samples"].notna(), theirs["samples"].notna()
+    graded = ours["graded"].eq(True) & theirs["graded"].eq(True)
+    status = pd.Series("ungraded", index=index, dtype=object)
+    status[here & ~there] = "only base"
+    status[~here & there] = "only checkpoint"
+    status[graded] = status_of(
+        ours.loc[graded, "first"].to_numpy(bool), theirs.loc[graded, "first"].to_numpy(bool)
+    )
+    return joined.assign(status=status).reset_index()
+
+
+def _problems(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a problem of one model, indexed by benchmark, problem and occurrence.
+
+    (A benchmark may ask the same thing twice.)
+    """
+    rows = rows.sort_values("sample", kind="stable")
+    rows = rows.assign(
+        occurrence=rows.groupby([*BENCHMARK, "problem_id", "sample"], sort=False).cumcount(),
+        is_right=rows["score"] >= _RIGHT,
+        is_graded=rows["score"].notna(),
+    )
+    return rows.groupby([*BENCHMARK, "problem_id", "occurrence"], sort=False).agg(
+        first=("is_right", "first"),
+        right=("is_right", "sum"),
+        samples=("is_right", "size"),
+        graded=("is_graded", "all"),
+        problem=("problem", "first"),
+        gold=("gold", "first"),
+        completion=("completion", "first"),
+        **{name: (name, "first") for name in LOGLIKS},
+    )
+
+
+def _of_base(samples: pd.DataFrame, base: Subject) -> pd.DataFrame:
+    missing = [column for column in NEEDED if column not in samples.columns]
+    if missing:
+        raise ScalpelError(
+            f"samples have no column {missing[0]!r}; give the rows of an evaluation "
+            "(scalpel/samples.parquet of its run), which have " + ", ".join(NEEDED)
+        )
+    found = _of(samples, base)
+    if not len(found):
+        raise ScalpelError(
+            f"base {base.model_id}: the evaluation has no rows of it, so there is nothing to "
+            'compare with; run `mlflow run . -e evaluate -P set="run=RUN_ID"`, which evaluates a '
+            "run's base and checkpoints together"
+        )
+    return found
+
+
+def _of(samples: pd.DataFrame, subject: Subject) -> pd.DataFrame:
+    """The rows of one model, by its ID, or by its digest where it goes by another name."""
+    found = samples[samples["model_id"] == subject.model_id]
+    if not len(found) and "model_digest" in samples.columns:
+        found = samples[samples["model_digest"] == subject.digest]
+        found = found[found["model_id"] == found["model_id"].iloc[0]] if len(found) else found
+    columns = dict.fromkeys([*found.columns, *LOGLIKS])
+    return found.reindex(columns=list(columns))
+
+
+def _named(one: Metric) -> dict[str, Any]:
+    return {"metric": one.name, "metric_version": one.version, "unit": one.unit}
+
+
+def has_rows(samples: pd.DataFrame, subject: Subject) -> bool:
+    """Whether the evaluation has rows of the model."""
+    return bool(len(_of(samples, subject)))

@@ -1,0 +1,73 @@
+r"""Whether a lost answer is gone, or only out of reach: how likely the gold answer still is.
+
+Of each problem that the base gets right with its first sample, the gold answer is scored twice:
+right after the prompt, and after the opening that the base gave it, its own completion up to where
+the answer begins. Of checkpoints only the problems that they lost are scored.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+
+from mlflow_scalpel.evaluation.harness import Evaluator
+
+KEY = ["label", "kind", "problem_id"]
+_BOX = r"\boxed{"
+_TAG = re.compile(r"<answer>\s*")
+
+
+def opening_of(completion: str, gold: str) -> str | None:
+    r"""The completion up to where its answer begins; None where no answer is found.
+
+    That is after the last \boxed{; without one, after the last <answer> and its blanks; without
+    either, before the last place where the gold answer itself stands.
+    """
+    box = completion.rfind(_BOX)
+    if box >= 0:
+        return completion[: box + len(_BOX)]
+    tags = list(_TAG.finditer(completion))
+    if tags:
+        return completion[: tags[-1].end()]
+    place = completion.rfind(gold) if gold else -1
+    return completion[:place] if place >= 0 else None
+
+
+class GoldAnswers:
+    """Scores the gold answers of one evaluation: of the base first, then of each checkpoint."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._evaluator = evaluator
+        self._openings: dict[tuple[str, str, str], str | None] | None = None
+
+    def score(self, samples: pd.DataFrame) -> pd.DataFrame:
+        """The rows with the columns gold_loglik and gold_loglik_after_opening, in nats.
+
+        `samples` are the rows of the model whose weights are loaded. Values stand on the first
+        sample of a problem; they are NaN where nothing was scored.
+        """
+        rows = samples.assign(gold_loglik=float("nan"), gold_loglik_after_opening=float("nan"))
+        first = rows[rows["sample"] == 0].drop_duplicates(KEY)
+        keys = pd.Series(list(first[KEY].itertuples(index=False, name=None)), first.index)
+        if self._openings is None:
+            right = first[first["score"] == 1.0]
+            self._openings = {
+                keys[index]: opening_of(row["completion"], row["gold"])
+                for index, row in right.iterrows()
+                if keys[index] in self._evaluator.prompts
+            }
+            wanted = [index for index in right.index if keys[index] in self._openings]
+        else:
+            missed = first[first["score"] < 1.0]
+            wanted = [index for index in missed.index if keys[index] in self._openings]
+        plain, after = [], []
+        for index in wanted:
+            key, gold = keys[index], str(first.loc[index, "gold"])
+            prompt, opening = self._evaluator.prompts[key], self._openings[key]
+            plain.append((prompt, gold))
+            after.append((prompt + (opening or ""), gold if opening is not None else ""))
+        values = self._evaluator.loglikelihoods(plain + after)
+        rows.loc[wanted, "gold_loglik"] = values[: len(wanted)]
+        rows.loc[wanted, "gold_loglik_after_opening"] = values[len(wanted) :]
+        return rows
