@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         pull,
         resolve,
     )
-    from mlflow_scalpel.comparison.compare import compare
+    from mlflow_scalpel.comparison.compare import compare, top_tokens
     from mlflow_scalpel.comparison.store import describe_runs, gather
 
 __version__ = "0.1.0"
@@ -30,6 +30,7 @@ _HOMES = {
     "pull": "mlflow_scalpel.checkpoints",
     "resolve": "mlflow_scalpel.checkpoints",
     "compare": "mlflow_scalpel.comparison.compare",
+    "top_tokens": "mlflow_scalpel.comparison.compare",
     "describe_runs": "mlflow_scalpel.comparison.store",
     "gather": "mlflow_scalpel.comparison.store",
 }
@@ -45,6 +46,7 @@ __all__ = [
     "log_checkpoint",
     "pull",
     "resolve",
+    "top_tokens",
 ]
 
 

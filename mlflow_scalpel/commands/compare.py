@@ -29,7 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help="metrics or groups, as `mlflow-scalpel metrics` lists them",
     )
-    parser.add_argument("--texts", metavar="FILE", help="JSONL with problem and solution, for kl")
+    parser.add_argument("--texts", metavar="FILE", help="JSONL with problem and solution")
     parser.add_argument(
         "--samples",
         metavar="FILE",
@@ -41,11 +41,22 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="of the forward passes",
     )  # fmt: skip
     parser.add_argument(
+        "--device", default="cpu", metavar="D", help="Torch device of the forward passes (cuda)"
+    )
+    parser.add_argument(
+        "--sample-seed", type=int, default=0, metavar="N", help="of kl_on_base_samples' answers"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=256, metavar="N", help="of each of those answers"
+    )
+    parser.add_argument(
         "--all-tensors", action="store_true", help="embeddings, norms, heads and biases as well"
     )
     parser.add_argument("--out", metavar="FILE", help="write the table (.parquet or .csv)")
     parser.add_argument(
-        "--log", action="store_true", help="log the table as an MLflow run, with its summary"
+        "--log",
+        action="store_true",
+        help="log an MLflow run: the table, its summary, and tables of tokens",
     )
     parser.add_argument("--no-cache", action="store_true", help="measure all of it anew")
 
@@ -55,10 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
     from mlflow_scalpel.comparison.compare import compare
     from mlflow_scalpel.comparison.engine import STANDARD
     from mlflow_scalpel.comparison.store import log_comparison
+    from mlflow_scalpel.comparison.tokens import log_tokens
     from mlflow_scalpel.errors import ScalpelError
 
     if arguments.out and Path(arguments.out).suffix not in (".parquet", ".csv"):
         raise ScalpelError(f"--out {arguments.out}: give a file that ends in .parquet or .csv")
+    tokens: list[pd.DataFrame] = []
     table = compare(
         arguments.base,
         arguments.checkpoints,
@@ -67,9 +80,13 @@ def run(arguments: argparse.Namespace) -> int:
         samples=arguments.samples,
         system_prompt=arguments.system_prompt,
         dtype=arguments.dtype,
+        device=arguments.device,
         all_tensors=arguments.all_tensors,
         cache=not arguments.no_cache,
+        sample_seed=arguments.sample_seed,
+        max_new_tokens=arguments.max_new_tokens,
         progress=True,
+        on_tokens=tokens.extend if arguments.log else None,
     )
     _print(table)
     if arguments.out:
@@ -79,7 +96,9 @@ def run(arguments: argparse.Namespace) -> int:
         )
         print(f"{len(table)} rows in {out}")
     if arguments.log:
-        print(f"logged as run {log_comparison(table)}")
+        run_id = log_comparison(table)
+        log_tokens(tokens, run_id)
+        print(f"logged as run {run_id}")
     return 0 if (table["status"] == "ok").any() else 1
 
 

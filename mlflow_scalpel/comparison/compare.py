@@ -1,16 +1,18 @@
-"""`mlflow_scalpel.compare`: any models against any base, as one tidy table."""
+"""`mlflow_scalpel.compare`: any models against any base, as one tidy table; `top_tokens`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from mlflow_scalpel.checkpoints.resolve import expand
-from mlflow_scalpel.comparison.engine import STANDARD, Comparison
+from mlflow_scalpel.comparison.engine import ON_TEXTS, STANDARD, Comparison
 from mlflow_scalpel.comparison.evaluated import evaluated_capabilities
 from mlflow_scalpel.comparison.probes import Probe, build_probe, read_texts
+from mlflow_scalpel.comparison.samples import Sampling
 from mlflow_scalpel.comparison.subjects import Subject, subject_from
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import choose_metrics
@@ -25,9 +27,13 @@ def compare(
     samples: pd.DataFrame | str | Path | None = None,
     system_prompt: str | None = None,
     dtype: str = "float32",
+    device: str = "cpu",
     all_tensors: bool = False,
+    sample_seed: int = 0,
+    max_new_tokens: int = 256,
     cache: bool = True,
     progress: bool = False,
+    on_tokens: Callable[[list[pd.DataFrame]], object] | None = None,
 ) -> pd.DataFrame:
     """Measure checkpoints against their base; one row a value, with the columns of the tidy table.
 
@@ -35,15 +41,20 @@ def compare(
         base: local directory, hub name, or any URI that one checkpoint has.
         checkpoints: one or more of the same; `runs:/RUN` means all checkpoints of a run.
         metrics: names of metrics or groups, as `mlflow-scalpel metrics` lists them.
-        texts: JSONL file with the fields problem and solution, or such pairs; what `kl` is
-            measured on. Without texts it is left out.
+        texts: JSONL file with the fields problem and solution, or such pairs; what `kl` and
+            `attention` are measured on. Without texts they are left out.
         samples: rows of one evaluation, or their Parquet file, for `capabilities`; without them
             the newest evaluation of each checkpoint's run is taken.
         system_prompt: put before every text.
         dtype: of the forward passes.
+        device: Torch device of the forward passes.
         all_tensors: weight metrics also of embeddings, norms, heads and biases.
+        sample_seed: of the answers that the base samples for `kl_on_base_samples`.
+        max_new_tokens: of each of those answers.
         cache: keep results on this machine by content, and take what is kept.
         progress: show bars on a terminal.
+        on_tokens: called with the tables of single tokens, one for each checkpoint whose KL was
+            measured (`top_tokens` says what they hold).
 
     Raises:
         ScalpelError: a model, a metric, the texts or an evaluation cannot be had; metrics that need
@@ -52,7 +63,7 @@ def compare(
     """
     names = [metrics] if isinstance(metrics, str) else list(metrics)
     chosen = choose_metrics(names)
-    needing = [one.name for one in chosen if one.group == "kl"]
+    needing = [one.name for one in chosen if one.group in ON_TEXTS]
     if texts is None and needing and names != list(STANDARD):
         raise ScalpelError(
             f"metrics = {needing[0]}: is measured on texts; give a JSONL file with the fields "
@@ -72,16 +83,47 @@ def compare(
         [] if texts is None else [_probe(texts, subject, system_prompt)],
         names,
         dtype=dtype,
+        device=device,
         others=all_tensors,
         cache=cache,
         progress=progress,
+        sampling=Sampling(sample_seed, max_new_tokens),
+        token_tables=on_tokens is not None,
     )
     subjects = [subject_from(one) for one in expanded]
     table = comparison.measure(*subjects)
+    if on_tokens is not None:
+        on_tokens(list(comparison.tokens.values()))
     if not capabilities:
         return table
     evaluated = evaluated_capabilities(subject, subjects, names, samples)
     return pd.concat([table, evaluated], ignore_index=True)
+
+
+def top_tokens(
+    base: str,
+    checkpoint: str,
+    *,
+    texts: str | Path | Sequence[tuple[str, str]],
+    **settings: Any,
+) -> pd.DataFrame:
+    """The tokens at which a checkpoint differs most from its base, with the top 5 of both models.
+
+    A row a token: all of the first 8 texts, and the 200 of the largest KL(base || checkpoint) over
+    all texts (`rank`), with the text before them (`context`). Columns: model_id, step, texts,
+    problem, position, token, token_id, answer, kl, reverse, base_entropy, rank, context, base_top,
+    checkpoint_top, base_top_p, checkpoint_top_p, right_p_base, right_p_checkpoint.
+
+    Takes the arguments of `compare`, but `metrics`. Raises ScalpelError also for a checkpoint whose
+    KL cannot be measured.
+    """
+    found: list[pd.DataFrame] = []
+    table = compare(
+        base, checkpoint, metrics=["kl/all_tokens"], texts=texts, on_tokens=found.extend, **settings
+    )
+    if not found:
+        raise ScalpelError(f"{checkpoint}: has no KL: {table['reason'].iloc[0]}")
+    return pd.concat(found, ignore_index=True)
 
 
 def _probe(

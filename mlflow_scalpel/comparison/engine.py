@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from mlflow_scalpel.comparison.divergence import Divergence, failed_rows
-from mlflow_scalpel.comparison.probes import Probe, other_tokenizer
+from mlflow_scalpel.comparison.attention import AttentionShift
+from mlflow_scalpel.comparison.divergence import Divergence
+from mlflow_scalpel.comparison.forward import OneModel, Runner, UnsupportedModel, failed_rows, swap
+from mlflow_scalpel.comparison.paper import PaperDivergence
+from mlflow_scalpel.comparison.probes import Probe
 from mlflow_scalpel.comparison.progress import Bars
-from mlflow_scalpel.comparison.results import keep_rows, kept_rows, key_of
+from mlflow_scalpel.comparison.results import (
+    keep_rows,
+    keep_tokens,
+    kept_rows,
+    kept_tokens,
+    key_of,
+)
+from mlflow_scalpel.comparison.samples import SampledDivergence, Sampling
 from mlflow_scalpel.comparison.subjects import Subject
 from mlflow_scalpel.comparison.table import tidy
+from mlflow_scalpel.comparison.tokens import named, token_table
 from mlflow_scalpel.comparison.weights import StoredWeights, weight_rows
 from mlflow_scalpel.metrics.moments import Training
-from mlflow_scalpel.metrics.registry import choose_metrics
+from mlflow_scalpel.metrics.registry import Metric, choose_metrics
 
 STANDARD = ("weights", "kl/all_tokens", "kl/answer_tokens")
 """What is measured where nobody asks for more: it costs a read of the weights, and a forward."""
+
+ON_TEXTS = ("attention", "kl", "kl_paper_compat", "kl_on_base_samples")
+"""Groups that run texts through the models."""
 
 Rows = list[dict[str, Any]]
 
@@ -37,17 +53,22 @@ class Comparison:
         others: bool = False,
         cache: bool = False,
         progress: bool = False,
+        sampling: Sampling | None = None,
+        token_tables: bool = False,
     ) -> None:
         """Prepare to measure; nothing is read before `measure`.
 
         Args:
             base: the model that everything is compared with.
-            probes: texts for the group `kl`; without any it is left out.
+            probes: texts for the groups `ON_TEXTS`; without any they are left out.
             metrics: names of metrics or groups.
             dtype: of the forward passes.
             others: weight metrics also of embeddings, norms, heads and biases.
             cache: keep results on this machine, and take what is kept.
             progress: show bars on a terminal.
+            sampling: how the base's own answers are sampled.
+            token_tables: keep in `tokens` what `token_table` gives for each checkpoint whose KL is
+                measured.
 
         Raises:
             ScalpelError: a name is neither a metric nor a group.
@@ -56,10 +77,17 @@ class Comparison:
         self.probes = list(probes)
         chosen = choose_metrics(metrics)
         self._weights = [one for one in chosen if one.group == "weights"]
-        self._kl = [one for one in chosen if one.group == "kl" and probes]
+        self._attention, self._kl, self._kl_paper, self._kl_samples = (
+            [one for one in chosen if one.group == group and probes] for group in ON_TEXTS
+        )
         self._dtype, self._device, self._others, self._cache = dtype, device, others, cache
+        self._sampling = sampling or Sampling()
         self._bars = Bars(progress)
-        self._divergence: Divergence | None = None
+        self._token_tables = token_tables
+        self.tokens: dict[Subject, pd.DataFrame] = {}
+        """Tables of tokens of the checkpoints that `measure` measured last."""
+        self._models: dict[str, OneModel] = {}
+        self._runners: dict[str, Runner] = {}
 
     def measure(self, *checkpoints: Subject) -> pd.DataFrame:
         """The tidy table of the chosen metrics, of one checkpoint after the other.
@@ -68,22 +96,37 @@ class Comparison:
         """
         found: list[Rows] = [[] for _ in checkpoints]
         texts = [probe.texts for probe in self.probes]
+        self.tokens = {}
         for metrics, measure, settings in (
             (self._weights, self._weight_rows, lambda one: [self._others, one.learning_rate_sum]),
-            (self._kl, self._kl_rows, lambda one: [texts, self._dtype]),
+            (self._attention, self._attention_rows, lambda _: [texts, self._dtype]),
+            (self._kl, self._kl_rows, lambda _: [texts, self._dtype]),
+            (self._kl_paper, self._kl_paper_rows, lambda _: [texts]),
+            (
+                self._kl_samples,
+                self._kl_samples_rows,
+                lambda _: [texts, self._dtype, *astuple(self._sampling)],
+            ),
         ):
             if not metrics:
                 continue
             keys = [key_of(self.base, one, metrics, settings(one)) for one in checkpoints]
-            kept = [kept_rows(key) if self._cache else None for key in keys]
+            kept = [
+                self._kept(key, one, metrics) for key, one in zip(keys, checkpoints, strict=True)
+            ]
             new = [index for index, rows in enumerate(kept) if rows is None]
             measured = measure([checkpoints[index] for index in new]) if new else []
             for index, fresh in zip(new, measured, strict=True):
                 kept[index] = fresh
                 if self._cache:
                     keep_rows(keys[index], tidy(fresh))
+                    if metrics is self._kl and checkpoints[index] in self.tokens:
+                        keep_tokens(keys[index], self.tokens[checkpoints[index]])
             for index, rows in enumerate(kept):
                 found[index] += rows or []
+        self.tokens = {
+            one: named(table, one.model_id, one.step) for one, table in self.tokens.items()
+        }
         return tidy(
             {**row, **self._origin(one)}
             for one, rows in zip(checkpoints, found, strict=True)
@@ -104,22 +147,68 @@ class Comparison:
                 found[index].append(row)
         return found
 
+    def _attention_rows(self, checkpoints: list[Subject]) -> list[Rows]:
+        return self._forward(AttentionShift, self._attention, checkpoints, self._dtype)
+
     def _kl_rows(self, checkpoints: list[Subject]) -> list[Rows]:
-        if self._divergence is None:
-            self._divergence = Divergence(
-                self.base.directory, self.probes, dtype=self._dtype, device=self._device
-            )
+        return self._forward(Divergence, self._kl, checkpoints, self._dtype)
+
+    def _kl_paper_rows(self, checkpoints: list[Subject]) -> list[Rows]:
+        return self._forward(PaperDivergence, self._kl_paper, checkpoints, "bfloat16")
+
+    def _kl_samples_rows(self, checkpoints: list[Subject]) -> list[Rows]:
+        digest = self.base.digest if self._cache else None
+        runner = partial(SampledDivergence, sampling=self._sampling, base_digest=digest)
+        return self._forward(runner, self._kl_samples, checkpoints, self._dtype)
+
+    def _forward(
+        self,
+        open_runner: Callable[[OneModel, list[Probe]], Runner],
+        metrics: list[Metric],
+        checkpoints: list[Subject],
+        dtype: str,
+    ) -> list[Rows]:
+        """Rows of a group that runs texts; all groups of one dtype share one model."""
+        group = metrics[0].group
+        if dtype not in self._models:
+            self._models[dtype] = OneModel(self.base.directory, dtype=dtype, device=self._device)
+        model = self._models[dtype]
+        if group not in self._runners:
+            try:
+                self._runners[group] = open_runner(model, self.probes)
+            except UnsupportedModel as error:
+                failed = failed_rows(metrics, self.probes, dtype, "not supported", str(error))
+                return [failed for _ in checkpoints]
+        runner, found = self._runners[group], []
         count = sum(len(probe.items) for probe in self.probes)
-        with self._bars.open("kl", count * len(checkpoints), "texts") as progress:
-            found = []
+        with self._bars.open(group, count * len(checkpoints), "texts") as progress:
             for one in checkpoints:
-                reason = other_tokenizer(self.base.directory, one.directory)
-                if reason is None:
-                    rows = self._divergence.rows(one.directory, self._kl, progress)
-                else:
-                    rows = failed_rows(self._kl, self.probes, self._dtype, "refused", reason)
-                found.append(list(rows))
+                refused = swap(model, one.directory, group)
+                if refused is not None:
+                    found.append(failed_rows(metrics, runner.probes, dtype, *refused))
+                    continue
+                found.append(list(runner.rows(metrics, progress)))
+                if self._token_tables and isinstance(runner, Divergence):
+                    self.tokens[one] = token_table(runner.last, self._tokenizer())
         return found
+
+    def _kept(self, key: str, checkpoint: Subject, metrics: list[Metric]) -> Rows | None:
+        """What is kept of a checkpoint: the rows, and the table of tokens where it is wanted."""
+        if not self._cache:
+            return None
+        rows = kept_rows(key)
+        if metrics is self._kl and self._token_tables and rows is not None:
+            tokens = kept_tokens(key)
+            if tokens is None and any(row["status"] == "ok" for row in rows):
+                return None
+            if tokens is not None:
+                self.tokens[checkpoint] = tokens
+        return rows
+
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.base.directory)
 
     def _origin(self, checkpoint: Subject) -> dict[str, Any]:
         return {

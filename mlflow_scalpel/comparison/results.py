@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,7 @@ import pandas as pd
 from mlflow_scalpel.checkpoints import cache
 from mlflow_scalpel.comparison.subjects import Subject
 from mlflow_scalpel.comparison.table import read_table, write_table
+from mlflow_scalpel.comparison.tokens import read_tokens, write_tokens
 from mlflow_scalpel.metrics.registry import Metric
 
 _LAYOUT = 2  # goes up when rows are made otherwise than before
@@ -37,7 +39,7 @@ def key_of(
 
 def kept_rows(key: str) -> list[dict[str, Any]] | None:
     """The rows kept under a key, or None."""
-    file = cache.directory() / "comparisons" / f"{key}.parquet"
+    file = _file("comparisons", key)
     if not file.is_file():
         return None
     table = read_table(file)
@@ -49,7 +51,25 @@ def kept_rows(key: str) -> list[dict[str, Any]] | None:
 
 def keep_rows(key: str, table: pd.DataFrame) -> None:
     """Keep the rows of a tidy table under a key."""
-    folder = cache.directory() / "comparisons"
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{key}.{uuid.uuid4().hex}"
-    write_table(table, partial).replace(folder / f"{key}.parquet")
+    _write(_file("comparisons", key), table, write_table)
+
+
+def kept_tokens(key: str) -> pd.DataFrame | None:
+    """The table of tokens kept under a key, or None."""
+    file = _file("tokens", key)
+    return read_tokens(file) if file.is_file() else None
+
+
+def keep_tokens(key: str, table: pd.DataFrame) -> None:
+    """Keep a table of tokens under a key."""
+    _write(_file("tokens", key), table, write_tokens)
+
+
+def _file(kind: str, key: str) -> Path:
+    return cache.directory() / kind / f"{key}.parquet"
+
+
+def _write(file: Path, table: pd.DataFrame, write: Callable[[pd.DataFrame, Path], Path]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.stem}.{uuid.uuid4().hex}")
+    write(table, partial).replace(file)

@@ -248,6 +248,8 @@ class CheckpointCallback(TrainerCallback, ExportableState):
             directory, "", "", step, self._run_id, self._algorithm, self._learning_rate_sum
         )
         measured = self._comparison.measure(subject)
+        if subject in self._comparison.tokens:
+            self._journal.tokens(self._comparison.tokens[subject], step)
         summary = summarise(measured)
         image = heatmap_image(measured, step, self._recipe.heatmap_maximum)
         self._journal.image(image, "weights/relative_frobenius", step)

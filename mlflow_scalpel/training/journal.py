@@ -22,6 +22,7 @@ from mlflow_scalpel.checkpoints.spool import (
 )
 from mlflow_scalpel.comparison.store import TABLE
 from mlflow_scalpel.comparison.table import write_table
+from mlflow_scalpel.comparison.tokens import FOLDER, artifact_name, write_tokens
 
 SUMMARY = "scalpel/summary.json"
 
@@ -76,6 +77,13 @@ class Journal:
         """The tidy table so far, in place of the one before."""
         folder, name = TABLE.rsplit("/", 1)
         self.courier.add(ArtifactEntry(folder=folder), lambda path: write_table(table, path / name))
+
+    def tokens(self, table: pd.DataFrame, step: int) -> None:
+        """The table of single tokens of the checkpoint of a step."""
+        name = artifact_name(step)
+        self.courier.add(
+            ArtifactEntry(folder=FOLDER), lambda path: write_tokens(table, path / name)
+        )
 
     def summary(self, rows: list[dict[str, Any]]) -> None:
         """The table of a row a checkpoint, in the form that MLflow's UI shows as a table."""

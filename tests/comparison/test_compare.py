@@ -18,6 +18,7 @@ import mlflow_scalpel
 from mlflow_scalpel.checkpoints import log_base, log_checkpoint
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.comparison import engine, weights
+from mlflow_scalpel.comparison.tokens import stored_tokens, token_steps
 from mlflow_scalpel.errors import ScalpelError
 
 TEXTS = [("1+1=?", "2"), ("what is the capital", "a long answer of many letters"), ("a", "b")]
@@ -203,7 +204,12 @@ def test_the_command_on_a_runs_checkpoints(tracking, models, texts, tmp_path, ca
     history = MlflowClient().get_metric_history(compared, "kl/all_tokens/pairs")
     assert [point.step for point in history] == [5, 10]
     files = {file.path for file in MlflowClient().list_artifacts(compared, "scalpel")}
-    assert files == {"scalpel/table.parquet"}
+    assert files == {"scalpel/table.parquet", "scalpel/tokens"}
+    assert token_steps(compared) == [5, 10]
+    tokens = stored_tokens(compared, 10)
+    (model,) = set(tokens["model_id"])
+    assert model == table[table["step"] == 10]["model_id"].iloc[0]
+    assert set(tokens["step"]) == {10}
 
 
 def test_metrics_are_listed_and_explained(capsys):

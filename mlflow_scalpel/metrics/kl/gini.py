@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlflow_scalpel.metrics.kl.tokens import Estimate, Texts, over_problems, token_metric
+from mlflow_scalpel.metrics.estimates import Estimate
+from mlflow_scalpel.metrics.kl.tokens import Texts, over_problems, token_metric
 
 
 @token_metric("kl/gini", unit="coefficient")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mlflow_scalpel.metrics.kl.tokens import Estimate, Texts, over_problems, token_metric
+from mlflow_scalpel.metrics.estimates import Estimate
+from mlflow_scalpel.metrics.kl.tokens import Texts, over_problems, token_metric
 
 QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.5, 0.9, 0.95, 0.99, 0.999, 1.0)
 

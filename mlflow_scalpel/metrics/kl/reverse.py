@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mlflow_scalpel.metrics.kl.tokens import Estimate, Texts, mean_over_problems, token_metric
+from mlflow_scalpel.metrics.estimates import Estimate, mean_over_problems
+from mlflow_scalpel.metrics.kl.tokens import Texts, token_metric
 
 
 @token_metric("kl/reverse", unit="nats/token")

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from mlflow_scalpel.metrics.kl.tokens import (
-    Estimate,
-    Texts,
-    TokenDivergence,
-    mean_over_problems,
-    token_metric,
-)
+from mlflow_scalpel.metrics.estimates import Estimate, mean_over_problems
+from mlflow_scalpel.metrics.kl.tokens import Texts, TokenDivergence, token_metric
 
 
 def _change(text: TokenDivergence) -> torch.Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlflow_scalpel.metrics.estimates import Estimate
 from mlflow_scalpel.metrics.registry import metric
 
 _NEAR = 0.5  # |log q - log p| below which terms are taken from series
@@ -123,18 +124,6 @@ def _sum(terms: Tensor) -> Tensor:
     return terms.sum(-1, dtype=torch.float64)
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its standard error over n problems; `bin` where there is one for each bin."""
-
-    value: float
-    stderr: float
-    n: int
-    bin: float | None = None
-    bad: int = 0
-    """Problems whose own value is NaN or infinite: then there is no value over all."""
-
-
 Texts = Sequence[TokenDivergence]
 
 
@@ -147,19 +136,6 @@ def token_metric(prefix: str, *, unit: str, version: int = 1) -> Callable[[Any],
         return function
 
     return add
-
-
-def mean_over_problems(values: Sequence[Tensor], bin: float | None = None) -> Estimate:
-    """Mean of means within problems; its error is the standard error over problems.
-
-    A problem without a position is left out of n; one that gives NaN or infinity is counted bad.
-    """
-    means = np.array([float(problem.mean()) for problem in values if len(problem)])
-    bad = int((~np.isfinite(means)).sum())
-    if bad or not len(means):
-        return Estimate(math.nan, math.nan, len(means), bin, bad)
-    error = float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else math.nan
-    return Estimate(float(means.mean()), error, len(means), bin)
 
 
 def over_problems(

@@ -1,0 +1,153 @@
+"""The group `attention`: attention rows of base and checkpoint over the same texts.
+
+The rows of one text of 1000 tokens are 4 GB in a model of 32 layers with 32 heads, so they are
+never all there: the base's queries and keys are kept (on disk if large), and its rows are formed
+again, one layer of one text at a time, beside the checkpoint's, and reduced at once. Both come from
+the model's own eager attention, with its scale, caps and masks.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlflow_scalpel.comparison.forward import OneModel, Progress, UnsupportedModel, keep, place
+from mlflow_scalpel.comparison.probes import Probe, ProbeText
+from mlflow_scalpel.metrics.estimates import over_means
+from mlflow_scalpel.metrics.registry import Metric
+
+SLICE_ROWS = 1 << 20  # attention weights reduced at once: 4 MB, which fit the cache
+ATTENTION = "scalpel_rows"
+
+Rows = Callable[[Tensor, Tensor], Tensor]
+"""Attention rows (H, T, T) of queries (1, H, T, D) and keys (1, G, T, D)."""
+Listener = Callable[[int, Tensor, Tensor, Rows], None]
+"""Called in each attention layer with its number, queries, keys, and how rows are formed."""
+
+_listener: ContextVar[Listener] = ContextVar("listener")
+
+
+class AttentionShift:
+    """Runs texts one by one through a model, and sets its attention rows beside the base's."""
+
+    def __init__(self, model: OneModel, probes: Sequence[Probe]) -> None:
+        self.model = model
+        self.probes = list(probes)
+        model.swap_to_base()
+        self._base = [[self._states(item) for item in probe.items] for probe in self.probes]
+
+    def rows(
+        self, metrics: Sequence[Metric], progress: Progress | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """A row for each metric, probe, layer and head, of the checkpoint that the model is."""
+        for probe, base in zip(self.probes, self._base, strict=True):
+            texts = []
+            for item, states in zip(probe.items, base, strict=True):
+                texts.append(self._changes(item, states, metrics))
+                if progress is not None:
+                    progress(1)
+            for number, one in enumerate(metrics):
+                for layer in texts[0]:
+                    values = torch.stack([text[layer][number] for text in texts])  # (N, H)
+                    for head, means in enumerate(values.T.tolist()):
+                        where = {"layer": layer, "head": head}
+                        estimate = over_means(means)
+                        yield {**place(one, probe, self.model.dtype), **where, **estimate.columns()}
+
+    def _states(self, item: ProbeText) -> dict[int, tuple[Tensor, Tensor]]:
+        """Queries and keys of each layer."""
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def take(layer: int, query: Tensor, key: Tensor, rows: Rows) -> None:
+            if not found:
+                _check_rows(rows(query, key), self.model)
+            found[layer] = query, key
+
+        self._run(item, take)
+        if not found:
+            raise UnsupportedModel(
+                f"attention: {type(self.model.model).__name__} does not say how it forms its "
+                "attention rows (transformers' attention interface); leave the group out"
+            )
+        kept = iter(keep([state for layer in found.values() for state in layer]))
+        return {layer: (next(kept), next(kept)) for layer in found}
+
+    def _changes(
+        self, item: ProbeText, base: dict[int, tuple[Tensor, Tensor]], metrics: Sequence[Metric]
+    ) -> dict[int, list[Tensor]]:
+        """For each layer the metrics' values, (H,) float64 each."""
+        found: dict[int, list[Tensor]] = {}
+
+        def take(layer: int, query: Tensor, key: Tensor, rows: Rows) -> None:
+            # Copies, so that both products are of memory that is laid out alike: equal to the bit.
+            before = rows(*(state.clone() for state in base[layer]))  # (H, T, T)
+            after = rows(query, key)
+            step = max(1, SLICE_ROWS // before[0].numel())
+            slices = [slice(at, at + step) for at in range(0, len(before), step)]
+            found[layer] = [
+                torch.cat([one.function(before[these], after[these]) for these in slices]).cpu()
+                for one in metrics
+            ]
+
+        self._run(item, take)
+        return found
+
+    @torch.inference_mode()
+    def _run(self, item: ProbeText, listener: Listener) -> None:
+        ids = torch.tensor([item.ids], device=self.model.device)  # (1, T)
+        token = _listener.set(listener)
+        try:
+            with _listening(self.model.model):
+                self.model.model.base_model(input_ids=ids, use_cache=False)
+        finally:
+            _listener.reset(token)
+
+
+@contextmanager
+def _listening(model: Any) -> Iterator[None]:
+    """The model's attention layers call the listener."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    AttentionInterface.register(ATTENTION, _attention)
+    AttentionMaskInterface.register(ATTENTION, eager_mask)
+    before = model.config._attn_implementation
+    model.set_attn_implementation(ATTENTION)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **settings: Any
+) -> Any:
+    """The model's own eager attention, and what the listener does with its queries and keys."""
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if eager is None:
+        raise UnsupportedModel(
+            f"attention: {type(module).__name__} has no eager attention, which gives the rows; "
+            "leave the group out"
+        )
+    query, key = query.contiguous(), key.contiguous()
+
+    def rows(queries: Tensor, keys: Tensor) -> Tensor:
+        return eager(module, queries, keys, value, attention_mask, **settings)[1][0].float()
+
+    _listener.get()(module.layer_idx, query, key, rows)
+    return eager(module, query, key, value, attention_mask, **settings)
+
+
+def _check_rows(rows: Tensor, model: OneModel) -> None:
+    """A head with a sink of its own (gpt-oss) has rows that are no distributions."""
+    if not torch.allclose(rows.sum(-1), torch.ones(()), atol=0.05):
+        raise UnsupportedModel(
+            f"attention: the rows of {type(model.model).__name__} do not sum to 1 (it has "
+            "attention sinks as parameters), which is not supported; leave the group out"
+        )

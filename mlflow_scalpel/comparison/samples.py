@@ -1,0 +1,145 @@
+"""The group `kl_on_base_samples`: answers that the base samples, and the divergence on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, replace
+from typing import Any
+
+import torch
+
+from mlflow_scalpel.checkpoints import cache
+from mlflow_scalpel.comparison.divergence import Divergence
+from mlflow_scalpel.comparison.forward import OneModel, Progress
+from mlflow_scalpel.comparison.probes import Probe, ProbeText
+from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.metrics.registry import Metric
+
+BATCH = 64  # answers sampled at once; a batch runs until its longest ends
+_LAYOUT = 1  # goes up when answers are sampled otherwise than before
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the base's answers are sampled: temperature 1, the whole distribution."""
+
+    seed: int = 0
+    max_new_tokens: int = 256
+
+
+class SampledDivergence:
+    """`Divergence` over answers that the base samples for the probes' problems, one each."""
+
+    def __init__(
+        self,
+        model: OneModel,
+        probes: Sequence[Probe],
+        sampling: Sampling,
+        *,
+        base_digest: str | None = None,
+    ) -> None:
+        """Sample; with the digest of the base, answers are kept on this machine and taken again."""
+        self.model = model
+        model.swap_to_base()
+        sampled = [_sampled(model, probe, sampling, base_digest) for probe in probes]
+        self._divergence = Divergence(model, sampled)
+        self.probes = sampled
+
+    def rows(
+        self, metrics: Sequence[Metric], progress: Progress | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Rows of each metric on each probe's samples."""
+        return self._divergence.rows(metrics, progress)
+
+
+def _sampled(model: OneModel, probe: Probe, sampling: Sampling, base_digest: str | None) -> Probe:
+    """The probe with the base's answers in place of its solutions."""
+    parts = [_LAYOUT, base_digest, probe.texts, model.dtype, *astuple(sampling)]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    kept = cache.directory() / "samples" / f"{key}.json"
+    if base_digest is not None and kept.is_file():
+        answers = json.loads(kept.read_text())
+    else:
+        answers = sample(model, [prompt_of(item) for item in probe.items], sampling)
+        if base_digest is not None:
+            cache.write_whole(kept, json.dumps(answers).encode())
+    digest = hashlib.sha256(json.dumps(answers).encode()).hexdigest()[:16]
+    items = tuple(_answered(item, ids) for item, ids in zip(probe.items, answers, strict=True))
+    texts = probe.texts.replace(probe.digest, digest)
+    return replace(probe, texts=texts, digest=digest, items=items)
+
+
+def prompt_of(item: ProbeText) -> tuple[int, ...]:
+    """The tokens before the answer."""
+    return item.ids[: item.answer.start + 1]
+
+
+def _answered(item: ProbeText, answer: list[int]) -> ProbeText:
+    prompt = prompt_of(item)
+    return ProbeText((*prompt, *answer), slice(len(prompt) - 1, len(prompt) + len(answer) - 1))
+
+
+@torch.inference_mode()
+def sample(
+    model: OneModel, prompts: Sequence[tuple[int, ...]], sampling: Sampling
+) -> list[list[int]]:
+    """One answer's token IDs for each prompt, with its end-of-turn token where it ends.
+
+    Raises ScalpelError where a prompt leaves no room in the model's context.
+    """
+    from transformers import AutoTokenizer, GenerationConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(model.base)
+    ends = _ends(model.model, tokenizer)
+    context = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+    answers: list[list[int]] = [[]] * len(prompts)
+    with torch.random.fork_rng():
+        torch.manual_seed(sampling.seed)
+        for start in range(0, len(order), BATCH):
+            batch = order[start : start + BATCH]
+            longest = len(prompts[batch[0]])
+            room = sampling.max_new_tokens if context is None else context - longest
+            if room < 1:
+                raise ScalpelError(
+                    f"kl_on_base_samples: a problem of {longest} tokens leaves no room for an "
+                    f"answer in the model's context of {context}; leave it out of the texts"
+                )
+            # Padding on the left: what is sampled goes on from the last position.
+            ids = torch.full((len(batch), longest), ends[0])  # (B, T)
+            mask = torch.zeros_like(ids)
+            for row, index in enumerate(batch):
+                ids[row, longest - len(prompts[index]) :] = torch.tensor(prompts[index])
+                mask[row, longest - len(prompts[index]) :] = 1
+            made = model.model.generate(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                generation_config=GenerationConfig(
+                    do_sample=True,
+                    temperature=1.0,
+                    top_p=1.0,
+                    top_k=0,  # the default 50 truncates
+                    max_new_tokens=min(sampling.max_new_tokens, room),
+                    eos_token_id=ends,
+                    pad_token_id=ends[0],
+                ),
+            )
+            for index, row in zip(batch, made[:, longest:].tolist(), strict=True):
+                end = next((at for at, token in enumerate(row) if token in ends), len(row))
+                answers[index] = row[: end + 1]
+    return answers
+
+
+def _ends(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end an answer: those of the model's generation settings, and the tokenizer's."""
+    stated = model.generation_config.eos_token_id
+    stated = stated if isinstance(stated, list) else [stated]
+    ends = [token for token in [tokenizer.eos_token_id, *stated] if token is not None]
+    if not ends:
+        raise ScalpelError(
+            "kl_on_base_samples: neither the base's tokenizer nor its generation_config.json names "
+            "an end-of-turn token (eos_token); set one"
+        )
+    return list(dict.fromkeys(ends))

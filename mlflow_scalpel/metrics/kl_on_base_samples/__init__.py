@@ -1,0 +1,1 @@
+"""Divergence on answers that the base wrote itself."""
