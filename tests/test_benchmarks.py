@@ -74,3 +74,17 @@ def test_divergences_are_measured_beside_bare_forward_passes(tmp_path, first_mod
     options = ("--model", str(first_model), "--texts", str(texts), "--checkpoints", "2")
     rows = run("divergence.py", tmp_path, *options)["rows"]
     assert [row["bytes_above_model"] is None for row in rows] == [True, False, False]
+
+
+@pytest.mark.slow
+def test_storing_a_table_is_measured_through_a_server(tmp_path):
+    options = ("--checkpoints", "2", "--matrices", "14", "--metrics", "3", "--rounds", "1")
+    result = run("store.py", tmp_path, *options)
+    assert result["values"] == 2 * 14 * 3
+    assert [row["way"] for row in result["rows"]] == [
+        "log_table and log_summary",
+        "stored_table",
+        "log_metric, a value at a time",
+    ]
+    assert all(len(row["seconds"]) == 1 for row in result["rows"])
+    assert all(seconds > 0 for row in result["rows"] for seconds in row["seconds"])
