@@ -2,7 +2,8 @@ r"""Whether a lost answer is gone, or only out of reach: how likely the gold ans
 
 Of each problem that the base gets right with its first sample, the gold answer is scored twice:
 right after the prompt, and after the opening that the base gave it, its own completion up to where
-the answer begins. Of checkpoints only the problems that they lost are scored.
+the answer begins (so that it does not hold the answer). Of checkpoints only the problems that they
+lost are scored.
 """
 
 from __future__ import annotations
@@ -18,20 +19,35 @@ _BOX = r"\boxed{"
 _TAG = re.compile(r"<answer>\s*")
 
 
-def opening_of(completion: str, gold: str) -> str | None:
+def opening_of(completion: str, gold: str, problem: str = "") -> str | None:
     r"""The completion up to where its answer begins; None where no answer is found.
 
-    That is after the last \boxed{; without one, after the last <answer> and its blanks; without
-    either, before the last place where the gold answer itself stands.
+    That is after the last \boxed{; without one, after the last <answer> and its blanks. Where the
+    gold answer stands in the text before (as in working that ends in it), or without either mark,
+    it is before the first such place: else a model would only have to copy. A place that repeats
+    the problem does not count. An intermediate result that equals the answer ends it too early.
     """
     box = completion.rfind(_BOX)
-    if box >= 0:
-        return completion[: box + len(_BOX)]
     tags = list(_TAG.finditer(completion))
-    if tags:
-        return completion[: tags[-1].end()]
-    place = completion.rfind(gold) if gold else -1
-    return completion[:place] if place >= 0 else None
+    marked = box + len(_BOX) if box >= 0 else tags[-1].end() if tags else None
+    stated = _stated(completion, gold, problem)
+    if stated is None or marked is None:
+        end = marked if stated is None else stated
+    else:
+        end = min(marked, stated)
+    return None if end is None else completion[:end]
+
+
+def _stated(completion: str, gold: str, problem: str) -> int | None:
+    """Where the gold answer first stands by itself, and not as part of the problem."""
+    if not gold:
+        return None
+    # Not within a word or a longer number, nor an exponent or index.
+    for found in re.finditer(rf"(?<![\w^_.]){re.escape(gold)}(?!\w|\.\d)", completion):
+        with_what_follows = completion[found.start() : found.end() + 2]
+        if len(with_what_follows) < len(gold) + 2 or with_what_follows not in problem:
+            return found.start()
+    return None
 
 
 class GoldAnswers:
@@ -53,7 +69,7 @@ class GoldAnswers:
         if self._openings is None:
             right = first[first["score"] == 1.0]
             self._openings = {
-                keys[index]: opening_of(row["completion"], row["gold"])
+                keys[index]: opening_of(row["completion"], row["gold"], row["problem"])
                 for index, row in right.iterrows()
                 if keys[index] in self._evaluator.prompts
             }

@@ -21,15 +21,20 @@ TASKS = Path(__file__).parents[2] / "projects" / "evaluate" / "tasks"
     ("completion", "gold", "opening"),
     [
         ("so \\boxed{3}, no: \\boxed{7}", "7", "so \\boxed{3}, no: \\boxed{"),
-        ("<think>7</think>\n<answer>\n7\n</answer>", "7", "<think>7</think>\n<answer>\n"),
+        ("<think>so 7</think>\n<answer>\n7\n</answer>", "7", "<think>so "),
+        ("<think>so</think>\n<answer>\n7\n</answer>", "7", "<think>so</think>\n<answer>\n"),
         ("<answer>\n\\boxed{7}</answer>", "7", "<answer>\n\\boxed{"),
-        ("7+0 is 7.", "7", "7+0 is "),
+        ("7*1=7\n\\boxed{7}", "7", "7*1="),  # the first 7 repeats the problem
+        ("17, x^7, 7.5, y_7: \\boxed{7}", "7", "17, x^7, 7.5, y_7: \\boxed{"),
+        ("7*1 is 7.", "7", "7*1 is "),
         ("7", "7", ""),
+        ("\\boxed{\\frac12}", "0.5", "\\boxed{"),  # another form of it
         ("0.5", "1/2", None),
+        ("7", "", None),
     ],
 )
 def test_an_opening_ends_where_the_answer_begins(completion, gold, opening):
-    assert opening_of(completion, gold) == opening
+    assert opening_of(completion, gold, "7*1=?") == opening
 
 
 @pytest.fixture
@@ -81,7 +86,7 @@ def test_scores_are_those_of_a_direct_forward_pass(evaluator, first_model, make_
     for place, directory, scored in ((1, first_model, base), (1, other, lost), (0, other, lost)):
         row = scored.iloc[place]
         prompt = f"<|user|>{row['problem']}<|assistant|>"
-        opening = opening_of(row["completion"], row["gold"])
+        opening = opening_of(row["completion"], row["gold"], row["problem"])
         for column, context in (
             ("gold_loglik", prompt),
             ("gold_loglik_after_opening", prompt + opening),

@@ -214,12 +214,12 @@ def test_the_crossing_is_where_the_order_is_reversed():
     curve = pass_at_k(base.sum(1), np.full(40, 4), 4).mean(0)
     assert list(curve) == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert at.value == 3  # level at 2
-    assert "the base is ahead" in at.reason
+    assert "the base comes to be ahead" in at.reason
     (low,), (high,) = (end(benchmark(base, after)) for end in (crossing_k_low, crossing_k_high))
     assert low.value <= at.value <= high.value
     (other,) = crossing_k(benchmark(after, base))
     assert other.value == 3
-    assert "the checkpoint is ahead" in other.reason
+    assert "the checkpoint comes to be ahead" in other.reason
 
 
 def test_no_crossing_is_none_found_up_to_k():

@@ -67,7 +67,7 @@ def _crossing(benchmark: Benchmark, quantile: float | None) -> list[Finding]:
         where = "the order of the curves is not reversed" if quantile is None else "beyond the last"
         return [none(f"{where} up to k = {k}; {said}", n, NONE_FOUND)]
     ahead = "base" if leader > 0 else "checkpoint"
-    return [Finding(found, n=n, reason=f"from here on the {ahead} is ahead; {said}")]
+    return [Finding(found, n=n, reason=f"here the {ahead} comes to be ahead; {said}")]
 
 
 @benchmark_metric("capabilities/crossing_k", unit="samples")

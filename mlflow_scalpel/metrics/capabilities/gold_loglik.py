@@ -49,9 +49,9 @@ def gold_loglik_change(benchmark: Benchmark) -> list[Finding]:
 def gold_loglik_change_after_opening(benchmark: Benchmark) -> list[Finding]:
     r"""Change of the gold answer's log-likelihood after the base's opening, mean over lost ones.
 
-    The opening is the base's own right completion up to where its answer begins (the last \boxed{,
-    or <answer>, or the answer itself). Where the answer is as likely there as it was under the
-    base, it is out of reach rather than gone.
+    The opening is the base's own right completion up to where its answer begins: the last \boxed{
+    or <answer>, or the first place where the answer itself stands, so that nothing can be copied.
+    Where the answer is as likely there as it was under the base, it is out of reach, not gone.
     """
     return _change(
         benchmark, benchmark.gold_loglik_after_opening_base, benchmark.gold_loglik_after_opening
