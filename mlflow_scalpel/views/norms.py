@@ -8,24 +8,7 @@ import plotly.graph_objects as go
 from mlflow_scalpel.views.lines import NO_VALUE, Line, draw
 from mlflow_scalpel.views.style import MATRIX_COLOURS, esc, hover, nothing, panels, remark, styles
 from mlflow_scalpel.views.tidy import matrices_in, per_matrix, read, reasons
-
-#: metric -> (title, axis title)
-WORDS = {
-    "weights/relative_frobenius": (
-        "Relative norm of the update",
-        "\u2016W\u209c \u2212 W\u2080\u2016 / \u2016W\u2080\u2016",
-    ),
-    "weights/relative_frobenius_per_lr": (
-        "Relative norm, divided by the sum of learning rates so far",
-        "relative norm / \u03a3 lr",
-    ),
-    "weights/update_rms": ("RMS of the update", "RMS(W\u209c \u2212 W\u2080)"),
-}
-
-
-def words(metric: str) -> tuple[str, str]:
-    """Title and axis title of a weight metric; its own name where none was written for it."""
-    return WORDS.get(metric, (esc(metric, 60), esc(metric, 30)))
+from mlflow_scalpel.views.wording import absent, words
 
 
 def norms_over_training(
@@ -51,7 +34,7 @@ def norms_over_training(
     rows = rows[rows["run_id"].isin(looks) & (rows["step"] > 0)]
     title, axis_title = words(metric)
     if not len(rows):
-        return nothing(title, f"This table has no rows of {esc(metric, 60)}.")
+        return nothing(title, absent(metric))
     matrices = matrices_in(rows)
     shown = [run for run in looks.values() if run.run_id in set(rows["run_id"])]
     any_gap = rows["value"].isna().any()

@@ -23,6 +23,7 @@ from PIL import Image
 
 from mlflow_scalpel.views import png_traces
 from mlflow_scalpel.views.png_axes import finish, points
+from mlflow_scalpel.views.slider import ROOM
 
 TEXT = "#24282E"  # darker than the figures' own grey, which must also read on black
 DPI = 100
@@ -36,7 +37,8 @@ def plain(text: str | None) -> str:
 
 
 def to_image(figure: go.Figure, *, width: int = 1400, scale: float = 1.0) -> Image.Image:
-    """A figure of these views as a picture, `width` x `layout.height` pixels times `scale`.
+    """A figure of these views as a picture, `width` x `layout.height` pixels times `scale`, less
+    the room of a slider, which no picture has.
 
     Draws scatter, bar and heat map traces with error bars, on linear, logarithmic and category
     axes in subplots, with annotations, legend and colour bars, on white. Has no effect on
@@ -51,7 +53,8 @@ def to_image(figure: go.Figure, *, width: int = 1400, scale: float = 1.0) -> Ima
                 f"{sorted(png_traces.DRAW)}, or install Chrome and call figure.write_image"
             )
     layout = figure.layout
-    height = layout.height or 450
+    # the slider's room goes with it: a picture shows one moment, which its panels' titles name
+    height = (layout.height or 450) - slider_room(figure)
     canvas_figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI * scale, facecolor="white")
     canvas = FigureCanvasAgg(canvas_figure)
     box = Box(figure, canvas_figure, width, height)
@@ -83,6 +86,11 @@ def to_png(figure: go.Figure, path: str | Path, *, width: int = 1400, scale: flo
     return path
 
 
+def slider_room(figure: go.Figure) -> int:
+    """The height of a figure's slider in pixels; 0 without one."""
+    return ROOM if figure.layout.sliders else 0
+
+
 def handle_of(trace: Any) -> Line2D | Patch:
     """What stands before a trace's name in the legend."""
     if trace.type == "bar":
@@ -97,7 +105,7 @@ class Box:
         self.figure, self.canvas, self.width, self.height = figure, canvas, width, height
         margin = figure.layout.margin
         self.left, self.right = margin.l or 80, margin.r or 80
-        self.top, self.bottom = margin.t or 100, margin.b or 80
+        self.top, self.bottom = margin.t or 100, (margin.b or 80) - slider_room(figure)
         self.across = width - self.left - self.right
         self.down = height - self.top - self.bottom
 

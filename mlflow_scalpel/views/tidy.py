@@ -8,6 +8,7 @@ and one place for its cause (`reason`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ COLUMNS = (
     "metric",
     "layer",
     "head",
+    "other",
     "matrix",
     "bin",
     "value",
@@ -34,9 +36,16 @@ COLUMNS = (
     "reason",
 )
 NUMBERS = ("step", "layer", "head", "value", "stderr", "n")
+#: Columns that tables of an older version lack.
+LATER = ("other",)
+#: What two rows must share to measure the same thing.
+SAME = ("run_id", "step", "metric", "layer", "head", "other", "matrix", "bin", "texts")
 
 #: The matrices of a decoder layer, in the order in which a layer applies them.
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+#: In `attrs` of what `read` gave.
+READ = "mlflow_scalpel.views.read"
 
 #: Half the width of a 95 % normal interval, in standard errors.
 Z = 1.96
@@ -47,38 +56,72 @@ def read(table: pd.DataFrame) -> pd.DataFrame:
 
     A row whose status is not `ok`, or whose value is not finite, keeps its row with `value` NaN and
     a `reason`. Of rows that measure the same thing twice, a value wins over a gap, then the later
-    row wins. A row without a run is filed under its model.
+    row wins. A row without a run is filed under its model. What `read` gave, or rows of it, it
+    gives back as it is, so that many figures of one table can share one reading.
 
     Raises ValueError if columns are missing.
     """
-    missing = [column for column in COLUMNS if column not in table.columns]
+    if table.attrs.get(READ):
+        return table
+    missing = [column for column in COLUMNS if column not in (*table.columns, *LATER)]
     if missing and len(table):
         raise ValueError(
             f"the table lacks the columns {missing}: pass the tidy table of a comparison, "
             f"which has {list(COLUMNS)}"
         )
-    clean = pd.DataFrame(index=range(len(table)))
+    columns: dict[str, Any] = {}
+    codes: dict[str, np.ndarray] = {}
     for column in COLUMNS:
-        if missing:
-            clean[column] = np.array([], dtype=float if column in NUMBERS else object)
-        elif column in NUMBERS:
-            numbers = pd.Series(pd.to_numeric(table[column], errors="coerce"))
-            clean[column] = numbers.to_numpy(dtype=float, na_value=np.nan)
+        given = table[column] if column in table.columns else pd.Series([pd.NA] * len(table))
+        if column in NUMBERS:
+            numbers = pd.Series(pd.to_numeric(given, errors="coerce"))
+            columns[column] = numbers.to_numpy(dtype=float, na_value=np.nan)
         else:
-            texts = ["" if pd.isna(text) else str(text) for text in table[column]]
-            clean[column] = np.array(texts, dtype=object)
-    named = clean["run_id"] != ""
-    clean["run_id"] = clean["run_id"].where(named | (clean["step"] == 0), clean["model_id"])
-    finite = np.isfinite(clean["value"])
+            codes[column], columns[column] = texts_of(given)
+    clean = pd.DataFrame(columns)
+    unnamed = (clean["run_id"] == "") & (clean["step"] != 0)
+    if unnamed.any():
+        clean["run_id"] = clean["run_id"].where(~unnamed, clean["model_id"])
+        codes["run_id"], _ = pd.factorize(clean["run_id"])
     ok = clean["status"] == "ok"
-    unsaid = ~(ok & finite) & (clean["reason"] == "")
-    why = clean["status"].where(~ok, "not a finite number")
-    clean.loc[unsaid, "reason"] = why[unsaid].where(why[unsaid] != "", "no reason was recorded")
-    clean["value"] = clean["value"].where(ok & finite)
-    clean["stderr"] = clean["stderr"].where(np.isfinite(clean["stderr"]))
-    same = ["run_id", "step", "metric", "layer", "head", "matrix", "bin", "texts"]
-    clean = clean.assign(has=clean["value"].notna()).sort_values("has", kind="stable")
-    return clean.drop_duplicates(same, keep="last").drop(columns="has").sort_index()
+    has = ok & np.isfinite(columns["value"])
+    unsaid = ~has & (clean["reason"] == "")
+    if unsaid.any():
+        why = clean["status"].where(~ok, "not a finite number")
+        why = why.where(why != "", "no reason was recorded")
+        clean["reason"] = clean["reason"].where(~unsaid, why)
+    clean["value"] = clean["value"].where(has)
+    clean["stderr"] = clean["stderr"].where(np.isfinite(columns["stderr"]))
+    order = np.argsort(has.to_numpy(), kind="stable")  # gaps first: the last of doubles stays
+    places = places_of({column: codes.get(column, columns[column]) for column in SAME})
+    doubled = pd.Series(places[order]).duplicated(keep="last").to_numpy()
+    if doubled.any():
+        clean = clean.iloc[np.sort(order[~doubled])]
+    clean.attrs[READ] = True
+    return clean
+
+
+def texts_of(column: pd.Series) -> tuple[np.ndarray, Any]:
+    """A column as plain strings, "" where it is null, with a number for each distinct text."""
+    codes, found = pd.factorize(column)
+    codes = np.where(column.eq("").fillna(False), -1, codes)  # absent either way
+    distinct = pd.array([*(str(text) for text in found), ""], dtype="str")
+    return codes, distinct.take(codes)
+
+
+def places_of(columns: dict[str, np.ndarray]) -> np.ndarray:
+    """A number for each row, the same for rows that measure the same thing."""
+    places = np.zeros(len(columns["step"]), dtype=np.int64)
+    room = 1
+    for column in SAME:
+        codes, found = pd.factorize(columns[column])
+        size = len(found) + 1
+        if room * size > 2**62:  # numbered anew before the product is too large
+            places, distinct = pd.factorize(places)
+            room = len(distinct)
+        places = places * size + codes + 1
+        room *= size
+    return places
 
 
 def per_matrix(clean: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -1,0 +1,289 @@
+"""One slider over the checkpoints of all panels, a step a moment of training.
+
+Its data stand in the figure itself, so the slider works in a notebook, in a report without network
+and in a page alike. Runs of different length meet at the same fraction of their training.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from mlflow_scalpel.views.maps import (
+    NUMBERED,
+    Cells,
+    cells_of,
+    colour_bar,
+    heat,
+    parts_of,
+    plain_axes,
+    scale_of,
+)
+from mlflow_scalpel.views.style import GRID_COLOUR, LINE_COLOUR, NARROW, esc, panels, wrapped
+from mlflow_scalpel.views.tidy import reasons
+
+BY = ("fraction", "step")
+ROOM = 84  # pixels that the slider takes
+LAST = "last of each"
+
+
+@dataclass(frozen=True)
+class Series:
+    """What one panel shows over training."""
+
+    name: str  # plain text
+    label: str  # the same, safe and short
+    rows: pd.DataFrame  # layer, value, reason, step and `at` (fraction of the run), and the columns
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A step of the slider: the checkpoint of each panel, None where it has none then."""
+
+    label: str
+    at: float
+    steps: tuple[float | None, ...]
+
+
+def moments(series: Sequence[Series], by: str = "fraction") -> list[Moment]:
+    """The slider's steps: checkpoints of different panels that belong together, in their order.
+
+    By fraction, checkpoints of several runs meet where they lie within half of the usual
+    distance between two checkpoints of one run; by step, where the step is the same. No checkpoint
+    is left out, and none stands in two moments, except that a last one holds the last of each
+    panel where those are not one already.
+    """
+    points = []
+    apart = []
+    for i, one in enumerate(series):
+        own = one.rows.drop_duplicates("step").sort_values("step")
+        where = own["at" if by == "fraction" else "step"].to_numpy(dtype=float)
+        points += [(at, i, step) for at, step in zip(where, own["step"], strict=True)]
+        if len(where) > 1:
+            apart.append(float(np.median(np.diff(where))))
+    near = 0.0 if by == "step" else min(apart, default=0.0) / 2
+    found: list[tuple[float, dict[int, float]]] = []
+    for at, i, step in sorted(points):
+        if not found or at - found[-1][0] > near or i in found[-1][1]:
+            found.append((at, {}))
+        found[-1][1][i] = step
+    labels = [label_of(at, by) for at, _ in found]
+    if len(set(labels)) < len(labels):
+        labels = [label_of(at, by, digits=4) for at, _ in found]
+    every = range(len(series))
+    made = [
+        Moment(label, at, tuple(steps.get(i) for i in every))
+        for label, (at, steps) in zip(labels, found, strict=True)
+    ]
+    last = tuple(max((step for _, j, step in points if j == i), default=None) for i in every)
+    if made and made[-1].steps != last:
+        made.append(Moment(LAST, np.inf, last))
+    return made
+
+
+def label_of(at: float, by: str, digits: int = 2) -> str:
+    """A moment of training on the slider."""
+    if by != "fraction":
+        return f"{at:g}"
+    return "100 %" if at == 1 else f"{100 * at:.{digits}g} %"
+
+
+def missing_words(one: Series, moment: Moment, by: str) -> str:
+    """Why a panel is empty at a moment, as plain text."""
+    place = "at" if by == "fraction" else "step"
+    nearest = one.rows.iloc[(one.rows[place] - moment.at).abs().argmin()]
+    when = f"near {moment.label} of the run" if by == "fraction" else f"at step {moment.label}"
+    return (
+        f"no checkpoint {when}; the nearest is of step {nearest['step']:g}, "
+        f"at {label_of(nearest['at'], 'fraction', 3)}"
+    )
+
+
+def slider_maps(
+    series: Sequence[Series],
+    column: str,
+    down: Sequence[float],
+    across: Sequence[Any],
+    *,
+    title: str,
+    axis_title: str,
+    where: str,
+    signed: bool,
+    shared_scale: bool,
+    by: str = "fraction",
+    columns: int = 3,
+    across_title: str | None = None,
+) -> go.Figure:
+    """A heat map a panel, `layer` (in the order `down`) by `column` (`across`), over training.
+
+    The figure shows the last checkpoints; its slider holds every moment. Colours span all moments,
+    so that they keep their meaning while the slider moves. `title`, `axis_title` are safe text,
+    `where` the hover template of a cell's place.
+
+    Raises ValueError for another `by`.
+    """
+    if by not in BY:
+        raise ValueError(f"by is {by!r}: pass one of {', '.join(map(repr, BY))}")
+    all_moments = moments(series, by)
+    sliding = len(all_moments) > 1
+    subtitle = (
+        "one colour scale for all panels and checkpoints: compare how far"
+        if shared_scale
+        else "a colour scale for each panel, of all its checkpoints: compare where, not how far"
+    )
+    grid = panels(
+        [one.label for one in series],
+        title=title,
+        subtitle=subtitle,
+        columns=columns,
+        row_height=min(560, max(190, 22 * len(down))),
+        gap=190,
+        spacing=0.07,
+        left=60,
+        bottom=150 + ROOM * sliding,
+    )
+    figure = grid.figure
+    # three panels abreast leave a cell narrower than its number
+    digits = max(column for _, column in grid.at) <= 2 and len(down) * len(across) <= NUMBERED
+    everything = pd.concat([one.rows["value"] for one in series])
+    for one, at in zip(series, grid.at, strict=True):
+        scale = scale_of(everything if shared_scale else one.rows["value"], signed=signed)
+        empty = Cells(np.full((len(down), len(across)), np.nan), {})
+        names = [f"{item:g}" for item in down], [name_of(item) for item in across]
+        figure.add_trace(
+            heat(parts_of(empty, one.name, where, digits=digits), *names, scale, one.name),
+            row=at[0],
+            col=at[1],
+        )
+        trace = figure.data[-1]
+        x_axis = figure.layout["xaxis" + (trace.xaxis or "x")[1:]]
+        y_axis = figure.layout["yaxis" + (trace.yaxis or "y")[1:]]
+        whose = "shared scale" if shared_scale else "own scale"
+        bar = f"{axis_title}<br>{whose} {scale.span}"
+        trace.colorbar = colour_bar(x_axis.domain, y_axis.domain[0], bar)
+        figure.update_yaxes(title_text="layer" if at[1] == 1 else None, row=at[0], col=at[1])
+    plain_axes(figure)
+    if across_title:
+        figure.update_xaxes(title_text=across_title, tickangle=0)
+    remarks(figure)
+    held = [dict(list(one.rows.groupby("step"))) for one in series]
+    made = []
+    for moment in all_moments:
+        parts, notes = [], []
+        for one, own, step in zip(series, held, moment.steps, strict=True):
+            if step is None:
+                why = missing_words(one, moment, by)
+                everywhere = dict.fromkeys(np.ndindex(len(down), len(across)), why)
+                cells, said = Cells(np.full((len(down), len(across)), np.nan), everywhere), why
+                head = one.label
+            else:
+                cells = cells_of(own[step], down, across, column)
+                unknown = own[step]["value"].isna().all()
+                said = f"no value: {reasons(own[step]['reason'])}" if unknown else ""
+                head = f"{one.label}, step {step:g}"
+            parts.append(parts_of(cells, one.name, where, digits=digits))
+            notes.append((head, said))
+        made.append((moment, parts, notes_of(figure, notes)))
+    show(figure, made[-1][1], made[-1][2])
+    if sliding:
+        add_slider(figure, made, by)
+    return figure
+
+
+def name_of(item: Any) -> str:
+    """A column's name: numbers without a point."""
+    return f"{item:g}" if isinstance(item, (int, float)) else str(item)
+
+
+def remarks(figure: go.Figure) -> None:
+    """An empty note in the middle of each panel, which a moment may fill."""
+    for trace in list(figure.data):
+        x = figure.layout["xaxis" + (trace.xaxis or "x")[1:]].domain or (0, 1)
+        y = figure.layout["yaxis" + (trace.yaxis or "y")[1:]].domain or (0, 1)
+        figure.add_annotation(
+            text=" ",
+            x=sum(x) / 2,
+            y=sum(y) / 2,
+            xref="paper",
+            yref="paper",
+            xanchor="center",
+            yanchor="middle",
+            showarrow=False,
+            font={"size": 13},
+        )
+
+
+def notes_of(figure: go.Figure, notes: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """All annotations of a moment: each panel's title, then what stands in its middle."""
+    made = [note.to_plotly_json() for note in figure.layout.annotations]
+    for i, (head, said) in enumerate(notes):
+        made[i]["text"] = head
+        x = figure.layout["xaxis" + (figure.data[i].xaxis or "x")[1:]].domain or (0, 1)
+        width = min(44, max(16, int((x[1] - x[0]) * NARROW / 9)))
+        made[len(notes) + i]["text"] = "<br>".join(wrapped(esc(said, 160), width)) or " "
+    return made
+
+
+def show(figure: go.Figure, parts: Sequence[dict[str, Any]], notes: list[dict[str, Any]]) -> None:
+    """Make the figure itself show a moment: what it opens with, and what a PNG draws."""
+    for trace, own in zip(figure.data, parts, strict=True):
+        trace.update(own)
+    figure.layout.annotations = notes
+
+
+def packed(z: np.ndarray) -> dict[str, str]:
+    """An array as Plotly's typed array, which it does not make of a slider's arguments by itself.
+
+    float32: seven digits are more than a colour or a hover box shows, and digits as text would make
+    a report of ten metrics and twenty checkpoints megabytes larger.
+    """
+    data = base64.b64encode(z.astype("<f4").tobytes()).decode("ascii")
+    return {"dtype": "f4", "bdata": data, "shape": ", ".join(map(str, z.shape))}
+
+
+def add_slider(
+    figure: go.Figure,
+    made: Sequence[tuple[Moment, list[dict[str, Any]], list[dict[str, Any]]]],
+    by: str,
+) -> None:
+    """The slider that goes through the moments; it stands at the last.
+
+    Its steps update the figure rather than play Plotly's frames: a figure with frames plays them
+    all when a notebook or a page opens it.
+    """
+    steps = []
+    for moment, parts, notes in made:
+        change: dict[str, list[Any]] = {"z": [packed(own["z"]) for own in parts]}
+        for key in ("hovertemplate", "customdata", "text"):
+            if any(key in own for _, every, _ in made for own in every):
+                change[key] = [own.get(key) for own in parts]
+        label = {"label": moment.label, "method": "update"}
+        steps.append({**label, "args": [change, {"annotations": notes}]})
+    prefix = "fraction of the run: " if by == "fraction" else "step: "
+    figure.update_layout(
+        sliders=[
+            {
+                "active": len(steps) - 1,
+                "steps": steps,
+                "x": 0,
+                "len": 1,
+                "xanchor": "left",
+                "y": 0,
+                "yanchor": "top",
+                "pad": {"t": 144, "b": 6, "l": 0, "r": 0},
+                "currentvalue": {"prefix": prefix, "xanchor": "left", "font": {"size": 13}},
+                "font": {"size": 11},
+                "bgcolor": GRID_COLOUR,
+                "activebgcolor": LINE_COLOUR,
+                "bordercolor": LINE_COLOUR,
+                "tickcolor": LINE_COLOUR,
+                "transition": {"duration": 0},
+            }
+        ]
+    )
