@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 
-from mlflow_scalpel.views.style import LINE_COLOUR, hover
+from mlflow_scalpel.views.style import LINE_COLOUR, hover, measured
+from mlflow_scalpel.views.tidy import Z, reasons
 
 NO_VALUE = "no value (why: on hover)"
 
@@ -33,6 +38,56 @@ class Line:
     def values(self) -> list[float]:
         """The values that are there."""
         return [y for y in self.y if y is not None]
+
+
+def line_of(rows: pd.DataFrame, where: Iterable[Any], heads: Iterable[Sequence[object]]) -> Line:
+    """A line through `rows`, at the places `where`; a row without a place is left out.
+
+    `heads` are the first lines of each hover box, as plain text. Bars are 1.96 standard errors.
+    """
+    line = Line()
+    for row, x, head in zip(rows.itertuples(), where, heads, strict=True):
+        if isinstance(x, (float, np.floating)) and np.isnan(x):
+            continue
+        value, stderr = float(row.value), float(row.stderr)  # type: ignore[arg-type]
+        if np.isfinite(value):
+            said = hover(*head, measured(value, stderr, float(row.n), str(row.unit)))  # type: ignore[arg-type]
+            line.add(x, value, Z * stderr if np.isfinite(stderr) else None, said)
+        else:
+            line.add(x, None, None, "", hover(*head, row.reason))
+    return line
+
+
+def mean_line(
+    rows: pd.DataFrame,
+    key: str,
+    head: Sequence[object],
+    *,
+    over: str,
+    weight: str | None = None,
+    name: str | None = None,
+) -> Line:
+    """A line through the means of `rows` at each place `key`, over what `over` says.
+
+    With `weight`, a column, the means are weighted by it. A mean over fewer cells than there are
+    says so on hover; a place without any value is a gap with the reasons. Places are written as
+    `name` and their number.
+    """
+    line = Line()
+    for place, cells in rows.groupby(key, sort=True):
+        known = cells[cells["value"].notna()]
+        first = (*head, f"{name or key} {place:.6g}")
+        if not len(known):
+            line.add(place, None, None, "", hover(*first, reasons(cells["reason"])))  # type: ignore[arg-type]
+            continue
+        shares = known[weight].fillna(0.0) if weight else None
+        weighted = shares is not None and shares.sum() > 0
+        mean = float(np.average(known["value"], weights=shares if weighted else None))
+        said = [*first, f"{mean:.6g}"]
+        if len(cells) > 1:
+            said.append(f"mean over {len(known)} of {len(cells)} {over}")
+        line.add(place, mean, None, hover(*said))  # type: ignore[arg-type]
+    return line
 
 
 def draw(

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from mlflow_scalpel import views
+from mlflow_scalpel.views.slider import ROOM
 
 VIEWS = [
     views.norms_over_training,
@@ -32,7 +33,8 @@ def share(picture: Image.Image, colour: str) -> float:
 def test_size_and_ink(view, table, runs):
     figure, width = view(table, runs), 800
     picture = views.to_image(figure, width=width)
-    assert picture.size == (width, figure.layout.height)
+    room = ROOM if figure.layout.sliders else 0  # pictures have no slider
+    assert picture.size == (width, figure.layout.height - room)
     assert 0.3 < share(picture, "#ffffff") < 0.99
     if view not in (views.norms_over_training, views.weight_heatmaps):
         assert share(picture, "#0072B2") > 1e-4  # grpo's blue

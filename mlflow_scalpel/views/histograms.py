@@ -1,0 +1,129 @@
+"""By how much single elements moved, and which."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from mlflow_scalpel.views.lines import NO_VALUE, draw, mean_line
+from mlflow_scalpel.views.norms import listed, members, share_y
+from mlflow_scalpel.views.style import esc, nothing, panels, remark, styles
+from mlflow_scalpel.views.tidy import last_step, read, reasons
+from mlflow_scalpel.views.wording import absent, words
+
+ULPS = "histograms/ulp_change"
+MAGNITUDES = "histograms/change_by_magnitude"
+
+
+def change_histogram(
+    table: pd.DataFrame,
+    runs: pd.DataFrame | None = None,
+    *,
+    step: int | None = None,
+    layer: int | None = None,
+    matrix: str | None = None,
+    log_y: bool = False,
+) -> go.Figure:
+    """By how many units in the last place elements moved: fraction of elements in each bin.
+
+    A panel a run at its last checkpoint (or at `step`), a line a matrix, mean over layers; `layer`
+    and `matrix` choose one. Bins double and go by their lower edge: 0 is unchanged, 1, 2 (and 3), 4
+    (to 7), 8, ... Reads
+    `run_id, step, layer, matrix, bin, value, n, status, reason` of `histograms/ulp_change`.
+
+    Raises ValueError if columns are missing.
+    """
+    figure = histogram(table, runs, ULPS, step, layer, matrix, log_y)
+    figure.update_xaxes(title_text="units in the last place, from (bins double; 0: unchanged)")
+    return figure
+
+
+def change_by_magnitude(
+    table: pd.DataFrame,
+    runs: pd.DataFrame | None = None,
+    *,
+    step: int | None = None,
+    layer: int | None = None,
+    matrix: str | None = None,
+    log_y: bool = False,
+) -> go.Figure:
+    """Which elements changed: fraction that changed of the elements of each size in the base.
+
+    A panel a run at its last checkpoint (or at `step`), a line a matrix, mean over layers weighted
+    by their elements of that size; `layer` and `matrix` choose one. Reads `run_id, step, layer,
+    matrix, bin, value, n, status, reason` of `histograms/change_by_magnitude`.
+
+    Raises ValueError if columns are missing.
+    """
+    figure = histogram(table, runs, MAGNITUDES, step, layer, matrix, log_y)
+    figure.update_xaxes(title_text="log\u2082 |W\u2080| of the element")
+    return figure
+
+
+def histogram(
+    table: pd.DataFrame,
+    runs: pd.DataFrame | None,
+    metric: str,
+    step: int | None,
+    layer: int | None,
+    matrix: str | None,
+    log_y: bool,
+) -> go.Figure:
+    """The figure of either metric, but for its x axis."""
+    clean = read(table)
+    looks = styles(clean, runs)
+    rows = clean[(clean["metric"] == metric) & clean["run_id"].isin(looks) & (clean["step"] > 0)]
+    rows = rows[rows["layer"].notna() & (rows["matrix"] != "")]
+    where = ""
+    if layer is not None:
+        rows, where = rows[rows["layer"] == layer], f" for layer {layer}"
+    if matrix is not None:
+        rows, where = rows[rows["matrix"] == matrix], f"{where} for {matrix}"
+    title, axis_title = words(metric)
+    if not len(rows):
+        return nothing(title, absent(metric, where))
+    shown = []
+    for run in looks.values():
+        own = rows[rows["run_id"] == run.run_id]
+        at_step = last_step(own) if step is None else float(step)
+        own = own[own["step"] == at_step]
+        if len(own):
+            shown.append((run, at_step, own.assign(edge=pd.to_numeric(own["bin"]))))
+    if not shown:
+        return nothing(title, f"No run has a checkpoint at step {step}.")
+    rows = pd.concat([own for _, _, own in shown])
+    lines = members(rows, "matrix")
+    whole = layer is None
+    grid = panels(
+        [f"{run.label}, step {at_step:g}" for run, at_step, _ in shown],
+        title=title + esc(where.replace(" for ", ": ", 1).replace(" for ", ", ")),
+        subtitle=("mean over layers, by matrix; " if whole else "")
+        + ("logarithmic axis" if log_y else "linear axis")
+        + ", the same for every run",
+        row_height=300,
+        gap=90,
+        spacing=0.03,
+        left=84,
+        legend=[*listed(lines), *([NO_VALUE] if rows["value"].isna().any() else [])],
+    )
+    legend = set[str]()
+    edges = sorted(set(rows["edge"].dropna()))
+    for (run, at_step, own), at in zip(shown, grid.at, strict=True):
+        for key, look in lines.items():
+            cells = own[(own["matrix"] == key) & own["edge"].notna()]
+            head = (f"{run.name}, step {at_step:g}: {key}",)
+            if metric == ULPS:
+                line = mean_line(cells, "edge", head, over="layers", name="units from")
+                line.x = [f"{edge:g}" for edge in line.x]  # type: ignore[misc]
+            else:
+                name = "log\u2082 of the size in the base:"
+                line = mean_line(cells, "edge", head, over="layers", weight="n", name=name)
+            if line.x:
+                draw(grid.figure, at, line, panel=run.name, legend=legend, **look)
+        if own["value"].isna().all():
+            remark(grid.figure, f"no value: {esc(reasons(own['reason']), 120)}", *at)
+    share_y(grid.figure, grid.at, axis_title, log_y)
+    if metric == ULPS:
+        names = [f"{edge:g}" for edge in edges]
+        grid.figure.update_xaxes(type="category", categoryorder="array", categoryarray=names)
+    return grid.figure
