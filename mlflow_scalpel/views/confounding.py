@@ -15,6 +15,8 @@ FIRST = ("learning_rate", "steps", "dtype", "data", "seed")
 #: And where any of the runs was imported, from where.
 SHOWN = (*FIRST, "imported_from")
 ABSENT = "not recorded"
+#: What says which weights a run left alone.
+FROZEN = ("frozen", "freeze", "parameters_frozen", "parameters_trained", "tensors_frozen")
 
 
 def names_of(runs: pd.DataFrame) -> list[str]:
@@ -59,33 +61,50 @@ def confounders(runs: pd.DataFrame, *, always: Sequence[str] = ()) -> pd.DataFra
     return frame.rename_axis("parameter")
 
 
-def confounder_table(runs: pd.DataFrame) -> Markup:
+def question(runs: pd.DataFrame) -> tuple[str, ...]:
+    """The parameters that the comparison is about, and in which its runs are meant to differ.
+
+    The algorithm where it differs, else what was frozen; nothing where neither does.
+    """
+    for parameters in (("algorithm",), FROZEN):
+        for parameter in parameters:
+            if parameter in runs.columns and len({text_of(v) for v in runs[parameter]}) > 1:
+                return parameters
+    return ()
+
+
+def confounder_table(runs: pd.DataFrame, *, about: Sequence[str] | None = None) -> Markup:
     """`confounders` as an HTML table, with learning rate, steps, dtype, data and seed in any case.
 
-    Every cell is escaped. Rows in which all runs agree have the class `same`; parameters that only
-    some of the runs record stand in a part of their own, which opens on a click.
+    Rows that differ are bold, but for the parameters that the comparison is `about` (by default
+    those of `question`). Every cell is escaped. Rows in which all runs agree have the class `same`;
+    parameters that only some of the runs record stand in a part of their own, which opens on a
+    click.
     """
     frame = confounders(runs, always=SHOWN)
     # SFT and GRPO each have dozens of settings that the other does not know: those stand apart.
     partial = (frame == ABSENT).any(axis=1) & ~frame.index.isin(SHOWN)
     own = frame[partial]
-    shown = _html_table(frame[~partial])
+    about = question(runs) if about is None else about
+    shown = _html_table(frame[~partial], about)
     if own.empty:
         return shown
     return shown + Markup(
         "<details><summary>{} more that only some of the runs record</summary>{}</details>"
-    ).format(len(own), _html_table(own))
+    ).format(len(own), _html_table(own, about))
 
 
-def _html_table(frame: pd.DataFrame) -> Markup:
+def _html_table(frame: pd.DataFrame, about: Sequence[str]) -> Markup:
     head = Markup("").join(Markup("<th>{}</th>").format(name) for name in frame.columns)
     body = Markup("")
     for parameter, cells in zip(frame.index, frame.itertuples(index=False), strict=True):
         same = len(cells) > 1 and len(set(cells)) == 1
+        bold = not same and len(cells) > 1 and parameter not in about
+        inside = [Markup("<b>{}</b>").format(text) if bold else escape(text) for text in cells]
         body += Markup('<tr class="{}"><th>{}</th>{}</tr>').format(
             "same" if same else "differs",
-            escape(parameter),
-            Markup("").join(Markup("<td>{}</td>").format(cell) for cell in cells),
+            Markup("<b>{}</b>").format(parameter) if bold else escape(parameter),
+            Markup("").join(Markup("<td>{}</td>").format(cell) for cell in inside),
         )
     return Markup(
         '<table class="confounders"><thead><tr><th>parameter</th>{}</tr></thead>'

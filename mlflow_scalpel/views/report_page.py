@@ -30,6 +30,12 @@ p { margin: 6px 0 12px; max-width: 92ch; }
 table { border-collapse: collapse; margin: 8px 0 14px; font-size: 14px; }
 th, td { border-bottom: 1px solid var(--line); padding: 4px 14px 4px 0; text-align: left;
   vertical-align: top; max-width: 46ch; }
+tbody th { font-weight: normal; }
+tr.moved td { color: #c2185b; font-weight: bold; }
+.axes td, .axes th { max-width: 34ch; }
+.axes thead th:first-child, .axes tbody th { white-space: nowrap; }
+pre { white-space: pre-wrap; max-height: 30em; overflow: auto; margin: 4px 0; }
+.contents a { color: inherit; margin-right: 18px; white-space: nowrap; }
 tr.same td, tr.same th { color: var(--soft); font-weight: normal; }
 code { font-size: 13px; }
 /* The figures carry a grey for any background; here the background is known. */
@@ -60,19 +66,25 @@ not known.</p>
 <ul>{% for note in notes %}<li>{{ note }}</li>{% endfor %}</ul></div>{% endif %}
 {% if gaps %}<div class="card"><strong>Values that are missing</strong>
 <ul>{% for gap in gaps %}<li>{{ gap }}</li>{% endfor %}</ul></div>{% endif %}
+<p class="contents">{% for section in sections -%}
+<a href="#{{ section.stem }}">{{ section.heading }}</a>{% endfor %}<a href="#confounders">In what the runs differ</a></p>
 {% for section in sections %}
 <h2 id="{{ section.stem }}">{{ section.heading }}</h2>
 <p>{{ section.how }}</p>
-{% if section.figures %}{% for figure in section.figures -%}
+{% for figure in section.figures -%}
 <div class="figure">{{ figure }}</div>{% endfor %}
-{% else %}<p class="card missing">{{ section.absent }}</p>{% endif %}
+{% if section.table %}<div class="table">{{ section.table }}</div>{% endif %}
 {% endfor %}
 <h2 id="confounders">In what the runs differ</h2>
-<p>Every recorded parameter in which the runs differ, and the five that always count. A difference
-in results can come from any row that differs, not only from the algorithm.</p>
+<p>Every recorded parameter and count in which the runs differ, and the five that always count. In
+bold is what the comparison is not about: a difference in results can come from any of these rows.
+</p>
 {% if confounders %}<div class="table">{{ confounders }}</div>
 {% else %}<p class="card missing">Nothing was recorded about the runs: pass their parameters
 as <code>runs</code>.</p>{% endif %}
+{% if unmeasured %}<h2 id="unmeasured">Not measured</h2>
+<ul class="soft">{% for remedy, names in unmeasured.items() %}<li>{{ names | join(", ") }}: run
+<code>{{ remedy }}</code></li>{% endfor %}</ul>{% endif %}
 </body>
 </html>
 """

@@ -1,0 +1,167 @@
+"""What the report shows, in its order: headings, how to read them, and the figures under them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import pandas as pd
+import plotly.graph_objects as go
+from markupsafe import Markup
+
+from mlflow_scalpel.views.amplified import amplified
+from mlflow_scalpel.views.before_after import scores_before_after
+from mlflow_scalpel.views.card import card, card_table
+from mlflow_scalpel.views.costs import cost
+from mlflow_scalpel.views.findings import NORM, PER_RATE
+from mlflow_scalpel.views.heatmaps import weight_heatmaps
+from mlflow_scalpel.views.in_out import in_versus_out
+from mlflow_scalpel.views.kl import kl_over_training
+from mlflow_scalpel.views.ledger import ledger
+from mlflow_scalpel.views.norms import norms_over_training
+from mlflow_scalpel.views.over_training import scores_over_training
+from mlflow_scalpel.views.pass_at_k import pass_at_k
+from mlflow_scalpel.views.variants import ablation_bars, frozen_table
+
+View = Callable[[pd.DataFrame, pd.DataFrame | None], go.Figure]
+Table = Callable[[pd.DataFrame, pd.DataFrame | None], Markup]
+
+COMPARE = "mlflow run . -e compare (or mlflow-scalpel compare BASE runs:/RUN --log)"
+TEXTS = "mlflow-scalpel compare BASE runs:/RUN --metrics kl --texts FILE --log"
+EVALUATE = "mlflow run . -e evaluate"
+SAMPLES = "mlflow run . -e evaluate, with a suite of several samples a problem"
+FREEZE = "mlflow run . -e sft with train.freeze in the recipe, then evaluate"
+STAGES = "training with the stages of this project, which count it"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A figure: how it is made, what it is called where it is absent, and what to run then.
+
+    `needs` is the start of the metrics without which it shows nothing.
+    """
+
+    view: View
+    name: str
+    needs: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, how to read what stands under it, and the figures by file stem."""
+
+    stem: str
+    heading: str
+    how: str
+    figures: dict[str, Shown]
+    table: Table | None = None
+
+
+SECTIONS = (
+    Section(
+        "card",
+        "Scalpel or hammer?",
+        "Where each run lies on six axes, beside the other arms and what was imported. There is no "
+        "sum and no threshold: a run may be fine on one axis and coarse on another. An open mark "
+        "decides nothing by itself, since its interval includes 0 or is unknown; intervals are "
+        "over problems, and say nothing of other seeds. The table says what each point rests on.",
+        {"card": Shown(card, "the card", "", f"{COMPARE}; {EVALUATE}")},
+        card_table,
+    ),
+    Section(
+        "weights",
+        "How far the weights moved",
+        "Each line is one kind of matrix: the size of its update relative to its size at the base, "
+        "averaged over layers. AdamW moves every entry by about the learning rate at each step, so "
+        "these norms mostly compare learning rates and steps. The second figure divides by the sum "
+        "of the learning rates so far, which takes most of that out; what an algorithm does to "
+        "norms shows best between runs of equal rate and steps.",
+        {
+            "norms_over_training": Shown(
+                partial(norms_over_training, metric=NORM), "norms of the updates", NORM, COMPARE
+            ),
+            "norms_per_learning_rate": Shown(
+                partial(norms_over_training, metric=PER_RATE),
+                "norms for each unit of learning rate",
+                PER_RATE,
+                COMPARE + ", of checkpoints whose learning rates were logged",
+            ),
+        },
+    ),
+    Section(
+        "where",
+        "Where the weights moved",
+        "A cell is one matrix of one layer. On one scale for all runs the brighter run moved "
+        "further; on a scale for each run the pattern within it shows.",
+        {
+            "weight_heatmaps": Shown(
+                partial(weight_heatmaps, shared_scale=True), "maps of the updates", NORM, COMPARE
+            ),
+            "weight_heatmaps_own_scale": Shown(
+                partial(weight_heatmaps, shared_scale=False), "maps, own scales", NORM, COMPARE
+            ),
+        },
+    ),
+    Section(
+        "kl",
+        "How far the output distribution moved",
+        "KL from the base to each checkpoint, over the full vocabulary, on texts fixed in advance. "
+        "The same checkpoint has another KL on other texts, so compare runs within a panel.",
+        {"kl_over_training": Shown(kl_over_training, "KL over training", "kl/", TEXTS)},
+    ),
+    Section(
+        "scores",
+        "What was gained and lost",
+        "Accuracy by skill, at the base and at the last evaluated checkpoint, then over training. "
+        "Skills count as in-domain or out-of-domain as their suite declares. Bars that overlap "
+        "do not show that two runs are the same.",
+        {
+            "scores_before_after": Shown(scores_before_after, "scores", "eval/", EVALUATE),
+            "scores_over_training": Shown(
+                scores_over_training, "scores over training", "eval/", EVALUATE
+            ),
+        },
+    ),
+    Section(
+        "in_versus_out",
+        "Gained in-domain against lost elsewhere",
+        "Each line is a run's way from the base: right is better in-domain, down is worse "
+        "out-of-domain. A last point whose bars reach a zero line shows no change in that "
+        "direction beyond the noise of the problems sampled.",
+        {"in_versus_out": Shown(in_versus_out, "gain against loss", "eval/", EVALUATE)},
+    ),
+    Section(
+        "capabilities",
+        "Which problems: kept, lost, gained, never solved",
+        "By the first sample of base and checkpoint. One sample a problem changes by chance too: "
+        "the black marks say how much of what was lost and gained the base would show against "
+        "itself. With several samples, pass@k asks whether one of k is right: where the base is "
+        "ahead at large k, training sharpened what was there. Of the gained problems, those that "
+        "the base solved at least once in its k samples were there before; unsolved in k is not "
+        "unsolvable.",
+        {
+            "ledger": Shown(ledger, "the ledger of problems", "capabilities/kept", EVALUATE),
+            "pass_at_k": Shown(pass_at_k, "pass@k", "capabilities/pass_at_k", SAMPLES),
+            "amplified": Shown(
+                amplified, "what was gained, amplified or new", "capabilities/amplified", SAMPLES
+            ),
+        },
+    ),
+    Section(
+        "ablations",
+        "What freezing did",
+        "Runs of one algorithm that trained only a part of the weights, beside those that trained "
+        "all. Frozen means that not one bit differs from the base, at any checkpoint: the table "
+        "says whether that was so.",
+        {"ablation_bars": Shown(ablation_bars, "freezing variants", "", FREEZE)},
+        frozen_table,
+    ),
+    Section(
+        "cost",
+        "What it cost",
+        "Totals up to each run's last step. Equal steps are not equal cost.",
+        {"cost": Shown(cost, "costs", "cost/", STAGES)},
+    ),
+)
