@@ -14,6 +14,7 @@ from mlflow_scalpel.views.capabilities import STATUS_LOOKS
 from mlflow_scalpel.views.card_points import (
     GINI_BASES,
     KL_BASES,
+    MISSING,
     Balance,
     Point,
     accuracy_change,
@@ -33,7 +34,6 @@ from mlflow_scalpel.views.style import (
     hover,
     nothing,
     panels,
-    remark,
     styles,
 )
 from mlflow_scalpel.views.tidy import Z, read
@@ -77,8 +77,8 @@ def points(
     rows = scores(clean)
     dtypes = dtypes_of(table)
     read_as: dict[str, Callable[[Run], Point]] = {
-        "gain": lambda run: accuracy_change(clean, rows, run, "in"),
-        "loss": lambda run: accuracy_change(clean, rows, run, "out"),
+        "gain": lambda run: accuracy_change(clean, rows, run, runs, "in"),
+        "loss": lambda run: accuracy_change(clean, rows, run, runs, "out"),
         "kl": lambda run: of_first(clean, run, KL_BASES, "KL", "nats/token"),
         "gini": lambda run: of_first(clean, run, GINI_BASES, "The concentration of KL", ""),
         "norm": lambda run: norm(clean, run, runs, dtypes),
@@ -112,25 +112,33 @@ def card(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.Figure:
     some = any(point.known for own in found.values() for point in own.values())
     if not some and not any(one.n > 0 for one in balances.values()):
         return nothing(TITLE, "This table has no scores, no KL and no norms: compare and evaluate.")
+    axes = [
+        axis
+        for axis in AXES
+        if any(p.known for p in found.get(axis.key, {}).values())
+        or (axis.key == "balance" and any(one.n > 0 for one in balances.values()))
+    ]
+    empty = [axis.title for axis in AXES if axis not in axes]
     longest = max(len(run.name[:28]) for run in shown)
     some_open = any(p.known and p.open for own in found.values() for p in own.values())
     some_chance = any(one.chance > 0 for one in balances.values())
     grid = panels(
-        [f"{axis.title} ({axis.reading})" for axis in AXES],
+        [f"{axis.title} ({axis.reading})" for axis in axes],
         title=TITLE,
         subtitle=f"at the last measured checkpoint; bars: {Z} standard errors over problems, "
-        "not over seeds. Each axis by itself: there is no total and no threshold",
+        "not over seeds. Each axis by itself: there is no total and no threshold"
+        + (f". Not measured for any run: {', '.join(empty)}" if empty else ""),
         columns=2,
         row_height=36 + 44 * len(shown),
         gap=96,
         spacing=0.07,
         left=min(230, 30 + 8 * longest),
         legend=[*([CLAIM] if some_open else []), *([CHANCE] if some_chance else []),
-                "lost", "gained"],
+                *(["lost", "gained"] if BALANCE not in empty else [])],
     )  # fmt: skip
     figure, listed = grid.figure, set[str]()
     rows = [run.label for run in reversed(shown)]  # upwards
-    for axis, at in zip(AXES, grid.at, strict=True):
+    for axis, at in zip(axes, grid.at, strict=True):
         if axis.key == "balance":
             balance_panel(figure, at, shown, balances, listed)
         else:
@@ -168,12 +176,10 @@ def axis_panel(
     figure: go.Figure, at: tuple[int, int], axis: Axis, shown: list[Run], own: dict[str, Point]
 ) -> None:
     """One mark a run, with its interval and what it rests on."""
-    drawn = 0
     for run in shown:
         point = own[run.run_id]
         if not point.known or (axis.log and point.value <= 0):
             continue
-        drawn += 1
         bars = None
         if point.half == point.half:
             bars = {"type": "data", "array": [point.half], "thickness": 1.5, "width": 5}
@@ -206,8 +212,6 @@ def axis_panel(
             col=at[1],
         )
     room(figure, at, axis, [own[run.run_id] for run in shown])
-    if not drawn:
-        remark(figure, "not measured for any of these runs", *at)
 
 
 def room(figure: go.Figure, at: tuple[int, int], axis: Axis, own: list[Point]) -> None:
@@ -239,9 +243,6 @@ def balance_panel(
 ) -> None:
     """Bars to the left for what was lost and to the right for what was gained, and chance."""
     known = [run for run in shown if balances[run.run_id].n > 0]
-    if not known:
-        remark(figure, "no ledger of problems for any of these runs", *at)
-        return
     said = [
         hover(run.name, balances[run.run_id].words(), balances[run.run_id].rests,
               balances[run.run_id].open and f"decides nothing: {balances[run.run_id].open}")
@@ -321,7 +322,7 @@ def card_table(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> Markup:
             basis = getattr(point, "basis", "")
             lead = f"{point.words()}{f' ({basis})' if axis.key == 'norm' and basis else ''}"
             cell = Markup("<b>{}</b><br><span class='soft'>{}</span>").format(lead, point.rests)
-            if point.open:
+            if point.open and point.open != MISSING:
                 cell += Markup("<br><i>decides nothing: {}</i>").format(point.open)
             cells.append(cell)
         body += row_of(axis.title, cells, axis.key)

@@ -27,6 +27,7 @@ KL_BASES = {
     "kl/all_tokens": "on all tokens",
 }
 GINI_BASES = {"kl/gini/answer_tokens": "answer tokens", "kl/gini/all_tokens": "all tokens"}
+MISSING = "missing"
 EVALUATE = "mlflow run . -e evaluate"
 COMPARE = "mlflow-scalpel compare --metrics weights kl"
 
@@ -58,10 +59,20 @@ class Point:
 def absent(what: str, remedy: str, why: str = "") -> Point:
     """No value, and what to run for one."""
     return Point(rests=f"{what} was not measured{': ' + why if why else ''}; run {remedy}",
-                 open="missing")  # fmt: skip
+                 open=MISSING)  # fmt: skip
 
 
-def accuracy_change(clean: pd.DataFrame, rows: pd.DataFrame, run: Run, domain: str) -> Point:
+def at_step(step: float | None, run: Run, runs: pd.DataFrame | None) -> str:
+    """Which checkpoint; a published model of unknown training has no step."""
+    unknown = column_of(runs, run.run_id, "imported_from") and not column_of(
+        runs, run.run_id, "steps"
+    )
+    return "at its end (step not recorded)" if unknown else f"at step {step:g}"
+
+
+def accuracy_change(
+    clean: pd.DataFrame, rows: pd.DataFrame, run: Run, runs: pd.DataFrame | None, domain: str
+) -> Point:
     """In-domain gain, or out-of-domain loss: paired over problems where there is a ledger."""
     metric, name, sign = {
         "in": ("in_domain_gain", "In-domain gain", 1),
@@ -82,7 +93,9 @@ def accuracy_change(clean: pd.DataFrame, rows: pd.DataFrame, run: Run, domain: s
         return absent(name, EVALUATE, found.why if len(end) else why)
     where = f"{', '.join(found.skills)} ({' and '.join(found.kinds)})"
     half = math.nan if found.half is None else found.half
-    rests = f"mean over {where} at step {end['step'].iloc[0]:g}, {found.before:.3f} before"
+    rests = (
+        f"mean over {where} {at_step(end['step'].iloc[0], run, runs)}, {found.before:.3f} before"
+    )
     if not math.isnan(half):
         rests += "; the two evaluations taken as independent"
     return judged(sign * found.change, half, where, rests)
@@ -183,7 +196,7 @@ def balance(clean: pd.DataFrame, run: Run) -> Balance:
         math.isnan(value) for name in ("lost", "gained") for value, *_ in parts[name]
     ):
         why = reasons(rows.loc[rows["metric"] == GROUP + "lost", "reason"]) if used else ""
-        return Balance(rests=absent("The ledger", EVALUATE, why).rests, open="missing")
+        return Balance(rests=absent("The ledger", EVALUATE, why).rests, open=MISSING)
     sums = {name: math.fsum(value for value, *_ in found) for name, found in parts.items()}
     halves = {
         name: Z * math.sqrt(math.fsum(error**2 for _, error, *_ in found))

@@ -9,25 +9,35 @@ from mlflow_scalpel.views.lines import NO_VALUE, Line, draw
 from mlflow_scalpel.views.scores import DOMAINS, KINDS, before, scores
 from mlflow_scalpel.views.style import esc, hover, measured, nothing, panels, remark, styles
 from mlflow_scalpel.views.tidy import Z, ordered, read, reasons
+from mlflow_scalpel.views.xaxis import lacking_words, set_x, x_of
 
 TITLE = "Scores over training"
 
 
 def scores_over_training(
-    table: pd.DataFrame, runs: pd.DataFrame | None = None, *, kind: str | None = None
+    table: pd.DataFrame,
+    runs: pd.DataFrame | None = None,
+    *,
+    kind: str | None = None,
+    x: str = "step",
+    log_x: bool = False,
 ) -> go.Figure:
-    """Accuracy against the training step, a panel a skill and kind, a line a run.
+    """Accuracy against training, a panel a skill and kind, a line a run.
 
     In-domain panels come first; every line starts at the base (step 0). `kind` keeps one kind
-    ("greedy" or "sampled"). Bars are 1.96 standard errors. Reads `base, base_digest, run_id,
-    algorithm, step, metric, value, stderr, n, status, reason` of `eval/<in|out>/<skill>/<kind>`;
-    an evaluation without a value draws a gap.
+    ("greedy" or "sampled"). `x` is "step", "fraction", "tokens", "flops" or "hours", as in
+    `xaxis.x_of`; on a logarithmic axis (`log_x`) the base, at 0, has no place. Bars are 1.96
+    standard errors. Reads `base, base_digest, run_id, algorithm, step, metric, value, stderr, n,
+    status, reason` of `eval/<in|out>/<skill>/<kind>`; an evaluation without a value draws a gap.
 
-    Raises ValueError if columns are missing.
+    Raises ValueError for another `x`, or if columns are missing.
     """
     clean = read(table)
     looks = styles(clean, runs)
     rows = scores(clean)
+    places_on_x = x_of(clean, rows, x, runs)
+    rows = rows.assign(where=places_on_x.where)
+    lacking = lacking_words(places_on_x, looks)
     if kind is not None:
         rows = rows[rows["kind"] == kind]
     if not len(rows):
@@ -43,7 +53,17 @@ def scores_over_training(
     grid = panels(
         [f"{DOMAINS[d]}: {esc(skill, 18)}, {esc(k, 12)}" for d, skill, k in places],
         title=TITLE,
-        subtitle=f"bars: {Z} standard errors; step 0 is the base",
+        subtitle="; ".join(
+            [
+                f"bars: {Z} standard errors"
+                if rows["stderr"].notna().any()
+                else "no standard errors in the table",
+                "the first point is the base"
+                if not log_x
+                else "logarithmic: without the base, at 0",
+                *([lacking] if lacking else []),
+            ]
+        ),
         columns=3,
         row_height=180,
         gap=70,
@@ -62,12 +82,14 @@ def scores_over_training(
             line = Line()
             for row in pd.concat([start, own]).sort_values("step").itertuples():
                 head = (run.name, f"{skill}, {k}, step {row.step:g}" + " (base)" * (row.step == 0))
+                if pd.isna(row.where) or (log_x and row.where <= 0):
+                    continue
                 if pd.notna(row.value):
                     half = None if pd.isna(row.stderr) else Z * row.stderr
                     said = hover(*head, measured(row.value, row.stderr, row.n))
-                    line.add(row.step, row.value, half, said)
+                    line.add(row.where, row.value, half, said)
                 else:
-                    line.add(row.step, None, None, "", hover(*head, row.reason))
+                    line.add(row.where, None, None, "", hover(*head, row.reason))
             if line.x:
                 draw(
                     figure,
@@ -91,5 +113,5 @@ def scores_over_training(
             row=at[0],
             col=at[1],
         )
-    figure.update_xaxes(title_text="step")
+    set_x(figure, x, log_x=log_x)
     return figure

@@ -67,7 +67,8 @@ not known.</p>
 {% if gaps %}<div class="card"><strong>Values that are missing</strong>
 <ul>{% for gap in gaps %}<li>{{ gap }}</li>{% endfor %}</ul></div>{% endif %}
 <p class="contents">{% for section in sections -%}
-<a href="#{{ section.stem }}">{{ section.heading }}</a>{% endfor %}<a href="#confounders">In what the runs differ</a></p>
+<a href="#{{ section.stem }}">{{ section.heading }}</a>{% endfor %}
+<a href="#confounders">In what the runs differ</a></p>
 {% for section in sections %}
 <h2 id="{{ section.stem }}">{{ section.heading }}</h2>
 <p>{{ section.how }}</p>

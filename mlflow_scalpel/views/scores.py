@@ -21,13 +21,12 @@ KEYS = ["domain", "skill", "kind"]
 
 def scores(clean: pd.DataFrame) -> pd.DataFrame:
     """The rows of `eval/in/...` and `eval/out/...`, with the columns domain, skill and kind."""
-    parts = [metric.split("/") for metric in clean["metric"]]
-    named = [
-        len(p) >= 4 and p[0] == "eval" and p[1] in DOMAINS and not pd.isna(step)
-        for p, step in zip(parts, clean["step"], strict=True)
-    ]
-    rows = clean[named]
-    split = [part for part, keep in zip(parts, named, strict=True) if keep]
+    # every metric is taken apart once: a table has many rows of few metrics
+    parts = {name: name.split("/") for name in dict.fromkeys(clean["metric"])}
+    named = {name: p for name, p in parts.items() if p[0] == "eval" and len(p) >= 4}
+    known = [name for name, p in named.items() if p[1] in DOMAINS]
+    rows = clean[clean["metric"].isin(known) & clean["step"].notna()]
+    split = [named[name] for name in rows["metric"]]
     return rows.assign(
         domain=[part[1] for part in split],
         skill=["/".join(part[2:-1]) for part in split],
