@@ -11,6 +11,8 @@ from plotly.offline import get_plotlyjs
 
 from mlflow_scalpel import views
 
+FIGURES = 10  # of a table without capabilities
+NONE = "unmeasured"
 EVIL = "<script>alert(\"x\")</script> <img src=x onerror='alert(1)'>"
 
 
@@ -47,7 +49,9 @@ def test_one_file_that_loads_nothing(write, table, runs):
     text = write(table, runs)
     page = Page(text)
     assert not [tag for tag, _ in page.tags if tag in ("link", "img", "iframe", "object", "base")]
-    assert not [a for _, a in page.tags if "src" in a or "href" in a]
+    assert not [a for _, a in page.tags if "src" in a]
+    anchors = {a["href"] for _, a in page.tags if "href" in a}
+    assert anchors == {f"#{a['id']}" for tag, a in page.tags if tag == "h2" and a["id"] != NONE}
     assert not re.search(r"@import|url\(", text)
     assert not re.search(r"cdn\.|https?://(?!www\.w3\.org)", text.replace("https://plot.ly", ""))
     assert "prefers-color-scheme: dark" in text
@@ -56,8 +60,9 @@ def test_one_file_that_loads_nothing(write, table, runs):
 def test_sections_in_order_with_their_figures(write, table, runs):
     text = write(table, runs)
     stems = re.findall(r'<h2 id="(\w+)"', text)
-    assert stems == ["weights", "where", "kl", "scores", "in_versus_out", "cost", "confounders"]
-    assert len(re.findall(r'<div id="figure-\w+"', text)) == 9
+    parts = ["weights", "where", "kl", "scores", "in_versus_out", "cost", "confounders"]
+    assert stems == ["card", *parts, NONE]
+    assert len(re.findall(r'<div id="figure-\w+"', text)) == FIGURES
     assert "AdamW" in text
 
 
@@ -110,7 +115,7 @@ def test_other_peoples_text_is_escaped(write, table, runs):
     table.loc[table["step"] == 200, ["value", "status", "reason"]] = [None, "failed", EVIL]
     page = Page(write(table, runs, notes=[EVIL]))
     assert "alert" not in str(page.tags)
-    assert [tag for tag, _ in page.tags].count("script") == 1 + 9  # Plotly and the figures
+    assert [tag for tag, _ in page.tags].count("script") == 1 + FIGURES  # Plotly and the figures
     assert page.text.count(EVIL) >= 5
 
 
@@ -134,7 +139,7 @@ def test_missing_values_are_listed(write, table, runs):
 def test_figures_as_files(table, runs, tmp_path):
     written = views.write_figures(table, runs, tmp_path / "figures")
     stems = {path.stem for path in written if path.suffix == ".png"}
-    assert len(stems) == 9
+    assert len(stems) == FIGURES
     assert stems == {p.stem for p in written if p.suffix == ".csv"} - {"confounders"}
     assert all(path.stat().st_size for path in written)
     kl = pd.read_csv(tmp_path / "figures" / "kl_over_training.csv")
@@ -159,5 +164,30 @@ def test_confounder_table_always_shows_five_and_escapes(runs):
     assert "<script" not in text
     assert "&lt;script&gt;" in text
     for parameter in ("learning_rate", "steps", "dtype", "data", "seed"):
-        assert f"<th>{parameter}</th>" in text
+        assert f">{parameter}</" in text
     assert text.count('<tr class="same">') == 4
+
+
+def test_confounders_are_bold_but_for_what_is_asked(runs):
+    text = views.confounder_table(runs)
+    assert "<th><b>learning_rate</b></th><td><b>1e-06</b></td>" in text
+    assert "<th>algorithm</th><td>grpo</td>" in text
+    assert "<th>steps</th><td>300</td>" in text
+    runs["algorithm"] = "sft"
+    runs["frozen"] = [None, "MLPs", None]
+    text = views.confounder_table(runs)
+    assert "<b>MLPs</b>" not in text
+    assert "<b>1e-06</b>" in text
+    assert "<th><b>algorithm</b></th>" in views.confounder_table(
+        runs.assign(algorithm=["a", "b", "c"]), about=["learning_rate"]
+    )
+
+
+def test_capabilities_and_freezing_have_their_sections(write, whole, runs):
+    runs["frozen"] = [None, None, "MLPs"]
+    text = write(whole, runs)
+    stems = re.findall(r'<h2 id="(\w+)"', text)
+    assert {"capabilities", "ablations"} <= set(stems)
+    for stem in ("ledger", "pass_at_k", "amplified", "ablation_bars"):
+        assert f'<div id="figure-{stem}"' in text
+    assert "no: 0 elements differ" in text

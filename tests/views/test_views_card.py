@@ -1,0 +1,80 @@
+"""The card: what it shows, and that it says where nothing is decided."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlflow_scalpel import views
+from tests.views.whole import BENCHMARKS, FATES
+
+
+def point(figure, axis: str, run: str):
+    (found,) = [t for t in figure.data if t.meta == {"panel": axis, "series": run}]
+    return found
+
+
+def test_points_are_the_tables(whole, runs):
+    figure = views.card(whole, runs)
+    gain = point(figure, "In-domain gain", "grpo")
+    assert gain.x[0] == pytest.approx(0.15)
+    assert gain.error_x.array[0] == pytest.approx(1.96 * 0.02)
+    assert gain.text[0] == "add, gcd (sampled)"
+    loss = point(figure, "Out-of-domain loss", "sft")
+    assert loss.x[0] == pytest.approx(FATES["bbbb2222"][0])
+    norm = point(figure, "Mean relative norm", "sft")
+    assert norm.text[0] == "lr 5e-05, float32"
+    assert point(figure, "Concentration of KL", "grpo").x[0] == pytest.approx(0.59)
+
+
+def test_kl_says_on_which_texts(whole, runs):
+    figure = views.card(whole, runs)
+    own = point(figure, "KL from the base", "sft")
+    assert own.x[0] == pytest.approx(0.40)
+    assert own.text[0] == "on the base's own samples"
+    other = point(figure, "KL from the base", "sft-matched")
+    assert other.text[0] == "on answer tokens, base_style"
+
+
+def test_what_decides_nothing_is_open_and_says_why(whole, runs):
+    figure = views.card(whole, runs)
+    sure, unsure = (point(figure, "In-domain gain", run) for run in ("grpo", "sft-matched"))
+    assert sure.marker.symbol == "circle"
+    assert unsure.marker.symbol == "circle-open"
+    assert "the interval includes 0" in unsure.customdata[0]
+    text = views.card_table(whole, runs)
+    assert "decides nothing: the interval includes 0" in text
+    assert "lost and gained not told apart from chance" not in text
+    whole.loc[whole["metric"] == "capabilities/lost_null", "value"] = 3.0
+    assert "not told apart from chance" in views.card_table(whole, runs)
+
+
+def test_lost_against_gained_is_summed_over_benchmarks(whole, runs):
+    figure = views.card(whole, runs)
+    n = sum(count for count, _ in BENCHMARKS.values())
+    lost, gained = FATES["bbbb2222"]
+    losses = sum(round(solved * lost) for _, solved in BENCHMARKS.values())
+    gains = sum(round((count - solved) * gained) for count, solved in BENCHMARKS.values())
+    bars = {t.meta["series"]: t for t in figure.data if t.type == "bar"}
+    at = list(bars["lost"].y).index("sft")
+    assert bars["lost"].x[at] == pytest.approx(-losses / n)
+    assert bars["gained"].x[at] == pytest.approx(gains / n)
+    assert f"{losses} ± " in views.card_table(whole, runs)
+
+
+def test_without_a_ledger_the_scores_are_taken(table, runs):
+    figure = views.card(table, runs)
+    gain = point(figure, "In-domain gain", "grpo")
+    assert gain.x[0] == pytest.approx(0.15)
+    assert gain.text[0] == "add, gcd (sampled)"
+    subtitle = figure.layout.title.subtitle.text.replace("<br>", " ")
+    assert "Not measured for any run: Concentration of KL, Problems lost against gained" in subtitle
+    assert "run mlflow run . -e evaluate" in views.card_table(table, runs)
+    assert not [t for t in figure.data if t.type == "bar"]
+
+
+def test_no_interval_decides_nothing(table, runs):
+    table["stderr"] = None
+    text = views.card_table(table, runs)
+    assert text.count("the source gives no standard errors") == 6
+    runs["learning_rate"] = None
+    assert "without the learning rate it says little" in views.card_table(table, runs)
