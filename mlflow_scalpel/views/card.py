@@ -75,7 +75,7 @@ def points(
     clean = read(table)
     looks = styles(clean, runs)
     rows = scores(clean)
-    dtypes = dtypes_of(table)
+    dtypes = dtypes_of(clean)
     read_as: dict[str, Callable[[Run], Point]] = {
         "gain": lambda run: accuracy_change(clean, rows, run, runs, "in"),
         "loss": lambda run: accuracy_change(clean, rows, run, runs, "out"),
@@ -88,12 +88,10 @@ def points(
     return shown, found, {run.run_id: balance(clean, run) for run in shown}
 
 
-def dtypes_of(table: pd.DataFrame) -> dict[str, str]:
+def dtypes_of(clean: pd.DataFrame) -> dict[str, str]:
     """The dtype of each run's norms, where the table says it."""
-    if "dtype" not in table.columns or not len(table):
-        return {}
-    norms = table[table["metric"] == "weights/relative_frobenius"].dropna(subset=["dtype"])
-    return {str(run): str(own.iloc[-1]) for run, own in norms.groupby("run_id")["dtype"]}
+    norms = clean[(clean["metric"] == "weights/relative_frobenius") & (clean["dtype"] != "")]
+    return dict(norms.groupby("run_id")["dtype"].last())
 
 
 def card(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.Figure:

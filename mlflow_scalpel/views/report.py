@@ -41,11 +41,11 @@ def write_report(
     """
     clean = read(table)
     names = [run.name for run in styles(clean, runs).values()]
-    drawn, unmeasured = figures_of(table, runs)
+    drawn, unmeasured = figures_of(clean, runs)
     sections = []
     for section in SECTIONS:
         figures = {stem: drawn[stem] for stem in section.figures if stem in drawn}
-        below = section.table(table, runs) if section.table is not None else ""
+        below = section.table(clean, runs) if section.table is not None else ""
         if figures or (below and section.stem != "card"):
             sections.append(
                 {
@@ -61,7 +61,7 @@ def write_report(
     text = page.render(
         title=title,
         plotly_js=Markup(get_plotlyjs()),
-        bases=list(dict.fromkeys(base for base in clean["base"] if base)),
+        bases=[base for base in clean["base"].unique() if base],
         names=names,
         parameters=confounder_table(
             runs[[c for c in runs.columns if c in ("name", "algorithm", *SHOWN)]]
@@ -69,7 +69,7 @@ def write_report(
         if runs is not None and known
         else "",
         seeds=seed_words(runs, names),
-        findings=findings(table, runs),
+        findings=findings(clean, runs),
         notes=list(notes),
         gaps=gap_words(clean),
         sections=sections,
@@ -87,13 +87,13 @@ def figures_of(
 ) -> tuple[dict[str, go.Figure], dict[str, list[str]]]:
     """The report's figures with something to show, by stem; of the others the names, by remedy."""
     clean = read(table)
-    metrics = set(clean["metric"])
+    metrics = list(clean["metric"].unique())
     drawn: dict[str, go.Figure] = {}
     unmeasured: dict[str, list[str]] = {}
     for section in SECTIONS:
         for stem, shown in section.figures.items():
             if any(metric.startswith(shown.needs) for metric in metrics):
-                figure = shown.view(table, runs)
+                figure = shown.view(clean, runs)
                 if figure.data:
                     drawn[stem] = figure
                     continue

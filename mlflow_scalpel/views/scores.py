@@ -22,7 +22,7 @@ KEYS = ["domain", "skill", "kind"]
 def scores(clean: pd.DataFrame) -> pd.DataFrame:
     """The rows of `eval/in/...` and `eval/out/...`, with the columns domain, skill and kind."""
     # every metric is taken apart once: a table has many rows of few metrics
-    parts = {name: name.split("/") for name in dict.fromkeys(clean["metric"])}
+    parts = {name: name.split("/") for name in clean["metric"].unique()}
     named = {name: p for name, p in parts.items() if p[0] == "eval" and len(p) >= 4}
     known = [name for name, p in named.items() if p[1] in DOMAINS]
     rows = clean[clean["metric"].isin(known) & clean["step"].notna()]

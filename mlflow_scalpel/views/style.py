@@ -119,12 +119,12 @@ def styles(clean: pd.DataFrame, runs: pd.DataFrame | None) -> dict[str, Run]:
     Colours follow from the whole table, not from the rows a figure draws, so that an algorithm
     keeps its colour from figure to figure.
     """
-    seen = [run_id for run_id in dict.fromkeys(clean["run_id"]) if run_id]
+    seen = [run_id for run_id in clean["run_id"].unique() if run_id]
     listed = [] if runs is None else [str(index) for index in runs.index]
     order = [i for i in dict.fromkeys(listed) if i in seen] + [i for i in seen if i not in listed]
     algorithms = {}
     for run_id in order:
-        said = [a for a in clean.loc[clean["run_id"] == run_id, "algorithm"] if a]
+        said = [a for a in clean.loc[clean["run_id"] == run_id, "algorithm"].unique() if a]
         algorithms[run_id] = column_of(runs, run_id, "algorithm") or (said[0] if said else "run")
     names = {
         i: column_of(runs, i, "name") or f"{algorithms[i]} {i.removeprefix('m-')[:6]}"

@@ -31,13 +31,14 @@ COLUMNS = (
     "stderr",
     "n",
     "unit",
+    "dtype",
     "texts",
     "status",
     "reason",
 )
 NUMBERS = ("step", "layer", "head", "value", "stderr", "n")
 #: Columns that tables of an older version lack.
-LATER = ("other",)
+LATER = ("other", "dtype")
 #: What two rows must share to measure the same thing.
 SAME = ("run_id", "step", "metric", "layer", "head", "other", "matrix", "bin", "texts")
 
