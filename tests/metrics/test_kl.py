@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 from scipy.stats import entropy
@@ -55,6 +55,8 @@ finite = st.floats(-300, 300, width=32)
 
 @settings(max_examples=200)
 @given(st.lists(st.tuples(finite, finite), min_size=2, max_size=30))
+@example([(0.0, 0.0), (0.0, 0.0), (130.0, 1.0)])  # what the logits share is larger than d
+@example([(0.1, 130.3), (0.2, 130.1), (0.4, 130.7)])
 def test_divergences_are_never_negative_and_vanish_only_for_a_shift(pairs):
     before, after = torch.tensor(pairs).float().T[:, None].contiguous()
     found = tokens(before, after)
