@@ -16,9 +16,11 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
+from mlflow_scalpel.metrics.registry import GROUPS
 from mlflow_scalpel.recipes.fields import Data, Dtype, Fraction, Recipe, Strict
 from mlflow_scalpel.recipes.freezing import Freeze
 
@@ -208,6 +210,11 @@ class TrainingRecipe(Recipe):
     data: TrainingData
     probes: dict[str, Data] = {}
     """Texts fixed in advance on which KL(base || checkpoint) is measured at every checkpoint."""
+    metrics: list[str] = Field(
+        default=["weights", "kl/all_tokens", "kl/answer_tokens"], min_length=1
+    )
+    """Names of metrics or groups that are measured at every checkpoint, as `mlflow-scalpel metrics`
+    lists them; those that need texts are measured on the probes."""
     checkpoints: Checkpoints = Checkpoints()
     processes: PositiveInt = 1
     """Training processes; more than one are started with `accelerate launch`."""
@@ -215,6 +222,21 @@ class TrainingRecipe(Recipe):
     """Top of the colour scale of the heat maps logged while training; the same for all runs of an
     algorithm, so that their pictures can be compared."""
     train: Train
+
+    @field_validator("metrics")
+    @classmethod
+    def _of_one_checkpoint(cls, metrics: list[str]) -> list[str]:
+        # Names in full are checked when training begins: listing them takes seconds.
+        for name in metrics:
+            group = name.partition("/")[0]
+            if group not in GROUPS:
+                raise ValueError(f"{name} is of no group; write one of {', '.join(GROUPS)}")
+            if group in ("pairs", "capabilities"):
+                raise ValueError(
+                    f"{name} is not of one checkpoint; leave it to `mlflow-scalpel compare` "
+                    "or to the stage evaluate"
+                )
+        return metrics
 
     @model_validator(mode="after")
     def _evenly_spaced(self) -> TrainingRecipe:
