@@ -12,6 +12,8 @@ import pandas as pd
 from mlflow_scalpel.comparison.attention import AttentionShift
 from mlflow_scalpel.comparison.divergence import Divergence
 from mlflow_scalpel.comparison.forward import OneModel, Runner, UnsupportedModel, failed_rows, swap
+from mlflow_scalpel.comparison.from_weights import rows_from_weights
+from mlflow_scalpel.comparison.matrices import GROUPS
 from mlflow_scalpel.comparison.paper import PaperDivergence
 from mlflow_scalpel.comparison.probes import Probe
 from mlflow_scalpel.comparison.progress import Bars
@@ -26,12 +28,13 @@ from mlflow_scalpel.comparison.samples import SampledDivergence, Sampling
 from mlflow_scalpel.comparison.subjects import Subject
 from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.comparison.tokens import named, token_table
-from mlflow_scalpel.comparison.weights import StoredWeights, weight_rows
-from mlflow_scalpel.metrics.moments import Training
 from mlflow_scalpel.metrics.registry import Metric, choose_metrics
 
 STANDARD = ("weights", "kl/all_tokens", "kl/answer_tokens")
 """What is measured where nobody asks for more: it costs a read of the weights, and a forward."""
+
+FROM_WEIGHTS = (*GROUPS, "pairs")
+"""Groups that read the weights alone."""
 
 ON_TEXTS = ("attention", "kl", "kl_paper_compat", "kl_on_base_samples")
 """Groups that run texts through the models."""
@@ -76,7 +79,7 @@ class Comparison:
         self.base = base
         self.probes = list(probes)
         chosen = choose_metrics(metrics)
-        self._weights = [one for one in chosen if one.group == "weights"]
+        self._weights = [one for one in chosen if one.group in FROM_WEIGHTS]
         self._attention, self._kl, self._kl_paper, self._kl_samples = (
             [one for one in chosen if one.group == group and probes] for group in ON_TEXTS
         )
@@ -94,11 +97,18 @@ class Comparison:
 
         What cannot be measured is a row that says why.
         """
-        found: list[Rows] = [[] for _ in checkpoints]
+        found = rows_from_weights(
+            self.base,
+            checkpoints,
+            self._weights,
+            others=self._others,
+            cache=self._cache,
+            bars=self._bars,
+            device=self._device,
+        )
         texts = [probe.texts for probe in self.probes]
         self.tokens = {}
         for metrics, measure, settings in (
-            (self._weights, self._weight_rows, lambda one: [self._others, one.learning_rate_sum]),
             (self._attention, self._attention_rows, lambda _: [texts, self._dtype]),
             (self._kl, self._kl_rows, lambda _: [texts, self._dtype]),
             (self._kl_paper, self._kl_paper_rows, lambda _: [texts]),
@@ -132,20 +142,6 @@ class Comparison:
             for one, rows in zip(checkpoints, found, strict=True)
             for row in rows
         )
-
-    def _weight_rows(self, checkpoints: list[Subject]) -> list[Rows]:
-        base = StoredWeights(self.base.directory)
-        opened = [
-            (StoredWeights(one.directory), Training(one.learning_rate_sum)) for one in checkpoints
-        ]
-        found: list[Rows] = [[] for _ in checkpoints]
-        total = sum(weights.bytes(others=self._others) for weights, _ in opened)
-        with self._bars.open("weights", total, "B") as progress:
-            for index, row in weight_rows(
-                base, opened, self._weights, others=self._others, progress=progress
-            ):
-                found[index].append(row)
-        return found
 
     def _attention_rows(self, checkpoints: list[Subject]) -> list[Rows]:
         return self._forward(AttentionShift, self._attention, checkpoints, self._dtype)

@@ -12,13 +12,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from mlflow_scalpel.metrics.compiling import compiled
-from mlflow_scalpel.metrics.moments import (
-    COMPILED_FROM,
-    Training,
-    row_sums,
-    update_moments,
-)
+from mlflow_scalpel.comparison.matrices import GROUPS, MatrixMetrics, failed, pair_rows
+from mlflow_scalpel.metrics.moments import Training
 from mlflow_scalpel.metrics.registry import Metric
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -114,48 +109,69 @@ def weight_rows(
     checkpoints: Sequence[tuple[StoredWeights, Training]],
     metrics: Sequence[Metric],
     *,
+    pairs: Sequence[tuple[int, int]] = (),
+    wanted: Callable[[int, str], bool] = lambda index, group: True,
     others: bool = False,
     progress: Progress | None = None,
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Index of the checkpoint and one row, for each metric, layer, matrix and checkpoint.
+    device: str = "cpu",
+) -> Iterator[tuple[int | tuple[int, int], dict[str, Any]]]:
+    """Index of the checkpoint, or of both of a pair, and one row, for each metric and matrix.
 
     Each tensor of the base is read once for all checkpoints. What cannot be compared is a row that
-    says why. `metrics` are of the group `weights`.
+    says why.
+
+    Args:
+        base: the base's files.
+        checkpoints: files of each checkpoint, and what is known of its training.
+        metrics: of the groups in `matrices.GROUPS`, and of `pairs`.
+        pairs: indices of the checkpoints whose updates the group `pairs` compares.
+        wanted: whether a group is wanted of the checkpoint of an index.
+        others: also embeddings, norms, heads and biases.
+        progress: is told of every matrix.
+        device: where `spectra` are computed. The other groups read each byte once, which the
+            processor does faster than the bytes could travel to a GPU.
     """
+    single = [one for one in metrics if one.group in GROUPS]
+    paired = [one for one in metrics if one.group == "pairs"]
     before = base.matrices(others=others)
     after = [checkpoint.matrices(others=others) for checkpoint, _ in checkpoints]
     elements = sum(base.size(name) for name, _ in before.values()) * len(checkpoints)
-    sums = compiled(row_sums) if elements >= COMPILED_FROM else row_sums
+    measures = MatrixMetrics(single, elements, device)
     for place in sorted({*before, *(key for names in after for key in names)}, key=in_order):
+        where: dict[str, Any] = {"layer": place[0], "matrix": place[1], "n": 1}
         w0 = base.read(before[place]) if place in before else None
+        against = None if w0 is None else measures.base_of(w0)
+        like: dict[int, Tensor] = {}
+        problems: dict[int, tuple[str, str]] = {}
         for index, (checkpoint, training) in enumerate(checkpoints):
-            where: dict[str, Any] = {"layer": place[0], "matrix": place[1], "n": 1}
-            if w0 is None or place not in after[index]:
-                lacking = base if w0 is None else checkpoint
-                reason = f"{lacking.directory} has no such tensor"
-                yield from _failed(index, where, metrics, "missing", reason)
-                continue
-            wt = checkpoint.read(after[index][place])
-            where["dtype"] = str(wt.dtype).removeprefix("torch.")
-            if w0.shape != wt.shape:
-                reason = f"shape {tuple(wt.shape)} against the base's {tuple(w0.shape)}"
-                yield from _failed(index, where, metrics, "shape mismatch", reason)
-                continue
-            moments = update_moments(w0, wt, sums)
-            for one in metrics:
-                value = one.function(moments, training)
-                if value is not None:  # None: the metric does not apply here
-                    yield index, {**where, **_names(one), "value": value}
-            if progress is not None:
+            wt = checkpoint.read(after[index][place]) if place in after[index] else None
+            chosen = [one for one in single if wanted(index, one.group)]
+            dtype = {} if wt is None else {"dtype": str(wt.dtype).removeprefix("torch.")}
+            if w0 is None or wt is None or against is None or w0.shape != wt.shape:
+                problems[index] = _problem(w0, wt, base, checkpoint)
+                rows = failed(chosen, *problems[index])
+            else:
+                like[index] = wt
+                rows = against(wt, training, chosen)
+            for row in rows:
+                yield index, {**where, **dtype, **row}
+            if progress is not None and wt is not None:
                 progress(wt.numel() * wt.element_size())
+        for pair in pairs:
+            odd = next((problems[index] for index in pair if index in problems), None)
+            if odd is not None or w0 is None:
+                rows = failed(paired, *(odd or ("missing", "")))
+            else:
+                rows = pair_rows(paired, w0, *(like[index] for index in pair))
+            for row in rows:
+                yield pair, {**where, **row}
 
 
-def _failed(
-    index: int, where: dict[str, Any], metrics: Sequence[Metric], status: str, reason: str
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    for one in metrics:
-        yield index, {**where, **_names(one), "status": status, "reason": reason}
-
-
-def _names(one: Metric) -> dict[str, Any]:
-    return {"metric": one.name, "metric_version": one.version, "unit": one.unit}
+def _problem(
+    w0: Tensor | None, wt: Tensor | None, base: StoredWeights, checkpoint: StoredWeights
+) -> tuple[str, str]:
+    """Status and reason of two tensors that cannot be compared."""
+    if w0 is None or wt is None:
+        lacking = base if w0 is None else checkpoint
+        return "missing", f"{lacking.directory} has no such tensor"
+    return "shape mismatch", f"shape {tuple(wt.shape)} against the base's {tuple(w0.shape)}"

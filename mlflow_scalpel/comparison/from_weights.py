@@ -1,0 +1,121 @@
+"""Everything that is measured of the weights alone: kept results, and one pass for the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mlflow_scalpel.comparison.pairing import pairs_of
+from mlflow_scalpel.comparison.progress import Bars
+from mlflow_scalpel.comparison.results import keep_rows, kept_rows, key_of
+from mlflow_scalpel.comparison.subjects import Subject
+from mlflow_scalpel.comparison.table import tidy
+from mlflow_scalpel.comparison.weights import StoredWeights, weight_rows
+from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.metrics.moments import Training
+from mlflow_scalpel.metrics.registry import Metric
+
+Rows = list[dict[str, Any]]
+Where = int | tuple[int, int]
+"""Index of a checkpoint, or of both of a pair."""
+
+
+def rows_from_weights(
+    base: Subject,
+    checkpoints: Sequence[Subject],
+    metrics: Sequence[Metric],
+    *,
+    others: bool,
+    cache: bool,
+    bars: Bars,
+    device: str,
+) -> list[Rows]:
+    """Rows of the metrics that `weight_rows` computes, for each checkpoint.
+
+    Each group of each checkpoint and pair is kept apart, so that asking for one more costs only
+    that. Raises ScalpelError where `metrics` compare pairs and there is none.
+    """
+    pairs = pairs_of(checkpoints) if any(one.group == "pairs" for one in metrics) else []
+    if not pairs and any(one.group == "pairs" for one in metrics):
+        raise ScalpelError(
+            f"metrics = pairs: compares two checkpoints of one base, and {len(checkpoints)} were "
+            "given; name another one"
+        )
+    found: dict[tuple[Where, str], Rows] = {}
+    keys: dict[tuple[Where, str], str] = {}
+    for group in dict.fromkeys(one.group for one in metrics):
+        of_group = [one for one in metrics if one.group == group]
+        for where in pairs if group == "pairs" else range(len(checkpoints)):
+            key = keys[where, group] = _key(base, checkpoints, of_group, where, others)
+            kept = kept_rows(key) if cache else None
+            if kept is not None:
+                found[where, group] = kept
+    new = [one for one in keys if one not in found]
+    if new:
+        fresh: dict[tuple[Where, str], Rows] = {one: [] for one in new}
+        _measure(base, checkpoints, metrics, fresh, others, bars, device)
+        for one, rows in fresh.items():
+            if cache:
+                keep_rows(keys[one], tidy(rows))
+        found |= fresh
+    gathered: list[Rows] = [[] for _ in checkpoints]
+    for where, group in keys:
+        if isinstance(where, int):
+            gathered[where] += found[where, group]
+        else:
+            other = checkpoints[where[1]].model_id
+            gathered[where[0]] += [{**row, "other": other} for row in found[where, group]]
+    return gathered
+
+
+def _key(
+    base: Subject,
+    checkpoints: Sequence[Subject],
+    metrics: Sequence[Metric],
+    where: Where,
+    others: bool,
+) -> str:
+    if isinstance(where, tuple):
+        first, second = (checkpoints[index] for index in where)
+        return key_of(base, first, metrics, [others, second.digest])
+    rates = checkpoints[where].learning_rate_sum if metrics[0].group == "weights" else None
+    return key_of(base, checkpoints[where], metrics, [others, rates])
+
+
+def _measure(
+    base: Subject,
+    checkpoints: Sequence[Subject],
+    metrics: Sequence[Metric],
+    fresh: dict[tuple[Where, str], Rows],
+    others: bool,
+    bars: Bars,
+    device: str,
+) -> None:
+    """Fill the lists of `fresh` by one pass over the files that they need."""
+    pairs = [where for where, _ in fresh if isinstance(where, tuple)]
+    needed = sorted(
+        {where for where, _ in fresh if isinstance(where, int)}.union(*pairs)
+    )  # indices of checkpoints
+    stored = StoredWeights(base.directory)
+    opened = [
+        (StoredWeights(checkpoints[i].directory), Training(checkpoints[i].learning_rate_sum))
+        for i in needed
+    ]
+
+    def wanted(at: int, group: str) -> bool:
+        return (needed[at], group) in fresh
+
+    total = sum(weights.bytes(others=others) for weights, _ in opened)
+    with bars.open("weights", total, "B") as progress:
+        for at, row in weight_rows(
+            stored,
+            opened,
+            metrics,
+            pairs=[(needed.index(first), needed.index(second)) for first, second in pairs],
+            wanted=wanted,
+            others=others,
+            progress=progress,
+            device=device,
+        ):
+            where = needed[at] if isinstance(at, int) else (needed[at[0]], needed[at[1]])
+            fresh[where, row["metric"].split("/", 1)[0]].append(row)

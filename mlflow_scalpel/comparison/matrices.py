@@ -1,0 +1,122 @@
+"""The metrics of a pair of matrices, or of two updates of one, as rows."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlflow_scalpel.metrics.changes import Bin, count_changes, row_counts
+from mlflow_scalpel.metrics.compiling import compiled
+from mlflow_scalpel.metrics.moments import COMPILED_FROM, Training, row_sums, update_moments
+from mlflow_scalpel.metrics.paired import count_pair
+from mlflow_scalpel.metrics.registry import Metric
+from mlflow_scalpel.metrics.singular_values import Spectra, singular_values
+
+GROUPS = ("weights", "histograms", "spectra", "weights_paper_compat")
+"""The groups whose metrics are of a pair of matrices: one pass over the files gives them all."""
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+Row = dict[str, Any]
+
+
+Against = Callable[[Tensor, Training, Sequence[Metric]], Iterator[Row]]
+"""Gives the rows of metrics of a W_t and its training, against one W_0."""
+
+
+class MatrixMetrics:
+    """Computes the metrics of one pair of matrices after another.
+
+    Args:
+        metrics: all that will be asked for.
+        elements: how many all pairs hold: compiling is worth its time from `COMPILED_FROM` on.
+        device: where the singular values are computed.
+    """
+
+    def __init__(self, metrics: Sequence[Metric], elements: int, device: str = "cpu") -> None:
+        worth = elements >= COMPILED_FROM
+        self._sums = compiled(row_sums) if worth and _of("weights", metrics) else row_sums
+        self._counts = compiled(row_counts) if worth and _of("histograms", metrics) else None
+        self._device = device
+
+    def base_of(self, w0: Tensor) -> Against:
+        """For all checkpoints against one W_0, of which what they share is computed once."""
+        values = functools.cache(lambda: singular_values(w0, device=self._device))
+        return lambda wt, training, metrics: self._rows(w0, wt, training, metrics, values)
+
+    def _rows(
+        self,
+        w0: Tensor,
+        wt: Tensor,
+        training: Training,
+        metrics: Sequence[Metric],
+        base_values: Callable[[], Tensor],
+    ) -> Iterator[Row]:
+        if chosen := _of("weights", metrics):
+            moments = update_moments(w0, wt, self._sums)
+            yield from _single(chosen, lambda one: one.function(moments, training))
+        if chosen := _of("histograms", metrics):
+            if reason := _no_float(w0, wt):
+                yield from failed(chosen, "not comparable", reason)
+            else:
+                changes = count_changes(w0, wt, self._counts)
+                yield from _binned(chosen, lambda one: one.function(changes))
+        if (chosen := _of("spectra", metrics)) and w0.ndim == 2:  # vectors have none
+            spectra = Spectra(w0, wt, base_values, self._device)
+            for metric in chosen:
+                try:
+                    yield {**_names(metric), "value": metric.function(spectra)}
+                except ValueError as error:
+                    yield from failed([metric], "not finite", str(error))
+        if chosen := _of("weights_paper_compat", metrics):
+            yield from _single(chosen, lambda one: one.function(w0, wt))
+
+
+def _of(group: str, metrics: Sequence[Metric]) -> list[Metric]:
+    return [one for one in metrics if one.group == group]
+
+
+def pair_rows(metrics: Sequence[Metric], w0: Tensor, wa: Tensor, wb: Tensor) -> Iterator[Row]:
+    """Rows of the metrics of the group `pairs` of two checkpoints' W_a and W_b from one W_0."""
+    if reason := _no_float(w0, wa, wb):
+        yield from failed(metrics, "not comparable", reason)
+        return
+    paired = count_pair(w0, wa, wb)
+    yield from _binned(metrics, lambda one: one.function(paired))
+
+
+def failed(metrics: Iterable[Metric], status: str, reason: str) -> Iterator[Row]:
+    """A row without a value for each metric, with its reason."""
+    for one in metrics:
+        yield {**_names(one), "status": status, "reason": reason}
+
+
+def _single(metrics: Sequence[Metric], compute: Callable[[Metric], float | None]) -> Iterator[Row]:
+    for one in metrics:
+        value = compute(one)
+        if value is not None:  # None: the metric does not apply here
+            yield {**_names(one), "value": value}
+
+
+def _binned(metrics: Sequence[Metric], compute: Callable[[Metric], list[Bin]]) -> Iterator[Row]:
+    for one in metrics:
+        for found in compute(one):
+            row = {**_names(one), "bin": found.bin, "n": found.n}
+            if found.bad:
+                reason = f"{found.bad} of {found.n} elements are NaN or infinite, and in no bin"
+                yield {**row, "status": "not finite", "reason": reason}
+            else:
+                yield {**row, "value": found.value}
+
+
+def _no_float(*matrices: Tensor) -> str | None:
+    """Why units in the last place and exponents of these do not exist; None where they do."""
+    odd = [matrix.dtype for matrix in matrices if matrix.dtype not in _FLOATS]
+    return f"{odd[0]} is none of {', '.join(map(str, _FLOATS))}" if odd else None
+
+
+def _names(one: Metric) -> Row:
+    return {"metric": one.name, "metric_version": one.version, "unit": one.unit}

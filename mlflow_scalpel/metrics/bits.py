@@ -1,0 +1,51 @@
+"""What the stored bits of a weight say: its exponent, and how far apart two weights are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""The integer dtype of as many bytes."""
+
+ZERO = -150
+"""Stands for the exponent of 0; that of float32's smallest denormal is one more."""
+
+
+def as_bits(weights: Tensor) -> Tensor:
+    """The bits as integers of the same size; nothing is copied."""
+    return weights.view(INTEGERS[weights.dtype.itemsize])
+
+
+def exponents(weights: Tensor) -> Tensor:
+    """floor(log2 |w|) of each element, int64; `ZERO` for 0 and no lower for what is not 0.
+
+    Of NaN and infinities it is not defined.
+    """
+    wide = weights if weights.dtype == torch.float64 else weights.float()
+    found = torch.frexp(wide).exponent.long() - 1
+    return torch.where(wide == 0, ZERO, found.clamp_min(ZERO + 1))
+
+
+def differ(base: Tensor, checkpoint: Tensor) -> Tensor:
+    """Whether the bits of each element differ; dtypes that differ meet in the wider one."""
+    wide = torch.promote_types(base.dtype, checkpoint.dtype)
+    return as_bits(base.to(wide)) != as_bits(checkpoint.to(wide))
+
+
+def ulps(base: Tensor, checkpoint: Tensor) -> Tensor:
+    """How many numbers of the base's dtype each element moved past, float64.
+
+    The checkpoint is rounded to the base's dtype first. +0 and -0 are one number. Exact up to 2^53,
+    which only float64 weights exceed.
+    """
+    before, after = _ordered(base), _ordered(checkpoint.to(base.dtype))
+    return (after.double() - before.double()).abs()
+
+
+def _ordered(weights: Tensor) -> Tensor:
+    """Integers in the order of the numbers, neighbours one apart: two's complement of the bits."""
+    bits = as_bits(weights)
+    least = torch.iinfo(bits.dtype).min
+    wide = bits.long()
+    return torch.where(wide < 0, least - wide, wide)

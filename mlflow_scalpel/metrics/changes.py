@@ -1,0 +1,203 @@
+"""The counts over a pair of matrices from which every metric of the group `histograms` comes."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mlflow_scalpel.metrics.bits import ZERO, as_bits, differ, exponents, ulps
+
+BLOCK = 1 << 26  # elements that one call of the compiled count is given
+SLICE = 1 << 17  # elements counted at once, so that what is made of them fits the cache
+ROW = 1024  # pairs of elements a row of the compiled count
+# Powers of two that the compiled count tells apart; the few weights outside are counted one by one.
+_LOW, _HIGH = -20, 2
+_CHANGED = 4096.0  # a changed element counts as this and an equal one as 1, in one float32 sum
+_CLASSES = 16  # of distances between two 16-bit numbers: 1, 2 to 3, 4 to 7, ...
+_SIXTEEN = (torch.bfloat16, torch.float16)
+
+RowCounts = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Bin:
+    """One bar of a histogram; where `bad` is not 0, what is in none of them instead."""
+
+    bin: float | None
+    value: float
+    n: int
+    bad: int = 0
+    """Elements that are NaN or infinite, and so in no bin."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How many elements of a matrix changed, and by how much."""
+
+    numel: int
+    moved: Mapping[int, int]
+    """Elements by the lower edge (0, 1, 2, 4, 8, ...) of the units in the last place moved."""
+    elements: Mapping[int, int]
+    """Elements by the exponent of W_0, `bits.ZERO` for zeros."""
+    changed: Mapping[int, int]
+    """Those of them whose bits differ."""
+    base_not_finite: int
+    """Elements of W_0 that are NaN or infinite: they have no exponent."""
+    not_finite: int
+    """Elements that are NaN or infinite before or after: they have no distance."""
+
+
+def row_counts(base: Tensor, checkpoint: Tensor, thresholds: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Counts in each row of pairs of 16-bit floats; a pure function of tensors for `torch.compile`.
+
+    A masked sum for each bin: the compiler makes vectors of that, and of no scatter.
+
+    Args:
+        base: W_0's bits, (R, ROW) int32: two neighbours in one number, since there are vectors of
+            32-bit integers and none of 16-bit ones.
+        checkpoint: W_t's bits, the same shape and dtype.
+        thresholds: bits of the powers of two from 2^_LOW on, then those of infinity.
+
+    Returns:
+        (R,) float32 each: elements with |W_0| at or above each threshold, equal ones counted as 1
+        and changed ones as `_CHANGED`; elements of either matrix that are not finite; elements that
+        moved by at least 1, 2, 4, ... units in the last place.
+    """
+    weighed, distances, bad = [], [], []
+    infinity = thresholds[-1]
+    for before, after in zip(_halves(base), _halves(checkpoint), strict=True):
+        magnitude = before & 0x7FFF
+        weighed.append((magnitude, torch.where(before == after, 1.0, _CHANGED)))
+        distances.append((_in_order(after) - _in_order(before)).abs())
+        bad.append((magnitude >= infinity) | ((after & 0x7FFF) >= infinity))
+    (first, first_weight), (second, second_weight) = weighed
+    return (
+        *(
+            (
+                torch.where(first >= threshold, first_weight, 0.0)
+                + torch.where(second >= threshold, second_weight, 0.0)
+            ).sum(1)
+            for threshold in thresholds[:-1]
+        ),
+        (bad[0].float() + bad[1].float()).sum(1),
+        *(
+            ((distances[0] >= 1 << power).float() + (distances[1] >= 1 << power).float()).sum(1)
+            for power in range(_CLASSES)
+        ),
+    )
+
+
+def _halves(pairs: Tensor) -> tuple[Tensor, Tensor]:
+    return (pairs << 16) >> 16, pairs >> 16
+
+
+def _in_order(bits: Tensor) -> Tensor:
+    return torch.where(bits < 0, -0x8000 - bits, bits)
+
+
+def count_changes(base: Tensor, checkpoint: Tensor, rows: RowCounts | None = None) -> Changes:
+    """Count the changes from W_0 to W_t; nothing as large as a matrix is made.
+
+    Args:
+        base: W_0, any shape and floating dtype.
+        checkpoint: W_t, the same shape; its dtype may differ.
+        rows: `row_counts`, or what `compiled` gives for it, for pairs of one 16-bit dtype.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if base.shape != checkpoint.shape:
+        raise ValueError(f"shape {tuple(checkpoint.shape)} against the base's {tuple(base.shape)}")
+    before, after = base.reshape(-1), checkpoint.reshape(-1)
+    counts = _Counts()
+    common = before.dtype == after.dtype and before.dtype in _SIXTEEN
+    # Pairs of elements are read as one number, which must begin at an even one.
+    even = not any(int(part.storage_offset()) % 2 for part in (before, after))
+    fast = rows if common and even else None
+    for at in range(0, before.numel(), BLOCK):
+        counts.add_block(before[at : at + BLOCK], after[at : at + BLOCK], fast)
+    return counts.result(before.numel())
+
+
+@functools.cache
+def _thresholds(dtype: torch.dtype) -> tuple[int, ...]:
+    powers = [2.0**power for power in range(_LOW, _HIGH + 1)]
+    bits: list[int] = as_bits(torch.tensor([*powers, torch.inf], dtype=dtype)).tolist()
+    return tuple(bits)
+
+
+class _Counts:
+    """Counters that slices are added to."""
+
+    def __init__(self) -> None:
+        self._moved: Counter[int] = Counter()
+        self._elements: Counter[int] = Counter()
+        self._changed: Counter[int] = Counter()
+        self._base_not_finite = self._not_finite = 0
+
+    def result(self, numel: int) -> Changes:
+        moved, elements = (
+            {key: counter[key] for key in sorted(counter) if counter[key]}
+            for counter in (self._moved, self._elements)
+        )
+        changed = {key: self._changed[key] for key in elements}
+        return Changes(numel, moved, elements, changed, self._base_not_finite, self._not_finite)
+
+    def add_block(self, before: Tensor, after: Tensor, rows: RowCounts | None) -> None:
+        """Count whole rows at once where that can be done, and the rest in slices."""
+        whole = before.numel() // (2 * ROW) * (2 * ROW) if rows is not None else 0
+        if rows is not None and whole and not self._add_rows(before[:whole], after[:whole], rows):
+            whole = 0
+        for at in range(whole, before.numel(), SLICE):
+            self._add(before[at : at + SLICE], after[at : at + SLICE])
+
+    def _add(self, before: Tensor, after: Tensor) -> None:
+        """Count a slice, whatever is in it."""
+        finite = before.isfinite()
+        whole = finite & after.isfinite()
+        self._not_finite += before.numel() - int(whole.sum())
+        # frexp's exponent of a whole number is that of the next power of two; 0 for 0.
+        classes = torch.frexp(ulps(before[whole], after[whole])).exponent.long()
+        for number, count in enumerate(torch.bincount(classes).tolist()):
+            self._moved[1 << number - 1 if number else 0] += count
+        self._add_magnitudes(before[finite], after[finite])
+        self._base_not_finite += before.numel() - int(finite.sum())
+
+    def _add_magnitudes(self, before: Tensor, after: Tensor) -> None:
+        keys = 2 * (exponents(before) - ZERO) + differ(before, after)
+        for key, count in enumerate(torch.bincount(keys).tolist()):
+            self._elements[key // 2 + ZERO] += count
+            self._changed[key // 2 + ZERO] += count * (key % 2)
+
+    def _add_rows(self, before: Tensor, after: Tensor, rows: RowCounts) -> bool:
+        """Count whole rows; False, and nothing counted, where too many hold uncommon weights."""
+        thresholds = _thresholds(before.dtype)
+        w0, wt = (part.view(torch.int32).view(-1, ROW) for part in (before, after))
+        counts = torch.stack(rows(w0, wt, thresholds)).double()  # (bins, R)
+        above, bad, moved = counts.split([_HIGH - _LOW + 1, 1, _CLASSES])
+        changed = (above / _CHANGED).floor()
+        elements = above - _CHANGED * changed + changed
+        outside = (elements[0] < 2 * ROW) | (elements[-1] > 0)
+        if bad.any() or 4 * int(outside.sum()) > len(outside):
+            return False
+        edges = [2 * ROW * counts.shape[1], *moved.sum(1).tolist(), 0]
+        for number in range(_CLASSES + 1):
+            self._moved[1 << number - 1 if number else 0] += int(edges[number] - edges[number + 1])
+        for counter, sums in ((self._elements, elements), (self._changed, changed)):
+            for power, count in enumerate((sums[:-1] - sums[1:]).sum(1).tolist(), _LOW):
+                counter[power] += int(count)
+        self._add_outside(before, after, outside)
+        return True
+
+    def _add_outside(self, before: Tensor, after: Tensor, rows: Tensor) -> None:
+        """Count the elements of these rows whose exponent is none of the common ones."""
+        low, high = _thresholds(before.dtype)[0], _thresholds(before.dtype)[-2]
+        w0, wt = (part.view(-1, 2 * ROW)[rows] for part in (before, after))  # copies
+        magnitude = as_bits(w0) & 0x7FFF
+        uncommon = (magnitude < low) | (magnitude >= high)
+        self._add_magnitudes(w0[uncommon], wt[uncommon])

@@ -1,0 +1,85 @@
+"""The pass over two updates of one matrix from which every metric of the group `pairs` comes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mlflow_scalpel.metrics.bits import ZERO, differ, exponents
+from mlflow_scalpel.metrics.changes import SLICE
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Of the elements with one exponent of W_0, how many each checkpoint changed."""
+
+    elements: int
+    first: int
+    second: int
+    both: int
+
+    @property
+    def expected(self) -> float:
+        """How many both would change if they chose theirs among the elements by chance."""
+        return self.first * self.second / self.elements
+
+
+@dataclass(frozen=True)
+class Paired:
+    """What one pass over W_0 and two checkpoints' W_a and W_b gives; sums are float64."""
+
+    numel: int
+    first_squares: float
+    """Sum of the squares of the elements of W_a - W_0."""
+    second_squares: float
+    """The same of W_b - W_0."""
+    dot: float
+    """Sum of the products of the elements of the two updates."""
+    overlaps: Mapping[int, Overlap]
+    """By exponent of W_0, `bits.ZERO` for zeros."""
+    base_not_finite: int
+    """Elements of W_0 that are NaN or infinite: they have no exponent."""
+
+
+def count_pair(base: Tensor, first: Tensor, second: Tensor) -> Paired:
+    """Sums and counts over two updates, in float64 and in slices that fit the cache.
+
+    Args:
+        base: W_0, any shape and floating dtype.
+        first: W_a, the same shape; dtypes may differ.
+        second: W_b, the same.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    for other in (first, second):
+        if base.shape != other.shape:
+            raise ValueError(f"shape {tuple(other.shape)} against the base's {tuple(base.shape)}")
+    w0, wa, wb = base.reshape(-1), first.reshape(-1), second.reshape(-1)
+    squares_a = squares_b = dot = 0.0
+    counts: Counter[int] = Counter()
+    bad = 0
+    for at in range(0, w0.numel(), SLICE):
+        these = slice(at, at + SLICE)
+        before, after_a, after_b = w0[these], wa[these], wb[these]
+        exact = before.double()
+        update_a, update_b = after_a.double() - exact, after_b.double() - exact
+        squares_a += torch.dot(update_a, update_a).item()
+        squares_b += torch.dot(update_b, update_b).item()
+        dot += torch.dot(update_a, update_b).item()
+        finite = before.isfinite()
+        bad += before.numel() - int(finite.sum())
+        keys = 4 * (exponents(before) - ZERO)
+        keys += 2 * differ(before, after_a) + differ(before, after_b)
+        for key, count in enumerate(torch.bincount(keys[finite]).tolist()):
+            counts[key] += count
+    overlaps = {}
+    for exponent in sorted({key // 4 for key, count in counts.items() if count}):
+        neither, only_second, only_first, both = (counts[4 * exponent + kind] for kind in range(4))
+        elements = neither + only_second + only_first + both
+        overlaps[exponent + ZERO] = Overlap(elements, only_first + both, only_second + both, both)
+    return Paired(w0.numel(), squares_a, squares_b, dot, overlaps, bad)

@@ -1,0 +1,1 @@
+"""How alike the updates of two checkpoints from one base are."""

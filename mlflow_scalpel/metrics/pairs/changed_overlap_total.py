@@ -1,0 +1,23 @@
+"""Whether two checkpoints changed the same weights."""
+
+from __future__ import annotations
+
+import math
+
+from mlflow_scalpel.metrics.changes import Bin
+from mlflow_scalpel.metrics.paired import Paired
+from mlflow_scalpel.metrics.registry import metric
+
+
+@metric("pairs/changed_overlap_total", unit="ratio to chance")
+def changed_overlap_total(paired: Paired) -> list[Bin]:
+    """Elements that both checkpoints changed, divided by what chance within the bins would give.
+
+        sum_b both_b / sum_b (first_b * second_b / elements_b),   b as in `pairs/changed_overlap`
+
+    So 1 is chance, with the magnitudes' part in it taken out. NaN where the sum below is 0.
+    Elements of W_0 that are NaN or infinite are left out.
+    """
+    expected = sum(one.expected for one in paired.overlaps.values())
+    both = sum(one.both for one in paired.overlaps.values())
+    return [Bin(None, both / expected if expected else math.nan, paired.numel)]

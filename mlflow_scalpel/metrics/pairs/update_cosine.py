@@ -1,0 +1,19 @@
+"""Cosine of two updates."""
+
+from __future__ import annotations
+
+import math
+
+from mlflow_scalpel.metrics.changes import Bin
+from mlflow_scalpel.metrics.paired import Paired
+from mlflow_scalpel.metrics.registry import metric
+
+
+@metric("pairs/update_cosine", unit="cosine")
+def update_cosine(paired: Paired) -> list[Bin]:
+    """cos(W_a - W_0, W_b - W_0) of two updates as vectors, in [-1, 1]; NaN where one of them is 0.
+
+    Two updates that know nothing of each other are at 0, up to 1 / sqrt(number of elements).
+    """
+    lengths = math.sqrt(paired.first_squares) * math.sqrt(paired.second_squares)
+    return [Bin(None, paired.dot / lengths if lengths else math.nan, paired.numel)]

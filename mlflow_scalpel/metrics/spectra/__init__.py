@@ -1,0 +1,1 @@
+"""How many directions an update has, and what it does to the singular values."""
