@@ -21,6 +21,7 @@ from mlflow_scalpel.comparison.store import (
     SAMPLES,
     get_run,
     log_rows,
+    log_summary,
     log_table,
     opened,
     readable,
@@ -152,7 +153,9 @@ def log_results(
     rows = pd.concat(samples, ignore_index=True)
     base, checkpoints = subjects[0], subjects[1:]
     if checkpoints:
-        scores = [*scores, capability_table(rows, base, checkpoints, dtype=dtype)]
+        capabilities = capability_table(rows, base, checkpoints, dtype=dtype)
+        scores = [*scores, capabilities]
+        log_summary(capabilities, run.info.run_id)
         log_rows(ledger(rows, base, checkpoints), run.info.run_id, LEDGER)
     log_table(pd.concat(scores, ignore_index=True), run.info.run_id)
     log_rows(rows, run.info.run_id, SAMPLES)

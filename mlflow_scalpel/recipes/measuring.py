@@ -44,6 +44,8 @@ class EvaluateRecipe(Recipe):
     device: str | None = None
     """Torch device; null takes the first GPU, or the CPU where there is none."""
     seed: NonNegativeInt = 0
+    """Of the base's samples; those of a checkpoint at step s have seed + s, so that base and
+    checkpoint differ by chance as much as the base does from itself (capabilities/lost_null)."""
     gold_loglik: bool = True
     """For a run: the gold answer's log-likelihood under the base, for problems that it gets right,
     and under each checkpoint, for those that it lost. Costs two forward passes a problem, which is

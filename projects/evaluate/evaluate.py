@@ -42,7 +42,8 @@ with open_stage("evaluate", HERE / "recipes", check=suite_of) as stage:
     tables, samples, subjects = [], [], []
     for subject in plan.subjects():
         evaluator.load_weights(subject.directory)
-        evaluation = evaluator.run()
+        # With the base's seed an unchanged checkpoint would give the base's own samples.
+        evaluation = evaluator.run(seed=recipe.seed + (subject.step or 0))
         tables.append(log_evaluation(evaluation, subject, plan, recipe.dtype))
         rows = rows_of(evaluation, subject)
         samples.append(rows if golds is None else golds.score(rows))

@@ -208,6 +208,10 @@ def test_compare_finds_the_newest_evaluation(evaluated, tmp_path, capsys):
     kept = mlflow_scalpel.compare(base, f"{run}#step=10", metrics=["capabilities/kept"])
     assert list(kept["metric"]) == ["capabilities/kept"]
     assert len(stored_ledger(evaluated["run"])) == len(stored_ledger(evaluated["evaluation"])) == 1
+    logged = mlflow.MlflowClient().get_metric_history(
+        evaluated["evaluation"], "capabilities/in_domain_gain"
+    )
+    assert [(point.step, point.value) for point in logged] == [(10, -1.0)]
     gathered = gather([evaluated["run"]])
     assert value(gathered[gathered["step"] == 10], "lost") == 1
 

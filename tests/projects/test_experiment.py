@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mlflow_scalpel.checkpoints import checkpoints_of_run, resolve
-from mlflow_scalpel.comparison.store import gather
+from mlflow_scalpel.comparison.store import gather, stored_ledger
 from mlflow_scalpel.comparison.table import COLUMNS
 from mlflow_scalpel.stage import FAILURE_TAG
 
@@ -238,6 +238,10 @@ def test_scores_stand_at_their_step_on_their_model_with_an_error(experiment):
     )
     assert set(rows["domain"]) == {"in", "out"}
     assert set(rows["step"]) == {0, 4}
+    ledger = stored_ledger(experiment["runs"]["grpo"].info.run_id)
+    assert set(ledger["step"]) == {4}
+    assert set(ledger["status"]) <= {"kept", "gained", "lost", "never"}
+    assert len(ledger) == len(rows[(rows["step"] == 4) & (rows["sample"] == 0)])
 
 
 def test_the_comparison_has_everything_in_one_table_and_one_file(experiment):
@@ -246,7 +250,7 @@ def test_the_comparison_has_everything_in_one_table_and_one_file(experiment):
     table = pd.read_parquet(files / "table.parquet")
     assert tuple(table.columns) == COLUMNS
     groups = set(table["metric"].str.split("/").str[0])
-    assert groups == {"weights", "kl", "eval", "cost"}
+    assert groups == {"weights", "kl", "eval", "cost", "capabilities"}
     assert table["run_id"].nunique() == 3
     report = (files / "report.html").read_text()
     assert not re.search(r"""<(script|link|img|iframe)[^>]*(src|href)=["']https?://""", report)

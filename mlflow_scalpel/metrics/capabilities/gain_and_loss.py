@@ -80,7 +80,7 @@ def _mean_change(benchmarks: Sequence[Benchmark], domain: str, sign: int) -> lis
         ]
     value, error = paired_change(used)
     n = sum(one.n for one in used)
-    return [Finding(sign * value, error, n, texts=texts_of(*used))]
+    return [Finding(sign * value + 0.0, error, n, texts=texts_of(*used))]  # never -0.0
 
 
 @metric("capabilities/in_domain_gain", unit="accuracy")
