@@ -14,12 +14,15 @@ from mlflow_scalpel.views.findings import findings
 from mlflow_scalpel.views.heatmaps import weight_heatmap, weight_heatmaps
 from mlflow_scalpel.views.histograms import change_by_magnitude, change_histogram
 from mlflow_scalpel.views.in_out import in_versus_out
-from mlflow_scalpel.views.kl import kl_over_training
+from mlflow_scalpel.views.kl import kl_concentration, kl_on_base_samples, kl_over_training
+from mlflow_scalpel.views.kl_bins import kl_by_entropy, kl_by_position
+from mlflow_scalpel.views.kl_statistics import kl_statistics
 from mlflow_scalpel.views.ledger import ledger
 from mlflow_scalpel.views.norms import norms_over_training, weight_trajectory, weights_over_training
 from mlflow_scalpel.views.numbers import numbers
 from mlflow_scalpel.views.over_training import scores_over_training
 from mlflow_scalpel.views.pairs import pair_cosines, pair_overlap
+from mlflow_scalpel.views.paper import paper_compat
 from mlflow_scalpel.views.pass_at_k import pass_at_k
 from mlflow_scalpel.views.png import to_image, to_png
 from mlflow_scalpel.views.problems import problem_table
@@ -41,12 +44,18 @@ __all__ = [
     "findings",
     "frozen_table",
     "in_versus_out",
+    "kl_by_entropy",
+    "kl_by_position",
+    "kl_concentration",
+    "kl_on_base_samples",
     "kl_over_training",
+    "kl_statistics",
     "ledger",
     "norms_over_training",
     "numbers",
     "pair_cosines",
     "pair_overlap",
+    "paper_compat",
     "pass_at_k",
     "problem_table",
     "scores_before_after",

@@ -34,7 +34,7 @@ def change_histogram(
     Raises ValueError if columns are missing.
     """
     figure = histogram(table, runs, ULPS, step, layer, matrix, log_y)
-    figure.update_xaxes(title_text="units in the last place, from (bins double; 0: unchanged)")
+    figure.update_xaxes(title_text="units in the last place")
     return figure
 
 
@@ -99,11 +99,13 @@ def histogram(
         title=title + esc(where.replace(" for ", ": ", 1).replace(" for ", ", ")),
         subtitle=("mean over layers, by matrix; " if whole else "")
         + ("logarithmic axis" if log_y else "linear axis")
-        + ", the same for every run",
+        + ", the same for every run"
+        + ("; bins double and go by their lower edge, 0 is unchanged" if metric == ULPS else ""),
         row_height=300,
         gap=90,
         spacing=0.03,
         left=84,
+        bottom=74,
         legend=[*listed(lines), *([NO_VALUE] if rows["value"].isna().any() else [])],
     )
     legend = set[str]()
@@ -125,5 +127,7 @@ def histogram(
     share_y(grid.figure, grid.at, axis_title, log_y)
     if metric == ULPS:
         names = [f"{edge:g}" for edge in edges]
-        grid.figure.update_xaxes(type="category", categoryorder="array", categoryarray=names)
+        grid.figure.update_xaxes(
+            type="category", categoryorder="array", categoryarray=names, tickangle=-90
+        )
     return grid.figure

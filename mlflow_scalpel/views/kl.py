@@ -5,114 +5,144 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from mlflow_scalpel.views.lines import NO_VALUE, Line, draw
-from mlflow_scalpel.views.style import (
-    column_of,
-    esc,
-    hover,
-    measured,
-    nothing,
-    panels,
-    remark,
-    styles,
-)
-from mlflow_scalpel.views.tidy import Z, number, ordered, probe, read, reasons
+from mlflow_scalpel.views.style import Run, nothing, styles
+from mlflow_scalpel.views.tidy import ordered, probe, read
+from mlflow_scalpel.views.training_lines import lines_over_training
+from mlflow_scalpel.views.wording import absent
 
 TOKEN_SETS = {"kl/all_tokens": "all tokens", "kl/answer_tokens": "answer tokens"}
-TITLE = "KL(base \u2016 checkpoint)"
+#: metric without its token set -> title
+TITLES = {
+    "kl": "KL(base \u2016 checkpoint)",
+    "kl/reverse": "KL(checkpoint \u2016 base)",
+    "kl/js": "Jensen-Shannon divergence of base and checkpoint",
+}
+BASE_SAMPLES = "kl_on_base_samples/answer_tokens"
+NATS = "nats per token"
+
+
+def token_rows(clean: pd.DataFrame, looks: dict[str, Run], metric: str) -> pd.DataFrame:
+    """The rows of `metric` (without its token set) of the runs, with `panel`, `probe`, `tokens`.
+
+    Sorted by probe set, all tokens before answer tokens; `panel` names both, as plain text.
+    """
+    sets = {f"{metric}/{name.removeprefix('kl/')}": said for name, said in TOKEN_SETS.items()}
+    rows = clean[clean["metric"].isin(sets) & clean["run_id"].isin(looks)]
+    rows = rows[(rows["step"] > 0) & rows["layer"].isna()]
+    probes = [probe(texts) for texts in rows["texts"]]
+    tokens = [sets[metric] for metric in rows["metric"]]
+    order = {name: i for i, name in enumerate(ordered(probes, ()))}
+    rows = rows.assign(
+        probe=pd.array(probes, dtype="str"),
+        tokens=pd.array(tokens, dtype="str"),
+        panel=pd.array([f"{a}: {b}" for a, b in zip(probes, tokens, strict=True)], dtype="str"),
+        place=[order[name] for name in probes],
+    )
+    return rows.sort_values(["place", "tokens", "step"], kind="stable")
 
 
 def kl_over_training(
     table: pd.DataFrame,
     runs: pd.DataFrame | None = None,
     *,
+    metric: str = "kl",
     x: str = "step",
+    log_x: bool = False,
     log_y: bool = True,
 ) -> go.Figure:
     """KL(base || checkpoint) in nats per token against training, a line a run.
 
-    A panel for each token set (`kl/all_tokens`, `kl/answer_tokens`) and probe set (first word of
-    `texts`); all share the y axis. Bars are 1.96 standard errors over problems. `x` is "step", or
-    "fraction": the step over the run's `steps`, or over its last step in the table where `runs`
-    does not say. On the logarithmic axis a KL of 0 has no place; pass `log_y=False` for one.
-    Reads `run_id, algorithm, step, metric, value, stderr, n, unit, texts, status, reason`.
+    `metric` is "kl", "kl/reverse" or "kl/js". A panel for each token set (all tokens, answer
+    tokens) and probe set (first word of `texts`); all share the y axis. Bars are 1.96 standard
+    errors over problems. The noise floor of the dtype (`kl/floor`) is a grey line under KL: a KL of
+    its size says nothing. `x` is one of `xaxis.CHOICES`. On the logarithmic axis a KL of 0 has no
+    place; pass `log_y=False` for one. Reads `run_id, algorithm, step, metric, value, stderr, n,
+    unit, texts, status, reason`.
 
     Raises ValueError for another `x`, or if columns are missing.
     """
-    if x not in ("step", "fraction"):
-        raise ValueError(f"x is {x!r}: pass 'step' or 'fraction'")
     clean = read(table)
     looks = styles(clean, runs)
-    rows = clean[clean["metric"].isin(TOKEN_SETS) & clean["run_id"].isin(looks)]
-    rows = rows[(rows["step"] > 0) & rows["layer"].isna() & (rows["bin"] == "")]
+    title = TITLES.get(metric, metric)
+    rows = token_rows(clean, looks, metric)
+    rows = rows[rows["bin"] == ""]
     if not len(rows):
-        return nothing(TITLE, "This table has no rows of kl/all_tokens or kl/answer_tokens.")
-    rows = rows.assign(probe=[probe(texts) for texts in rows["texts"]])
-    pairs = [
-        (metric, name)
-        for name in ordered(rows["probe"], ())
-        for metric in TOKEN_SETS
-        if len(rows[(rows["metric"] == metric) & (rows["probe"] == name)])
-    ]
-    shown = [run for run in looks.values() if run.run_id in set(rows["run_id"])]
-    bars = f"bars: {Z} standard errors over problems; "
-    subtitle = bars if rows["stderr"].notna().any() else "no standard errors in the table; "
-    subtitle += "logarithmic axis" if log_y else "linear axis"
-    zeros = int((rows["value"] == 0).sum())
-    if log_y and zeros:
-        subtitle += f"; {zeros} value{'s' * (zeros > 1)} of exactly 0 not drawn on it"
-    grid = panels(
-        [f"{esc(name, 24)}: {TOKEN_SETS[metric]}" for metric, name in pairs],
-        title=TITLE,
-        subtitle=subtitle,
-        columns=2,
-        row_height=270,
-        gap=76,
-        spacing=0.03,
-        left=84,
-        legend=[*(run.label for run in shown), *([NO_VALUE] if rows["value"].isna().any() else [])],
+        return nothing(title, absent(f"{metric}/all_tokens", f" or {metric}/answer_tokens"))
+    return lines_over_training(
+        clean,
+        rows,
+        looks,
+        runs,
+        title=title,
+        y_title=NATS,
+        x=x,
+        log_x=log_x,
+        log_y=log_y,
+        floors=token_rows(clean, looks, "kl/floor"),
     )
-    figure, legend = grid.figure, set[str]()
-    for (metric, name), at in zip(pairs, grid.at, strict=True):
-        panel = rows[(rows["metric"] == metric) & (rows["probe"] == name)]
-        for run in shown:
-            own = panel[panel["run_id"] == run.run_id].sort_values("step")
-            steps = number(column_of(runs, run.run_id, "steps")) or float(
-                clean.loc[clean["run_id"] == run.run_id, "step"].max()
-            )
-            line = Line()
-            for row in own.itertuples():
-                where = row.step / steps if x == "fraction" else row.step
-                head = (run.name, f"step {row.step:g} of {steps:g}", row.texts)
-                if pd.notna(row.value):
-                    said = hover(*head, measured(row.value, row.stderr, row.n, row.unit))
-                    half = None if pd.isna(row.stderr) else Z * row.stderr
-                    line.add(where, row.value, half, said)
-                else:
-                    line.add(where, None, None, "", hover(*head, row.reason))
-            if line.x:
-                draw(
-                    figure,
-                    at,
-                    line,
-                    name=run.label,
-                    colour=run.colour,
-                    dash=run.dash,
-                    symbol=run.symbol,
-                    panel=f"{name}: {TOKEN_SETS[metric]}",
-                    series=run.name,
-                    legend=legend,
-                )
-        if panel["value"].isna().all():
-            remark(figure, f"no value: {esc(reasons(panel['reason']), 120)}", *at)
-    figure.update_xaxes(title_text="step" if x == "step" else "fraction of the run")
-    figure.update_yaxes(type="log" if log_y else "linear", matches="y", exponentformat="power")
-    for at in grid.at:
-        first = at[1] == 1
-        figure.update_yaxes(
-            showticklabels=first,
-            title_text="nats per token" if first else None,
-            row=at[0],
-            col=at[1],
-        )
+
+
+def kl_on_base_samples(
+    table: pd.DataFrame,
+    runs: pd.DataFrame | None = None,
+    *,
+    x: str = "step",
+    log_x: bool = False,
+    log_y: bool = True,
+) -> go.Figure:
+    """KL(base || checkpoint) over tokens that the base sampled itself, against training.
+
+    The divergence on what the base would have said; on texts of another author KL also counts how
+    each model takes to that author. A panel a probe set, a line a run. Axes and bars are those of
+    `kl_over_training`. Reads the same columns of `kl_on_base_samples/answer_tokens`.
+
+    Raises ValueError for another `x`, or if columns are missing.
+    """
+    clean = read(table)
+    looks = styles(clean, runs)
+    title = "KL(base \u2016 checkpoint) on the base's own samples"
+    rows = token_rows(clean, looks, "kl_on_base_samples")
+    rows = rows[rows["bin"] == ""]
+    if not len(rows):
+        return nothing(title, absent(BASE_SAMPLES))
+    figure = lines_over_training(
+        clean, rows, looks, runs, title=title, y_title=NATS, x=x, log_x=log_x, log_y=log_y
+    )
+    return figure
+
+
+def kl_concentration(
+    table: pd.DataFrame,
+    runs: pd.DataFrame | None = None,
+    *,
+    x: str = "step",
+    log_x: bool = False,
+) -> go.Figure:
+    """Whether few tokens carry the KL: Gini coefficient over tokens, against training.
+
+    0 where every token has the same KL, near 1 where few have all of it. A panel for each token and
+    probe set, a line a run; bars are 1.96 standard errors over problems. Reads the same columns as
+    `kl_over_training`, of `kl/gini`.
+
+    Raises ValueError for another `x`, or if columns are missing.
+    """
+    clean = read(table)
+    looks = styles(clean, runs)
+    title = "How concentrated the KL is"
+    rows = token_rows(clean, looks, "kl/gini")
+    if not len(rows):
+        return nothing(title, absent("kl/gini/all_tokens", " or kl/gini/answer_tokens"))
+    figure = lines_over_training(
+        clean,
+        rows,
+        looks,
+        runs,
+        title=title,
+        subtitle=["1: few tokens carry all of it; 0: all tokens alike"],
+        y_title="Gini coefficient over tokens",
+        x=x,
+        log_x=log_x,
+        log_y=False,
+    )
+    figure.update_yaxes(range=[-0.02, 1.04])
     return figure

@@ -172,8 +172,8 @@ def members(rows: pd.DataFrame, by: str) -> dict[Any, dict[str, Any]]:
             for i, matrix in enumerate(matrices_in(rows))
         }
     layers = sorted(set(rows["layer"]))
-    # to 0.88: the last yellow of the scale does not show on white
-    shares = [0.88 * i / max(1, len(layers) - 1) for i in range(len(layers))]
+    # the scale's last yellow does not show on white, its first violet not on black
+    shares = [0.28 + 0.6 * i / max(1, len(layers) - 1) for i in range(len(layers))]
     shades = sample_colorscale("Viridis", shares, colortype="tuple")
     return {
         layer: {

@@ -163,5 +163,5 @@ def pair_overlap(
     if rows["value"].isna().all():
         remark(figure, f"no value: {esc(reasons(rows['reason']), 120)}")
     figure.update_xaxes(title_text="log\u2082 |W\u2080| of the element")
-    figure.update_yaxes(type="log", title_text=axis_title)
+    figure.update_yaxes(type="log", title_text=axis_title, nticks=6)
     return figure

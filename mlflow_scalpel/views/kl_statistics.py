@@ -1,0 +1,186 @@
+"""The set of statistics worth printing for a KL, as llama-perplexity does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from mlflow_scalpel.views.kl import NATS, token_rows
+from mlflow_scalpel.views.kl_bins import at_one_step
+from mlflow_scalpel.views.lines import NO_VALUE, draw, line_of
+from mlflow_scalpel.views.maps import short
+from mlflow_scalpel.views.style import Run, esc, filled, hover, measured, nothing, panels, styles
+from mlflow_scalpel.views.tidy import Z, read, reasons
+from mlflow_scalpel.views.wording import absent
+
+TITLE = "Statistics of the KL"
+QUANTILES = "kl/quantile"
+#: panel -> (its y axis, its metrics and what they are called)
+BARS = {
+    "divergences": (NATS, {"kl": "KL", "kl/reverse": "reverse KL", "kl/js": "JS"}),
+    "same top token": ("fraction of tokens", {"kl/same_top": "same top token"}),
+    "probability of the right token": (
+        "probability",
+        {"kl/right_token_change": "mean change", "kl/right_token_rms": "RMS of change"},
+    ),
+}
+
+
+def kl_statistics(
+    table: pd.DataFrame,
+    runs: pd.DataFrame | None = None,
+    *,
+    step: int | None = None,
+    tokens: str | None = None,
+) -> go.Figure:
+    """Quantiles over tokens, mean divergences, same top token and the right token's probability.
+
+    Four panels a probe set, at each run's last checkpoint (or at `step`): the quantiles of single
+    tokens' KL, a line a run on a logarithmic axis; then bars. Bars of error are 1.96 standard
+    errors over problems. `tokens` is "all tokens" or "answer tokens"; answer tokens by default,
+    where the table has them. Reads `run_id, algorithm, step, metric, bin, value, stderr, n, unit,
+    texts, status, reason` of `kl/...`.
+
+    Raises ValueError if columns are missing.
+    """
+    clean = read(table)
+    looks = styles(clean, runs)
+    metrics = [QUANTILES, *(metric for _, words in BARS.values() for metric in words)]
+    rows = pd.concat(
+        [token_rows(clean, looks, metric).assign(statistic=metric) for metric in metrics]
+    )
+    present = set(rows["tokens"])
+    tokens = tokens or ("answer tokens" if "answer tokens" in present else "all tokens")
+    rows = rows[rows["tokens"] == tokens]
+    if not len(rows):
+        return nothing(TITLE, absent("kl/...", f" over {tokens}"))
+    rows, steps = at_one_step(rows, looks, step)
+    if not len(rows):
+        return nothing(TITLE, f"No run has a checkpoint at step {step}.")
+    probes = list(dict.fromkeys(rows["probe"]))
+    shown = [run for run in looks.values() if run.run_id in set(rows["run_id"])]
+    several = len(probes) > 1
+    titles = ["KL of single tokens, by quantile", *BARS]
+    grid = panels(
+        [f"{esc(name, 24)}: {title}" if several else title for name in probes for title in titles],
+        title=f"{TITLE}, {tokens}",
+        subtitle=f"{steps}; bars of error: {Z} standard errors over problems",
+        columns=2,
+        row_height=230,
+        gap=86,
+        spacing=0.1,
+        left=84,
+        legend=[*(run.label for run in shown), *([NO_VALUE] if rows["value"].isna().any() else [])],
+    )
+    legend = set[str]()
+    for i, name in enumerate(probes):
+        own = rows[rows["probe"] == name]
+        at = grid.at[4 * i : 4 * i + 4]
+        prefix = f"{name}: " if several else ""
+        quantiles(grid.figure, at[0], own, shown, prefix + titles[0], legend)
+        for place, (title, (unit, words)) in zip(at[1:], BARS.items(), strict=True):
+            bars(grid.figure, place, own, shown, words, prefix + title, legend)
+            grid.figure.update_yaxes(title_text=unit, row=place[0], col=place[1])
+    return grid.figure
+
+
+def quantile_name(share: float) -> str:
+    """A quantile as it is called: min, 1 %, 99.9 %, max."""
+    return {0.0: "min", 0.5: "median", 1.0: "max"}.get(share, f"{100 * share:g} %")
+
+
+def quantiles(
+    figure: go.Figure,
+    at: tuple[int, int],
+    rows: pd.DataFrame,
+    shown: list[Run],
+    panel: str,
+    legend: set[str],
+) -> None:
+    """The quantiles of the KL of single tokens, a line a run."""
+    rows = rows[rows["statistic"] == QUANTILES]
+    rows = rows.assign(share=pd.to_numeric(rows["bin"])).dropna(subset="share")
+    rows = rows.sort_values("share")
+    for run in shown:
+        own = rows[rows["run_id"] == run.run_id]
+        names = [quantile_name(share) for share in own["share"]]
+        heads = [(f"{run.name}: {name} of the tokens' KL",) for name in names]
+        line = line_of(own, names, heads)
+        if line.x:
+            draw(
+                figure,
+                at,
+                line,
+                name=run.label,
+                colour=run.colour,
+                dash=run.dash,
+                symbol=run.symbol,
+                panel=panel,
+                series=run.name,
+                legend=legend,
+            )
+    order = [quantile_name(share) for share in sorted(set(rows["share"]))]
+    axis: dict[str, Any] = {"row": at[0], "col": at[1]}
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=order, **axis)
+    figure.update_yaxes(type="log", exponentformat="power", title_text=NATS, **axis)
+
+
+def bars(
+    figure: go.Figure,
+    at: tuple[int, int],
+    rows: pd.DataFrame,
+    shown: list[Run],
+    words: dict[str, str],
+    panel: str,
+    legend: set[str],
+) -> None:
+    """A group of bars a statistic, a bar a run; one without a value says so on hover."""
+    for run in shown:
+        own = rows[(rows["run_id"] == run.run_id) & (rows["bin"] == "")]
+        own = own[own["statistic"].isin(words)]
+        if not len(own):
+            continue
+        said = [
+            hover(f"{run.name}, step {row.step:g}", words[row.statistic])
+            + "<br>"
+            + (
+                hover(measured(row.value, row.stderr, row.n, row.unit))
+                if np.isfinite(row.value)
+                else hover(f"no value: {reasons([row.reason])}")
+            )
+            for row in own.itertuples()
+        ]
+        known = own["stderr"].notna().any()
+        figure.add_trace(
+            go.Bar(
+                x=[words[metric] for metric in own["statistic"]],
+                y=[None if np.isnan(value) else value for value in own["value"]],
+                error_y={
+                    "type": "data",
+                    "array": list(Z * own["stderr"].fillna(0.0)),
+                    "thickness": 1.2,
+                    "width": 3,
+                }
+                if known
+                else None,
+                text=["" if np.isnan(value) else short(value) for value in own["value"]],
+                textposition="outside",
+                cliponaxis=False,
+                name=run.label,
+                legendgroup=run.label,
+                showlegend=run.label not in legend,
+                offsetgroup=run.run_id,
+                marker=filled(run.colour, run.pattern),
+                customdata=said,
+                hovertemplate="%{customdata}<extra></extra>",
+                meta={"panel": panel, "series": run.name},
+            ),
+            row=at[0],
+            col=at[1],
+        )
+        legend.add(run.label)
+    figure.update_xaxes(type="category", showgrid=False, row=at[0], col=at[1])
+    figure.update_yaxes(zeroline=True, zerolinecolor="#8A8F98", row=at[0], col=at[1])
