@@ -28,6 +28,7 @@ from mlflow_scalpel.views.png import to_image, to_png
 from mlflow_scalpel.views.problems import problem_table
 from mlflow_scalpel.views.report import write_figures, write_report
 from mlflow_scalpel.views.spectra import spectra_by_layer, spectra_over_training
+from mlflow_scalpel.views.tokens import token_ranking, token_reader
 from mlflow_scalpel.views.variants import ablation_bars, frozen_table
 
 __all__ = [
@@ -64,6 +65,8 @@ __all__ = [
     "spectra_over_training",
     "to_image",
     "to_png",
+    "token_ranking",
+    "token_reader",
     "weight_heatmap",
     "weight_heatmaps",
     "weight_trajectory",

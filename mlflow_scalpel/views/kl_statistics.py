@@ -11,15 +11,24 @@ import plotly.graph_objects as go
 from mlflow_scalpel.views.kl import NATS, token_rows
 from mlflow_scalpel.views.kl_bins import at_one_step
 from mlflow_scalpel.views.lines import NO_VALUE, draw, line_of
-from mlflow_scalpel.views.maps import short
-from mlflow_scalpel.views.style import Run, esc, filled, hover, measured, nothing, panels, styles
+from mlflow_scalpel.views.style import (
+    BASE_COLOUR,
+    Run,
+    esc,
+    filled,
+    hover,
+    measured,
+    nothing,
+    panels,
+    styles,
+)
 from mlflow_scalpel.views.tidy import Z, read, reasons
 from mlflow_scalpel.views.wording import absent
 
 TITLE = "Statistics of the KL"
 QUANTILES = "kl/quantile"
 #: panel -> (its y axis, its metrics and what they are called)
-BARS = {
+MEANS = {
     "divergences": (NATS, {"kl": "KL", "kl/reverse": "reverse KL", "kl/js": "JS"}),
     "same top token": ("fraction of tokens", {"kl/same_top": "same top token"}),
     "probability of the right token": (
@@ -39,16 +48,16 @@ def kl_statistics(
     """Quantiles over tokens, mean divergences, same top token and the right token's probability.
 
     Four panels a probe set, at each run's last checkpoint (or at `step`): the quantiles of single
-    tokens' KL, a line a run on a logarithmic axis; then bars. Bars of error are 1.96 standard
-    errors over problems. `tokens` is "all tokens" or "answer tokens"; answer tokens by default,
-    where the table has them. Reads `run_id, algorithm, step, metric, bin, value, stderr, n, unit,
-    texts, status, reason` of `kl/...`.
+    tokens' KL, a line a run; then means. Bars are 1.96 standard errors over problems. `tokens` is
+    "all tokens" or "answer tokens"; answer tokens by default, where the table has them. Reads
+    `run_id, algorithm, step, metric, bin, value, stderr, n, unit, texts, status, reason` of
+    `kl/...`.
 
     Raises ValueError if columns are missing.
     """
     clean = read(table)
     looks = styles(clean, runs)
-    metrics = [QUANTILES, *(metric for _, words in BARS.values() for metric in words)]
+    metrics = [QUANTILES, *(metric for _, words in MEANS.values() for metric in words)]
     rows = pd.concat(
         [token_rows(clean, looks, metric).assign(statistic=metric) for metric in metrics]
     )
@@ -63,7 +72,7 @@ def kl_statistics(
     probes = list(dict.fromkeys(rows["probe"]))
     shown = [run for run in looks.values() if run.run_id in set(rows["run_id"])]
     several = len(probes) > 1
-    titles = ["KL of single tokens, by quantile", *BARS]
+    titles = ["KL of single tokens, by quantile", *MEANS]
     grid = panels(
         [f"{esc(name, 24)}: {title}" if several else title for name in probes for title in titles],
         title=f"{TITLE}, {tokens}",
@@ -81,8 +90,8 @@ def kl_statistics(
         at = grid.at[4 * i : 4 * i + 4]
         prefix = f"{name}: " if several else ""
         quantiles(grid.figure, at[0], own, shown, prefix + titles[0], legend)
-        for place, (title, (unit, words)) in zip(at[1:], BARS.items(), strict=True):
-            bars(grid.figure, place, own, shown, words, prefix + title, legend)
+        for place, (title, (unit, words)) in zip(at[1:], MEANS.items(), strict=True):
+            means(grid.figure, place, own, shown, words, prefix + title, legend)
             grid.figure.update_yaxes(title_text=unit, row=place[0], col=place[1])
     return grid.figure
 
@@ -128,7 +137,7 @@ def quantiles(
     figure.update_yaxes(type="log", exponentformat="power", title_text=NATS, **axis)
 
 
-def bars(
+def means(
     figure: go.Figure,
     at: tuple[int, int],
     rows: pd.DataFrame,
@@ -137,50 +146,52 @@ def bars(
     panel: str,
     legend: set[str],
 ) -> None:
-    """A group of bars a statistic, a bar a run; one without a value says so on hover."""
+    """The statistics of a panel side by side, a run's own mark or bar in each.
+
+    Divergences are marks on a logarithmic axis, since they lie decades apart; the others can be 0
+    or negative and are bars.
+    """
+    marks = "kl" in words
     for run in shown:
         own = rows[(rows["run_id"] == run.run_id) & (rows["bin"] == "")]
         own = own[own["statistic"].isin(words)]
         if not len(own):
             continue
         said = [
-            hover(f"{run.name}, step {row.step:g}", words[row.statistic])
-            + "<br>"
-            + (
-                hover(measured(row.value, row.stderr, row.n, row.unit))
-                if np.isfinite(row.value)
-                else hover(f"no value: {reasons([row.reason])}")
-            )
+            hover(f"{run.name}, step {row.step:g}", words[str(row.statistic)], said_of(row))
             for row in own.itertuples()
         ]
-        known = own["stderr"].notna().any()
-        figure.add_trace(
-            go.Bar(
-                x=[words[metric] for metric in own["statistic"]],
-                y=[None if np.isnan(value) else value for value in own["value"]],
-                error_y={
-                    "type": "data",
-                    "array": list(Z * own["stderr"].fillna(0.0)),
-                    "thickness": 1.2,
-                    "width": 3,
-                }
-                if known
-                else None,
-                text=["" if np.isnan(value) else short(value) for value in own["value"]],
-                textposition="outside",
-                cliponaxis=False,
-                name=run.label,
-                legendgroup=run.label,
-                showlegend=run.label not in legend,
-                offsetgroup=run.run_id,
-                marker=filled(run.colour, run.pattern),
-                customdata=said,
-                hovertemplate="%{customdata}<extra></extra>",
-                meta={"panel": panel, "series": run.name},
-            ),
-            row=at[0],
-            col=at[1],
-        )
+        common: dict[str, Any] = {
+            "x": [words[metric] for metric in own["statistic"]],
+            "y": [None if np.isnan(value) else value for value in own["value"]],
+            "name": run.label,
+            "legendgroup": run.label,
+            "showlegend": run.label not in legend,
+            "customdata": said,
+            "hovertemplate": "%{customdata}<extra></extra>",
+            "meta": {"panel": panel, "series": run.name},
+        }
+        if own["stderr"].notna().any():
+            half = list(Z * own["stderr"].fillna(0.0))
+            common["error_y"] = {"type": "data", "array": half, "thickness": 1.2, "width": 3}
+        if marks:
+            look = {"color": run.colour, "symbol": run.symbol, "size": 9}
+            trace: go.Scatter | go.Bar = go.Scatter(mode="markers", marker=look, **common)
+        else:
+            look = filled(run.colour, run.pattern)
+            trace = go.Bar(offsetgroup=run.run_id, marker=look, **common)
+        figure.add_trace(trace, row=at[0], col=at[1])
         legend.add(run.label)
-    figure.update_xaxes(type="category", showgrid=False, row=at[0], col=at[1])
-    figure.update_yaxes(zeroline=True, zerolinecolor="#8A8F98", row=at[0], col=at[1])
+    axis: dict[str, Any] = {"row": at[0], "col": at[1]}
+    figure.update_xaxes(type="category", showgrid=False, **axis)
+    if marks:
+        figure.update_yaxes(type="log", exponentformat="power", **axis)
+    else:
+        figure.update_yaxes(zeroline=True, zerolinecolor=BASE_COLOUR, **axis)
+
+
+def said_of(row: Any) -> str:
+    """A row's value with its interval, or why there is none."""
+    if np.isfinite(row.value):
+        return measured(row.value, row.stderr, row.n, row.unit)
+    return f"no value: {reasons([row.reason])}"

@@ -182,6 +182,7 @@ def members(rows: pd.DataFrame, by: str) -> dict[Any, dict[str, Any]]:
             "colour": "#" + "".join(f"{round(255 * part):02X}" for part in shade),
             "dash": "solid",
             "symbol": ("circle", "square", "diamond", "triangle-up")[i % 4],
+            "size": 6 if len(layers) <= LISTED else 4,
         }
         for i, (layer, shade) in enumerate(zip(layers, shades, strict=True))
     }
