@@ -153,7 +153,17 @@ def card(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.Figure:
         )
         zero = {"zeroline": True, "zerolinecolor": LINE_COLOUR, "zerolinewidth": 1.5}
         figure.update_xaxes(
-            title_text=axis.unit,
+            title_text="<br>".join(
+                [
+                    axis.unit,
+                    *(
+                        [esc(below, 52)]
+                        if (below := shared_basis(axis, found.get(axis.key, {})))
+                        else []
+                    ),
+                ]
+            ),
+            dtick="D2" if axis.log else None,
             type="log" if axis.log else "linear",
             row=at[0],
             col=at[1],
@@ -174,6 +184,7 @@ def axis_panel(
     figure: go.Figure, at: tuple[int, int], axis: Axis, shown: list[Run], own: dict[str, Point]
 ) -> None:
     """One mark a run, with its interval and what it rests on."""
+    shared = shared_basis(axis, own)
     for run in shown:
         point = own[run.run_id]
         if not point.known or (axis.log and point.value <= 0):
@@ -187,8 +198,8 @@ def axis_panel(
                 x=[point.value],
                 y=[run.label],
                 error_x=bars,
-                mode="markers+text",
-                text=[esc(point.basis, 34)],
+                mode="markers" if shared else "markers+text",
+                text=None if shared else [esc(point.basis, 34)],
                 textposition="top center",
                 textfont={"size": 11},
                 cliponaxis=False,
@@ -210,6 +221,12 @@ def axis_panel(
             col=at[1],
         )
     room(figure, at, axis, [own[run.run_id] for run in shown])
+
+
+def shared_basis(axis: Axis, own: dict[str, Point]) -> str:
+    """What every point of an axis rests on, to stand once under it; "" where they differ."""
+    bases = {point.basis for point in own.values() if point.known}
+    return bases.pop() if len(bases) == 1 and axis.key != "norm" else ""
 
 
 def room(figure: go.Figure, at: tuple[int, int], axis: Axis, own: list[Point]) -> None:

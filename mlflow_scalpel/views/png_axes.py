@@ -127,7 +127,9 @@ def one_axis(figure: go.Figure, ax: Axes, which: str, name: str) -> None:
     if settings.showticklabels is False:
         ax.tick_params(axis=which, labelleft=False, labelbottom=False)  # type: ignore[arg-type]
     if settings.title.text:
-        label = getattr(ax, f"set_{which}label")(tick_text(settings.title.text), color=TEXT)
+        label = getattr(ax, f"set_{which}label")(
+            tick_text(settings.title.text).replace("<br>", "\n"), color=TEXT
+        )
         label.set_fontsize(points(13))
         label.set_parse_math(False)
     if settings.showgrid is not False and settings.visible is not False:

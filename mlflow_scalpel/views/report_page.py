@@ -31,6 +31,7 @@ table { border-collapse: collapse; margin: 8px 0 14px; font-size: 14px; }
 th, td { border-bottom: 1px solid var(--line); padding: 4px 14px 4px 0; text-align: left;
   vertical-align: top; max-width: 46ch; }
 tbody th { font-weight: normal; }
+th { overflow-wrap: normal; }
 tr.moved td { color: #c2185b; font-weight: bold; }
 .axes td, .axes th { max-width: 34ch; }
 .axes thead th:first-child, .axes tbody th { white-space: nowrap; }
@@ -41,7 +42,8 @@ code { font-size: 13px; }
 /* The figures carry a grey for any background; here the background is known. */
 .figure { margin: 0 0 26px; }
 .js-plotly-plot .infolayer text { fill: var(--text) !important; }
-.js-plotly-plot [class*="tick"] text, .js-plotly-plot .barlayer text {
+.js-plotly-plot [class*="tick"] text, .js-plotly-plot .barlayer text,
+.js-plotly-plot .scatterlayer text {
   fill: var(--soft) !important; }
 .js-plotly-plot .barlayer .errorbar path { stroke: var(--text) !important; }
 </style>
@@ -66,7 +68,7 @@ not known.</p>
 <ul>{% for note in notes %}<li>{{ note }}</li>{% endfor %}</ul></div>{% endif %}
 {% if gaps %}<div class="card"><strong>Values that are missing</strong>
 <ul>{% for gap in gaps %}<li>{{ gap }}</li>{% endfor %}</ul></div>{% endif %}
-<p class="contents">{% for section in sections -%}
+<p class="contents">{% for section in sections %}
 <a href="#{{ section.stem }}">{{ section.heading }}</a>{% endfor %}
 <a href="#confounders">In what the runs differ</a></p>
 {% for section in sections %}

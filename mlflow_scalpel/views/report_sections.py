@@ -11,17 +11,21 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 
 from mlflow_scalpel.views.amplified import amplified
+from mlflow_scalpel.views.attention import attention_heatmaps
 from mlflow_scalpel.views.before_after import scores_before_after
 from mlflow_scalpel.views.card import card, card_table
 from mlflow_scalpel.views.costs import cost
 from mlflow_scalpel.views.findings import NORM, PER_RATE
 from mlflow_scalpel.views.heatmaps import weight_heatmaps
+from mlflow_scalpel.views.histograms import change_by_magnitude, change_histogram
 from mlflow_scalpel.views.in_out import in_versus_out
 from mlflow_scalpel.views.kl import kl_over_training
 from mlflow_scalpel.views.ledger import ledger
-from mlflow_scalpel.views.norms import norms_over_training
+from mlflow_scalpel.views.norms import norms_over_training, weights_over_training
 from mlflow_scalpel.views.over_training import scores_over_training
+from mlflow_scalpel.views.pairs import pair_cosines, pair_overlap
 from mlflow_scalpel.views.pass_at_k import pass_at_k
+from mlflow_scalpel.views.spectra import spectra_over_training
 from mlflow_scalpel.views.variants import ablation_bars, frozen_table
 
 View = Callable[[pd.DataFrame, pd.DataFrame | None], go.Figure]
@@ -29,6 +33,9 @@ Table = Callable[[pd.DataFrame, pd.DataFrame | None], Markup]
 
 COMPARE = "mlflow run . -e compare (or mlflow-scalpel compare BASE runs:/RUN --log)"
 TEXTS = "mlflow-scalpel compare BASE runs:/RUN --metrics kl --texts FILE --log"
+DETAILS = "mlflow-scalpel compare BASE runs:/RUN --metrics histograms spectra --log"
+PAIRS = "mlflow-scalpel compare BASE runs:/RUN runs:/OTHER --metrics pairs --log"
+ATTENTION = "mlflow-scalpel compare BASE runs:/RUN --metrics attention --texts FILE --log"
 EVALUATE = "mlflow run . -e evaluate"
 SAMPLES = "mlflow run . -e evaluate, with a suite of several samples a problem"
 FREEZE = "mlflow run . -e sft with train.freeze in the recipe, then evaluate"
@@ -102,6 +109,49 @@ SECTIONS = (
             "weight_heatmaps_own_scale": Shown(
                 partial(weight_heatmaps, shared_scale=False), "maps, own scales", NORM, COMPARE
             ),
+        },
+    ),
+    Section(
+        "update",
+        "What the updates are like",
+        "By how many units in the last place elements moved, and which elements moved, by their "
+        "size in the base: steps smaller than half a unit in the last place of a large weight are "
+        "lost in rounding. Stable and effective rank say in how many directions an update goes; a "
+        "random one has nearly full rank. The cosine says whether two runs from one base went the "
+        "same way, and the overlap whether they changed the same elements more often than chance.",
+        {
+            "weights_by_layer": Shown(
+                partial(weights_over_training, by="layer"), "norms by layer", NORM, COMPARE
+            ),
+            "change_histogram": Shown(
+                change_histogram, "histograms of the change", "histograms/ulp_change", DETAILS
+            ),
+            "change_by_magnitude": Shown(
+                change_by_magnitude,
+                "change by magnitude",
+                "histograms/change_by_magnitude",
+                DETAILS,
+            ),
+            "spectra_over_training": Shown(
+                spectra_over_training, "spectra of the updates", "spectra/", DETAILS
+            ),
+            "pair_cosines": Shown(
+                pair_cosines, "cosines of two runs' updates", "pairs/update_cosine", PAIRS
+            ),
+            "pair_overlap": Shown(
+                pair_overlap, "overlap of two runs' changes", "pairs/changed_overlap", PAIRS
+            ),
+        },
+    ),
+    Section(
+        "attention",
+        "Whether heads attend elsewhere",
+        "Jensen-Shannon divergence between the attention of base and checkpoint, a cell a head. "
+        "Norms of query and key weights cannot say this: some models normalise both.",
+        {
+            "attention_heatmaps": Shown(
+                attention_heatmaps, "attention maps", "attention/js", ATTENTION
+            )
         },
     ),
     Section(
