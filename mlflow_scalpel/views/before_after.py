@@ -6,13 +6,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mlflow_scalpel.views.lines import NO_VALUE
-from mlflow_scalpel.views.scores import DOMAINS, KINDS, after, before, cells, scores
+from mlflow_scalpel.views.scores import DOMAINS, KINDS, after, before, cells, scores, stepless
 from mlflow_scalpel.views.style import (
     BASE_COLOUR,
     LINE_COLOUR,
     NARROW,
     Run,
-    column_of,
     esc,
     filled,
     hover,
@@ -66,9 +65,7 @@ def scores_before_after(table: pd.DataFrame, runs: pd.DataFrame | None = None) -
     rows = scores(clean)
     if not len(rows):
         return nothing(TITLE, "This table has no rows of eval/in/... or eval/out/...")
-    # a published model of unknown training stands at step 1 for want of a step
-    published = {i for i in looks if column_of(runs, i, "imported_from")}
-    names = {i: looks[i].label for i in published if not column_of(runs, i, "steps")}
+    names = {i: looks[i].label for i in stepless(looks, runs)}
     return bars_of(rows, list(looks.values()), title=TITLE, names=names)
 
 
@@ -134,16 +131,7 @@ def bars_of(
                 go.Bar(
                     x=[esc(skill, 24) for skill, _ in pairs],
                     y=[float(row["value"]) for _, row in pairs],
-                    error_y={
-                        "type": "data",
-                        "array": [
-                            None if pd.isna(row["stderr"]) else Z * row["stderr"]
-                            for _, row in pairs
-                        ],
-                        "thickness": 1.2,
-                        "width": 3,
-                        "color": "#5C626B",
-                    },
+                    error_y=bars_on([row["stderr"] for _, row in pairs]),
                     name=name,
                     legendgroup=name,
                     offsetgroup=name,
@@ -180,6 +168,14 @@ def bars_of(
         )
     figure.update_layout(barmode="group")
     return figure
+
+
+def bars_on(errors: list[float]) -> dict[str, object] | None:
+    """Error bars; none at all where no standard error is known, or Plotly draws bars of 0."""
+    if all(pd.isna(error) for error in errors):
+        return None
+    halves = [None if pd.isna(error) else Z * error for error in errors]
+    return {"type": "data", "array": halves, "thickness": 1.2, "width": 3, "color": "#5C626B"}
 
 
 def crosses(

@@ -64,10 +64,7 @@ def absent(what: str, remedy: str, why: str = "") -> Point:
 
 def at_step(step: float | None, run: Run, runs: pd.DataFrame | None) -> str:
     """Which checkpoint; a published model of unknown training has no step."""
-    unknown = column_of(runs, run.run_id, "imported_from") and not column_of(
-        runs, run.run_id, "steps"
-    )
-    return "at its end (step not recorded)" if unknown else f"at step {step:g}"
+    return "at its end (step not recorded)" if stepless([run.run_id], runs) else f"at step {step:g}"
 
 
 def accuracy_change(

@@ -59,7 +59,11 @@ def in_versus_out(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.F
         note = trajectory(figure, rows, run, kinds)
         if note:
             notes.append(note)
-    subtitle = f"mean accuracy minus the base's; bars at the last point: {Z} standard errors"
+    subtitle = "mean accuracy minus the base's; "
+    if rows["stderr"].notna().any():
+        subtitle += f"bars at the last point: {Z} standard errors"
+    else:
+        subtitle += "no standard errors in the table"
     if left_out:
         subtitle += f". Not in every run, left out: {esc(', '.join(left_out), 120)}"
     if notes:

@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mlflow_scalpel.views.lines import NO_VALUE, Line, draw
-from mlflow_scalpel.views.scores import DOMAINS, KINDS, before, scores
+from mlflow_scalpel.views.scores import DOMAINS, KINDS, before, scores, stepless
 from mlflow_scalpel.views.style import esc, hover, measured, nothing, panels, remark, styles
 from mlflow_scalpel.views.tidy import Z, ordered, read, reasons
 from mlflow_scalpel.views.xaxis import lacking_words, set_x, x_of
@@ -35,11 +35,15 @@ def scores_over_training(
     clean = read(table)
     looks = styles(clean, runs)
     rows = scores(clean)
+    if x != "fraction":  # a published model of unknown training is the end of its run, no more
+        rows = rows[~rows["run_id"].isin(stepless(looks, runs))]
     places_on_x = x_of(clean, rows, x, runs)
     rows = rows.assign(where=places_on_x.where)
     lacking = lacking_words(places_on_x, looks)
     if kind is not None:
         rows = rows[rows["kind"] == kind]
+    if not len(rows[rows["step"] > 0]) and len(stepless(looks, runs)):
+        return nothing(TITLE, "No step is recorded for these runs: pass x='fraction'.")
     if not len(rows):
         which = "" if kind is None else f" of the kind {esc(kind, 24)}"
         return nothing(TITLE, f"This table has no rows of eval/in/... or eval/out/...{which}")

@@ -31,6 +31,7 @@ from mlflow_scalpel.views.variants import ablation_bars, frozen_table
 View = Callable[[pd.DataFrame, pd.DataFrame | None], go.Figure]
 Table = Callable[[pd.DataFrame, pd.DataFrame | None], Markup]
 
+X = "fraction"  # at which runs of different length meet
 COMPARE = "mlflow run . -e compare (or mlflow-scalpel compare BASE runs:/RUN --log)"
 TEXTS = "mlflow-scalpel compare BASE runs:/RUN --metrics kl --texts FILE --log"
 DETAILS = "mlflow-scalpel compare BASE runs:/RUN --metrics histograms spectra --log"
@@ -87,10 +88,13 @@ SECTIONS = (
         "norms shows best between runs of equal rate and steps.",
         {
             "norms_over_training": Shown(
-                partial(norms_over_training, metric=NORM), "norms of the updates", NORM, COMPARE
+                partial(norms_over_training, metric=NORM, x=X),
+                "norms of the updates",
+                NORM,
+                COMPARE,
             ),
             "norms_per_learning_rate": Shown(
-                partial(norms_over_training, metric=PER_RATE),
+                partial(norms_over_training, metric=PER_RATE, x=X),
                 "norms for each unit of learning rate",
                 PER_RATE,
                 COMPARE + ", of checkpoints whose learning rates were logged",
@@ -121,7 +125,7 @@ SECTIONS = (
         "same way, and the overlap whether they changed the same elements more often than chance.",
         {
             "weights_by_layer": Shown(
-                partial(weights_over_training, by="layer"), "norms by layer", NORM, COMPARE
+                partial(weights_over_training, by="layer", x=X), "norms by layer", NORM, COMPARE
             ),
             "change_histogram": Shown(
                 change_histogram, "histograms of the change", "histograms/ulp_change", DETAILS
@@ -133,7 +137,7 @@ SECTIONS = (
                 DETAILS,
             ),
             "spectra_over_training": Shown(
-                spectra_over_training, "spectra of the updates", "spectra/", DETAILS
+                partial(spectra_over_training, x=X), "spectra of the updates", "spectra/", DETAILS
             ),
             "pair_cosines": Shown(
                 pair_cosines, "cosines of two runs' updates", "pairs/update_cosine", PAIRS
@@ -159,7 +163,11 @@ SECTIONS = (
         "How far the output distribution moved",
         "KL from the base to each checkpoint, over the full vocabulary, on texts fixed in advance. "
         "The same checkpoint has another KL on other texts, so compare runs within a panel.",
-        {"kl_over_training": Shown(kl_over_training, "KL over training", "kl/", TEXTS)},
+        {
+            "kl_over_training": Shown(
+                partial(kl_over_training, x=X), "KL over training", "kl/", TEXTS
+            )
+        },
     ),
     Section(
         "scores",
@@ -170,7 +178,7 @@ SECTIONS = (
         {
             "scores_before_after": Shown(scores_before_after, "scores", "eval/", EVALUATE),
             "scores_over_training": Shown(
-                scores_over_training, "scores over training", "eval/", EVALUATE
+                partial(scores_over_training, x=X), "scores over training", "eval/", EVALUATE
             ),
         },
     ),
@@ -192,7 +200,9 @@ SECTIONS = (
         "the base solved at least once in its k samples were there before; unsolved in k is not "
         "unsolvable.",
         {
-            "ledger": Shown(ledger, "the ledger of problems", "capabilities/kept", EVALUATE),
+            "ledger": Shown(
+                partial(ledger, x=X), "the ledger of problems", "capabilities/kept", EVALUATE
+            ),
             "pass_at_k": Shown(pass_at_k, "pass@k", "capabilities/pass_at_k", SAMPLES),
             "amplified": Shown(
                 amplified, "what was gained, amplified or new", "capabilities/amplified", SAMPLES

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from mlflow_scalpel.views.style import column_of
 from mlflow_scalpel.views.tidy import Z, last_step, ordered, reasons
 
 DOMAINS = {"in": "in-domain", "out": "out-of-domain"}
@@ -32,6 +33,12 @@ def scores(clean: pd.DataFrame) -> pd.DataFrame:
         skill=["/".join(part[2:-1]) for part in split],
         kind=[part[-1] for part in split],
     )
+
+
+def stepless(looks: Iterable[str], runs: pd.DataFrame | None) -> list[str]:
+    """The IDs of published models of unknown training, which stand at step 1 for want of a step."""
+    published = [i for i in looks if column_of(runs, i, "imported_from")]
+    return [i for i in published if not column_of(runs, i, "steps")]
 
 
 def cells(rows: pd.DataFrame) -> dict[tuple[str, str, str], pd.Series]:
