@@ -15,7 +15,7 @@ from mlflow_scalpel.views.capabilities import (
     preferred,
 )
 from mlflow_scalpel.views.findings import NORM, PER_RATE, mean_norm
-from mlflow_scalpel.views.scores import after, before, change, chosen_kinds
+from mlflow_scalpel.views.scores import after, before, change, chosen_kinds, stepless
 from mlflow_scalpel.views.style import Run, column_of
 from mlflow_scalpel.views.tidy import Z, last_step, probe, reasons
 
