@@ -19,11 +19,14 @@ from mlflow_scalpel.views.findings import NORM, PER_RATE
 from mlflow_scalpel.views.heatmaps import weight_heatmaps
 from mlflow_scalpel.views.histograms import change_by_magnitude, change_histogram
 from mlflow_scalpel.views.in_out import in_versus_out
-from mlflow_scalpel.views.kl import kl_over_training
+from mlflow_scalpel.views.kl import kl_concentration, kl_on_base_samples, kl_over_training
+from mlflow_scalpel.views.kl_bins import kl_by_entropy, kl_by_position
+from mlflow_scalpel.views.kl_statistics import kl_statistics
 from mlflow_scalpel.views.ledger import ledger
 from mlflow_scalpel.views.norms import norms_over_training, weights_over_training
 from mlflow_scalpel.views.over_training import scores_over_training
 from mlflow_scalpel.views.pairs import pair_cosines, pair_overlap
+from mlflow_scalpel.views.paper import paper_compat
 from mlflow_scalpel.views.pass_at_k import pass_at_k
 from mlflow_scalpel.views.spectra import spectra_over_training
 from mlflow_scalpel.views.variants import ablation_bars, frozen_table
@@ -37,6 +40,8 @@ TEXTS = "mlflow-scalpel compare BASE runs:/RUN --metrics kl --texts FILE --log"
 DETAILS = "mlflow-scalpel compare BASE runs:/RUN --metrics histograms spectra --log"
 PAIRS = "mlflow-scalpel compare BASE runs:/RUN runs:/OTHER --metrics pairs --log"
 ATTENTION = "mlflow-scalpel compare BASE runs:/RUN --metrics attention --texts FILE --log"
+SAMPLED = "mlflow-scalpel compare BASE runs:/RUN --metrics kl_on_base_samples --texts FILE --log"
+PAPER = "mlflow-scalpel compare BASE runs:/RUN --metrics weights_paper_compat kl_paper_compat --log"
 EVALUATE = "mlflow run . -e evaluate"
 SAMPLES = "mlflow run . -e evaluate, with a suite of several samples a problem"
 FREEZE = "mlflow run . -e sft with train.freeze in the recipe, then evaluate"
@@ -52,7 +57,7 @@ class Shown:
 
     view: View
     name: str
-    needs: str
+    needs: str | tuple[str, ...]
     remedy: str
 
 
@@ -166,6 +171,42 @@ SECTIONS = (
         {
             "kl_over_training": Shown(
                 partial(kl_over_training, x=X), "KL over training", "kl/", TEXTS
+            )
+        },
+    ),
+    Section(
+        "divergence",
+        "Where the output distribution moved",
+        "KL on what the base itself would say is the one that was found to go with forgetting "
+        "(arXiv 2509.04259). The other figures take KL apart: its quantiles over tokens, by position "
+        "in the text, by how sure the base was, and whether a few tokens carry it (Gini coefficient "
+        "near 1) or all alike (near 0).",
+        {
+            "kl_on_base_samples": Shown(
+                partial(kl_on_base_samples, x=X),
+                "KL on the base's own samples",
+                "kl_on_base_samples/",
+                SAMPLED,
+            ),
+            "kl_statistics": Shown(kl_statistics, "statistics of KL", "kl/quantile", TEXTS),
+            "kl_by_position": Shown(kl_by_position, "KL by position", "kl/by_position", TEXTS),
+            "kl_by_entropy": Shown(kl_by_entropy, "KL by entropy", "kl/by_base_entropy", TEXTS),
+            "kl_concentration": Shown(
+                partial(kl_concentration, x=X), "concentration of KL", "kl/gini", TEXTS
+            ),
+        },
+    ),
+    Section(
+        "paper",
+        "As the paper computes it",
+        "The same norm and KL computed in bfloat16, as arXiv 2507.10616 does, beside ours: how far "
+        "they part is what rounding adds to the published numbers.",
+        {
+            "paper_compat": Shown(
+                partial(paper_compat, x=X),
+                "the paper's way beside ours",
+                ("kl_paper_compat/", "weights_paper_compat/"),
+                PAPER,
             )
         },
     ),
