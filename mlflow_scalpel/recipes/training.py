@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from mlflow_scalpel.metrics.registry import GROUPS
+from mlflow_scalpel.recipes.alarms import Alarms
 from mlflow_scalpel.recipes.fields import Data, Dtype, Fraction, Recipe, Strict
 from mlflow_scalpel.recipes.freezing import Freeze
 
@@ -281,6 +282,7 @@ class GrpoRecipe(TrainingRecipe):
     answer_extraction: Literal["boxed_then_anchored_latex"] = "boxed_then_anchored_latex"
     """What the accuracy reward takes as a completion's answer: the last \\boxed{...}, or else LaTeX
     that the word "answer" leads to; never a number that merely stands somewhere in the text."""
+    alarms: Alarms = Alarms()
     heatmap_maximum: PositiveFloat = 0.05
 
     @model_validator(mode="after")

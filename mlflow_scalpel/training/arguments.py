@@ -122,6 +122,7 @@ def _shared_fields(recipe: TrainingRecipe, output: Path, steps: int) -> dict[str
             {"use_reentrant": False} if recipe.train.gradient_checkpointing else None
         ),
         "ddp_timeout": _PATIENCE,
+        "logging_nan_inf_filter": False,  # else a loss of NaN is logged as if it were not
         "report_to": "none",  # the callback tells MLflow, without waiting for it
         "disable_tqdm": True,
         "model_init_kwargs": {

@@ -17,7 +17,8 @@ from transformers.trainer_callback import ExportableState
 from mlflow_scalpel.checkpoints.log import Delivery, log_checkpoint
 from mlflow_scalpel.comparison import Comparison, Subject, tidy
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.recipes.training import TrainingRecipe
+from mlflow_scalpel.recipes.training import GrpoRecipe, TrainingRecipe
+from mlflow_scalpel.training.alarms import Watch
 from mlflow_scalpel.training.arguments import problems_a_step, sequences_a_step
 from mlflow_scalpel.training.cost import UNITS, Cost, estimate_flops
 from mlflow_scalpel.training.freezing import METRIC, UNIT, changed_elements, complaint
@@ -71,6 +72,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         self._tables = [] if past.table is None else [past.table]
         self._summary = list(past.summary)
         self._unidentified = False
+        self._watch = Watch(recipe.alarms) if isinstance(recipe, GrpoRecipe) else None
 
     def on_train_begin(
         self,
@@ -88,6 +90,9 @@ class CheckpointCallback(TrainerCallback, ExportableState):
             self._restore(state)
         if not state.is_world_process_zero:
             return
+        if self._watch is not None:
+            for entry in state.log_history:  # of a run that is taken up
+                self._watch.see(int(entry["step"]), entry)
         for probe in self._comparison.probes:
             texts = pd.DataFrame(probe.pairs, columns=["problem", "solution"])
             dataset = from_pandas(texts, name=probe.name, digest=probe.digest)
@@ -134,13 +139,18 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         step = state.global_step
-        if not state.is_world_process_zero or step <= self._past.logged_until:
+        if not state.is_world_process_zero:
             return
         values = _numbers(logs or {}, state)
-        if control.should_save:
+        fatal = self._look_out(values, step)
+        if step <= self._past.logged_until:
+            return
+        if control.should_save and fatal is None:
             self._logs_of_save = values  # logged in a moment, with the checkpoint's model
         else:
             self._journal.metrics(values, step)
+        if fatal is not None:  # before a checkpoint of this step is saved
+            raise ScalpelError(fatal)
 
     def on_save(
         self,
@@ -213,6 +223,24 @@ class CheckpointCallback(TrainerCallback, ExportableState):
             print(f"WARNING: {warning}")
         self._journal.tags({WARNING_TAG: warning or "none"})
 
+    def _look_out(self, values: dict[str, float], step: int) -> str | None:
+        """Name what goes wrong, with levels among the values; what the run is to fail with."""
+        if self._watch is None:
+            return None
+        fatal = None
+        for alarm in self._watch.see(step, values):
+            print(f"WARNING: {alarm.name} at step {step}: {alarm.message}", flush=True)
+            self._journal.tags(alarm.tag)
+            if fatal is None and alarm.name in self._watch.settings.stop:
+                stored = (one for one in (*self._deliveries, *self._past.stored) if one < step)
+                fatal = (
+                    f"{alarm.name} at step {step}: {alarm.message}. The recipe stops the run at it "
+                    "(alarms.stop); the last checkpoint before it is that of step "
+                    f"{max(stored, default=0)}"
+                )
+        values |= self._watch.levels
+        return fatal
+
     def _log(self, directory: Path, step: int) -> Delivery:
         checkpoints = self._recipe.checkpoints
         return log_checkpoint(
@@ -257,6 +285,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         changed = changed_elements(self._base.directory, directory, frozen)
         if self._frozen:
             summary[METRIC] = float(sum(changed.values()))
+        fatal = self._look_out(summary, step)
         cost = self._cost(step, self._measuring + time.monotonic() - started).metrics()
         probes = {probe.name: (probe.name, probe.digest) for probe in self._comparison.probes}
         measured_on = {
@@ -275,6 +304,8 @@ class CheckpointCallback(TrainerCallback, ExportableState):
             self._tables.append(self._count_table(counted, step, n=len(self._frozen)))
         self._journal.table(self._table())
         self._measuring += time.monotonic() - started
+        if fatal is not None:
+            raise ScalpelError(fatal)
         if changed:  # once it is on record
             raise ScalpelError(complaint(changed, step))
 
