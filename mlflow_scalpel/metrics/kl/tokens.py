@@ -65,7 +65,7 @@ def token_divergence(base: Tensor, checkpoint: Tensor, following: Tensor) -> Tok
     """
     log_p, base_norm = _log_softmax(base)  # (T, V), (T, 1)
     log_q, checkpoint_norm = _log_softmax(checkpoint)
-    d = _difference(checkpoint, base, checkpoint_norm - base_norm)  # (T, V)
+    d = (checkpoint - base) - (checkpoint_norm - base_norm).float()  # (T, V)
     p, q = log_p.exp(), log_q.exp()
     near = d.abs() < _NEAR
     to_m = torch.where(near, d / 2.0 + _log_cosh(d / 2.0), _log_mean(d))  # log(m / p)
@@ -99,20 +99,6 @@ def _log_softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
     lower = logits - highest
     total = lower.exp().sum(-1, keepdim=True, dtype=torch.float64).log()
     return lower - total.float(), highest.double() + total
-
-
-def _difference(after: Tensor, before: Tensor, shift: Tensor) -> Tensor:
-    """after - before - shift in float32, (T, V), right to its own last digits.
-
-    Logits and shift (T, 1) float64 can be far larger than what is left of them, so what float32
-    loses of both differences is carried along (Knuth's two-sum).
-    """
-    difference = after - before
-    back = difference - after
-    lost = (after - (difference - back)) - (before + back)
-    lost = torch.where(lost.isfinite(), lost, 0.0)  # of infinite logits nothing is lost
-    near = shift.float()
-    return (difference - near) + (lost - (shift - near).float())
 
 
 def _excess(d: Tensor) -> Tensor:
