@@ -54,6 +54,7 @@ finite = st.floats(-300, 300, width=32)
 
 
 @settings(max_examples=200)
+@example([(63.0, 0.0), (65.0, 0.0)])  # all logits shift by more than the models differ
 @given(st.lists(st.tuples(finite, finite), min_size=2, max_size=30))
 @example([(0.0, 0.0), (0.0, 0.0), (130.0, 1.0)])  # what the logits share is larger than d
 @example([(0.1, 130.3), (0.2, 130.1), (0.4, 130.7)])

@@ -65,7 +65,8 @@ def token_divergence(base: Tensor, checkpoint: Tensor, following: Tensor) -> Tok
     """
     log_p, base_norm = _log_softmax(base)  # (T, V), (T, 1)
     log_q, checkpoint_norm = _log_softmax(checkpoint)
-    d = (checkpoint - base) - (checkpoint_norm - base_norm).float()  # (T, V)
+    # In float64: two shifts of one size, of all logits and of the norms, must cancel here.
+    d = (checkpoint.double() - base - (checkpoint_norm - base_norm)).float()  # (T, V)
     p, q = log_p.exp(), log_q.exp()
     near = d.abs() < _NEAR
     to_m = torch.where(near, d / 2.0 + _log_cosh(d / 2.0), _log_mean(d))  # log(m / p)
@@ -127,7 +128,7 @@ def _sum(terms: Tensor) -> Tensor:
 Texts = Sequence[TokenDivergence]
 
 
-def token_metric(prefix: str, *, unit: str, version: int = 1) -> Callable[[Any], Any]:
+def token_metric(prefix: str, *, unit: str, version: int = 2) -> Callable[[Any], Any]:
     """Register a function of `Texts` as `prefix/all_tokens` and as `prefix/answer_tokens`."""
 
     def add(function: Callable[[Texts], list[Estimate]]) -> Callable[[Texts], list[Estimate]]:
