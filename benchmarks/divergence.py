@@ -4,8 +4,10 @@
 
 The bare way runs the model over each text alone and forms its logits, once for the base and once
 for each checkpoint; nothing is computed from them. Ours swaps each checkpoint's weights into the
-one model and computes the chosen metrics. Checkpoints are the base with noise. Loading of the model
-is excluded from both. Memory is what the peak lies above the resident memory after loading.
+one model and computes the chosen metrics; the group attention is shown beside. Checkpoints are the
+base with noise. Loading of the model and compilation (once a machine) are excluded. Memory is what
+the peak lies above the resident memory after loading. CPU seconds are those of the process, which
+other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -25,9 +27,27 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mlflow_scalpel.comparison.divergence import Divergence
+from mlflow_scalpel.comparison.attention import AttentionShift
+from mlflow_scalpel.comparison.divergence import COMPILED_FROM, Divergence
+from mlflow_scalpel.comparison.forward import OneModel
 from mlflow_scalpel.comparison.probes import build_probe, read_texts
 from mlflow_scalpel.metrics import choose_metrics
+from mlflow_scalpel.metrics.compiling import compiled
+from mlflow_scalpel.metrics.kl.tokens import token_divergence
+
+STANDARD = ["kl/all_tokens", "kl/answer_tokens"]
+
+
+class Clock:
+    """Seconds, and CPU seconds of this process, while it is entered."""
+
+    def __enter__(self) -> Clock:
+        self._begin = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.perf_counter() - self._begin[0]
+        self.cpu_seconds = time.process_time() - self._begin[1]
 
 
 class Peak:
@@ -75,29 +95,27 @@ def main() -> None:
         moved = noisy(arguments.model, Path(name))
         bare = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
         forward(bare, probe.items[:1])
-        begin = time.perf_counter()
-        for _ in range(passes):
-            forward(bare, probe.items)
-        add(result, f"{passes} bare forward passes with logits", time.perf_counter() - begin)
+        if bare.config.vocab_size * result["tokens"] >= COMPILED_FROM:
+            warm_up(bare.config.vocab_size)
+        with Clock() as clock:
+            for _ in range(passes):
+                forward(bare, probe.items)
+        add(result, f"{passes} bare forward passes with logits", clock)
         del bare
-        for way, names in (
-            ("kl/all_tokens and kl/answer_tokens", ["kl/all_tokens", "kl/answer_tokens"]),
-            ("the whole group kl", ["kl"]),
+        for way, names, runner in (
+            ("kl/all_tokens and kl/answer_tokens", STANDARD, Divergence),
+            ("the whole group kl", ["kl"], Divergence),
+            ("the group attention", ["attention"], AttentionShift),
         ):
             metrics = choose_metrics(names)
-            begin = time.perf_counter()
-            loaded = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
-            loading = time.perf_counter() - begin
-            size = sum(p.numel() * p.element_size() for p in loaded.parameters())
-            del loaded
-            with Peak() as peak:
-                begin = time.perf_counter()
-                divergence = Divergence(arguments.model, [probe])
+            model = OneModel(arguments.model)
+            with Peak() as peak, Clock() as clock:
+                measuring = runner(model, [probe])
                 for _ in range(arguments.checkpoints):
-                    list(divergence.rows(moved, metrics))
-                seconds = time.perf_counter() - begin - loading
-            add(result, way, seconds, max(0, peak.above - size))
-            del divergence
+                    model.swap(moved)
+                    list(measuring.rows(metrics))
+            add(result, way, clock, max(0, peak.above))
+            del model, measuring
     print(table(result["rows"]))
     machine.write(arguments.json, result)
 
@@ -118,18 +136,38 @@ def forward(model: Any, items: Any) -> None:
         model(input_ids=torch.tensor([item.ids]), use_cache=False)
 
 
-def add(result: dict[str, Any], way: str, seconds: float, memory: int | None = None) -> None:
-    result["rows"].append({"way": way, "seconds": seconds, "bytes_above_model": memory})
+@torch.inference_mode()
+def warm_up(vocabulary: int) -> None:
+    """Have the reduction compiled, for any number of positions."""
+    for size in (3, 5):
+        logits = torch.randn(size, vocabulary)
+        compiled(token_divergence)(logits, logits.clone(), torch.arange(size))
+
+
+def add(result: dict[str, Any], way: str, clock: Clock, memory: int | None = None) -> None:
+    result["rows"].append(
+        {
+            "way": way,
+            "seconds": clock.seconds,
+            "cpu_seconds": clock.cpu_seconds,
+            "bytes_above_model": memory,
+        }
+    )
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    bare = rows[0]["seconds"]
-    lines = ["| way | s | of the bare passes | MB above the model |", "| --- | --- | --- | --- |"]
+    bare = rows[0]
+    lines = [
+        "| way | s | of the bare passes | CPU s | of theirs | MB above the model |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for row in rows:
         memory = row["bytes_above_model"]
-        shown = "" if memory is None else f"{memory / 1e6:.0f}"
-        seconds = row["seconds"]
-        lines.append(f"| {row['way']} | {seconds:.2f} | {seconds / bare:.2f} | {shown} |")
+        cells = [row["way"]]
+        for key in ("seconds", "cpu_seconds"):
+            cells += [f"{row[key]:.2f}", f"{row[key] / bare[key]:.2f}"]
+        cells.append("" if memory is None else f"{memory / 1e6:.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

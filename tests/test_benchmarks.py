@@ -73,7 +73,7 @@ def test_divergences_are_measured_beside_bare_forward_passes(tmp_path, first_mod
     texts.write_text('{"problem": "1+1=?", "solution": "2"}\n' * 3)
     options = ("--model", str(first_model), "--texts", str(texts), "--checkpoints", "2")
     rows = run("divergence.py", tmp_path, *options)["rows"]
-    assert [row["bytes_above_model"] is None for row in rows] == [True, False, False]
+    assert [row["bytes_above_model"] is None for row in rows] == [True, False, False, False]
 
 
 @pytest.mark.slow

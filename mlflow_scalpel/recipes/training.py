@@ -20,10 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-<<<<<<< HEAD
 from mlflow_scalpel.metrics.registry import GROUPS
-=======
->>>>>>> ecada31 (GRPO's failures are named at their step, and stop the run where the recipe says so)
 from mlflow_scalpel.recipes.alarms import Alarms
 from mlflow_scalpel.recipes.fields import Data, Dtype, Fraction, Recipe, Strict
 from mlflow_scalpel.recipes.freezing import Freeze

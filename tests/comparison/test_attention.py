@@ -1,0 +1,101 @@
+"""Attention of base and checkpoint over texts, in a table."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import mlflow_scalpel
+from mlflow_scalpel.comparison import attention, forward
+from mlflow_scalpel.metrics.attention.js import js
+
+TEXTS = [("1+1=?", "2"), ("what is the capital", "a long answer of many letters"), ("a", "b")]
+METRICS = {"js", "entropy_change", "first_token_change", "distance_change"}
+
+
+@pytest.fixture(scope="module")
+def pair(make_model) -> tuple[str, str]:
+    return str(make_model(1)), str(make_model(2))
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_every_layer_and_head_against_the_models_own_rows(pair, on_disk, monkeypatch):
+    if on_disk:
+        monkeypatch.setattr(forward, "KEPT_IN_MEMORY", 0)
+    monkeypatch.setattr(attention, "SLICE_ROWS", 1)  # one head at a time
+    table = mlflow_scalpel.compare(*pair, metrics=["attention"], texts=TEXTS)
+    assert set(table["metric"]) == {f"attention/{name}" for name in METRICS}
+    assert len(table) == 4 * 2 * 2
+    assert set(table["status"]) == {"ok"}
+    tokenizer = AutoTokenizer.from_pretrained(pair[0])
+    models = [
+        AutoModelForCausalLM.from_pretrained(one, attn_implementation="eager").eval()
+        for one in pair
+    ]
+    values = []
+    for problem, solution in TEXTS:
+        turns = [{"role": "user", "content": problem}, {"role": "assistant", "content": solution}]
+        ids = tokenizer.apply_chat_template(turns, return_tensors="pt", return_dict=True)
+        with torch.no_grad():
+            p, q = (m(ids["input_ids"], output_attentions=True).attentions for m in models)
+        values.append([js(before[0], after[0]).numpy() for before, after in zip(p, q, strict=True)])
+    found = table[table["metric"] == "attention/js"].set_index(["layer", "head"])
+    for (layer, head), row in found.iterrows():
+        over_texts = [text[layer][head] for text in values]
+        assert row["value"] == pytest.approx(np.mean(over_texts), rel=1e-4)
+        assert row["stderr"] == pytest.approx(np.std(over_texts, ddof=1) / 3**0.5, rel=1e-3)
+        assert (row["n"], row["unit"], row["dtype"]) == (3, "nats", "float32")
+        assert row["texts"].startswith("texts sha256:")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_attends_as_itself_whatever_ran_before(pair, dtype):
+    base, checkpoint = pair
+    groups = ["attention", "kl/all_tokens"]
+    table = mlflow_scalpel.compare(
+        base, [checkpoint, base], metrics=groups, texts=TEXTS, dtype=dtype, cache=False
+    )
+    of_itself = table[table["model_id"] == base]
+    assert (of_itself["value"] == 0.0).all()
+    other = table[(table["model_id"] == checkpoint) & (table["metric"] == "attention/js")]
+    assert (other["value"] > 0.0).all()
+
+
+def test_nan_is_a_row_with_its_reason(pair, tmp_path):
+    odd = tmp_path / "odd"
+    shutil.copytree(pair[1], odd)
+    tensors = load_file(odd / "model.safetensors")
+    tensors["model.layers.1.self_attn.q_proj.weight"].fill_(float("nan"))
+    save_file(tensors, odd / "model.safetensors")
+    table = mlflow_scalpel.compare(pair[0], str(odd), metrics=["attention/js"], texts=TEXTS)
+    assert set(table[table["layer"] == 0]["status"]) == {"ok"}
+    assert set(table[table["layer"] == 1]["status"]) == {"not finite"}
+    assert "3 of 3 problems" in table[table["layer"] == 1]["reason"].iloc[0]
+
+
+def test_a_model_without_eager_attention_is_a_row_with_its_reason(pair, monkeypatch):
+    from transformers.models.llama import modeling_llama
+
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", None)
+    table = mlflow_scalpel.compare(*pair, metrics=["attention", "kl"], texts=TEXTS, cache=False)
+    shift = table[table["metric"].str.startswith("attention/")]
+    assert set(shift["status"]) == {"not supported"}
+    assert "has no eager attention" in shift["reason"].iloc[0]
+    kl = table[table["metric"] == "kl/all_tokens"]
+    assert list(kl["status"]) == ["ok"]
+
+
+def test_the_models_way_to_attend_is_as_before(pair):
+    model = forward.OneModel(Path(pair[0]))
+    before = model.model.config._attn_implementation
+    probe = mlflow_scalpel.comparison.build_probe(
+        "p", TEXTS, AutoTokenizer.from_pretrained(pair[0])
+    )
+    attention.AttentionShift(model, [probe])
+    assert model.model.config._attn_implementation == before
