@@ -1,0 +1,107 @@
+"""`mlflow-scalpel plan`: what a training run will need, before it is started."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow_scalpel.training.planning import Plan
+
+NAME = "plan"
+HELP = "memory, disk, steps, tokens and FLOPs of a recipe"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("recipe", help="path of a YAML, or STAGE/NAME, such as grpo/olmo2-7b")
+    parser.add_argument("--set", default="", help='fields to replace: "train.learning_rate=1e-5"')
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="the model's config.json; that of the recipe's model unless given",
+    )
+    parser.add_argument("--rows", type=int, help="problems of the data, where epochs are asked for")
+    parser.add_argument("--tokens", type=float, help="mean tokens of a sequence, prompt included")
+    parser.add_argument("--completion-tokens", type=float, help="mean tokens that GRPO generates")
+    parser.add_argument(
+        "--sharding",
+        choices=("zero2", "zero3", "fsdp"),
+        help="how the model is spread over the processes",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the plan."""
+    from mlflow_scalpel.commands.check import find
+    from mlflow_scalpel.errors import RecipeError
+    from mlflow_scalpel.recipes.load import parse_settings, read_recipe
+    from mlflow_scalpel.recipes.training import TrainingRecipe
+    from mlflow_scalpel.training.planning import model_size, plan_run
+
+    path = find(arguments.recipe)
+    recipe = read_recipe(path, settings=parse_settings(arguments.set))
+    if not isinstance(recipe, TrainingRecipe):
+        raise RecipeError(f"{path}: stage = {recipe.stage}: only sft and grpo are planned")
+    size = model_size(_config(arguments.config, recipe.model), recipe)
+    plan = plan_run(
+        recipe,
+        size,
+        rows=arguments.rows,
+        sequence_tokens=arguments.tokens,
+        completion_tokens=arguments.completion_tokens,
+        sharding=arguments.sharding,
+    )
+    for name, value in lines(recipe, size, plan, bounded=arguments.tokens is None):
+        print(f"{name:24} {value}")
+    return 0
+
+
+def lines(recipe: Any, size: Any, plan: Plan, *, bounded: bool) -> list[tuple[str, str]]:
+    """Names and values of a plan, for reading."""
+    most = "at most " if bounded else ""
+    memory, gb = plan.memory, 1e9
+    told = [
+        ("model", f"{recipe.model}, {size.parameters / 1e6:,.1f} M parameters"),
+        ("trained", f"{size.trainable / 1e6:,.1f} M parameters in {recipe.train.dtype}"),
+        ("steps", f"{plan.steps:,}"),
+        ("sequences", f"{plan.sequences:,} of {plan.problems:,} problems"),
+        ("tokens trained on", f"{most}{plan.tokens_trained:,}"),
+        ("tokens generated", f"{most}{plan.tokens_generated:,}"),
+        ("FLOPs", f"{most}{plan.flops:.3g}"),
+        (
+            "memory a GPU",
+            f"{memory.total / gb:.2f} GB: weights {memory.weights / gb:.2f}, gradients "
+            f"{memory.gradients / gb:.2f}, optimizer {memory.optimizer / gb:.2f}, activations "
+            f"{memory.activations / gb:.2f} (sequences of {plan.longest} tokens)",
+        ),
+        ("a checkpoint", f"{plan.checkpoint_bytes / gb:.4g} GB"),
+        ("disk, stored", f"{plan.disk_stored / gb:.4g} GB ({recipe.checkpoints.count} and base)"),
+        ("disk, while training", f"{plan.disk_working / gb:.4g} GB"),
+    ]
+    if getattr(recipe.train, "use_vllm", False):
+        share = recipe.train.vllm_gpu_memory_utilization
+        where = "a GPU of its own" if recipe.train.vllm_mode == "server" else "each GPU, beside it"
+        told.append(("vLLM", f"{share:.0%} of {where}"))
+    return told
+
+
+def _config(file: str | None, model: str) -> Any:
+    from transformers import AutoConfig
+
+    from mlflow_scalpel.checkpoints import resolve
+    from mlflow_scalpel.errors import ScalpelError
+
+    if file is not None and not Path(file).is_file():
+        raise ScalpelError(f"--config {file}: there is no such file")
+    # A hub name is not resolved: that would fetch the weights.
+    local = model.startswith(("models:/", "runs:/"))
+    source = file or (str(resolve(model)) if local else model)
+    try:
+        return AutoConfig.from_pretrained(source)
+    except OSError as error:
+        raise ScalpelError(
+            f"model = {model}: its configuration cannot be had ({str(error).splitlines()[0]}); "
+            "connect to the hub, or give its config.json with --config"
+        ) from error

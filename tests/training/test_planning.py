@@ -1,0 +1,156 @@
+"""Plans of runs, held against what real models take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, Olmo2Config
+
+from mlflow_scalpel.cli import main
+from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.recipes import load_recipe
+from mlflow_scalpel.training.planning import activation_bytes, memory, model_size, plan_run
+
+PROJECTS = Path(__file__).parents[2] / "projects"
+OLMO2_7B = Olmo2Config(
+    vocab_size=100352,
+    hidden_size=4096,
+    intermediate_size=11008,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+)
+
+
+def recipe_of(stage: str, settings: str = "", name: str = "tiny"):
+    return load_recipe(name, PROJECTS / stage / "recipes", stage=stage, settings=settings)
+
+
+def tiny(**fields) -> Olmo2Config:
+    sizes = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 6}
+    return Olmo2Config(vocab_size=724, num_attention_heads=4, **{**sizes, **fields})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_weights_gradients_and_optimizer_are_what_pytorch_holds(dtype, frozen):
+    freeze = "{mode: only, modules: [mlp], embeddings: frozen, lm_head: trained}"
+    settings = f"train.dtype={dtype}" + (f" 'train.freeze={freeze}'" if frozen else "")
+    recipe = recipe_of("sft", settings)
+    size = model_size(tiny(), recipe)
+    planned = memory(size, recipe, tokens=16)
+
+    model = AutoModelForCausalLM.from_config(tiny(), dtype=getattr(torch, dtype))
+    if frozen:
+        for name, weight in model.named_parameters():
+            weight.requires_grad_("mlp" in name or "lm_head" in name)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, fused=True)
+    ids = torch.arange(16)[None]
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    states = [
+        value for state in optimizer.state.values() for key, value in state.items() if key != "step"
+    ]
+    assert planned.weights == sum(weight.nbytes for weight in model.parameters())
+    assert planned.gradients == sum(weight.grad.nbytes for weight in trained)
+    assert planned.optimizer == sum(value.nbytes for value in states)
+    assert size.parameters == model.num_parameters()
+    assert size.trainable == sum(weight.numel() for weight in trained)
+
+
+@pytest.mark.parametrize("shape", [(4, 32), (1, 100)])
+def test_activations_are_about_what_the_forward_pass_keeps(shape):
+    recipe = recipe_of("sft")
+    size = model_size(tiny(), recipe)
+    model = AutoModelForCausalLM.from_config(tiny())
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.randint(724, shape)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model.model(input_ids=ids).last_hidden_state  # without the head, which is fused
+    assert output.requires_grad
+    planned = activation_bytes(size, ids.numel(), 4, checkpointing=False)
+    assert sum(kept.values()) == pytest.approx(planned, rel=0.35)
+    less = activation_bytes(size, ids.numel(), 4, checkpointing=True)
+    assert less < planned / 4
+
+
+def test_the_papers_grpo_run():
+    recipe = recipe_of("grpo", name="olmo2-7b")
+    size = model_size(OLMO2_7B, recipe)
+    assert size.parameters == size.trainable == pytest.approx(7.3e9, rel=0.01)
+    plan = plan_run(recipe, size, sharding="zero2")
+    assert (plan.steps, plan.sequences, plan.problems) == (571, 571 * 448, 9136)
+    assert (plan.longest, plan.tokens_generated) == (2012, 571 * 448 * 1500)
+    weights = 7.3e9 - 100352 * 4096
+    assert plan.flops == pytest.approx(8 * weights * 571 * 448 * 2012, rel=0.01)
+    n = size.parameters
+    assert plan.memory.weights == 2 * n
+    assert plan.memory.gradients == 2 * n / 7
+    assert plan.memory.optimizer == 12 * n / 7
+    assert plan.memory.total < 80e9
+    assert plan.checkpoint_bytes == 2 * n
+    assert plan.disk_stored == 21 * 2 * n
+    assert plan.disk_working == 2 * (2 * n + 12 * n)
+    assert memory(size, recipe, 2012).optimizer == 4 * n  # in bfloat16, where 1e-6 is lost
+    assert memory(size, recipe, 2012, "zero3").weights == 2 * n / 7
+    assert memory(size, recipe, 2012, "fsdp").weights == 4 * n / 7
+
+
+def test_the_papers_sft_run_and_its_variants():
+    recipe = recipe_of("sft", name="olmo2-7b")
+    plan = plan_run(recipe, model_size(OLMO2_7B, recipe), sharding="zero2")
+    assert (plan.sequences, plan.longest) == (462 * 512, 512 + 4096)
+    assert plan.tokens_generated == 0
+    mean = plan_run(recipe, model_size(OLMO2_7B, recipe), sequence_tokens=2000.5)
+    assert mean.tokens_trained == round(462 * 512 * 2000.5)
+    qk = recipe_of("sft", name="olmo2-7b-only-qk")
+    size = model_size(OLMO2_7B, qk)
+    assert size.trainable == 32 * 2 * 4096 * 4096 + 100352 * 4096
+    assert memory(size, qk, 2000, "zero2").optimizer == 12 * size.trainable / 8
+
+
+def test_steps_in_epochs_come_from_the_rows():
+    recipe = recipe_of(
+        "sft",
+        "train.max_steps=null train.num_train_epochs=2 checkpoints.count=10 train.max_length=64",
+    )
+    size = model_size(tiny(), recipe)
+    assert plan_run(recipe, size, rows=480).steps == 10
+    with pytest.raises(ScalpelError, match="--rows"):
+        plan_run(recipe, size)
+
+
+def test_a_recipe_without_bounds_wants_a_length():
+    recipe = recipe_of("grpo")
+    with pytest.raises(ScalpelError, match=r"data\.max_prompt_tokens"):
+        plan_run(recipe, model_size(tiny(), recipe))
+    assert plan_run(recipe, model_size(tiny(), recipe), sequence_tokens=40).longest == 40
+
+
+def test_the_command_prints_a_plan(first_model, capsys, monkeypatch):
+    monkeypatch.chdir(PROJECTS.parent)
+    config = str(first_model / "config.json")
+    assert main(["plan", "grpo/tiny", "--config", config, "--tokens", "40"]) == 0
+    told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert told["steps"] == "60"
+    assert told["sequences"] == "5,760 of 720 problems"
+    parameters = sum(weight.numel() for weight in _model(first_model).parameters())
+    assert f"{parameters / 1e6:,.1f} M" in told["model"]
+    assert main(["plan", "sft/tiny", "--config", "nowhere.json"]) == 2
+    assert "nowhere.json: there is no such file" in capsys.readouterr().err
+    assert main(["plan", "evaluate/tiny"]) == 2
+    assert "only sft and grpo are planned" in capsys.readouterr().err
+
+
+def _model(directory: Path):
+    return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
