@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import astuple
 from functools import partial
 from typing import Any
@@ -92,15 +92,15 @@ class Comparison:
         self._models: dict[str, OneModel] = {}
         self._runners: dict[str, Runner] = {}
 
-    def measure(self, *checkpoints: Subject) -> pd.DataFrame:
+    def measure(self, *checkpoints: Subject, without: Collection[str] = ()) -> pd.DataFrame:
         """The tidy table of the chosen metrics, of one checkpoint after the other.
 
-        What cannot be measured is a row that says why.
+        What cannot be measured is a row that says why. `without` names groups to leave out.
         """
         found = rows_from_weights(
             self.base,
             checkpoints,
-            self._weights,
+            [one for one in self._weights if one.group not in without],
             others=self._others,
             cache=self._cache,
             bars=self._bars,
@@ -118,7 +118,7 @@ class Comparison:
                 lambda _: [texts, self._dtype, *astuple(self._sampling)],
             ),
         ):
-            if not metrics:
+            if not metrics or metrics[0].group in without:
                 continue
             keys = [key_of(self.base, one, metrics, settings(one)) for one in checkpoints]
             kept = [

@@ -216,6 +216,10 @@ class TrainingRecipe(Recipe):
     )
     """Names of metrics or groups that are measured at every checkpoint, as `mlflow-scalpel metrics`
     lists them; those that need texts are measured on the probes."""
+    rare_metrics: list[str] = []
+    """More of them, of other groups, that cost too much for every checkpoint."""
+    rare_every: PositiveInt = 5
+    """The rare ones are measured at every so many checkpoints, and at the last."""
     checkpoints: Checkpoints = Checkpoints()
     processes: PositiveInt = 1
     """Training processes; more than one are started with `accelerate launch`."""
@@ -224,7 +228,7 @@ class TrainingRecipe(Recipe):
     algorithm, so that their pictures can be compared."""
     train: Train
 
-    @field_validator("metrics")
+    @field_validator("metrics", "rare_metrics")
     @classmethod
     def _of_one_checkpoint(cls, metrics: list[str]) -> list[str]:
         # Names in full are checked when training begins: listing them takes seconds.
@@ -238,6 +242,17 @@ class TrainingRecipe(Recipe):
                     "or to the stage evaluate"
                 )
         return metrics
+
+    @model_validator(mode="after")
+    def _rare_groups(self) -> TrainingRecipe:
+        often = {name.partition("/")[0] for name in self.metrics}
+        for name in self.rare_metrics:
+            if name.partition("/")[0] in often:
+                raise ValueError(
+                    f"rare_metrics = {name}: metrics has some of its group, which is measured at "
+                    "every checkpoint as a whole; write it in one of them"
+                )
+        return self
 
     @model_validator(mode="after")
     def _evenly_spaced(self) -> TrainingRecipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from transformers.trainer_callback import ExportableState
 from mlflow_scalpel.checkpoints.log import Delivery, log_checkpoint
 from mlflow_scalpel.comparison import Comparison, Subject, tidy
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.metrics.registry import GROUPS
 from mlflow_scalpel.recipes.training import GrpoRecipe, TrainingRecipe
 from mlflow_scalpel.training.alarms import Watch
 from mlflow_scalpel.training.arguments import problems_a_step, sequences_a_step
@@ -275,7 +277,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         subject = Subject(
             directory, "", "", step, self._run_id, self._algorithm, self._learning_rate_sum
         )
-        measured = self._comparison.measure(subject)
+        measured = self._comparison.measure(subject, without=self._left_out(step))
         if subject in self._comparison.tokens:
             self._journal.tokens(self._comparison.tokens[subject], step)
         summary = summarise(measured)
@@ -308,6 +310,16 @@ class CheckpointCallback(TrainerCallback, ExportableState):
             raise ScalpelError(fatal)
         if changed:  # once it is on record
             raise ScalpelError(complaint(changed, step))
+
+    def _left_out(self, step: int) -> set[str]:
+        """Groups that are not measured at this step."""
+        if step == 0:  # the base has no update, whose spectrum or histogram could be drawn
+            return set(GROUPS) - {"weights", "kl"}
+        recipe = self._recipe
+        number = math.ceil(step / recipe.checkpoints.save_steps(self._steps))
+        if number % recipe.rare_every == 0 or step == self._steps:
+            return set()
+        return {name.partition("/")[0] for name in recipe.rare_metrics}
 
     def _table(self) -> pd.DataFrame:
         """All rows so far, with the model of each step as far as it is known."""

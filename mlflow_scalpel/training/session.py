@@ -109,7 +109,8 @@ def open_comparison(recipe: TrainingRecipe, base: OpenBase) -> Comparison:
     """The base, ready to have checkpoints measured against it on the recipe's probes."""
     probes = [open_probe(name, recipe, base.tokenizer) for name in recipe.probes]
     subject = Subject(base.directory, base.model_id, base.digest, step=0)
-    return Comparison(subject, probes, recipe.metrics, token_tables=True)
+    metrics = [*recipe.metrics, *recipe.rare_metrics]
+    return Comparison(subject, probes, metrics, token_tables=True)
 
 
 def open_probe(name: str, recipe: TrainingRecipe, tokenizer: Any) -> Probe:

@@ -63,6 +63,7 @@ def test_every_stage_has_a_default_recipe():
             "base/recipes/tiny.yaml: train.steps = 0: .*greater than 0",
         ),
         ("sft", "metrics=[weight]", "weight is of no group; write one of weights"),
+        ("sft", "metrics=[kl] rare_metrics=[kl/js]", "rare_metrics = kl/js: metrics has some"),
         ("sft", "metrics=[weights,pairs]", "pairs is not of one checkpoint"),
         ("main", "model=x", "exactly one of base and model"),
         ("main", "'arms=[{name: a, stage: sft, recipe: tiny, sets: {}}]'", "Did you mean set"),
