@@ -29,7 +29,7 @@ _BFLOAT16 = 2.0**-8  # relative size of its last place
 _NO_STEP = "no step"
 _OF_ONE_RUN = ("name", "algorithm", "learning_rate", "steps", "frozen", "seed")
 # What tells a value from another one; the columns in which `gather` looks for doubles.
-_PLACE = ("step", "metric", "layer", "head", "matrix", "bin", "texts")
+_PLACE = ("step", "metric", "layer", "head", "other", "matrix", "bin", "texts")
 
 
 class About(BaseModel):

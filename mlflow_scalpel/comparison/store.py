@@ -127,7 +127,7 @@ def gather(run_ids: list[str]) -> pd.DataFrame:
             if (evaluated := stored_table(evaluation.info.run_id)) is not None
         ]
     whole = pd.concat(tables, ignore_index=True)
-    keys = ["run_id", "step", "metric", "layer", "head", "matrix", "bin", "texts"]
+    keys = ["run_id", "step", "metric", "layer", "head", "other", "matrix", "bin", "texts"]
     return whole.drop_duplicates(keys, keep="first", ignore_index=True)
 
 

@@ -146,7 +146,7 @@ def weight_rows(
         for index, (checkpoint, training) in enumerate(checkpoints):
             wt = checkpoint.read(after[index][place]) if place in after[index] else None
             chosen = [one for one in single if wanted(index, one.group)]
-            dtype = {} if wt is None else {"dtype": str(wt.dtype).removeprefix("torch.")}
+            dtype = {} if wt is None else {"dtype": _named(wt.dtype)}
             if w0 is None or wt is None or against is None or w0.shape != wt.shape:
                 problems[index] = _problem(w0, wt, base, checkpoint)
                 rows = failed(chosen, *problems[index])
@@ -163,8 +163,13 @@ def weight_rows(
                 rows = failed(paired, *(odd or ("missing", "")))
             else:
                 rows = pair_rows(paired, w0, *(like[index] for index in pair))
+            dtype = {"dtype": _named(like[pair[0]].dtype)} if pair[0] in like else {}
             for row in rows:
-                yield pair, {**where, **row}
+                yield pair, {**where, **dtype, **row}
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _problem(
