@@ -1,4 +1,4 @@
-"""GB/s of the group `weights` over two checkpoints, beside numpy's sum and the usual script.
+"""GB/s of the groups `weights` and `histograms`, beside numpy's sum and the usual script.
 
     python benchmarks/weights.py --gigabytes 1 --checkpoints 20
 
@@ -60,6 +60,10 @@ def main() -> None:
             "numpy sum of the same bytes": (lambda: numpy_sum(base, checkpoint), size),
             "load both, norms in bfloat16": (lambda: usual_script(base, checkpoint), size),
             "group weights, one pair": (lambda: ours(base, [checkpoint]), size),
+            "groups weights and histograms, one pair": (
+                lambda: ours(base, [checkpoint], "histograms"),
+                size,
+            ),
             f"group weights, {len(many)} pairs": (
                 lambda: [ours(base, [one]) for one in many],
                 size * len(many),
@@ -103,9 +107,9 @@ def save(folder: Path, gigabytes: float) -> tuple[Path, Path]:
     return directories
 
 
-def ours(base: Path, checkpoints: list[Path]) -> int:
+def ours(base: Path, checkpoints: list[Path], *more: str) -> int:
     opened = [(StoredWeights(one), Training(1e-3)) for one in checkpoints]
-    metrics = choose_metrics(["weights"])
+    metrics = choose_metrics(["weights", *more])
     return sum(1 for _ in weight_rows(StoredWeights(base), opened, metrics))
 
 

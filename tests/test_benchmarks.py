@@ -61,6 +61,7 @@ def test_weights_are_measured_beside_other_ways(tmp_path):
         "numpy sum of the same bytes",
         "load both, norms in bfloat16",
         "group weights, one pair",
+        "groups weights and histograms, one pair",
         "group weights, 2 pairs",
         "group weights, 2 checkpoints at once",
     ]
@@ -88,3 +89,11 @@ def test_storing_a_table_is_measured_through_a_server(tmp_path):
     ]
     assert all(len(row["seconds"]) == 1 for row in result["rows"])
     assert all(seconds > 0 for row in result["rows"] for seconds in row["seconds"])
+
+
+@pytest.mark.slow
+def test_spectra_are_measured_beside_an_svd(tmp_path):
+    options = ("--hidden", "64", "--intermediate", "96", "--rounds", "1")
+    rows = run("spectra.py", tmp_path, *options)["rows"]
+    assert [row["way"] for row in rows] == ["svdvals, float32", "group spectra"]
+    assert 0.0 < rows[1]["largest_error"] < rows[0]["largest_error"] < 1e-5

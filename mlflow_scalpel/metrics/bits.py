@@ -22,9 +22,8 @@ def exponents(weights: Tensor) -> Tensor:
 
     Of NaN and infinities it is not defined.
     """
-    wide = weights if weights.dtype == torch.float64 else weights.float()
-    found = torch.frexp(wide).exponent.long() - 1
-    return torch.where(wide == 0, ZERO, found.clamp_min(ZERO + 1))
+    wide = weights.double()  # in which no narrower number is a denormal
+    return torch.where(wide == 0, ZERO, _double_exponents(wide).clamp_min_(ZERO + 1))
 
 
 def differ(base: Tensor, checkpoint: Tensor) -> Tensor:
@@ -40,7 +39,17 @@ def ulps(base: Tensor, checkpoint: Tensor) -> Tensor:
     which only float64 weights exceed.
     """
     before, after = _ordered(base), _ordered(checkpoint.to(base.dtype))
-    return (after.double() - before.double()).abs()
+    return after.double().sub_(before).abs_()
+
+
+def classes(distances: Tensor) -> Tensor:
+    """0 for a distance of 0, and 1 + floor(log2 d) for others, int64."""
+    return _double_exponents(distances).add_(1).clamp_min_(0)
+
+
+def _double_exponents(wide: Tensor) -> Tensor:
+    """floor(log2 |w|) of float64 numbers; -1023 for 0 and denormals, 1024 for inf and NaN."""
+    return (wide.view(torch.int64) >> 52).bitwise_and_(0x7FF).sub_(1023)
 
 
 def _ordered(weights: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mlflow_scalpel.metrics.bits import ZERO, as_bits, differ, exponents, ulps
+from mlflow_scalpel.metrics.bits import ZERO, as_bits, classes, differ, exponents, ulps
 
 BLOCK = 1 << 26  # elements that one call of the compiled count is given
-SLICE = 1 << 17  # elements counted at once, so that what is made of them fits the cache
+SLICE = 1 << 16  # elements counted at once, so that what is made of them fits the cache
 ROW = 1024  # pairs of elements a row of the compiled count
 # Powers of two that the compiled count tells apart; the few weights outside are counted one by one.
 _LOW, _HIGH = -20, 2
@@ -131,6 +131,11 @@ def _thresholds(dtype: torch.dtype) -> tuple[int, ...]:
     return tuple(bits)
 
 
+def _edge(number: int) -> int:
+    """The smallest distance of a class: 0, 1, 2, 4, ..."""
+    return 1 << number - 1 if number else 0
+
+
 class _Counts:
     """Counters that slices are added to."""
 
@@ -160,13 +165,14 @@ class _Counts:
         """Count a slice, whatever is in it."""
         finite = before.isfinite()
         whole = finite & after.isfinite()
-        self._not_finite += before.numel() - int(whole.sum())
-        # frexp's exponent of a whole number is that of the next power of two; 0 for 0.
-        classes = torch.frexp(ulps(before[whole], after[whole])).exponent.long()
-        for number, count in enumerate(torch.bincount(classes).tolist()):
-            self._moved[1 << number - 1 if number else 0] += count
-        self._add_magnitudes(before[finite], after[finite])
-        self._base_not_finite += before.numel() - int(finite.sum())
+        numel, here, both = before.numel(), int(finite.sum()), int(whole.sum())
+        self._base_not_finite += numel - here
+        self._not_finite += numel - both
+        w0, wt = (before, after) if both == numel else (before[whole], after[whole])
+        for number, count in enumerate(torch.bincount(classes(ulps(w0, wt))).tolist()):
+            self._moved[_edge(number)] += count
+        w0, wt = (before, after) if here == numel else (before[finite], after[finite])
+        self._add_magnitudes(w0, wt)
 
     def _add_magnitudes(self, before: Tensor, after: Tensor) -> None:
         keys = 2 * (exponents(before) - ZERO) + differ(before, after)
@@ -187,7 +193,7 @@ class _Counts:
             return False
         edges = [2 * ROW * counts.shape[1], *moved.sum(1).tolist(), 0]
         for number in range(_CLASSES + 1):
-            self._moved[1 << number - 1 if number else 0] += int(edges[number] - edges[number + 1])
+            self._moved[_edge(number)] += int(edges[number] - edges[number + 1])
         for counter, sums in ((self._elements, elements), (self._changed, changed)):
             for power, count in enumerate((sums[:-1] - sums[1:]).sum(1).tolist(), _LOW):
                 counter[power] += int(count)
