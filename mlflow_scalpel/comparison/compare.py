@@ -77,7 +77,9 @@ def compare(
         )
     sources = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
     expanded = [one for source in sources for one in expand(source)]
-    subject = subject_from(base)
+    # What was evaluated is in MLflow; all else reads the models' files.
+    files = texts is not None or any(one.group != "capabilities" for one in chosen)
+    subject = subject_from(base, files=files)
     comparison = Comparison(
         subject,
         [] if texts is None else [_probe(texts, subject, system_prompt)],
@@ -90,7 +92,7 @@ def compare(
         sampling=Sampling(sample_seed, max_new_tokens),
         token_tables=on_tokens is not None,
     )
-    subjects = [subject_from(one) for one in expanded]
+    subjects = [subject_from(one, files=files) for one in expanded]
     table = comparison.measure(*subjects)
     if on_tokens is not None:
         on_tokens(list(comparison.tokens.values()))

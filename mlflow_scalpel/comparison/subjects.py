@@ -29,9 +29,10 @@ class Subject:
     """Sum of the learning rates of all steps so far."""
 
 
-def subject_from(source: str) -> Subject:
+def subject_from(source: str, *, files: bool = True) -> Subject:
     """The model that `source` names: a directory, a hub name, or any URI of one checkpoint.
 
+    Without `files` those of a logged checkpoint stay where they are, and `directory` holds nothing.
     The step of a directory is that in its name (`checkpoint-400`, `step-400`), None without one.
     Raises ScalpelError where there is no such model, or where it cannot be read.
     """
@@ -39,7 +40,8 @@ def subject_from(source: str) -> Subject:
 
     from mlflow_scalpel.checkpoints import model_id_of, resolve
 
-    directory, model_id = resolve(source), model_id_of(source)
+    model_id = model_id_of(source)
+    directory = resolve(source) if files or model_id is None else Path(source)
     if model_id is None:
         named = _STEP.search(Path(source).name)
         step = int(named[1]) if named else None
@@ -49,7 +51,7 @@ def subject_from(source: str) -> Subject:
     return Subject(
         directory,
         model_id,
-        model.params.get("digest") or digest_of(directory),
+        model.params.get("digest") or digest_of(resolve(source)),
         int(model.params.get("step", "0")),
         model.source_run_id,
         model.params.get("algorithm"),

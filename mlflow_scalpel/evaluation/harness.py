@@ -25,15 +25,13 @@ import pandas as pd
 import torch
 import transformers
 from lm_eval.api.instance import Instance
-from lm_eval.api.task import Task
-from lm_eval.tasks import TaskManager
 
 from mlflow_scalpel.checkpoints.weights import load_weights
-from mlflow_scalpel.data import load_rows
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.generation import BatchedLM
 from mlflow_scalpel.evaluation.grading import last_boxed
 from mlflow_scalpel.evaluation.suite import Suite, SuiteTask
+from mlflow_scalpel.evaluation.tasks import Work, build_works
 from mlflow_scalpel.metrics.capabilities.success_rate import clustered_mean
 
 logger = logging.getLogger(__name__)
@@ -85,14 +83,6 @@ class Evaluation:
     tasks that compare likelihoods, and `score` is NaN where the grader gave none."""
 
 
-@dataclass(frozen=True)
-class _Work:
-    """lm-eval tasks (several for a group) whose completions serve one or more suite tasks."""
-
-    tasks: list[Task]
-    entries: list[SuiteTask]
-
-
 class Evaluator:
     """A suite and a model, ready to run; building it costs seconds, a run what generation costs.
 
@@ -118,7 +108,7 @@ class Evaluator:
         self.prompts: dict[tuple[str, str, str], str] = {}
         """What the model read of each label, kind and problem ID that it generated for."""
         with _quiet(), _own_random(BUILD_SEED):
-            self._works = _build_works(suite)
+            self._works = build_works(suite)
             self._lm = _load_model(str(model_directory), batch_size, dtype, device)
         self._check_chat_template(str(model_directory))
 
@@ -194,7 +184,7 @@ class Evaluator:
             for request, answer in zip(clones, getattr(self._lm, kind)(clones), strict=True):
                 request.resps.append(answer)
 
-    def _graded(self, work: _Work, entry: SuiteTask) -> tuple[Score, list[dict[str, Any]]]:
+    def _graded(self, work: Work, entry: SuiteTask) -> tuple[Score, list[dict[str, Any]]]:
         rows: list[dict[str, Any]] = []
         problems: list[list[float]] = []  # the scores of each problem
         for task in work.tasks:
@@ -278,120 +268,6 @@ def _describe(task: Any, requests: list[Instance], entry: SuiteTask) -> dict[str
         "problem": problem,
         "gold": target if boxed is None else boxed,
     }
-
-
-def _build_works(suite: Suite) -> list[_Work]:
-    """lm-eval's tasks for the suite, each with the suite tasks that it serves."""
-    if suite.tasks_folder is None:
-        manager = TaskManager()
-    else:
-        manager = TaskManager(include_path=str(suite.tasks_folder), include_defaults=False)
-    entries: dict[str, list[SuiteTask]] = {}
-    for entry in suite.tasks:
-        if entry.task not in manager.all_tasks:
-            where = suite.tasks_folder or "lm-eval's own tasks"
-            raise ScalpelError(
-                f"suite {suite.name}: there is no task {entry.task} under {where}; name one that "
-                "its `task:` line gives, or correct tasks_folder"
-            )
-        entries.setdefault(entry.work, []).append(entry)
-    works = []
-    for members in entries.values():
-        tasks = _load_tasks(manager, members[0])
-        for task in tasks:
-            for member in members:
-                _check_task(task, member)
-        works.append(_Work(tasks, members))
-    return works
-
-
-def _load_tasks(manager: TaskManager, entry: SuiteTask) -> list[Task]:
-    spec: Any = entry.task
-    if entry.data is not None:
-        rows = load_rows(entry.data, needs=("problem", "answer"))
-        # An inline group is how lm-eval takes a task by name with some of its settings replaced.
-        spec = {"group": f"{entry.label}-data", "task": [{"task": entry.task, **_own_rows(rows)}]}
-    try:
-        tasks = list(manager.load([spec])["tasks"].values())
-    except OSError as error:  # what `datasets` raises where a hub dataset cannot be had
-        raise ScalpelError(
-            f"task {entry.task}: its data cannot be loaded: {error}. Connect to the hub, or give "
-            f"a local file as data.{entry.label}.file"
-        ) from error
-    for task in tasks:
-        settings = dict(task.get_config("generation_kwargs") or {})
-        if entry.generation is not None:
-            task.set_config("generation_kwargs", _generation_kwargs(entry, settings.get("until")))
-        task.set_config("num_fewshot", entry.shots)
-    return tasks
-
-
-def _own_rows(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Settings that make a task take `rows` as its test split, and nothing from elsewhere."""
-    import datasets
-
-    test = datasets.Dataset.from_list(rows)
-    return {
-        "custom_dataset": _Rows(test),
-        "test_split": "test",
-        "validation_split": None,
-        "training_split": None,
-        "fewshot_split": None,
-        "dataset_kwargs": None,
-    }
-
-
-class _Rows:
-    """lm-eval's `custom_dataset`: a call that gives the splits."""
-
-    def __init__(self, test: Any) -> None:
-        self._test = test
-
-    def __call__(self, **_: Any) -> dict[str, Any]:
-        return {"test": self._test}
-
-
-def _generation_kwargs(entry: SuiteTask, own_until: Any) -> dict[str, Any]:
-    settings = entry.generation
-    assert settings is not None
-    until = own_until if settings.until is None else settings.until
-    kwargs: dict[str, Any] = {
-        "until": [until] if isinstance(until, str) else list(until or []),
-        "max_gen_toks": settings.max_new_tokens,
-        "do_sample": settings.do_sample,
-    }
-    if settings.do_sample:
-        # All of them are given: transformers would otherwise keep the 50 likeliest tokens only.
-        kwargs["temperature"] = settings.temperature
-        kwargs["top_p"] = 1.0 if settings.top_p is None else settings.top_p
-        kwargs["top_k"] = 0 if settings.top_k is None else settings.top_k
-    return kwargs
-
-
-def _check_task(task: Any, entry: SuiteTask) -> None:
-    generates = task.OUTPUT_TYPE == "generate_until"
-    if generates != (entry.generation is not None):
-        raise ScalpelError(
-            f"{entry.metric_name}: the task {entry.task} "
-            + ("generates; give it `generation`" if generates else "compares likelihoods; set ")
-            + ("" if generates else "generation to null")
-        )
-    if entry.metric not in task.aggregation():
-        raise ScalpelError(
-            f"{entry.metric_name}: the task {entry.task} has no metric {entry.metric}; "
-            f"use one of {', '.join(task.aggregation())}"
-        )
-    filters = [ensemble.name for ensemble in task._filters]
-    if entry.filter not in filters:
-        raise ScalpelError(
-            f"{entry.metric_name}: the task {entry.task} has no filter {entry.filter}; "
-            f"use one of {', '.join(filters)}"
-        )
-    if getattr(task, "UNSAFE_CODE", False):
-        raise ScalpelError(
-            f"{entry.metric_name}: the task {entry.task} runs code that the model wrote, which "
-            "this does not do; leave it out of the suite"
-        )
 
 
 def _load_model(model: str, batch_size: int, dtype: str, device: str | None) -> BatchedLM:
