@@ -178,9 +178,9 @@ SECTIONS = (
         "divergence",
         "Where the output distribution moved",
         "KL on what the base itself would say is the one that was found to go with forgetting "
-        "(arXiv 2509.04259). The other figures take KL apart: its quantiles over tokens, by position "
-        "in the text, by how sure the base was, and whether a few tokens carry it (Gini coefficient "
-        "near 1) or all alike (near 0).",
+        "(arXiv 2509.04259). The other figures take KL apart: its quantiles over tokens, by "
+        "position in the text, by how sure the base was, and whether a few tokens carry it (Gini "
+        "coefficient near 1) or all alike (near 0).",
         {
             "kl_on_base_samples": Shown(
                 partial(kl_on_base_samples, x=X),

@@ -11,7 +11,7 @@ from plotly.offline import get_plotlyjs
 
 from mlflow_scalpel import views
 
-FIGURES = 10  # of a table without capabilities
+FIGURES = 11  # of a table without capabilities
 NONE = "unmeasured"
 EVIL = "<script>alert(\"x\")</script> <img src=x onerror='alert(1)'>"
 
@@ -60,7 +60,7 @@ def test_one_file_that_loads_nothing(write, table, runs):
 def test_sections_in_order_with_their_figures(write, table, runs):
     text = write(table, runs)
     stems = re.findall(r'<h2 id="(\w+)"', text)
-    parts = ["weights", "where", "kl", "scores", "in_versus_out", "cost", "confounders"]
+    parts = ["weights", "where", "update", "kl", "scores", "in_versus_out", "cost", "confounders"]
     assert stems == ["card", *parts, NONE]
     assert len(re.findall(r'<div id="figure-\w+"', text)) == FIGURES
     assert "AdamW" in text
@@ -122,6 +122,7 @@ def test_other_peoples_text_is_escaped(write, table, runs):
 def test_missing_sections_say_what_to_run(write, table, runs):
     text = Page(write(table.iloc[:0], None)).text
     assert "mlflow run . -e compare" in text
+    assert "the ledger of problems: run mlflow run . -e evaluate" in " ".join(text.split())
     assert "mlflow run . -e evaluate" in text
     assert "the table has no runs" in text
     assert "Nothing was recorded about the runs" in text
@@ -143,7 +144,7 @@ def test_figures_as_files(table, runs, tmp_path):
     assert stems == {p.stem for p in written if p.suffix == ".csv"} - {"confounders"}
     assert all(path.stat().st_size for path in written)
     kl = pd.read_csv(tmp_path / "figures" / "kl_over_training.csv")
-    row = kl[(kl["panel"] == "base_style: all tokens") & (kl["series"] == "sft") & (kl["x"] == 300)]
+    row = kl[(kl["panel"] == "base_style: all tokens") & (kl["series"] == "sft") & (kl["x"] == 1)]
     assert row["y"].iloc[0] == pytest.approx(0.09)
     assert row["half_y"].iloc[0] == pytest.approx(1.96 * 0.009)
 
