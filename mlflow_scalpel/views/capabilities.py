@@ -19,8 +19,11 @@ STATUS_LOOKS = {
     "kept": ("#A3ABB6", ""),
     "lost": ("#9970AB", "/"),
     "gained": ("#5AAE61", ""),
-    "never": ("#DDE1E6", ""),
+    "never": ("#8A8F98", ""),
 }
+#: What is there only as the rest fades into the page, light or dark.
+STATUS_OPACITY = {"never": 0.3}
+CHANCE_COLOUR = "#C2185B"  # reads upon every bar and on the page, light and dark
 STATUS_WORDS = {
     "kept": "kept: right before and after",
     "lost": "lost: right before, wrong after",

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from markupsafe import Markup
 
-from mlflow_scalpel.views.capabilities import STATUS_LOOKS
+from mlflow_scalpel.views.capabilities import CHANCE_COLOUR, STATUS_LOOKS
 from mlflow_scalpel.views.card_points import (
     GINI_BASES,
     KL_BASES,
@@ -41,7 +41,6 @@ from mlflow_scalpel.views.tidy import Z, read
 TITLE = "Scalpel or hammer?"
 BALANCE = "Problems lost against gained"
 CHANCE = "by chance"
-CHANCE_COLOUR = "#C2185B"  # a mark that reads on bars and beside them, in light and dark
 CLAIM = "decides nothing by itself (why: on hover)"
 
 

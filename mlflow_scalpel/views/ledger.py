@@ -9,8 +9,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mlflow_scalpel.views.capabilities import (
+    CHANCE_COLOUR,
     EVALUATE,
     STATUS_LOOKS,
+    STATUS_OPACITY,
     STATUS_WORDS,
     STATUSES,
     Benchmark,
@@ -33,7 +35,6 @@ from mlflow_scalpel.views.tidy import Z, read, reasons
 from mlflow_scalpel.views.xaxis import CHOICES, set_x, x_of
 
 TITLE = "Ledger: which problems were kept, lost, gained"
-CHANCE_COLOUR = "#1B1E23"  # always upon a bar, whatever the page
 CHANCE = "chance: the base against itself"
 
 
@@ -46,7 +47,7 @@ def ledger(
 ) -> go.Figure:
     """Problems by what became of them, a bar a checkpoint, a panel a benchmark and run.
 
-    From the foot up: kept, lost (both solved by the base), gained, never. Black marks stand where
+    From the foot up: kept, lost (both solved by the base), gained, never. Short marks stand where
     lost and gained would end if the checkpoint were the base with another sample, that is
     `lost_null` below and `gained_null` above the border; their bars are 1.96 standard errors.
     `benchmark` keeps one (`in/gsm8k/sampled`, or `gsm8k`); `x` is as for `kl_over_training`. Reads
@@ -77,7 +78,7 @@ def ledger(
         title=TITLE,
         subtitle="number of problems, by the first sample of base and checkpoint. "
         + (
-            f"Lost or gained beyond the black marks is more than chance (bars: {Z} standard errors)"
+            f"Lost or gained beyond the short marks is more than chance (bars: {Z} standard errors)"
             if some_null
             else "No null in the table: the base has one sample a problem, so what is chance is "
             "not known"
@@ -138,6 +139,7 @@ def one_panel(
                 legendgroup=name,
                 showlegend=name not in listed,
                 marker=filled(colour, pattern),
+                opacity=STATUS_OPACITY.get(status, 1.0),
                 customdata=said,
                 hovertemplate="%{customdata}<extra></extra>",
                 meta={"panel": panel, "series": status},

@@ -133,6 +133,7 @@ def draw_bar(ax: Axes, trace: Any, figure: go.Figure) -> None:
         width /= len(groups)
         offset = (groups.index(slot(trace)) - (len(groups) - 1) / 2) * width
     looks = {"color": trace.marker.color, "hatch": HATCHES.get(trace.marker.pattern.shape, "")}
+    looks["alpha"] = trace.opacity
     draw = ax.barh if flat else ax.bar
     if trace.width is not None:
         width = trace.width
@@ -226,7 +227,8 @@ def colour_bar(ax: Axes, trace: Any, title: str, flat: bool) -> None:
 def patch(trace: Any) -> Patch:
     """The legend's sample of a bar."""
     hatch = HATCHES.get(trace.marker.pattern.shape, "")
-    return Patch(facecolor=trace.marker.color, edgecolor="white", hatch=hatch)
+    looks = {"hatch": hatch, "alpha": trace.opacity}
+    return Patch(facecolor=trace.marker.color, edgecolor="white", **looks)
 
 
 def legend_line(trace: Any) -> Line2D:
@@ -235,7 +237,7 @@ def legend_line(trace: Any) -> Line2D:
     marker = symbol_of(trace)
     colour = trace.line.color or trace.marker.color or FRAME
     if marker in ("x", "_"):
-        colour = FRAME if marker == "x" else "black"
+        colour = FRAME if marker == "x" else trace.marker.line.color
     return Line2D(
         [],
         [],

@@ -117,8 +117,11 @@ def fragment(figure: go.Figure, stem: str) -> Markup:
 
 
 def gap_words(clean: pd.DataFrame) -> list[str]:
-    """For each metric with missing values, how many and why."""
-    missing = clean[clean["value"].isna()]
+    """For each metric with missing values, how many and why.
+
+    That something was looked for and not found (status `none found`) is a result and no gap.
+    """
+    missing = clean[clean["value"].isna() & (clean["status"] != "none found")]
     words = []
     for metric, rows in missing.groupby("metric", sort=True):
         total = int((clean["metric"] == metric).sum())

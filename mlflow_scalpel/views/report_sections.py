@@ -235,7 +235,7 @@ SECTIONS = (
         "capabilities",
         "Which problems: kept, lost, gained, never solved",
         "By the first sample of base and checkpoint. One sample a problem changes by chance too: "
-        "the black marks say how much of what was lost and gained the base would show against "
+        "the short marks say how much of what was lost and gained the base would show against "
         "itself. With several samples, pass@k asks whether one of k is right: where the base is "
         "ahead at large k, training sharpened what was there. Of the gained problems, those that "
         "the base solved at least once in its k samples were there before; unsolved in k is not "

@@ -192,3 +192,4 @@ def test_capabilities_and_freezing_have_their_sections(write, whole, runs):
     for stem in ("ledger", "pass_at_k", "amplified", "ablation_bars"):
         assert f'<div id="figure-{stem}"' in text
     assert "no: 0 elements differ" in text
+    assert "crossing_k:" not in text  # looked for and not found is no gap
