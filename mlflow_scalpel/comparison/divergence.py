@@ -16,8 +16,9 @@ from mlflow_scalpel.metrics.kl.tokens import TokenDivergence, token_divergence
 from mlflow_scalpel.metrics.registry import Metric
 
 # Logits formed at once, whatever the vocabulary: 4 MB in float32, which fit the cache of the many
-# eager passes; the compiled ones are few, and like larger products.
-SLICE_LOGITS, COMPILED_SLICE_LOGITS = 1 << 20, 1 << 22
+# eager passes; the compiled pass is one, and the products before it are faster when they are large.
+# 32 MB are the most that glibc hands out without asking the kernel for pages each time.
+SLICE_LOGITS, COMPILED_SLICE_LOGITS = 1 << 20, 1 << 23
 COMPILED_FROM = 1 << 27  # logits of a probe from which compiling (seconds) is worth its time
 
 
@@ -97,24 +98,39 @@ def divergences(probe: Probe, base: Side, checkpoint: Side) -> list[TokenDiverge
     if vocabulary * sum(len(item.ids) for item in probe.items) >= COMPILED_FROM:
         function, size = compiled(token_divergence), COMPILED_SLICE_LOGITS
     step = max(1, size // vocabulary)
-    found = []
-    for item, before, after in zip(probe.items, base.hidden, checkpoint.hidden, strict=True):
-        following = torch.tensor([*item.ids[1:], -1], device=after.device)  # (T,)
-        parts = []
-        for start in range(0, len(item.ids), step):
-            these = slice(start, start + step)
-            logits = base.head.logits(before[these])  # (t, V)
-            moved = checkpoint.head.logits(after[these])
-            parts.append(function(logits, moved, following[these]))
-        found.append(
-            TokenDivergence(
-                *(
-                    torch.cat([getattr(part, field.name) for part in parts]).cpu()
-                    for field in fields(TokenDivergence)
-                )
-            )
+    # Slices go across texts: products of one good size, however short the texts are.
+    following = [torch.tensor([*item.ids[1:], -1]) for item in probe.items]  # (T,) each
+    parts = [
+        function(base.head.logits(before), checkpoint.head.logits(after), tokens.to(after.device))
+        for before, after, tokens in zip(
+            *(_slices(states, step) for states in (base.hidden, checkpoint.hidden, following)),
+            strict=True,
         )
-    return found
+    ]
+    if not parts:
+        return []
+    lengths = [len(item.ids) for item in probe.items]
+    columns = [
+        torch.cat([getattr(part, field.name) for part in parts]).cpu().split(lengths)
+        for field in fields(TokenDivergence)
+    ]
+    return [TokenDivergence(*values) for values in zip(*columns, strict=True)]
+
+
+def _slices(states: Sequence[Tensor], size: int) -> Iterator[Tensor]:
+    """The states one after the other, `size` of their rows at a time."""
+    waiting: list[Tensor] = []
+    room = size
+    for state in states:
+        while len(state):
+            waiting.append(state[:room])
+            state = state[room:]
+            room -= len(waiting[-1])
+            if room == 0:
+                yield torch.cat(waiting)
+                waiting, room = [], size
+    if waiting:
+        yield torch.cat(waiting)
 
 
 def _rows(
