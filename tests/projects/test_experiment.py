@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mlflow_scalpel.checkpoints import checkpoints_of_run, resolve
 from mlflow_scalpel.comparison.store import gather, stored_ledger
 from mlflow_scalpel.comparison.table import COLUMNS
+from mlflow_scalpel.comparison.tokens import stored_tokens, token_steps
 from mlflow_scalpel.stage import FAILURE_TAG
 
 pytestmark = pytest.mark.slow
@@ -213,13 +214,18 @@ def test_curves_grow_with_the_training_step_and_belong_to_their_models(experimen
     images = client.list_artifacts(run.info.run_id, "images")
     assert len([file for file in images if file.path.endswith(".png")]) == 3
     assert len(run.data.params) < 50
+    assert token_steps(run.info.run_id) == [0, 2, 4]
+    tokens = stored_tokens(run.info.run_id, 4)
+    assert set(tokens["model_id"]) == {found[-1].model_id}
+    assert len(set(tokens["texts"])) == 2
+    assert tokens["rank"].notna().sum() == 200
     arguments = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/training_arguments.json")
     assert arguments["max_grad_norm"] == 0.2
 
 
 def test_the_same_seed_gives_the_same_numbers(experiment):
     first, again = (gather([experiment["runs"][name].info.run_id]) for name in ("sft", "sft-again"))
-    keys = ["step", "metric", "layer", "matrix", "texts"]
+    keys = ["step", "metric", "layer", "head", "matrix", "bin", "texts"]
     timed = {"cost/wall_seconds", "cost/measuring_seconds"}
 
     def values(table: pd.DataFrame) -> pd.Series:
