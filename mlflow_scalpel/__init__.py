@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         resolve,
     )
     from mlflow_scalpel.comparison.compare import compare, top_tokens
-    from mlflow_scalpel.comparison.store import describe_runs, gather
+    from mlflow_scalpel.comparison.store import describe_runs, gather, stored_ledger
 
 __version__ = "0.1.0"
 
@@ -33,6 +33,7 @@ _HOMES = {
     "top_tokens": "mlflow_scalpel.comparison.compare",
     "describe_runs": "mlflow_scalpel.comparison.store",
     "gather": "mlflow_scalpel.comparison.store",
+    "stored_ledger": "mlflow_scalpel.comparison.store",
 }
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "log_checkpoint",
     "pull",
     "resolve",
+    "stored_ledger",
     "top_tokens",
 ]
 

@@ -440,8 +440,8 @@ class _Handler(BaseHTTPRequestHandler):
         while exchange.received < cut_after and (
             content := response.read(int(min(1 << 16, cut_after - exchange.received)))
         ):
+            exchange.received += len(content)  # before the client, who may ask at once, has it
             self.wfile.write(b"%x\r\n%b\r\n" % (len(content), content) if chunked else content)
-            exchange.received += len(content)
         if exchange.received >= cut_after or response.length:
             self.close_connection = True
         elif chunked:

@@ -208,7 +208,11 @@ def test_compare_finds_the_newest_evaluation(evaluated, tmp_path, capsys, monkey
     assert set(table["metric"].str.split("/").str[0]) == {"capabilities"}
     kept = mlflow_scalpel.compare(base, f"{run}#step=10", metrics=["capabilities/kept"])
     assert list(kept["metric"]) == ["capabilities/kept"]
-    assert len(stored_ledger(evaluated["run"])) == len(stored_ledger(evaluated["evaluation"])) == 1
+    assert (
+        len(mlflow_scalpel.stored_ledger(evaluated["run"]))
+        == len(stored_ledger(evaluated["evaluation"]))
+        == 1
+    )
     logged = mlflow.MlflowClient().get_metric_history(
         evaluated["evaluation"], "capabilities/in_domain_gain"
     )
