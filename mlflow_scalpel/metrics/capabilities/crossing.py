@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -41,13 +42,18 @@ def crossings(
     differing = signs[signs != 0]
     if not len(differing):
         return math.inf, np.full(resamples, math.inf), 0.0
-    draws = np.random.default_rng(SEED).multinomial(
-        problems, np.full(problems, 1 / problems), size=resamples
-    )  # (R, P) how often each problem is drawn
-    means = draws @ differences / problems  # (R, K)
+    means = _draws(problems, resamples) @ differences / problems  # (R, K)
     reversed_order = np.vstack([mean, means]) * -differing[0] > _SAME  # (1 + R, K)
     ks = np.where(reversed_order.any(axis=1), reversed_order.argmax(axis=1) + 1.0, math.inf)
     return float(ks[0]), ks[1:], float(differing[0])
+
+
+@functools.lru_cache(maxsize=4)  # the same for every checkpoint
+def _draws(problems: int, resamples: int) -> np.ndarray:
+    """How often each problem is drawn in each resample, (R, P) float64."""
+    even = np.full(problems, 1 / problems)
+    counts = np.random.default_rng(SEED).multinomial(problems, even, size=resamples)
+    return counts.astype(np.float64)
 
 
 def _crossing(benchmark: Benchmark, quantile: float | None) -> list[Finding]:
