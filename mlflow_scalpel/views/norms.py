@@ -13,7 +13,7 @@ from mlflow_scalpel.views.lines import NO_VALUE, draw, line_of, mean_line
 from mlflow_scalpel.views.style import MATRIX_COLOURS, esc, nothing, panels, remark, styles
 from mlflow_scalpel.views.tidy import matrices_in, per_matrix, read, reasons
 from mlflow_scalpel.views.wording import SIGNED, absent, words
-from mlflow_scalpel.views.xaxis import lacking_words, set_x, x_of
+from mlflow_scalpel.views.xaxis import lacking_words, nowhere, set_x, x_of
 
 BY = ("matrix", "layer")
 #: Up to so many layers each stands in the legend; of more, some in even distances.
@@ -50,6 +50,8 @@ def weights_over_training(
     if not len(rows):
         return nothing(title, absent(metric))
     places = x_of(clean, rows, x, runs)
+    if why := nowhere(places, looks):
+        return nothing(title, why)
     rows = rows.assign(x=places.where)
     log_y = log_y and metric not in SIGNED and not (rows["value"] < 0).any()
     shown = [run for run in looks.values() if run.run_id in set(rows["run_id"])]
@@ -118,6 +120,8 @@ def weight_trajectory(
     if not len(rows):
         return nothing(f"{name}: {cell}", absent(metric, f" for layer {layer}, {matrix}"))
     places = x_of(clean, rows, x, runs)
+    if why := nowhere(places, looks):
+        return nothing(f"{name}: {cell}", why)
     rows = rows.assign(x=places.where)
     log_y = log_y and metric not in SIGNED and not (rows["value"] < 0).any()
     shown = [run for run in looks.values() if run.run_id in set(rows["run_id"])]

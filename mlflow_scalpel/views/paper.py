@@ -10,7 +10,7 @@ from mlflow_scalpel.views.lines import NO_VALUE, draw, line_of, mean_line
 from mlflow_scalpel.views.style import esc, nothing, panels, styles
 from mlflow_scalpel.views.tidy import per_matrix, read
 from mlflow_scalpel.views.wording import absent
-from mlflow_scalpel.views.xaxis import lacking_words, set_x, x_of
+from mlflow_scalpel.views.xaxis import lacking_words, nowhere, set_x, x_of
 
 #: way -> (its KL without the token set, its norm, how it is drawn)
 WAYS = {
@@ -65,6 +65,8 @@ def paper_compat(
     names_of = list(dict.fromkeys(theirs["panel"]))
     rows = rows[rows["panel"].isin(names_of)]
     places = x_of(clean, rows, x, runs)
+    if why := nowhere(places, looks):
+        return nothing(TITLE, why)
     rows = rows.assign(x=places.where)
     shown = [run for run in looks.values() if run.run_id in set(rows["run_id"])]
     labels = {(run.run_id, way): f"{run.label}, {way}" for run in shown for way in WAYS}

@@ -226,7 +226,7 @@ def notes_of(figure: go.Figure, notes: Sequence[tuple[str, str]]) -> list[dict[s
         made[i]["text"] = head
         x = figure.layout["xaxis" + (figure.data[i].xaxis or "x")[1:]].domain or (0, 1)
         width = min(44, max(16, int((x[1] - x[0]) * NARROW / 9)))
-        made[len(notes) + i]["text"] = "<br>".join(wrapped(esc(said, 160), width)) or " "
+        made[len(notes) + i]["text"] = "<br>".join(map(esc, wrapped(said[:160], width))) or " "
     return made
 
 

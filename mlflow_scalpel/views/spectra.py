@@ -12,7 +12,7 @@ from mlflow_scalpel.views.norms import BY, draw_members, listed, members
 from mlflow_scalpel.views.style import Grid, Run, nothing, panels, styles
 from mlflow_scalpel.views.tidy import last_step, per_matrix, read
 from mlflow_scalpel.views.wording import absent, words
-from mlflow_scalpel.views.xaxis import lacking_words, set_x, x_of
+from mlflow_scalpel.views.xaxis import lacking_words, nowhere, set_x, x_of
 
 #: metric -> (name of its panels, whether its y axis is logarithmic unless told)
 SPECTRA = {
@@ -49,6 +49,8 @@ def spectra_over_training(
     if not found:
         return nothing(TITLE, absent(metrics[0]))
     places = x_of(clean, rows, x, runs)
+    if why := nowhere(places, looks):
+        return nothing(TITLE, why)
     rows = rows.assign(x=places.where)
     mean = "mean over layers, by matrix" if by == "matrix" else "mean over matrices, by layer"
     subtitle = "; ".join(filter(None, [mean, lacking_words(places, looks)]))

@@ -9,9 +9,9 @@ import plotly.graph_objects as go
 
 from mlflow_scalpel.views.lines import NO_VALUE, Line, draw, line_of
 from mlflow_scalpel.views.norms import share_y
-from mlflow_scalpel.views.style import BASE_COLOUR, Run, esc, hover, panels, remark
+from mlflow_scalpel.views.style import BASE_COLOUR, Run, esc, hover, nothing, panels, remark
 from mlflow_scalpel.views.tidy import Z, reasons
-from mlflow_scalpel.views.xaxis import end_of, lacking_words, set_x, x_of
+from mlflow_scalpel.views.xaxis import end_of, lacking_words, nowhere, set_x, x_of
 
 FLOOR = "noise floor of the dtype"
 
@@ -38,6 +38,8 @@ def lines_over_training(
     Raises ValueError for another `x`.
     """
     places = x_of(clean, rows, x, runs)
+    if why := nowhere(places, looks):
+        return nothing(title, why)
     rows = rows.assign(x=places.where)
     shown = [run for run in looks.values() if run.run_id in set(rows["run_id"])]
     names = list(dict.fromkeys(rows["panel"]))

@@ -87,6 +87,13 @@ def lacking_words(x: X, looks: Mapping[str, Run]) -> str:
     return f"not drawn: {'; '.join(said)}" if said else ""
 
 
+def nowhere(x: X, looks: Mapping[str, Run]) -> str:
+    """For a figure with no point that has a place on the axis: why; "" where any has one."""
+    if np.isfinite(x.where).any():
+        return ""
+    return f"{lacking_words(x, looks)}. Choose another x axis: steps or the fraction of the run."
+
+
 def set_x(figure: go.Figure, x: str, *, log_x: bool = False, rows: Sequence[int] = ()) -> None:
     """Title and type of every x axis of a figure (or of its panels' `rows`, from 1)."""
     settings: dict[str, object] = {"title_text": CHOICES[x], "type": "log" if log_x else "linear"}
