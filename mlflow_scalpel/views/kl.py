@@ -78,7 +78,7 @@ def kl_over_training(
         x=x,
         log_x=log_x,
         log_y=log_y,
-        floors=token_rows(clean, looks, "kl/floor"),
+        floors=token_rows(clean, looks, "kl/floor") if metric == "kl" else None,
     )
 
 

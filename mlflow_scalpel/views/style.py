@@ -156,7 +156,7 @@ def styles(clean: pd.DataFrame, runs: pd.DataFrame | None) -> dict[str, Run]:
 
 def wrapped(text: str, width: int = 104) -> list[str]:
     """Safe text in lines that fit the narrowest page."""
-    return textwrap.wrap(text, width) if text else []
+    return textwrap.wrap(text, width, break_on_hyphens=False) if text else []
 
 
 @dataclass(frozen=True)

@@ -88,4 +88,5 @@ def to_run(group: str) -> str:
 def absent(metric: str, where: str = "") -> str:
     """Safe text for a figure whose table has no rows of `metric`: what to run."""
     group = metric.split("/", 1)[0]
-    return f"This table has no rows of {esc(metric, 60)}{esc(where)}. To measure: {to_run(group)}"
+    place = f" {esc(where)}" if where.strip() else ""
+    return f"This table has no rows of {esc(metric, 60)}{place}. To measure: {to_run(group)}"
