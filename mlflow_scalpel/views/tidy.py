@@ -105,8 +105,10 @@ def read(table: pd.DataFrame) -> pd.DataFrame:
 def texts_of(column: pd.Series) -> tuple[np.ndarray, Any]:
     """A column as plain strings, "" where it is null, with a number for each distinct text."""
     codes, found = pd.factorize(column)
-    codes = np.where(column.eq("").fillna(False), -1, codes)  # absent either way
-    distinct = pd.array([*(str(text) for text in found), ""], dtype="str")
+    texts = [str(text) for text in found]
+    if "" in texts:
+        codes = np.where(codes == texts.index(""), -1, codes)  # absent either way
+    distinct = pd.array([*texts, ""], dtype="str")
     return codes, distinct.take(codes)
 
 

@@ -1,0 +1,190 @@
+"""The figures in a real browser: slider, keyboard, hover, without network and console errors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from plotly.offline import get_plotlyjs
+
+from mlflow_scalpel import views
+from mlflow_scalpel.views.keys import SLIDER_KEYS
+from tests.views.detailed import ARMS, detailed_table
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the PATH")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        options = {"args": ["--no-sandbox", "--disable-gpu"]}
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, **options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def show(browser, tmp_path) -> Iterator[Any]:
+    """Opens fragments in a page; in the end nothing was requested and nothing complained."""
+    complaints: list[str] = []
+    contexts = []
+
+    def opened(*fragments: str, mode: str = "light") -> Any:
+        path = tmp_path / "page.html"
+        script = f"<script>{get_plotlyjs()}</script><script>{SLIDER_KEYS}</script>"
+        path.write_text(
+            f"<!doctype html><meta charset='utf-8'>{script}<body>{''.join(fragments)}</body>",
+            encoding="utf-8",
+        )
+        context = browser.new_context(
+            viewport={"width": 1400, "height": 1200}, color_scheme=mode, offline=True
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda said: complaints.append(said.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("requestfailed", lambda request: complaints.append(request.url[:200]))
+        page.goto(path.as_uri())
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def runs() -> pd.DataFrame:
+    return pd.DataFrame({"name": ["grpo", "sft"]}, index=pd.Index(list(ARMS), name="run_id"))
+
+
+def html_of(figure) -> str:
+    """A figure as a report holds it."""
+    return str(figure.to_html(include_plotlyjs=False, full_html=False, div_id="figure"))
+
+
+STATE = """() => {
+    const g = document.getElementById("figure");
+    const z = g._fullData[0].z;
+    return {titles: g.layout.annotations.map((a) => a.text), active: g.layout.sliders[0].active,
+      first: z[0][0], rows: z.length, frames: (g._transitionData._frames || []).length};
+}"""
+
+
+def test_the_slider_by_mouse_and_by_keyboard(show):
+    page = show(html_of(views.weight_heatmaps(detailed_table(), runs())))
+    state = page.evaluate(STATE)
+    assert state["titles"][:2] == ["grpo, step 40", "sft, step 82"]
+    assert (state["active"], state["rows"], state["frames"]) == (3, 3, 0)
+    last = state["first"]
+    rail = page.locator(".slider-rail-touch-rect").bounding_box()
+    page.mouse.click(rail["x"] + 4, rail["y"] + rail["height"] / 2)
+    page.wait_for_function("document.getElementById('figure').layout.sliders[0].active === 0")
+    state = page.evaluate(STATE)
+    assert state["titles"][:2] == ["grpo, step 10", "sft, step 21"]
+    assert state["first"] == pytest.approx(last / 4)
+    page.focus("#figure")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(STATE)["titles"][:2] == ["grpo, step 20", "sft, step 41"]
+    page.keyboard.press("End")
+    state = page.evaluate(STATE)
+    assert (state["active"], state["titles"][0]) == (3, "grpo, step 40")
+    assert state["first"] == pytest.approx(last)
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(STATE)["active"] == 3
+
+
+def test_a_cell_says_its_number_or_why_it_has_none(show):
+    table = detailed_table()
+    where = (table["layer"] == 2) & (table["matrix"] == "q_proj") & (table["step"] == 40)
+    table.loc[where, ["value", "status", "reason"]] = [None, "failed", "<b>damaged</b>"]
+    page = show(html_of(views.weight_heatmaps(table, runs())))
+    said = page.evaluate(
+        """async () => {
+        const g = document.getElementById("figure");
+        const texts = [];
+        for (const [x, y] of [[0, 2], [1, 1]]) {
+            Plotly.Fx.hover(g, [{curveNumber: 0, pointNumber: [y, x]}]);
+            await new Promise((r) => setTimeout(r, 150));
+            const boxes = [...g.querySelectorAll(".hoverlayer text")];
+            texts.push(boxes.map((box) => box.textContent).join());
+        }
+        return texts;
+    }"""
+    )
+    assert "no value: <b>damaged</b>" in said[0]
+    assert "layer 1, k_proj" in said[1]
+    assert "0.004" in said[1]
+
+
+def test_a_step_of_the_slider_at_full_size(show):
+    """2 runs x 20 checkpoints x 32 layers x 7 matrices: 0.1 s, here with room for a busy machine.
+
+    The best of the steps counts, since other work on the machine can only make one slower.
+    """
+    matrices = [f"m{i}" for i in range(7)]
+    index = pd.MultiIndex.from_product(
+        [list(ARMS), range(10, 210, 10), range(32), matrices],
+        names=["run_id", "step", "layer", "matrix"],
+    )
+    table = index.to_frame(index=False).assign(metric="weights/relative_frobenius", status="ok")
+    table["value"] = np.random.default_rng(0).random(len(table))
+    table = table.reindex(columns=detailed_table().columns)
+    page = show(html_of(views.weight_heatmaps(table, runs())))
+    times = page.evaluate(
+        """async () => {
+        const g = document.getElementById("figure");
+        const times = [];
+        for (const step of g.layout.sliders[0].steps) {
+            const start = performance.now();
+            await Plotly.update(g, ...step.args);
+            times.push(performance.now() - start);
+        }
+        return times;
+    }"""
+    )
+    print(json.dumps({"median ms": statistics.median(times), "all": [round(t) for t in times]}))
+    assert min(times) < 100
+
+
+def test_a_token_shows_both_models_on_hover_and_on_focus(show):
+    rows = [
+        {
+            "texts": "math sha256:aa",
+            "problem": 0,
+            "position": i,
+            "token": f" word{i}",
+            "kl": 10.0 ** (i % 6 - 4),
+            "answer": i > 20,
+            "base_top": [f" base{i}"],
+            "checkpoint_top": [f" other{i}"],
+            "base_top_p": [0.5],
+            "checkpoint_top_p": [0.25],
+        }
+        for i in range(400)
+    ]
+    for mode in ("light", "dark"):
+        page = show(str(views.token_reader(pd.DataFrame(rows), problem=0)), mode=mode)
+        tokens, tips = page.locator(".t"), page.locator(".tip:visible")
+        assert tips.count() == 0
+        tokens.nth(60).hover()
+        assert "\u00b7base60" in tips.inner_text()
+        box = tips.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 1400
+        page.mouse.move(0, 0)
+        tokens.nth(100).focus()
+        page.keyboard.press("Tab")
+        assert "\u00b7other101" in tips.inner_text()
+        shades = [
+            page.locator(f".legend .k{i}").evaluate("e => getComputedStyle(e).backgroundColor")
+            for i in range(7)
+        ]
+        assert len(set(shades)) == 7
