@@ -24,7 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Gather the runs' tables, and write the report."""
-    from mlflow_scalpel.comparison.store import describe_runs, gather
+    from mlflow_scalpel.comparison.store import describe_runs, gather, stored_ledger
     from mlflow_scalpel.errors import ScalpelError
     from mlflow_scalpel.views.report import write_figures, write_report
 
@@ -33,8 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
     ids = list(dict.fromkeys(arguments.runs))
     table, runs = gather(ids), describe_runs(ids)
     title = arguments.title or ", ".join(str(name) for name in runs["name"])
+    ledgers = {run_id: stored_ledger(run_id) for run_id in ids}
     try:
-        path = write_report(table, runs, arguments.out, title=title)
+        path = write_report(table, runs, arguments.out, title=title, ledgers=ledgers)
         print(f"report: {path.resolve()}")
         if arguments.figures is not None:
             written = write_figures(table, runs, arguments.figures)

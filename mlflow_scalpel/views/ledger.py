@@ -32,7 +32,7 @@ from mlflow_scalpel.views.style import (
     styles,
 )
 from mlflow_scalpel.views.tidy import Z, read, reasons
-from mlflow_scalpel.views.xaxis import CHOICES, set_x, x_of
+from mlflow_scalpel.views.xaxis import CHOICES, lacking_words, set_x, x_of
 
 TITLE = "Ledger: which problems were kept, lost, gained"
 CHANCE = "chance: the base against itself"
@@ -50,7 +50,8 @@ def ledger(
     From the foot up: kept, lost (both solved by the base), gained, never. Short marks stand where
     lost and gained would end if the checkpoint were the base with another sample, that is
     `lost_null` below and `gained_null` above the border; their bars are 1.96 standard errors.
-    `benchmark` keeps one (`in/gsm8k/sampled`, or `gsm8k`); `x` is as for `kl_over_training`. Reads
+    `benchmark` keeps one (`in/gsm8k/sampled`, or `gsm8k`); `x` is "step", "fraction", "tokens", "flops" or
+    "hours" (`xaxis.x_of`). Reads
     `run_id, step, value, stderr, n, texts, reason` of `capabilities/kept, lost, gained, never,
     lost_null, gained_null, mcnemar_p`.
 
@@ -66,7 +67,12 @@ def ledger(
     rows = rows[rows["benchmark"].isin([one.key for one in shown_benchmarks])]
     if not len(rows):
         return nothing(TITLE, f"This table has no ledger of problems: {EVALUATE}.")
-    rows = rows.assign(where=x_of(clean, rows, x, runs).where)
+    on_x = x_of(clean, rows, x, runs)
+    rows = rows.assign(where=on_x.where)
+    lacking = lacking_words(on_x, looks)
+    rows = rows[rows["where"].notna()]
+    if not len(rows):
+        return nothing(TITLE, f"No checkpoint has a place on this axis: {lacking}")
     shown = [run for run in looks.values() if run.run_id in set(rows["run_id"])]
     places = [(one, run) for one in shown_benchmarks for run in shown]
     some_null = rows.loc[rows["metric"].str.endswith("_null"), "value"].notna().any()
@@ -82,7 +88,8 @@ def ledger(
             if some_null
             else "No null in the table: the base has one sample a problem, so what is chance is "
             "not known"
-        ),
+        )
+        + (f"; {lacking}" if lacking else ""),
         columns=min(3, max(2, len(shown))),
         row_height=190,
         gap=88,

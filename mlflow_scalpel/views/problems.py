@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pandas as pd
 from markupsafe import Markup, escape
 
@@ -12,6 +14,8 @@ NEEDED = ("domain", "label", "kind", "problem_id", "k", "base_right", "right", "
 #: Other people's text is cut there: a page must not hang on one answer.
 LONGEST = 20_000
 MOST = 200
+#: The report holds less of them.
+REPORTED, REPORTED_TEXT = 20, 4_000
 
 
 def problem_table(
@@ -21,13 +25,14 @@ def problem_table(
     benchmark: str | None = None,
     step: float | None = None,
     most: int = MOST,
+    longest: int = LONGEST,
 ) -> Markup:
     """Problems of a ledger as an HTML table: problem, gold answer, and both models' first answers.
 
     `ledger` has a row a problem, checkpoint and benchmark (`scalpel/ledger.parquet`). `status` is
     kept, gained, lost or never; `benchmark` as in the column `texts` (`in/gsm8k/sampled`) or a
     label; `step` that of the checkpoint, the last one by default. At most `most` rows are shown,
-    and the rest is counted. Answers open on a click. All text is escaped, and cut at 20,000
+    and the rest is counted. Answers open on a click. All text is escaped, and cut at `longest`
     characters.
 
     Raises ValueError if columns are missing, or for a status that is none.
@@ -56,7 +61,7 @@ def problem_table(
         f"; the first {most} of them" if len(rows) > most else "",
     )  # fmt: skip
     body = Markup("").join(
-        _row(row, key, status is None)
+        _row(row, key, status is None, longest)
         for (_, row), key in zip(rows.head(most).iterrows(), keys, strict=False)
     )
     return Markup(
@@ -66,22 +71,42 @@ def problem_table(
     ).format(caption, body)
 
 
-def _row(row: pd.Series, key: str, named: bool) -> Markup:
+def lost_problems(ledgers: Mapping[str, pd.DataFrame], names: Mapping[str, str]) -> Markup:
+    """The problems that each run lost at its last checkpoint, folded away, for the report.
+
+    `ledgers` and `names` go by run ID. At most REPORTED problems a run, each text cut at
+    REPORTED_TEXT characters, so that the report stays small. "" where no run has a ledger.
+    """
+    parts = Markup("")
+    for run_id, ledger in ledgers.items():
+        lost = ledger[(ledger["status"] == "lost").fillna(False)]
+        if not len(ledger):
+            continue
+        table = problem_table(ledger, status="lost", most=REPORTED, longest=REPORTED_TEXT)
+        parts += Markup("<details><summary>{}: {}</summary>{}</details>").format(
+            names.get(run_id, run_id),
+            "problems it lost, with both answers" if len(lost) else "lost no problem",
+            table if len(lost) else "",
+        )
+    return parts
+
+
+def _row(row: pd.Series, key: str, named: bool, longest: int) -> Markup:
     said = Markup("{}<br><span class='soft'>{}{}</span>").format(
         _text(key), _text(row["problem_id"]), f", {row['status']}" if named else ""
     )
     # of one evaluation, so that both have as many samples as the suite asks for
     counts = f"{_text(row['base_right'])}, {_text(row['right'])} of {_text(row['k'])}"
-    cells = (said, _folded(row["problem"], 240), _folded(row["gold"], 80), counts)
-    answers = (_answer(row["base_completion"]), _answer(row["completion"]))
+    cells = (said, _folded(row["problem"], 240, longest), _folded(row["gold"], 80, longest), counts)
+    answers = (_answer(row["base_completion"], longest), _answer(row["completion"], longest))
     return Markup("<tr>{}</tr>").format(
         Markup("").join(Markup('<td dir="auto">{}</td>').format(one) for one in (*cells, *answers))
     )
 
 
-def _folded(text: object, limit: int) -> Markup:
+def _folded(text: object, limit: int, longest: int) -> Markup:
     """Text as it is where it is short, else behind its beginning."""
-    whole = _text(text)[:LONGEST]
+    whole = _text(text)[:longest]
     if len(whole) <= limit:
         return escape(whole)
     return Markup("<details><summary>{}\u2026</summary><pre>{}</pre></details>").format(
@@ -89,16 +114,16 @@ def _folded(text: object, limit: int) -> Markup:
     )
 
 
-def _answer(text: object) -> Markup:
+def _answer(text: object, longest: int) -> Markup:
     """An answer behind its end, where the result mostly stands."""
     whole = _text(text)
     if not whole:
         return Markup('<span class="soft">none</span>')
-    cut = "" if len(whole) <= LONGEST else f"\n\u2026 cut: {len(whole):,} characters in all"
+    cut = "" if len(whole) <= longest else f"\n\u2026 cut: {len(whole):,} characters in all"
     end = " ".join(whole[-120:].split())
     lead = "\u2026" if len(whole) > 120 else ""
     return Markup("<details><summary>{}{}</summary><pre>{}{}</pre></details>").format(
-        lead, end, whole[:LONGEST], cut
+        lead, end, whole[:longest], cut
     )
 
 

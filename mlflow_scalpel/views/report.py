@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
@@ -16,6 +16,7 @@ from mlflow_scalpel.views.confounding import SHOWN, confounder_table, confounder
 from mlflow_scalpel.views.findings import findings, seed_words
 from mlflow_scalpel.views.numbers import numbers
 from mlflow_scalpel.views.png import to_png
+from mlflow_scalpel.views.problems import lost_problems
 from mlflow_scalpel.views.report_page import PAGE
 from mlflow_scalpel.views.report_sections import SECTIONS
 from mlflow_scalpel.views.style import styles
@@ -29,23 +30,27 @@ def write_report(
     *,
     title: str,
     notes: Sequence[str] = (),
+    ledgers: Mapping[str, pd.DataFrame] | None = None,
 ) -> Path:
     """Write the report on a table as one HTML file, and return its path.
 
     The file loads nothing from elsewhere (Plotly stands in it once), works in a sandboxed frame
     that allows scripts, and follows the reader's light or dark setting. All text is escaped.
+    `ledgers` are those of the runs by ID, of which the lost problems are shown with both answers.
     `notes` are plain sentences to set below the findings. Figures without data are left out, and
     the end says what to run for them. The folder of `path` is made if it is not there.
 
     Raises ValueError if columns of the table are missing, OSError if the file cannot be written.
     """
     clean = read(table)
-    names = [run.name for run in styles(clean, runs).values()]
+    names = {run.run_id: run.name for run in styles(clean, runs).values()}
     drawn, unmeasured = figures_of(clean, runs)
     sections = []
     for section in SECTIONS:
         figures = {stem: drawn[stem] for stem in section.figures if stem in drawn}
         below = section.table(clean, runs) if section.table is not None else ""
+        if section.stem == "capabilities":
+            below = lost_problems(ledgers or {}, names)
         if figures or (below and section.stem != "card"):
             sections.append(
                 {
@@ -62,13 +67,13 @@ def write_report(
         title=title,
         plotly_js=Markup(get_plotlyjs()),
         bases=[base for base in clean["base"].unique() if base],
-        names=names,
+        names=list(names.values()),
         parameters=confounder_table(
             runs[[c for c in runs.columns if c in ("name", "algorithm", *SHOWN)]]
         )
         if runs is not None and known
         else "",
-        seeds=seed_words(runs, names),
+        seeds=seed_words(runs, list(names.values())),
         findings=findings(clean, runs),
         notes=list(notes),
         gaps=gap_words(clean),

@@ -35,6 +35,8 @@ th { overflow-wrap: normal; }
 tr.moved td { color: #c2185b; font-weight: bold; }
 .axes td, .axes th { max-width: 34ch; }
 .axes thead th:first-child, .axes tbody th { white-space: nowrap; }
+details { margin: 6px 0; }
+.problems td { max-width: 30ch; }
 pre { white-space: pre-wrap; max-height: 30em; overflow: auto; margin: 4px 0; }
 .contents a { color: inherit; margin-right: 18px; white-space: nowrap; }
 tr.same td, tr.same th { color: var(--soft); font-weight: normal; }

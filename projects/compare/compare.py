@@ -9,7 +9,7 @@ with open_stage("compare", Path(__file__).parent / "recipes") as stage:
     import mlflow
 
     from mlflow_scalpel.comparison import write_table
-    from mlflow_scalpel.comparison.store import describe_runs, gather
+    from mlflow_scalpel.comparison.store import describe_runs, gather, stored_ledger
     from mlflow_scalpel.views.report import write_figures, write_report
 
     recipe = stage.recipe
@@ -22,7 +22,9 @@ with open_stage("compare", Path(__file__).parent / "recipes") as stage:
     runs = describe_runs(recipe.runs)
     stage.output.mkdir(parents=True, exist_ok=True)
     write_table(table, stage.output / "table.parquet")
-    report = write_report(table, runs, stage.output / "report.html", title=recipe.title)
+    ledgers = {run_id: stored_ledger(run_id) for run_id in recipe.runs}
+    path = stage.output / "report.html"
+    report = write_report(table, runs, path, title=recipe.title, ledgers=ledgers)
     write_figures(table, runs, stage.output / "figures")
     mlflow.log_artifacts(str(stage.output), "scalpel")
     for number, run_id in enumerate(recipe.runs):

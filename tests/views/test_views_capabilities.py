@@ -52,6 +52,15 @@ def test_the_ledger_of_one_benchmark_over_the_fraction_of_the_run(whole, runs):
         views.ledger(whole, runs, x="epoch")
 
 
+def test_a_ledger_over_what_was_not_counted_says_so(whole, runs):
+    figure = views.ledger(whole, runs, x="tokens")
+    assert list(figure.data[0].x) == [5e5, 1e6, 1.5e6]
+    bare = whole[whole["metric"] != "cost/tokens_trained"]
+    figure = views.ledger(bare, runs, x="tokens")
+    assert not figure.data
+    assert "no cost/tokens_trained" in figure.layout.annotations[0].text.replace("<br>", " ")
+
+
 def test_a_ledger_without_a_null_says_so(whole, runs):
     bare = whole[~whole["metric"].str.endswith("_null")]
     assert "what is chance is not known" in views.ledger(

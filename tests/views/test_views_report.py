@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import html.parser
 import re
+import time
 
+import numpy as np
 import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 
 from mlflow_scalpel import views
+from mlflow_scalpel.comparison.table import tidy
+from mlflow_scalpel.comparison.weights import MATRICES
+from tests.views.whole import ledger_of
 
 FIGURES = 11  # of a table without capabilities
 NONE = "unmeasured"
@@ -184,6 +189,16 @@ def test_confounders_are_bold_but_for_what_is_asked(runs):
     )
 
 
+def test_lost_problems_stand_in_the_report(write, whole, runs):
+    ledgers = {"aaaa1111": ledger_of("<b>What</b>?", "y" * 9_000), "bbbb2222": ledger_of()[:1]}
+    text = write(whole, runs, ledgers=ledgers)
+    assert "<summary>grpo: problems it lost, with both answers</summary>" in text
+    assert "&lt;b&gt;What&lt;/b&gt;? (lost)" in text
+    assert "(gained)" not in text
+    assert "y" * 4_001 not in text
+    assert "<summary>sft: lost no problem</summary>" in text
+
+
 def test_capabilities_and_freezing_have_their_sections(write, whole, runs):
     runs["frozen"] = [None, None, "MLPs"]
     text = write(whole, runs)
@@ -193,3 +208,30 @@ def test_capabilities_and_freezing_have_their_sections(write, whole, runs):
         assert f'<div id="figure-{stem}"' in text
     assert "no: 0 elements differ" in text
     assert "crossing_k:" not in text  # looked for and not found is no gap
+
+
+@pytest.mark.slow
+def test_a_large_report_is_small_and_quick(tmp_path):
+    """Two runs x 20 checkpoints x 224 matrices x 10 metrics; seconds of this process alone."""
+    rng = np.random.default_rng(0)
+    metrics = [
+        *(f"weights/{name}" for name in ("relative_frobenius", "relative_frobenius_per_lr",
+          "update_rms", "largest_change", "cosine_distance", "unchanged", "unchanged_bfloat16")),
+        *(f"spectra/{name}" for name in ("update_spectral_norm", "stable_rank", "effective_rank")),
+    ]  # fmt: skip
+    cells = pd.MultiIndex.from_product(
+        [["aaaa1111", "bbbb2222"], range(30, 630, 30), metrics, range(32), MATRICES],
+        names=["run_id", "step", "metric", "layer", "matrix"],
+    ).to_frame(index=False)
+    table = tidy([{"base": "b", "base_digest": "d"}] * len(cells))
+    table = table.assign(**cells, model_id="m", value=rng.random(len(cells)) * cells["step"])
+    table = table.assign(
+        algorithm=np.where(table["run_id"] == "aaaa1111", "grpo", "sft"), status="ok"
+    )
+    before = time.process_time()
+    path = views.write_report(table, None, tmp_path / "r.html", title="large")
+    assert time.process_time() - before < 5
+    assert path.stat().st_size < 8e6
+    before = time.process_time()
+    assert len(views.findings(table)) == 3
+    assert time.process_time() - before < 1
