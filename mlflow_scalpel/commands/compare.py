@@ -98,8 +98,22 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.log:
         run_id = log_comparison(table)
         log_tokens(tokens, run_id)
+        _log_report(table, run_id)
         print(f"logged as run {run_id}")
     return 0 if (table["status"] == "ok").any() else 1
+
+
+def _log_report(table: pd.DataFrame, run_id: str) -> None:
+    import tempfile
+
+    from mlflow import MlflowClient
+
+    from mlflow_scalpel.views.report import write_report
+
+    with tempfile.TemporaryDirectory() as scratch:
+        title = f"Compared with {table['base'].iloc[0]}"
+        path = write_report(table, None, Path(scratch) / "report.html", title=title)
+        MlflowClient().log_artifact(run_id, str(path), "scalpel")
 
 
 def _print(table: pd.DataFrame) -> None:

@@ -50,10 +50,9 @@ def ledger(
     From the foot up: kept, lost (both solved by the base), gained, never. Short marks stand where
     lost and gained would end if the checkpoint were the base with another sample, that is
     `lost_null` below and `gained_null` above the border; their bars are 1.96 standard errors.
-    `benchmark` keeps one (`in/gsm8k/sampled`, or `gsm8k`); `x` is "step", "fraction", "tokens", "flops" or
-    "hours" (`xaxis.x_of`). Reads
-    `run_id, step, value, stderr, n, texts, reason` of `capabilities/kept, lost, gained, never,
-    lost_null, gained_null, mcnemar_p`.
+    `benchmark` keeps one (`in/gsm8k/sampled`, or `gsm8k`); `x` is "step", "fraction", "tokens",
+    "flops" or "hours" (`xaxis.x_of`). Reads `run_id, step, value, stderr, n, texts, reason` of
+    `capabilities/kept, lost, gained, never, lost_null, gained_null, mcnemar_p`.
 
     Raises ValueError for another `x`, or if columns are missing.
     """

@@ -75,7 +75,7 @@ def write_report(
         else "",
         seeds=seed_words(runs, list(names.values())),
         findings=findings(clean, runs),
-        notes=list(notes),
+        notes=[*notes, *stepless_words(clean)],
         gaps=gap_words(clean),
         sections=sections,
         unmeasured=unmeasured,
@@ -119,6 +119,17 @@ def fragment(figure: go.Figure, stem: str) -> Markup:
         default_height=f"{figure.layout.height}px",
     )
     return Markup(text)
+
+
+def stepless_words(clean: pd.DataFrame) -> list[str]:
+    """What to do about values that belong to no step of training, which no figure draws."""
+    count = int((clean["value"].notna() & clean["step"].isna()).sum())
+    if not count:
+        return []
+    return [
+        f"{count} values belong to no step of training and are not drawn; directories named "
+        "step-N or checkpoint-N, and logged checkpoints, have one."
+    ]
 
 
 def gap_words(clean: pd.DataFrame) -> list[str]:

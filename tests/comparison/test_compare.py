@@ -204,7 +204,7 @@ def test_the_command_on_a_runs_checkpoints(tracking, models, texts, tmp_path, ca
     history = MlflowClient().get_metric_history(compared, "kl/all_tokens/pairs")
     assert [point.step for point in history] == [5, 10]
     files = {file.path for file in MlflowClient().list_artifacts(compared, "scalpel")}
-    assert files == {"scalpel/table.parquet", "scalpel/tokens"}
+    assert files == {"scalpel/table.parquet", "scalpel/tokens", "scalpel/report.html"}
     assert token_steps(compared) == [5, 10]
     tokens = stored_tokens(compared, 10)
     (model,) = set(tokens["model_id"])

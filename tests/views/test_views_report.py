@@ -142,6 +142,13 @@ def test_missing_values_are_listed(write, table, runs):
     assert "kl/all_tokens: 18 of 18 values (out of memory)" in Page(write(table, runs)).text
 
 
+def test_values_without_a_step_are_counted(write, table):
+    table["step"] = pd.NA
+    table["run_id"] = pd.NA
+    text = Page(write(table, None)).text
+    assert f"{len(table)} values belong to no step of training" in text
+
+
 def test_figures_as_files(table, runs, tmp_path):
     written = views.write_figures(table, runs, tmp_path / "figures")
     stems = {path.stem for path in written if path.suffix == ".png"}
