@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     if isinstance(read, MainRecipe):
         check_parts(read, projects)
     if isinstance(read, EvaluateRecipe):
-        load_suite(read.suite, projects / "evaluate" / "suites", read.data)
+        load_suite(read.suite, projects / "evaluate" / "suites", read.data, read.samples)
     print(f"{path}: a valid recipe of the entry point {read.stage}")
     return 0
 

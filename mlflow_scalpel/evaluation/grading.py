@@ -92,16 +92,22 @@ def exact_answer(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
 
 def math_answer(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """lm-eval `process_results`: `math_correct` with the row's `answer`; NaN if that is none."""
-    return {"math_verify": _score(math_correct(results[0], str(doc["answer"])))}
+    return {"math_verify": math_score(results[0], str(doc["answer"]), "math_verify")}
 
 
 def math_answer_or_number(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """lm-eval `process_results`: as `math_answer`, or else the completion's last number."""
-    correct = math_correct(results[0], str(doc["answer"]), fallback="last_number")
-    return {"math_verify_or_number": _score(correct)}
+    name = "math_verify_or_number"
+    return {name: math_score(results[0], str(doc["answer"]), name)}
 
 
-def _score(correct: bool | None) -> float:
+def math_score(completion: str, gold: str, grader: str) -> float:
+    """`math_correct` as 1 or 0, and NaN where `gold` is no mathematics.
+
+    `grader` is `math_verify`, or `math_verify_or_number` for the last number as a fallback.
+    """
+    fallback: Fallback = "last_number" if grader == "math_verify_or_number" else "none"
+    correct = math_correct(completion, gold, fallback=fallback)
     return float("nan") if correct is None else float(correct)
 
 

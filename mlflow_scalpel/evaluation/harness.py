@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from lm_eval.api.instance import Instance
 from mlflow_scalpel.checkpoints.weights import load_weights
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.generation import BatchedLM
-from mlflow_scalpel.evaluation.grading import last_boxed
+from mlflow_scalpel.evaluation.grading import last_boxed, math_score
 from mlflow_scalpel.evaluation.suite import Suite, SuiteTask
 from mlflow_scalpel.evaluation.tasks import Work, build_works
 from mlflow_scalpel.metrics.capabilities.success_rate import clustered_mean
@@ -236,8 +237,13 @@ def _grade(task: Any, entry: SuiteTask, sample: int) -> dict[int, list[float]]:
     scores = {}
     for number, requests in groups.items():
         requests.sort(key=lambda request: request.idx)
+        doc = requests[0].doc
+        if entry.grader != "task":
+            gold = _gold(_target(task, doc, entry), entry)
+            scores[number] = [math_score(requests[0].resps[0], gold, entry.grader)]
+            continue
         filtered = [request.filtered_resps[entry.filter] for request in requests]
-        value = task.process_results(requests[0].doc, filtered)[entry.metric]
+        value = task.process_results(doc, filtered)[entry.metric]
         values = value if isinstance(value, list) else [value]
         if not values or not all(isinstance(v, bool | int | float | np.number) for v in values):
             raise ScalpelError(
@@ -252,22 +258,34 @@ def _describe(task: Any, requests: list[Instance], entry: SuiteTask) -> dict[str
     doc = requests[0].doc
     problem = doc.get("problem")
     problem = problem if isinstance(problem, str) else str(task.doc_to_text(doc))
-    target = doc.get("answer") if entry.generation is not None else None
-    if target is None:
-        target = task.doc_to_target(doc)
-        if isinstance(target, int) and task.OUTPUT_TYPE == "multiple_choice":
-            target = task.doc_to_choice(doc)[target]
-    target = str(target)
+    target = _target(task, doc, entry)
     digest = hashlib.sha256(f"{problem}\0{target}".encode()).hexdigest()[:16]
-    boxed = last_boxed(target)
     return {
         "domain": entry.domain,
         "label": entry.label,
         "kind": entry.kind,
         "problem_id": digest,
         "problem": problem,
-        "gold": target if boxed is None else boxed,
+        "gold": _gold(target, entry),
     }
+
+
+def _target(task: Any, doc: dict[str, Any], entry: SuiteTask) -> str:
+    target = doc.get("answer") if entry.generation is not None else None
+    if target is None:
+        target = task.doc_to_target(doc)
+        if isinstance(target, int) and task.OUTPUT_TYPE == "multiple_choice":
+            target = task.doc_to_choice(doc)[target]
+    return str(target)
+
+
+def _gold(target: str, entry: SuiteTask) -> str:
+    """The answer within a task's target: what the suite's pattern finds, a boxed one, or all."""
+    found = re.search(entry.gold_pattern, target) if entry.gold_pattern is not None else None
+    if found is not None:
+        return found.group(1).strip()
+    boxed = last_boxed(target)
+    return target if boxed is None else boxed
 
 
 def _load_model(model: str, batch_size: int, dtype: str, device: str | None) -> BatchedLM:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import mlflow
@@ -32,8 +33,10 @@ from mlflow_scalpel.recipes.measuring import EvaluateRecipe
 
 if TYPE_CHECKING:
     from mlflow_scalpel.evaluation.harness import Evaluation
+    from mlflow_scalpel.evaluation.suite import Suite
 
 METRIC_VERSION = 1
+SUITE = "scalpel/suite.yaml"
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,15 @@ def _choose(count: int, which: str | int) -> list[int]:
         return sorted({0, count - 1})
     wanted = min(int(which), count)
     return sorted({round((number + 1) * count / wanted) - 1 for number in range(wanted)})
+
+
+def log_suite(suite: Suite, plan: Plan) -> None:
+    """Keep what a score hangs on beside it: every task's settings, prompt, graders' versions."""
+    packages = ("lm_eval", "math-verify", "latex2sympy2_extended", "transformers", "torch")
+    settings = suite.model_dump(mode="json")
+    settings["system_prompt"] = plan.system_prompt
+    settings["versions"] = {name: version(name) for name in packages}
+    mlflow.log_dict(settings, SUITE)
 
 
 def log_evaluation(

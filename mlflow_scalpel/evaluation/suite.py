@@ -19,11 +19,14 @@ from pydantic import (
 )
 
 from mlflow_scalpel.errors import RecipeError
-from mlflow_scalpel.recipes.fields import Data, Strict
+from mlflow_scalpel.recipes.fields import Data, Strict, check_pattern
 from mlflow_scalpel.recipes.load import find_recipe, read_yaml, validate
 
 NamePart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=60)]
 """Part of a metric's name: no blank and no slash, which separates the parts."""
+
+
+_OF_GRADING = {"label", "domain", "kind", "metric", "grader", "gold_pattern", "filter"}
 
 
 class Generation(Strict):
@@ -66,8 +69,14 @@ class SuiteTask(Strict):
     """Whether post-training saw this skill: declared, never guessed."""
     kind: NamePart
     """How it is measured, such as `greedy` or `sampled`."""
-    metric: str
-    """lm-eval's key of the result, such as `exact_match`."""
+    metric: str | None = None
+    """lm-eval's key of the result, such as `exact_match`; null with a grader of this project."""
+    grader: Literal["task", "math_verify", "math_verify_or_number"] = "task"
+    """`task` leaves it to lm-eval. `math_verify` compares the completion's answer as mathematics:
+    boxed, or else LaTeX after the word "answer"; `math_verify_or_number` takes the last number
+    where there is neither."""
+    gold_pattern: str | None = None
+    """Regular expression whose first group is the answer within the task's target."""
     filter: str = "none"
     """lm-eval's name of the filter that the completion went through."""
     shots: NonNegativeInt = 0
@@ -89,7 +98,25 @@ class SuiteTask(Strict):
     @property
     def work(self) -> str:
         """What decides the completions: tasks that agree on it are run once."""
-        return self.model_dump_json(exclude={"label", "domain", "kind", "metric", "filter"})
+        return self.model_dump_json(exclude=_OF_GRADING)
+
+    @field_validator("gold_pattern")
+    @classmethod
+    def _pattern(cls, value: str | None) -> str | None:
+        return check_pattern(value)
+
+    @model_validator(mode="after")
+    def _one_grader(self) -> SuiteTask:
+        if (self.grader == "task") != (self.metric is not None):
+            raise ValueError(
+                f"metric = {self.metric} of {self.label} with grader = {self.grader}: the task's "
+                "own grader needs a metric, and any other one takes none"
+            )
+        if self.grader != "task" and self.generation is None:
+            raise ValueError(
+                f"grader = {self.grader} of {self.label} reads completions; give it `generation`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> SuiteTask:
@@ -144,12 +171,16 @@ class Suite(Strict):
 
 
 def load_suite(
-    name: str, folder: Path, data_overrides: Mapping[str, Mapping[str, Any]] | None = None
+    name: str,
+    folder: Path,
+    data_overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    samples: int | None = None,
 ) -> Suite:
     """The suite `name` (under `folder`, or a path), checked as a whole.
 
     `data_overrides` gives labels a `data` of their own, which replaces the suite's as a whole and
-    goes to every kind of the label. Raises RecipeError with field, value, file and remedy.
+    goes to every kind of the label; `samples` replaces the number of completions a problem of every
+    task that samples. Raises RecipeError with field, value, file and remedy.
     """
     path = find_recipe(name, folder)
     fields = read_yaml(path)
@@ -158,7 +189,15 @@ def load_suite(
         fields["tasks_folder"] = (path.parent / fields["tasks_folder"]).resolve()
     for label, data in (data_overrides or {}).items():
         _override_data(fields, label, dict(data), path)
-    return validate(Suite, fields, path)
+    suite: Suite = validate(Suite, fields, path)
+    if samples is None:
+        return suite
+    return suite.model_copy(update={"tasks": [_sampled(task, samples) for task in suite.tasks]})
+
+
+def _sampled(task: SuiteTask, samples: int) -> SuiteTask:
+    draws = task.generation is not None and task.generation.do_sample
+    return task.model_copy(update={"samples": samples}) if draws else task
 
 
 def _override_data(fields: dict[str, Any], label: str, data: dict[str, Any], path: Path) -> None:

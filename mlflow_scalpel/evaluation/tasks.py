@@ -117,13 +117,13 @@ def _check_task(task: Any, entry: SuiteTask) -> None:
             + ("generates; give it `generation`" if generates else "compares likelihoods; set ")
             + ("" if generates else "generation to null")
         )
-    if entry.metric not in task.aggregation():
+    if entry.grader == "task" and entry.metric not in task.aggregation():
         raise ScalpelError(
             f"{entry.metric_name}: the task {entry.task} has no metric {entry.metric}; "
             f"use one of {', '.join(task.aggregation())}"
         )
     filters = [ensemble.name for ensemble in task._filters]
-    if entry.filter not in filters:
+    if entry.grader == "task" and entry.filter not in filters:
         raise ScalpelError(
             f"{entry.metric_name}: the task {entry.task} has no filter {entry.filter}; "
             f"use one of {', '.join(filters)}"

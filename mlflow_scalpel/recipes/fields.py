@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
@@ -74,22 +75,25 @@ class Data(Strict):
     @field_validator("answer_pattern")
     @classmethod
     def _pattern(cls, value: str | None) -> str | None:
-        import re
-
-        if value is not None:
-            try:
-                groups = re.compile(value).groups
-            except re.error as error:
-                raise ValueError(f"is no regular expression: {error}") from error
-            if groups < 1:
-                raise ValueError("needs one group in parentheses that holds the answer")
-        return value
+        return check_pattern(value)
 
     def describe(self) -> str:
         """One line that names the source, for parameters and tables."""
         source = self.hub or self.file or f"generated:{self.generated}"
         parts = [source, self.split if not self.file else None, self.rows]
         return " ".join(part for part in parts if part)
+
+
+def check_pattern(value: str | None) -> str | None:
+    """The regular expression as it is; raises ValueError where it is none, or has no group."""
+    if value is not None:
+        try:
+            groups = re.compile(value).groups
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from error
+        if groups < 1:
+            raise ValueError("needs one group in parentheses that holds the answer")
+    return value
 
 
 def parse_rows(text: str) -> slice:

@@ -37,6 +37,8 @@ class EvaluateRecipe(Recipe):
     either this or model."""
     checkpoints: Literal["all", "first_and_last", "last"] | PositiveInt = "all"
     """Which of the run's checkpoints: a number takes so many, evenly spaced, the last included."""
+    samples: PositiveInt | None = None
+    """Completions a problem of every task that samples, for pass@k; null takes the suite's."""
     system_prompt: str | None = None
     """Goes before every problem; for a run, null takes the one it was trained with."""
     batch_size: PositiveInt = 64

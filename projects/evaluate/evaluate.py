@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 
 
 def suite_of(recipe):
-    return load_suite(recipe.suite, HERE / "suites", recipe.data)
+    return load_suite(recipe.suite, HERE / "suites", recipe.data, recipe.samples)
 
 
 with open_stage("evaluate", HERE / "recipes", check=suite_of) as stage:
@@ -21,6 +21,7 @@ with open_stage("evaluate", HERE / "recipes", check=suite_of) as stage:
     from mlflow_scalpel.evaluation.record import (
         log_evaluation,
         log_results,
+        log_suite,
         plan_evaluation,
         rows_of,
     )
@@ -29,6 +30,7 @@ with open_stage("evaluate", HERE / "recipes", check=suite_of) as stage:
     suite = suite_of(recipe)
     plan = plan_evaluation(recipe)
     mlflow.log_params(recipe.flat())
+    log_suite(suite, plan)
     evaluator = Evaluator(
         plan.base.directory,
         suite,

@@ -289,3 +289,38 @@ def test_a_template_that_drops_the_system_prompt_is_refused(
     template.unlink()
     with pytest.raises(ScalpelError, match="no chat template"):
         build(task(limit=1), model=model)
+
+
+def test_a_grader_of_the_project_in_place_of_the_tasks(
+    build: Callable[..., Evaluator], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mathematics is compared as such, with the gold answer that the pattern finds."""
+    golds = ["so many\n#### 1,000", "#### 7", "none of them", "#### 0.5"]
+    rows = [{"problem": f"{n}+1=?", "answer": gold} for n, gold in enumerate(golds)]
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    fields = {"metric": None, "data": data, "gold_pattern": r"####\s*(-?[\d,.]+)"}
+    evaluator = build(
+        task(label="strict", grader="math_verify", **fields),
+        task(label="number", grader="math_verify_or_number", **fields),
+    )
+    answers = {
+        "0+1=?": r"\boxed{1000}",
+        "1+1=?": "it is 7",
+        "2+1=?": r"\boxed{7}",
+        "3+1=?": r"the answer is $\frac{1}{2}$",
+    }
+
+    def generate(requests: list[Any], **_: Any) -> list[str]:
+        for request in requests:
+            evaluator._lm.lengths.setdefault(id(request), []).append((1, True))
+        return [next(a for q, a in answers.items() if q in r.args[0]) for r in requests]
+
+    monkeypatch.setattr(evaluator._lm, "generate_until", generate)
+    evaluation = evaluator.run()
+    scores = evaluation.samples.groupby("label")["score"].agg(list)
+    assert scores["strict"][:2] == [1.0, 0.0]
+    assert scores["number"][:2] == [1.0, 1.0]
+    assert np.isnan(scores["strict"][2])  # a gold that is no mathematics is not judged
+    assert scores["strict"][3] == 1.0
+    assert evaluation.samples["gold"].tolist()[:4] == ["1,000", "7", "none of them", "0.5"]
+    assert [score.ungraded for score in evaluation.scores] == [1, 1]

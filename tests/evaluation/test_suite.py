@@ -84,6 +84,10 @@ def sampled(**fields: Any) -> dict[str, Any]:
         ([task(generation=sampled(top_p=1.5))], ["top_p", "1.5"]),
         ([task(generation={"temperature": 0.6, "max_new_tokens": 8})], ["do_sample"]),
         ([task(shots=1, data={"generated": "tiny_world"})], ["shots = 1", "set shots to 0"]),
+        ([task(metric=None)], ["metric = None of add", "needs a metric"]),
+        ([task(grader="math_verify")], ["metric = exact_match of add", "takes none"]),
+        ([task(metric=None, grader="math_verify", generation=None)], ["reads completions"]),
+        ([task(gold_pattern="####")], ["gold_pattern", "group"]),
         ([task(data={"file": "a.csv", "hub": "b/c"})], ["hub and file"]),
         ([], ["tasks"]),
     ],
@@ -136,7 +140,49 @@ def test_lm_eval_has_the_tasks_metrics_and_filters_of_the_paper_suite() -> None:
         if entry.task in manager.all_groups:
             continue
         config = manager.task_index[entry.task].cfg
+        if entry.grader != "task":
+            assert config.get("output_type", "generate_until") == "generate_until"
+            continue
         assert entry.metric in [metric["metric"] for metric in config["metric_list"]]
         assert entry.filter in [f["name"] for f in config.get("filter_list", [{"name": "none"}])]
         generates = config["output_type"] == "generate_until"
         assert generates == (entry.generation is not None)
+
+
+def test_the_papers_suite_field_by_field() -> None:
+    tasks = {entry.label: entry for entry in load_suite("paper", SUITES).tasks}
+    assert {label: (t.domain, t.shots) for label, t in tasks.items()} == {
+        "AIME24": ("in", 0),
+        "MATH-500": ("in", 0),
+        "GSM8K": ("in", 5),
+        "GPQA-Diamond": ("out", 0),
+        "MMLU": ("out", 5),
+        "MMLU-Pro": ("out", 5),
+        "IFEval_prompt": ("out", 0),
+        "IFEval_inst": ("out", 0),
+    }
+    assert tasks["MMLU-Pro"].task == "leaderboard_mmlu_pro"
+    for task in tasks.values():
+        assert (task.limit, task.samples) == (None, 1)
+        if task.generation is not None:
+            drawn = task.generation.model_dump(exclude_none=True)
+            assert drawn == {
+                "do_sample": True,
+                "temperature": 0.6,
+                "top_p": 0.95,
+                "max_new_tokens": 4096,
+            }
+    graders = {label: t.grader for label, t in tasks.items() if t.domain == "in"}
+    assert graders == {
+        "AIME24": "math_verify",
+        "MATH-500": "math_verify",
+        "GSM8K": "math_verify_or_number",
+    }
+    assert tasks["IFEval_prompt"].work == tasks["IFEval_inst"].work
+
+
+def test_more_samples_go_to_the_tasks_that_sample() -> None:
+    samples = {t.label: t.samples for t in load_suite("paper", SUITES, samples=16).tasks}
+    assert samples.pop("MMLU") == samples.pop("MMLU-Pro") == 1
+    assert set(samples.values()) == {16}
+    assert {t.samples for t in load_suite("paper", SUITES).tasks} == {1}
