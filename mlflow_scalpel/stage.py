@@ -81,7 +81,7 @@ def open_stage(
             recipe = load_recipe(arguments.recipe, recipes, stage=stage, settings=arguments.set)
         if check is not None:
             check(recipe)
-        _launch_processes(getattr(recipe, "processes", 1))
+        _launch_processes(recipe, recipes.resolve().parents[1] / "accelerate")
     except RecipeError as error:
         print(f"\n{error}\n", file=sys.stderr)
         _fail_waiting_run(str(error))
@@ -222,8 +222,9 @@ def _parse_arguments(stage: str, argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _launch_processes(processes: int) -> None:
+def _launch_processes(recipe: Any, configurations: Path) -> None:
     """Start this script again under `accelerate launch` where the recipe asks for processes."""
+    processes = getattr(recipe, "processes", 1)
     if processes == 1 or "RANK" in os.environ:
         return
     if _OUTPUT in os.environ:  # started again, but alone: going on would start itself for ever
@@ -232,11 +233,22 @@ def _launch_processes(processes: int) -> None:
             "what its own configuration (`accelerate env`) says of this machine"
         )
     os.environ[_OUTPUT] = f"outputs/{os.environ.get('MLFLOW_RUN_ID') or uuid.uuid4().hex}"
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
-    # --multi_gpu names the launcher, torch's own; without GPUs its processes talk through gloo.
-    command += ["--multi_gpu", "--num_processes", str(processes), "--num_machines", "1"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", *sys.argv]
+    words = launch_options(recipe.processes, recipe.sharding, recipe.train.bf16, configurations)
+    command = [sys.executable, "-m", "accelerate.commands.launch", *words, *sys.argv]
     os.execv(sys.executable, command)
+
+
+def launch_options(
+    processes: int, sharding: str | None, bf16: bool, configurations: Path
+) -> list[str]:
+    """Options of `accelerate launch` for a recipe; `configurations` is the folder of its files."""
+    words = ["--num_processes", str(processes), "--num_machines", "1", "--dynamo_backend", "no"]
+    if sharding is not None:
+        precision = "bf16" if bf16 else "no"
+        file = str(configurations / f"{sharding}.yaml")
+        return [*words, "--config_file", file, "--mixed_precision", precision]
+    # --multi_gpu names the launcher, torch's own; without GPUs its processes talk through gloo.
+    return [*words, "--multi_gpu", "--mixed_precision", "no"]
 
 
 def _fail_waiting_run(reason: str) -> None:

@@ -28,7 +28,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sharding",
         choices=("zero2", "zero3", "fsdp"),
-        help="how the model is spread over the processes",
+        help="how the model is spread over the processes, where not as the recipe says",
     )
 
 
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         rows=arguments.rows,
         sequence_tokens=arguments.tokens,
         completion_tokens=arguments.completion_tokens,
-        sharding=arguments.sharding,
+        sharding=arguments.sharding or recipe.sharding,
     )
     for name, value in lines(recipe, size, plan, bounded=arguments.tokens is None):
         print(f"{name:24} {value}")

@@ -223,6 +223,9 @@ class TrainingRecipe(Recipe):
     checkpoints: Checkpoints = Checkpoints()
     processes: PositiveInt = 1
     """Training processes; more than one are started with `accelerate launch`."""
+    sharding: Literal["zero2", "zero3", "fsdp"] | None = None
+    """How a model is spread over the processes: a file under projects/accelerate/; null keeps a
+    whole copy in each."""
     heatmap_maximum: PositiveFloat
     """Top of the colour scale of the heat maps logged while training; the same for all runs of an
     algorithm, so that their pictures can be compared."""
@@ -258,6 +261,15 @@ class TrainingRecipe(Recipe):
     def _evenly_spaced(self) -> TrainingRecipe:
         if self.train.max_steps is not None:
             self.checkpoints.save_steps(self.train.max_steps)
+        return self
+
+    @model_validator(mode="after")
+    def _spread_over_processes(self) -> TrainingRecipe:
+        if self.sharding is not None and self.processes == 1:
+            raise ValueError(
+                f"sharding = {self.sharding} spreads the model over processes, and processes = 1; "
+                "set processes to the number of GPUs, or sharding to null"
+            )
         return self
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from typing import Any
 
 from mlflow_scalpel.errors import RecipeError
 from mlflow_scalpel.recipes.training import GrpoRecipe, SftRecipe, TrainingRecipe
+from mlflow_scalpel.training.server import HOST
 
 # Fields of `train` that are not a trainer's but say how the model is loaded or data is prepared.
 NOT_TRL = {
@@ -57,6 +58,7 @@ def grpo_fields(recipe: GrpoRecipe, output: Path, rows: int) -> dict[str, Any]:
         "sync_ref_model": False,
         "top_entropy_quantile": 1.0,
         "vllm_model_impl": "vllm",
+        "vllm_server_host": HOST,
     }
 
 

@@ -121,7 +121,8 @@ def plan_run(
         rows: problems of the data, which a length in epochs needs.
         sequence_tokens: mean tokens of a sequence; the longest that the recipe allows unless given.
         completion_tokens: mean tokens that GRPO generates; the most unless given.
-        sharding: how weights, gradients and optimizer are spread over the processes.
+        sharding: how weights, gradients and optimizer are spread over the processes; what the
+            recipe says is for the caller to give.
 
     Raises:
         ScalpelError: the recipe bounds no length and none is given, or its steps need `rows`.

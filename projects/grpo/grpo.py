@@ -3,13 +3,15 @@
 from pathlib import Path
 
 from mlflow_scalpel.stage import open_stage
+from mlflow_scalpel.training.needs import check_installed
 
-with open_stage("grpo", Path(__file__).parent / "recipes") as stage:
+with open_stage("grpo", Path(__file__).parent / "recipes", check=check_installed) as stage:
     from trl import GRPOConfig, GRPOTrainer
 
     from mlflow_scalpel.training.arguments import grpo_fields, reward_weights
     from mlflow_scalpel.training.examples import grpo_examples, open_pool
     from mlflow_scalpel.training.rewards import Rewards
+    from mlflow_scalpel.training.server import generation_server
     from mlflow_scalpel.training.session import follow, open_base
 
     recipe = stage.recipe
@@ -17,12 +19,13 @@ with open_stage("grpo", Path(__file__).parent / "recipes") as stage:
     pool = open_pool(recipe, base.tokenizer)
     examples = grpo_examples(recipe, pool)
     rewards = Rewards()
-    trainer = GRPOTrainer(
-        model=str(base.directory),
-        args=GRPOConfig(**grpo_fields(recipe, stage.output, len(examples))),
-        reward_funcs=[getattr(rewards, name) for name, _ in reward_weights(recipe)],
-        train_dataset=examples,
-        processing_class=base.tokenizer,
-    )
-    from_checkpoint = follow(trainer, stage, base, "grpo", pool, rewards)
-    trainer.train(resume_from_checkpoint=from_checkpoint and str(from_checkpoint))
+    with generation_server(recipe, base.directory, stage.output):
+        trainer = GRPOTrainer(
+            model=str(base.directory),
+            args=GRPOConfig(**grpo_fields(recipe, stage.output, len(examples))),
+            reward_funcs=[getattr(rewards, name) for name, _ in reward_weights(recipe)],
+            train_dataset=examples,
+            processing_class=base.tokenizer,
+        )
+        from_checkpoint = follow(trainer, stage, base, "grpo", pool, rewards)
+        trainer.train(resume_from_checkpoint=from_checkpoint and str(from_checkpoint))

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from mlflow_scalpel.stage import open_stage
+from mlflow_scalpel.training.needs import check_installed
 
-with open_stage("sft", Path(__file__).parent / "recipes") as stage:
+with open_stage("sft", Path(__file__).parent / "recipes", check=check_installed) as stage:
     from trl import SFTConfig, SFTTrainer
 
     from mlflow_scalpel.training.arguments import sft_fields
