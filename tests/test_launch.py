@@ -9,9 +9,10 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
-from mlflow_scalpel.errors import RecipeError
+from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.recipes import load_recipe, read_recipe
 from mlflow_scalpel.stage import launch_options
+from mlflow_scalpel.training.session import check_spread
 
 PROJECTS = Path(__file__).parents[1] / "projects"
 FILES = PROJECTS / "accelerate"
@@ -61,3 +62,11 @@ def test_fsdp_and_plain_processes():
 def test_one_process_spreads_nothing():
     with pytest.raises(RecipeError, match="sharding = zero2 spreads the model over processes"):
         load_recipe("tiny", PROJECTS / "sft" / "recipes", stage="sft", settings="sharding=zero2")
+
+
+def test_sharding_that_accelerate_leaves_out_is_told():
+    check_spread(None, "MULTI_CPU")
+    check_spread("zero2", "DEEPSPEED")
+    check_spread("fsdp", "FSDP")
+    with pytest.raises(ScalpelError, match=r"sharding = fsdp: accelerate runs .* as MULTI_CPU"):
+        check_spread("fsdp", "MULTI_CPU")

@@ -12,6 +12,7 @@ from mlflow_scalpel.checkpoints import log_base, resolve
 from mlflow_scalpel.comparison import Comparison, Probe, Subject, build_probe
 from mlflow_scalpel.comparison.store import ARGUMENTS
 from mlflow_scalpel.data import load_rows
+from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.recipes.training import TrainingRecipe
 from mlflow_scalpel.stage import OpenStage
 from mlflow_scalpel.training.cost import hardware
@@ -71,6 +72,7 @@ def follow(
         seam_tag,
     )
 
+    check_spread(stage.recipe.sharding, trainer.accelerator.distributed_type.value)
     trained = apply_freeze(trainer.model, stage.recipe.train.freeze)
     trainer.remove_callback(PrinterCallback)  # a line a step; the callback prints what counts
     from_here = newest_whole(stage.output) if stage.resumed else None
@@ -103,6 +105,19 @@ def follow(
         )
     )
     return from_here
+
+
+def check_spread(sharding: str | None, kind: str) -> None:
+    """Raise ScalpelError where accelerate has left out the sharding that the recipe asks for.
+
+    `kind` is the name of its distributed type; on a CPU it goes on with a whole copy in each
+    process, and says nothing.
+    """
+    if sharding is not None and kind not in ("FSDP", "DEEPSPEED"):
+        raise ScalpelError(
+            f"sharding = {sharding}: accelerate runs the processes as {kind}, each with a whole "
+            "copy of the model, as it does without a GPU; set sharding=null, or run it on GPUs"
+        )
 
 
 def open_comparison(recipe: TrainingRecipe, base: OpenBase) -> Comparison:
