@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,12 +16,16 @@ BLOCK = 1 << 26  # elements that one call of the compiled count is given
 SLICE = 1 << 16  # elements counted at once, so that what is made of them fits the cache
 ROW = 1024  # pairs of elements a row of the compiled count
 # Powers of two that the compiled count tells apart; the few weights outside are counted one by one.
-_LOW, _HIGH = -20, 2
-_CHANGED = 4096.0  # a changed element counts as this and an equal one as 1, in one float32 sum
+_LOW, _HIGH = -22, 1
+_PACK = 4096.0  # two counts share a float32 sum: the second one counts this much
 _CLASSES = 16  # of distances between two 16-bit numbers: 1, 2 to 3, 4 to 7, ...
-_SIXTEEN = (torch.bfloat16, torch.float16)
+_POWERS = torch.tensor([*(2.0**power for power in range(_LOW, _HIGH + 1)), torch.inf])
+_THRESHOLDS: dict[torch.dtype, list[int]] = {
+    dtype: as_bits(_POWERS.to(dtype)).tolist() for dtype in (torch.bfloat16, torch.float16)
+}
+"""Bits of the powers of two from 2^_LOW on, and of infinity, in each 16-bit dtype."""
 
-RowCounts = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, ...]]
+RowCounts = Callable[[Tensor, Tensor, torch.dtype], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -52,44 +56,47 @@ class Changes:
     """Elements that are NaN or infinite before or after: they have no distance."""
 
 
-def row_counts(base: Tensor, checkpoint: Tensor, thresholds: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Counts in each row of pairs of 16-bit floats; a pure function of tensors for `torch.compile`.
+def row_counts(base: Tensor, checkpoint: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Counts in each row of 16-bit floats; a pure function of tensors for `torch.compile`.
 
-    A masked sum for each bin: the compiler makes vectors of that, and of no scatter.
+    A masked sum for each bin: the compiler makes vectors of that, and of no scatter. Two counts
+    share a float32 sum, one of them times `_PACK`.
 
     Args:
         base: W_0's bits, (R, ROW) int32: two neighbours in one number, since there are vectors of
             32-bit integers and none of 16-bit ones.
         checkpoint: W_t's bits, the same shape and dtype.
-        thresholds: bits of the powers of two from 2^_LOW on, then those of infinity.
+        dtype: what the bits are of, bfloat16 or float16. The thresholds that it stands for are
+            constants to the compiler; as arguments they would keep it from making vectors.
 
     Returns:
-        (R,) float32 each: elements with |W_0| at or above each threshold, equal ones counted as 1
-        and changed ones as `_CHANGED`; elements of either matrix that are not finite; elements that
-        moved by at least 1, 2, 4, ... units in the last place.
+        (R,) float32 each: for each power of two, elements with |W_0| at or above it, unchanged ones
+        counted as 1 and changed ones as `_PACK`; elements that are not finite before or after; for
+        k = 0, 2, 4, ..., elements that moved by at least 2^k units in the last place, and `_PACK`
+        times those that moved by twice that.
     """
-    weighed, distances, bad = [], [], []
-    infinity = thresholds[-1]
+    *powers, infinity = _THRESHOLDS[dtype]
+    parts = []
     for before, after in zip(_halves(base), _halves(checkpoint), strict=True):
-        magnitude = before & 0x7FFF
-        weighed.append((magnitude, torch.where(before == after, 1.0, _CHANGED)))
-        distances.append((_in_order(after) - _in_order(before)).abs())
-        bad.append((magnitude >= infinity) | ((after & 0x7FFF) >= infinity))
-    (first, first_weight), (second, second_weight) = weighed
-    return (
-        *(
+        size = before & 0x7FFF
+        weight = torch.where(before == after, 1.0, _PACK)
+        distance = (_in_order(after) - _in_order(before)).abs()
+        bad = (size >= infinity) | ((after & 0x7FFF) >= infinity)
+        parts.append(
             (
-                torch.where(first >= threshold, first_weight, 0.0)
-                + torch.where(second >= threshold, second_weight, 0.0)
-            ).sum(1)
-            for threshold in thresholds[:-1]
-        ),
-        (bad[0].float() + bad[1].float()).sum(1),
-        *(
-            ((distances[0] >= 1 << power).float() + (distances[1] >= 1 << power).float()).sum(1)
-            for power in range(_CLASSES)
-        ),
-    )
+                *(torch.where(size >= power, weight, 0.0) for power in powers),
+                bad.float(),
+                *(
+                    torch.where(
+                        distance >= 2 << power,
+                        1.0 + _PACK,
+                        torch.where(distance >= 1 << power, 1.0, 0.0),
+                    )
+                    for power in range(0, _CLASSES, 2)
+                ),
+            )
+        )
+    return tuple((first + second).sum(1) for first, second in zip(*parts, strict=True))
 
 
 def _halves(pairs: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,6 +104,7 @@ def _halves(pairs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _in_order(bits: Tensor) -> Tensor:
+    """Integers in the order of the numbers that the bits are of, neighbours one apart."""
     return torch.where(bits < 0, -0x8000 - bits, bits)
 
 
@@ -115,20 +123,13 @@ def count_changes(base: Tensor, checkpoint: Tensor, rows: RowCounts | None = Non
         raise ValueError(f"shape {tuple(checkpoint.shape)} against the base's {tuple(base.shape)}")
     before, after = base.reshape(-1), checkpoint.reshape(-1)
     counts = _Counts()
-    common = before.dtype == after.dtype and before.dtype in _SIXTEEN
+    common = before.dtype == after.dtype and before.dtype in _THRESHOLDS
     # Pairs of elements are read as one number, which must begin at an even one.
     even = not any(int(part.storage_offset()) % 2 for part in (before, after))
     fast = rows if common and even else None
     for at in range(0, before.numel(), BLOCK):
         counts.add_block(before[at : at + BLOCK], after[at : at + BLOCK], fast)
     return counts.result(before.numel())
-
-
-@functools.cache
-def _thresholds(dtype: torch.dtype) -> tuple[int, ...]:
-    powers = [2.0**power for power in range(_LOW, _HIGH + 1)]
-    bits: list[int] = as_bits(torch.tensor([*powers, torch.inf], dtype=dtype)).tolist()
-    return tuple(bits)
 
 
 def _edge(number: int) -> int:
@@ -182,27 +183,29 @@ class _Counts:
 
     def _add_rows(self, before: Tensor, after: Tensor, rows: RowCounts) -> bool:
         """Count whole rows; False, and nothing counted, where too many hold uncommon weights."""
-        thresholds = _thresholds(before.dtype)
         w0, wt = (part.view(torch.int32).view(-1, ROW) for part in (before, after))
-        counts = torch.stack(rows(w0, wt, thresholds)).double()  # (bins, R)
-        above, bad, moved = counts.split([_HIGH - _LOW + 1, 1, _CLASSES])
-        changed = (above / _CHANGED).floor()
-        elements = above - _CHANGED * changed + changed
+        counts = torch.stack(rows(w0, wt, before.dtype))  # (bins, R)
+        second = (counts / _PACK).floor_()
+        first = counts.sub_(second, alpha=_PACK)
+        powers = _HIGH - _LOW + 1
+        changed, elements = second[:powers], first[:powers] + second[:powers]
+        moved = torch.stack([first[powers + 1 :], second[powers + 1 :]], 1).flatten(0, 1)
         outside = (elements[0] < 2 * ROW) | (elements[-1] > 0)
-        if bad.any() or 4 * int(outside.sum()) > len(outside):
+        if first[powers].any() or 4 * int(outside.sum()) > len(outside):
             return False
-        edges = [2 * ROW * counts.shape[1], *moved.sum(1).tolist(), 0]
+        edges = [before.numel(), *moved.sum(1, dtype=torch.float64).tolist(), 0]
         for number in range(_CLASSES + 1):
             self._moved[_edge(number)] += int(edges[number] - edges[number + 1])
         for counter, sums in ((self._elements, elements), (self._changed, changed)):
-            for power, count in enumerate((sums[:-1] - sums[1:]).sum(1).tolist(), _LOW):
-                counter[power] += int(count)
+            above = sums.sum(1, dtype=torch.float64).tolist()
+            for power, (more, less) in enumerate(itertools.pairwise(above), _LOW):
+                counter[power] += int(more - less)
         self._add_outside(before, after, outside)
         return True
 
     def _add_outside(self, before: Tensor, after: Tensor, rows: Tensor) -> None:
         """Count the elements of these rows whose exponent is none of the common ones."""
-        low, high = _thresholds(before.dtype)[0], _thresholds(before.dtype)[-2]
+        low, *_, high, _ = _THRESHOLDS[before.dtype]
         w0, wt = (part.view(-1, 2 * ROW)[rows] for part in (before, after))  # copies
         magnitude = as_bits(w0) & 0x7FFF
         uncommon = (magnitude < low) | (magnitude >= high)
