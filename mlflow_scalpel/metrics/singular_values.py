@@ -45,10 +45,12 @@ def singular_values(
     """Singular values as roots of the eigenvalues of the Gram matrix, which costs less than an SVD.
 
     About 3 times as fast as `torch.linalg.svdvals` in float64, 1.7 times as fast as in float32
-    (`benchmarks/spectra.py`). In float64 each is right to 1e-6 of the largest one: a float32 Gram matrix leaves 3e-4 of the
-    largest where there should be 0, and drowns the drift of a small update. What lies below the
-    rounding is 0. Memory: two float64 squares of the shorter side. Costs R C^2 + 4/3 C^3 FLOPs for
-    C <= R. On a GPU (`device="cuda"`, not run by us) slices travel there, and only values return.
+    (`benchmarks/spectra.py`). Each is right to 1e-6 of the largest one, and what lies below the
+    rounding is 0. In float32 the Gram matrix would leave about 2e-4 of the largest where there
+    should be 0, and errors of 1e-6 in the drift, which is all that a small update has.
+
+    Memory: two float64 squares of the shorter side. R C^2 + 4/3 C^3 FLOPs for C <= R. On a GPU
+    (`device="cuda"`, not run by us) slices travel there, and only values return.
 
     Args:
         matrix: (R, C) of any floating dtype.
