@@ -233,3 +233,18 @@ def test_two_processes_may_keep_results_at_once(models):
         thread.join()
     assert len(found) == 3
     pd.testing.assert_frame_equal(found[0], mlflow_scalpel.compare(base, checkpoint))
+
+
+def test_groups_on_texts_in_one_call_run_nothing_again(models, texts, monkeypatch, capsys):
+    groups = ["weights_paper_compat", "attention", "kl", "kl_paper_compat", "kl_on_base_samples"]
+    words = ["compare", models[0], models[1], "--texts", str(texts), "--metrics", *groups]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    for name in ("attention/js", "kl_paper_compat/all_tokens", "kl_on_base_samples/answer_tokens"):
+        assert f"  {name} " in printed
+    once = mlflow_scalpel.compare(models[0], models[1], metrics=groups, texts=texts)
+    assert {name.partition("/")[0] for name in once["metric"]} == set(groups)
+    assert (once["status"] == "ok").all()
+    monkeypatch.setattr(engine, "OneModel", None)  # nothing may be run
+    again = mlflow_scalpel.compare(models[0], models[1], metrics=groups, texts=texts)
+    pd.testing.assert_frame_equal(once, again, check_exact=True)
