@@ -27,8 +27,8 @@ ATTENTION = "scalpel_rows"
 
 Rows = Callable[[Tensor, Tensor], Tensor]
 """Attention rows (H, T, T) of queries (1, H, T, D) and keys (1, G, T, D)."""
-Listener = Callable[[int, Tensor, Tensor, Rows], None]
-"""Called in each attention layer with its number, queries, keys, and how rows are formed."""
+Listener = Callable[[int, Tensor, Tensor, Tensor, Rows], None]
+"""Called in each attention layer with its number, queries, keys, rows, and how rows are formed."""
 
 _listener: ContextVar[Listener] = ContextVar("listener")
 
@@ -40,6 +40,7 @@ class AttentionShift:
         self.model = model
         self.probes = list(probes)
         model.swap_to_base()
+        self._bytes = 0  # of what is kept so far
         self._base = [[self._states(item) for item in probe.items] for probe in self.probes]
 
     def rows(
@@ -64,9 +65,9 @@ class AttentionShift:
         """Queries and keys of each layer."""
         found: dict[int, tuple[Tensor, Tensor]] = {}
 
-        def take(layer: int, query: Tensor, key: Tensor, rows: Rows) -> None:
+        def take(layer: int, query: Tensor, key: Tensor, own: Tensor, rows: Rows) -> None:
             if not found:
-                _check_rows(rows(query, key), self.model)
+                _check_rows(own, self.model)
             found[layer] = query, key
 
         self._run(item, take)
@@ -75,7 +76,9 @@ class AttentionShift:
                 f"attention: {type(self.model.model).__name__} does not say how it forms its "
                 "attention rows (transformers' attention interface); leave the group out"
             )
-        kept = iter(keep([state for layer in found.values() for state in layer]))
+        states = [state for layer in found.values() for state in layer]
+        kept = iter(keep(states, self._bytes))
+        self._bytes += sum(state.numel() * state.element_size() for state in states)
         return {layer: (next(kept), next(kept)) for layer in found}
 
     def _changes(
@@ -84,10 +87,10 @@ class AttentionShift:
         """For each layer the metrics' values, (H,) float64 each."""
         found: dict[int, list[Tensor]] = {}
 
-        def take(layer: int, query: Tensor, key: Tensor, rows: Rows) -> None:
+        def take(layer: int, query: Tensor, key: Tensor, own: Tensor, rows: Rows) -> None:
             # Copies, so that both products are of memory that is laid out alike: equal to the bit.
-            before = rows(*(state.clone() for state in base[layer]))  # (H, T, T)
-            after = rows(query, key)
+            before = rows(*(state.to(query.device, copy=True) for state in base[layer]))
+            after = own  # (H, T, T), as before
             step = max(1, SLICE_ROWS // before[0].numel())
             slices = [slice(at, at + step) for at in range(0, len(before), step)]
             found[layer] = [
@@ -137,16 +140,20 @@ def _attention(
         )
     query, key = query.contiguous(), key.contiguous()
 
-    def rows(queries: Tensor, keys: Tensor) -> Tensor:
-        return eager(module, queries, keys, value, attention_mask, **settings)[1][0].float()
+    def run(queries: Tensor, keys: Tensor) -> Any:
+        return eager(module, queries, keys, value, attention_mask, **settings)
 
-    _listener.get()(module.layer_idx, query, key, rows)
-    return eager(module, query, key, value, attention_mask, **settings)
+    def rows(queries: Tensor, keys: Tensor) -> Tensor:
+        return run(queries, keys)[1][0].float()
+
+    output, weights = run(query, key)  # weights: (1, H, T, T)
+    _listener.get()(module.layer_idx, query, key, weights[0].float(), rows)
+    return output, weights
 
 
 def _check_rows(rows: Tensor, model: OneModel) -> None:
     """A head with a sink of its own (gpt-oss) has rows that are no distributions."""
-    if not torch.allclose(rows.sum(-1), torch.ones(()), atol=0.05):
+    if float((rows.sum(-1) - 1.0).abs().max()) > 0.05:
         raise UnsupportedModel(
             f"attention: the rows of {type(model.model).__name__} do not sum to 1 (it has "
             "attention sinks as parameters), which is not supported; leave the group out"

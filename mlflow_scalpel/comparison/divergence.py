@@ -100,8 +100,13 @@ def divergences(probe: Probe, base: Side, checkpoint: Side) -> list[TokenDiverge
     step = max(1, size // vocabulary)
     # Slices go across texts: products of one good size, however short the texts are.
     following = [torch.tensor([*item.ids[1:], -1]) for item in probe.items]  # (T,) each
+    device = base.head.weight.device  # what is kept on disk is read by the CPU
     parts = [
-        function(base.head.logits(before), checkpoint.head.logits(after), tokens.to(after.device))
+        function(
+            base.head.logits(before.to(device)),
+            checkpoint.head.logits(after.to(device)),
+            tokens.to(device),
+        )
         for before, after, tokens in zip(
             *(_slices(states, step) for states in (base.hidden, checkpoint.hidden, following)),
             strict=True,

@@ -200,13 +200,13 @@ def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
         order = order[size:]
 
 
-def keep(states: list[Tensor]) -> list[Tensor]:
+def keep(states: list[Tensor], before: int = 0) -> list[Tensor]:
     """The states, on disk where they are many; the file goes when nobody reads it.
 
-    All are of one dtype.
+    All are of one dtype. `before` is the number of bytes that were kept before, in other calls.
     """
     numbers = sum(state.numel() for state in states)
-    if not states or numbers * states[0].element_size() <= KEPT_IN_MEMORY:
+    if not states or before + numbers * states[0].element_size() <= KEPT_IN_MEMORY:
         return states
     with tempfile.NamedTemporaryFile(prefix="scalpel-states-") as file:
         store = torch.from_file(file.name, shared=True, size=numbers, dtype=states[0].dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mlflow_scalpel.comparison.divergence import SLICE_LOGITS
-from mlflow_scalpel.comparison.forward import Head, OneModel, Progress, place
+from mlflow_scalpel.comparison.forward import Head, OneModel, Progress, keep, place
 from mlflow_scalpel.comparison.probes import Probe, ProbeText
 from mlflow_scalpel.metrics.kl_paper_compat.all_tokens import bfloat16_divergence
 from mlflow_scalpel.metrics.registry import Metric
@@ -26,7 +26,7 @@ class PaperDivergence:
         self.probes = list(probes)
         model.swap_to_base()
         self._head = model.head(torch.bfloat16).clone()
-        self._base = [[self._hidden(item) for item in probe.items] for probe in self.probes]
+        self._base = [keep([self._hidden(item) for item in probe.items]) for probe in self.probes]
 
     def rows(
         self, metrics: Sequence[Metric], progress: Progress | None = None
@@ -54,6 +54,7 @@ class PaperDivergence:
     def _divergence(self, before: Tensor, after: Tensor, head: Head) -> Tensor:
         """KL of each position, (T,) bfloat16."""
         step = max(1, SLICE_LOGITS // head.vocabulary)
+        before = before.to(after.device)  # what is kept on disk is read by the CPU
         slices = [slice(at, at + step) for at in range(0, len(before), step)]
         return torch.cat(
             [

@@ -118,7 +118,7 @@ def _top(
 ) -> tuple[list[list[float]], list[list[int]]]:
     """Probabilities and IDs of the most likely tokens at some positions of a problem."""
     model = getattr(one, side)
-    hidden: Tensor = model.hidden[problem][positions]
+    hidden: Tensor = model.hidden[problem][positions].to(model.head.weight.device)
     step = max(1, SLICE_LOGITS // model.head.vocabulary)
     probabilities, tokens = [], []
     for start in range(0, len(positions), step):
