@@ -33,6 +33,7 @@ def js(before: Tensor, after: Tensor) -> Tensor:
     series = torch.zeros_like(square)
     for k in range(6, 0, -1):
         series = square * (1.0 / (k * (2 * k - 1)) + series)
-    log1p = torch.special.xlog1py
-    terms = total * torch.where(square < _NEAR, series, log1p(1.0 - r, -r) + log1p(1.0 + r, r))
+    # Where r is 1 or -1 a logarithm is infinite and its factor 0; elsewhere none is below -17.
+    down, up = torch.log1p(-r).clamp(min=-20.0), torch.log1p(r).clamp(min=-20.0)
+    terms = total * torch.where(square < _NEAR, series, (1.0 - r) * down + (1.0 + r) * up)
     return 0.25 * terms.sum((-2, -1), dtype=torch.float64) / before.shape[-2]
