@@ -15,22 +15,21 @@ from mlflow_scalpel.metrics.capabilities.benchmark import (
 
 
 def changed_by_chance(right: np.ndarray, samples: np.ndarray) -> tuple[float, float]:
-    """Expected number of problems gained by another sample of the same model, and its error.
+    """Expected number of problems gained by another sample of the same model, and its scatter.
 
-        sum_i c_i (k_i - c_i) / (k_i (k_i - 1))
+        sum_i q_i,   q_i = c_i (k_i - c_i) / (k_i (k_i - 1))
 
-    the mean over all ordered pairs of different samples of a problem of "first wrong, second
-    right"; unbiased for sum_i p_i (1 - p_i). As many are lost, by symmetry. The error is the
-    standard error over problems, sqrt(n) times the standard deviation of the terms.
+    q_i is the mean over all ordered pairs of different samples of a problem of "first wrong, second
+    right", unbiased for p_i (1 - p_i). As many are lost, by symmetry. The scatter is how far the
+    number of one such pair of samples a problem lies from its mean, sqrt(sum_i q_i (1 - q_i)), for
+    the same problems.
 
     Args:
         right: (P,) right samples c_i of each problem.
         samples: (P,) all samples k_i, two or more.
     """
-    terms = right * (samples - right) / (samples * (samples - 1))  # (P,)
-    n = len(terms)
-    error = math.sqrt(n) * float(terms.std(ddof=1)) if n > 1 else math.nan
-    return float(terms.sum()), error
+    q = right * (samples - right) / (samples * (samples - 1))  # (P,)
+    return float(q.sum()), math.sqrt(float((q * (1.0 - q)).sum()))
 
 
 def _null(benchmark: Benchmark) -> list[Finding]:
@@ -43,8 +42,8 @@ def _null(benchmark: Benchmark) -> list[Finding]:
                 "the base has one sample a problem, and two are needed; raise samples", benchmark.n
             )
         ]
-    value, error = changed_by_chance(benchmark.base_right, benchmark.base_samples)
-    return [Finding(value, error, benchmark.n, reason=f"from k = {k} samples of the base")]
+    value, scatter = changed_by_chance(benchmark.base_right, benchmark.base_samples)
+    return [Finding(value, scatter, benchmark.n, reason=f"from k = {k} samples of the base")]
 
 
 @benchmark_metric("capabilities/gained_null", unit="problems")
@@ -53,7 +52,8 @@ def gained_null(benchmark: Benchmark) -> list[Finding]:
 
     sum_i c_i (k - c_i) / (k (k - 1)) with c_i of the base's k samples right: the expectation over
     pairs of its samples. A ledger of one sample a problem is mostly regression to the mean, and
-    this is how much of it. The error is over problems.
+    this is how much of it. The error is how far such a number scatters on the same problems, so
+    that capabilities/gained within two errors of it may be chance alone.
     """
     return _null(benchmark)
 
