@@ -74,19 +74,28 @@ def mean_line(
     `name` and their number.
     """
     line = Line()
-    for place, cells in rows.groupby(key, sort=True):
-        known = cells[cells["value"].notna()]
+    places, group = np.unique(rows[key].to_numpy(dtype=float), return_inverse=True)
+    values = rows["value"].to_numpy(dtype=float)
+    known = np.isfinite(values)
+    shares = np.ones(len(rows)) if weight is None else rows[weight].fillna(0.0).to_numpy()
+
+    def total(parts: np.ndarray) -> np.ndarray:
+        return np.bincount(group[known], parts[known], minlength=len(places))
+
+    cells, counts = np.bincount(group, minlength=len(places)), total(np.ones(len(rows)))
+    weights = total(shares)
+    for i, place in enumerate(places):
         first = (*head, f"{name or key} {place:.6g}")
-        if not len(known):
-            line.add(place, None, None, "", hover(*first, reasons(cells["reason"])))  # type: ignore[arg-type]
+        if not counts[i]:
+            why = reasons(rows["reason"].to_numpy()[group == i])
+            line.add(float(place), None, None, "", hover(*first, why))
             continue
-        shares = known[weight].fillna(0.0) if weight else None
-        weighted = shares is not None and shares.sum() > 0
-        mean = float(np.average(known["value"], weights=shares if weighted else None))
+        own = known & (group == i)
+        mean = float(np.average(values[own], weights=shares[own] if weights[i] > 0 else None))
         said = [*first, f"{mean:.6g}"]
-        if len(cells) > 1:
-            said.append(f"mean over {len(known)} of {len(cells)} {over}")
-        line.add(place, mean, None, hover(*said))  # type: ignore[arg-type]
+        if cells[i] > 1:
+            said.append(f"mean over {counts[i]:g} of {cells[i]} {over}")
+        line.add(float(place), mean, None, hover(*said))
     return line
 
 

@@ -106,22 +106,16 @@ def test_a_cell_says_its_number_or_why_it_has_none(show):
     where = (table["layer"] == 2) & (table["matrix"] == "q_proj") & (table["step"] == 40)
     table.loc[where, ["value", "status", "reason"]] = [None, "failed", "<b>damaged</b>"]
     page = show(html_of(views.weight_heatmaps(table, runs())))
-    said = page.evaluate(
-        """async () => {
-        const g = document.getElementById("figure");
-        const texts = [];
-        for (const [x, y] of [[0, 2], [1, 1]]) {
-            Plotly.Fx.hover(g, [{curveNumber: 0, pointNumber: [y, x]}]);
-            await new Promise((r) => setTimeout(r, 150));
-            const boxes = [...g.querySelectorAll(".hoverlayer text")];
-            texts.push(boxes.map((box) => box.textContent).join());
-        }
-        return texts;
-    }"""
-    )
-    assert "no value: <b>damaged</b>" in said[0]
-    assert "layer 1, k_proj" in said[1]
-    assert "0.004" in said[1]
+    for x, y, said in (
+        (0, 2, "no value: <b>damaged</b>"),
+        (1, 1, "layer 1, k_proj"),
+        (1, 1, "0.004"),
+    ):
+        hover = "([x, y]) => Plotly.Fx.hover('figure', [{curveNumber: 0, pointNumber: [y, x]}])"
+        page.evaluate(hover, [x, y])
+        shown = """(said) => [...document.querySelectorAll(".hoverlayer text")].some(
+            (box) => box.textContent.includes(said))"""
+        page.wait_for_function(shown, arg=said)
 
 
 def test_a_step_of_the_slider_at_full_size(show):
