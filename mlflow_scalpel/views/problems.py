@@ -11,6 +11,10 @@ from mlflow_scalpel.views.capabilities import STATUS_WORDS
 
 NEEDED = ("domain", "label", "kind", "problem_id", "k", "base_right", "right", "status", "problem",
           "gold", "base_completion", "completion")  # fmt: skip
+LIKELIHOODS = {
+    "gold_loglik": "its log-likelihood",
+    "gold_loglik_after_opening": "after the base's opening",
+}
 #: Other people's text is cut there: a page must not hang on one answer.
 LONGEST = 20_000
 MOST = 200
@@ -33,7 +37,7 @@ def problem_table(
     kept, gained, lost or never; `benchmark` as in the column `texts` (`in/gsm8k/sampled`) or a
     label; `step` that of the checkpoint, the last one by default. At most `most` rows are shown,
     and the rest is counted. Answers open on a click. All text is escaped, and cut at `longest`
-    characters.
+    characters. Where the ledger has the gold answer's log-likelihoods, they stand under it.
 
     Raises ValueError if columns are missing, or for a status that is none.
     """
@@ -97,11 +101,24 @@ def _row(row: pd.Series, key: str, named: bool, longest: int) -> Markup:
     )
     # of one evaluation, so that both have as many samples as the suite asks for
     counts = f"{_text(row['base_right'])}, {_text(row['right'])} of {_text(row['k'])}"
-    cells = (said, _folded(row["problem"], 240, longest), _folded(row["gold"], 80, longest), counts)
+    gold = _folded(row["gold"], 80, longest) + _likelihoods(row)
+    cells = (said, _folded(row["problem"], 240, longest), gold, counts)
     answers = (_answer(row["base_completion"], longest), _answer(row["completion"], longest))
     return Markup("<tr>{}</tr>").format(
         Markup("").join(Markup('<td dir="auto">{}</td>').format(one) for one in (*cells, *answers))
     )
+
+
+def _likelihoods(row: pd.Series) -> Markup:
+    """How likely the gold answer is to both models: whether it is gone, or only out of reach."""
+    said = Markup("")
+    for name, words in LIKELIHOODS.items():
+        before, after = row.get(f"{name}_base"), row.get(name)
+        if pd.notna(before) and pd.notna(after):
+            said += Markup("<br><span class='soft'>{}: {} \u2192 {} nats</span>").format(
+                words, f"{before:.3g}", f"{after:.3g}"
+            )
+    return said
 
 
 def _folded(text: object, limit: int, longest: int) -> Markup:

@@ -22,6 +22,8 @@ from mlflow_scalpel.views.report_sections import SECTIONS
 from mlflow_scalpel.views.style import styles
 from mlflow_scalpel.views.tidy import read, reasons
 
+REASONS = 2  # of one metric's gaps, in words
+
 
 def write_report(
     table: pd.DataFrame,
@@ -141,8 +143,11 @@ def gap_words(clean: pd.DataFrame) -> list[str]:
     words = []
     for metric, rows in missing.groupby("metric", sort=True):
         total = int((clean["metric"] == metric).sum())
-        why = reasons(rows["reason"])
+        distinct = list(dict.fromkeys(rows["reason"]))
+        why = reasons(distinct[:REASONS])
         why = why if len(why) <= 400 else why[:399] + "\u2026"
+        if len(distinct) > REASONS:
+            why += f"; and {len(distinct) - REASONS} more reasons"
         words.append(f"{metric}: {len(rows)} of {total} values ({why})")
     return words
 

@@ -165,6 +165,12 @@ def test_problems_stand_with_both_answers():
         views.problem_table(ledger_of().drop(columns="gold"))
 
 
+def test_the_gold_answers_likelihood_stands_under_it():
+    ledger = ledger_of().assign(gold_loglik_base=-1.5, gold_loglik=-9.25)
+    assert "its log-likelihood: -1.5 \u2192 -9.25 nats" in views.problem_table(ledger)
+    assert "log-likelihood" not in views.problem_table(ledger.assign(gold_loglik=pd.NA))
+
+
 def test_problems_are_escaped_cut_and_may_be_missing():
     ledger = ledger_of(EVIL, EVIL)
     ledger.loc[0, "completion"] = "x" * 1_000_000

@@ -142,6 +142,14 @@ def test_missing_values_are_listed(write, table, runs):
     assert "kl/all_tokens: 18 of 18 values (out of memory)" in Page(write(table, runs)).text
 
 
+def test_many_reasons_are_counted(write, table, runs):
+    where = table["metric"] == "kl/all_tokens"
+    table.loc[where, ["value", "status"]] = [None, "failed"]
+    table.loc[where, "reason"] = [f"reason {i}" for i in range(where.sum())]
+    text = Page(write(table, runs)).text
+    assert "kl/all_tokens: 18 of 18 values (reason 0; reason 1; and 16 more reasons)" in text
+
+
 def test_values_without_a_step_are_counted(write, table):
     table["step"] = pd.NA
     table["run_id"] = pd.NA
