@@ -233,6 +233,7 @@ def draw_members(
 def share_y(figure: go.Figure, at: Sequence[tuple[int, int]], axis_title: str, log_y: bool) -> None:
     """One y axis for all panels, written on the first of each row."""
     figure.update_yaxes(type="log" if log_y else "linear", matches="y", exponentformat="power")
+    figure.layout.yaxis.matches = None  # Plotly warns of an axis that matches itself
     for row, column in at:
         first = column == 1
         figure.update_yaxes(

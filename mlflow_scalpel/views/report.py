@@ -14,6 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from mlflow_scalpel.views.confounding import SHOWN, confounder_table, confounders
 from mlflow_scalpel.views.findings import findings, seed_words
+from mlflow_scalpel.views.keys import SLIDER_KEYS
 from mlflow_scalpel.views.numbers import numbers
 from mlflow_scalpel.views.png import to_png
 from mlflow_scalpel.views.problems import lost_problems
@@ -68,6 +69,7 @@ def write_report(
     text = page.render(
         title=title,
         plotly_js=Markup(get_plotlyjs()),
+        slider_keys=Markup(SLIDER_KEYS),
         bases=[base for base in clean["base"].unique() if base],
         names=list(names.values()),
         parameters=confounder_table(

@@ -50,6 +50,16 @@ code { font-size: 13px; }
 .js-plotly-plot .barlayer .errorbar path { stroke: var(--text) !important; }
 </style>
 <script>{{ plotly_js }}</script>
+<script>{{ slider_keys }}</script>
+<script>
+// A sandboxed frame may refuse to go to an address, its own with a fragment too: scroll instead.
+addEventListener("click", (event) => {
+  const link = event.target.closest('a[href^="#"]');
+  if (!link) return;
+  event.preventDefault();
+  document.getElementById(link.getAttribute("href").slice(1)).scrollIntoView();
+});
+</script>
 </head>
 <body>
 <h1>{{ title }}</h1>

@@ -157,7 +157,7 @@ def match_y(grid: Grid, metrics: Sequence[str], log_y: bool | None) -> None:
         axis = grid.figure.get_subplot(*first).yaxis.plotly_name.replace("axis", "")
         grid.figure.update_yaxes(
             type="log" if (named(metric)[1] if log_y is None else log_y) else "linear",
-            matches=axis,
+            matches=None if (row, column) == first else axis,
             exponentformat="power",
             title_text=words(metric)[1] if column == 1 or metrics.count(metric) == 1 else None,
             row=row,

@@ -120,7 +120,7 @@ def test_other_peoples_text_is_escaped(write, table, runs):
     table.loc[table["step"] == 200, ["value", "status", "reason"]] = [None, "failed", EVIL]
     page = Page(write(table, runs, notes=[EVIL]))
     assert "alert" not in str(page.tags)
-    assert [tag for tag, _ in page.tags].count("script") == 1 + FIGURES  # Plotly and the figures
+    assert [tag for tag, _ in page.tags].count("script") == 3 + FIGURES  # Plotly, keys, links
     assert page.text.count(EVIL) >= 5
 
 
