@@ -66,7 +66,7 @@ def lines(recipe: Any, size: Any, plan: Plan, *, bounded: bool) -> list[tuple[st
         ("model", f"{recipe.model}, {size.parameters / 1e6:,.1f} M parameters"),
         ("trained", f"{size.trainable / 1e6:,.1f} M parameters in {recipe.train.dtype}"),
         ("steps", f"{plan.steps:,}"),
-        ("sequences", f"{plan.sequences:,} of {plan.problems:,} problems"),
+        ("sequences", f"{plan.sequences:,}, a problem drawn {plan.problems:,} times"),
         ("tokens trained on", f"{most}{plan.tokens_trained:,}"),
         ("tokens generated", f"{most}{plan.tokens_generated:,}"),
         ("FLOPs", f"{most}{plan.flops:.3g}"),

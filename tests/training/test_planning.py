@@ -143,7 +143,7 @@ def test_the_command_prints_a_plan(first_model, capsys, monkeypatch):
     assert main(["plan", "grpo/tiny", "--config", config, "--tokens", "40"]) == 0
     told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert told["steps"] == "60"
-    assert told["sequences"] == "5,760 of 720 problems"
+    assert told["sequences"] == "5,760, a problem drawn 720 times"
     parameters = sum(weight.numel() for weight in _model(first_model).parameters())
     assert f"{parameters / 1e6:,.1f} M" in told["model"]
     assert main(["plan", "sft/tiny", "--config", "nowhere.json"]) == 2
