@@ -23,7 +23,7 @@ from mlflow_scalpel.recipes.training import GrpoRecipe, TrainingRecipe
 from mlflow_scalpel.training.alarms import Watch
 from mlflow_scalpel.training.arguments import problems_a_step, sequences_a_step
 from mlflow_scalpel.training.cost import UNITS, Cost, estimate_flops
-from mlflow_scalpel.training.freezing import METRIC, UNIT, changed_elements, complaint
+from mlflow_scalpel.training.freezing import METRIC, UNIT, changed_elements, complaint, elements
 from mlflow_scalpel.training.journal import Journal
 from mlflow_scalpel.training.resume import Past
 from mlflow_scalpel.training.session import OpenBase
@@ -85,8 +85,8 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         self._began = time.monotonic()
-        embedded = model.get_input_embeddings().weight.numel()
-        self._parameters = sum(weight.numel() for weight in model.parameters()) - embedded
+        embedded = elements(model.get_input_embeddings().weight)
+        self._parameters = sum(elements(weight) for weight in model.parameters()) - embedded
         self._steps = state.max_steps
         if state.global_step > 0:
             self._restore(state)

@@ -53,10 +53,14 @@ def apply_freeze(model: Any, freeze: Freeze | None) -> Trained:
             raise ScalpelError("train.freeze: freezes all weights, so nothing would be trained")
     sizes = {True: 0, False: 0}
     for parameter in parameters.values():
-        # ZeRO-3 keeps the whole parameter's size beside a shard of it.
-        sizes[parameter.requires_grad] += int(getattr(parameter, "ds_numel", parameter.numel()))
+        sizes[parameter.requires_grad] += elements(parameter)
     names = [name for name, parameter in parameters.items() if not parameter.requires_grad]
     return Trained(sizes[True], sizes[False], names)
+
+
+def elements(parameter: Any) -> int:
+    """Elements of a whole parameter, of which ZeRO-3 may have only a shard here."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def changed_elements(base: Path, checkpoint: Path, names: list[str]) -> dict[str, int]:

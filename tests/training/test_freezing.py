@@ -14,7 +14,12 @@ from mlflow_scalpel.checkpoints.selection import select
 from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.recipes import load_recipe
 from mlflow_scalpel.recipes.freezing import Freeze, parse_layers
-from mlflow_scalpel.training.freezing import apply_freeze, changed_elements, complaint
+from mlflow_scalpel.training.freezing import (
+    apply_freeze,
+    changed_elements,
+    complaint,
+    elements,
+)
 
 SFT = Path(__file__).parents[2] / "projects" / "sft" / "recipes"
 
@@ -133,6 +138,17 @@ def test_frozen_stays_bit_for_bit_while_the_others_move(first_model, tmp_path):
     assert changed_elements(first_model, tmp_path, trained.frozen_names) == {}
     moved = [name for name, _ in model.named_parameters() if name not in trained.frozen_names]
     assert set(changed_elements(first_model, tmp_path, moved)) == set(moved)
+
+
+def test_a_shard_counts_as_the_whole_parameter():
+    class Shard:  # as ZeRO-3 leaves a parameter between two uses
+        ds_numel = 12
+
+        def numel(self) -> int:
+            return 0
+
+    assert elements(Shard()) == 12
+    assert elements(torch.zeros(3, 2)) == 6
 
 
 def test_one_bit_is_found(first_model, tmp_path):
