@@ -17,19 +17,20 @@ from mlflow_scalpel.checkpoints import Checkpoint, checkpoints_of_run, resolve
 from mlflow_scalpel.checkpoints.cache import release
 from mlflow_scalpel.comparison.capabilities import LEDGER_DTYPES
 from mlflow_scalpel.comparison.engine import Comparison
+from mlflow_scalpel.comparison.stored import (
+    ARGUMENTS,
+    LEDGER,
+    SAMPLES,
+    TABLE,
+    description,
+    evaluations_where,
+    joined,
+)
 from mlflow_scalpel.comparison.subjects import Subject
 from mlflow_scalpel.comparison.table import read_table, write_table
 from mlflow_scalpel.errors import ScalpelError
 
-TABLE = "scalpel/table.parquet"
-SAMPLES = "scalpel/samples.parquet"
-LEDGER = "scalpel/ledger.parquet"
-ARGUMENTS = "training_arguments.json"
 _METRICS_A_BATCH = 1000  # MLflow takes no more at once
-EVALUATED_RUN_TAG = "scalpel.evaluated_run"
-
-# Params that differ between any two runs and say nothing about what was done.
-_UNTOLD = {"output_dir", "run_name", "logging_dir", "recipe", "set", "_name_or_path"}
 
 
 def log_table(table: pd.DataFrame, run_id: str) -> None:
@@ -126,9 +127,7 @@ def gather(run_ids: list[str]) -> pd.DataFrame:
             for evaluation in evaluations_of(run)
             if (evaluated := stored_table(evaluation.info.run_id)) is not None
         ]
-    whole = pd.concat(tables, ignore_index=True)
-    keys = ["run_id", "step", "metric", "layer", "head", "other", "matrix", "bin", "texts"]
-    return whole.drop_duplicates(keys, keep="first", ignore_index=True)
+    return joined(tables)
 
 
 def measure_run(run: Run) -> pd.DataFrame:
@@ -173,7 +172,7 @@ def evaluations_of(run: Run) -> list[Run]:
     return list(
         MlflowClient().search_runs(
             [run.info.experiment_id],
-            f"tags.`{EVALUATED_RUN_TAG}` = '{run.info.run_id}' AND status = 'FINISHED'",
+            evaluations_where(run.info.run_id),
             order_by=["start_time DESC"],
         )
     )
@@ -184,35 +183,15 @@ def describe_runs(run_ids: list[str]) -> pd.DataFrame:
 
     then every parameter, and every count of its cost: the columns in which runs may differ.
     """
-    rows = {}
-    for run_id in run_ids:
-        run = get_run(run_id)
-        params, metrics = run.data.params, run.data.metrics
-        known = {
-            "name": run.info.run_name,
-            "algorithm": params.get("algorithm", run.data.tags.get("scalpel.algorithm", "unknown")),
-            "learning_rate": params.get("learning_rate"),
-            "steps": params.get("max_steps"),
-            "dtype": params.get("weights_dtype"),
-            "data": params.get("data"),
-            "seed": params.get("seed"),
-        }
-        others = {
-            key: value
-            for key, value in {**_arguments(run_id), **params}.items()
-            if key not in _UNTOLD
-        }
-        counts = {key: f"{value:.6g}" for key, value in metrics.items() if key.startswith("cost/")}
-        rows[run_id] = known | {k: v for k, v in {**others, **counts}.items() if k not in known}
+    rows = {run_id: description(get_run(run_id), _arguments(run_id)) for run_id in run_ids}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _arguments(run_id: str) -> dict[str, str]:
-    """Every training argument that was logged on the run, as text; none where nothing was."""
+def _arguments(run_id: str) -> dict[str, object]:
+    """Every training argument that was logged on the run; none where nothing was."""
     if ARGUMENTS not in {file.path for file in MlflowClient().list_artifacts(run_id)}:
         return {}
-    logged = mlflow.artifacts.load_dict(f"runs:/{run_id}/{ARGUMENTS}")
-    return {key: str(value) for key, value in logged.items()}
+    return dict(mlflow.artifacts.load_dict(f"runs:/{run_id}/{ARGUMENTS}"))
 
 
 def get_run(run_id: str) -> Run:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 
@@ -61,6 +61,6 @@ def write_table(table: pd.DataFrame, path: str | Path) -> Path:
     return Path(path)
 
 
-def read_table(path: str | Path) -> pd.DataFrame:
+def read_table(path: str | Path | IO[bytes]) -> pd.DataFrame:
     """Read a table that `write_table` wrote; a column it lacks is null."""
     return pd.read_parquet(path).reindex(columns=list(COLUMNS)).astype(DTYPES)

@@ -17,9 +17,6 @@ from mlflow_scalpel.checkpoints import Checkpoint, checkpoints_of_run, log_base,
 from mlflow_scalpel.comparison import Subject, tidy
 from mlflow_scalpel.comparison.capabilities import capability_table, ledger
 from mlflow_scalpel.comparison.store import (
-    EVALUATED_RUN_TAG,
-    LEDGER,
-    SAMPLES,
     get_run,
     log_rows,
     log_summary,
@@ -28,6 +25,7 @@ from mlflow_scalpel.comparison.store import (
     readable,
     subject_of,
 )
+from mlflow_scalpel.comparison.stored import EVALUATED_RUN_TAG, LEDGER, SAMPLES
 from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.recipes.measuring import EvaluateRecipe
 

@@ -20,7 +20,7 @@ from mlflow_scalpel.checkpoints.spool import (
     MetricValue,
     TagsEntry,
 )
-from mlflow_scalpel.comparison.store import TABLE
+from mlflow_scalpel.comparison.stored import TABLE
 from mlflow_scalpel.comparison.table import write_table
 from mlflow_scalpel.comparison.tokens import FOLDER, artifact_name, write_tokens
 

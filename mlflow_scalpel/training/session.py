@@ -10,7 +10,7 @@ import mlflow
 
 from mlflow_scalpel.checkpoints import log_base, resolve
 from mlflow_scalpel.comparison import Comparison, Probe, Subject, build_probe
-from mlflow_scalpel.comparison.store import ARGUMENTS
+from mlflow_scalpel.comparison.stored import ARGUMENTS
 from mlflow_scalpel.data import load_rows
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.recipes.training import TrainingRecipe

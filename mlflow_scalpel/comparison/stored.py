@@ -1,0 +1,50 @@
+"""What the runs of MLflow hold of comparisons, and how it is put together; imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+from mlflow.entities import Run
+
+TABLE = "scalpel/table.parquet"
+SAMPLES = "scalpel/samples.parquet"
+LEDGER = "scalpel/ledger.parquet"
+ARGUMENTS = "training_arguments.json"
+EVALUATED_RUN_TAG = "scalpel.evaluated_run"
+
+# Params that differ between any two runs and say nothing about what was done.
+_UNTOLD = {"output_dir", "run_name", "logging_dir", "recipe", "set", "_name_or_path"}
+
+
+def evaluations_where(run_id: str) -> str:
+    """MLflow's filter for the finished evaluation runs of a training run."""
+    return f"tags.`{EVALUATED_RUN_TAG}` = '{run_id}' AND status = 'FINISHED'"
+
+
+def joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Tables of runs as one; of rows that measure the same thing, that of the first table stays."""
+    whole = pd.concat(tables, ignore_index=True)
+    keys = ["run_id", "step", "metric", "layer", "head", "matrix", "bin", "texts"]
+    return whole.drop_duplicates(keys, keep="first", ignore_index=True)
+
+
+def description(run: Run, arguments: Mapping[str, object]) -> dict[str, object]:
+    """What a run was: its name, algorithm, learning_rate, steps, dtype, data and seed, then every
+
+    parameter, and every count of its cost. `arguments` are its training arguments.
+    """
+    params, metrics = run.data.params, run.data.metrics
+    known = {
+        "name": run.info.run_name,
+        "algorithm": params.get("algorithm", run.data.tags.get("scalpel.algorithm", "unknown")),
+        "learning_rate": params.get("learning_rate"),
+        "steps": params.get("max_steps"),
+        "dtype": params.get("weights_dtype"),
+        "data": params.get("data"),
+        "seed": params.get("seed"),
+    }
+    told = {key: str(value) for key, value in arguments.items()} | params
+    others = {key: value for key, value in told.items() if key not in _UNTOLD}
+    counts = {key: f"{value:.6g}" for key, value in metrics.items() if key.startswith("cost/")}
+    return known | {k: v for k, v in {**others, **counts}.items() if k not in known}

@@ -1,0 +1,44 @@
+"""MLflow's app plugin: `mlflow server --app-name scalpel`, with the stock UI and /scalpel/.
+
+`scalpel-basic-auth` is the same behind MLflow's basic authentication. Nothing of the pages is
+imported before the server starts: MLflow looks at this module also where another app is chosen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def create_app() -> Any:
+    """MLflow's own app with the pages: ASGI under uvicorn, WSGI under gunicorn and waitress."""
+    from mlflow.environment_variables import _MLFLOW_SGI_NAME
+    from mlflow.server import app
+
+    _add_pages(app)
+    if _MLFLOW_SGI_NAME.get() != "uvicorn":
+        return app
+    from mlflow.server.fastapi_app import create_fastapi_app
+
+    return create_fastapi_app(app)
+
+
+def create_app_with_basic_auth() -> Any:
+    """As `create_app`, behind MLflow's basic authentication.
+
+    Every page asks MLflow's own routes in the name of the user, who sees what these let him see.
+    """
+    from mlflow.server import app, auth
+
+    paths = _add_pages(app)
+    # Under MLFLOW_BASIC_AUTH_FAIL_CLOSED a route that is not named here is refused to all users.
+    auth.BEFORE_REQUEST_VALIDATORS.update({(path, "GET"): lambda: True for path in paths})
+    return auth.create_app(app)
+
+
+def _add_pages(app: Any) -> list[str]:
+    from flask import request
+
+    from mlflow_scalpel.server.inside import Inside, static_prefix
+    from mlflow_scalpel.server.routes import add_pages
+
+    return add_pages(app, lambda: Inside(app, request), prefix=static_prefix())

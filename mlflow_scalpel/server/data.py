@@ -1,0 +1,150 @@
+"""The tables of the runs that somebody chose, kept as long as they do not change."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import threading
+import time
+from collections.abc import Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pandas as pd
+from mlflow.entities import Run
+
+from mlflow_scalpel.comparison.stored import (
+    ARGUMENTS,
+    TABLE,
+    description,
+    evaluations_where,
+    joined,
+)
+from mlflow_scalpel.comparison.table import read_table
+from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.server.caching import Cache
+from mlflow_scalpel.server.sources import Source
+
+MOST_RUNS = 24
+"""Runs on one page; more make no figure that can be read."""
+_FRESH = 2.0  # seconds for which a run's list of files is taken as known
+_TABLE_BYTES = 512 << 20
+_FOLDER = TABLE.rsplit("/", 1)[0]
+
+Version = tuple[Hashable, ...]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Runs that somebody chose and may read, with what was measured of them."""
+
+    runs: tuple[Run, ...]
+    version: Version
+    """Changes where anything of it does."""
+    table: pd.DataFrame
+    """The tidy table of them all; empty where nothing was measured."""
+    described: pd.DataFrame
+    """As `describe_runs` makes it."""
+    unmeasured: tuple[str, ...]
+    """Names of the runs of which nothing was measured."""
+
+
+class Tables:
+    """Finds, joins and keeps the tables of runs, for all users and threads of one process.
+
+    Whether a user may read a run is asked anew each time; only what is read is shared.
+    """
+
+    def __init__(self, limit: int = _TABLE_BYTES) -> None:
+        self._stored: Cache[pd.DataFrame] = Cache(limit // 2, _frame_bytes)
+        self._joined: Cache[tuple[pd.DataFrame, pd.DataFrame]] = Cache(
+            limit // 2, lambda pair: sum(map(_frame_bytes, pair))
+        )
+        self._files: dict[Hashable, tuple[float, tuple[Version, ...]]] = {}
+        self._lock = threading.Lock()
+
+    def select(self, source: Source, run_ids: Sequence[str]) -> Selection:
+        """What was measured of these runs.
+
+        Raises ScalpelError for a text that is no run ID and for too many runs, NotReadable for a
+        run that the user may not read.
+        """
+        ids = list(dict.fromkeys(run_ids))
+        for run_id in ids:
+            if not re.fullmatch(r"[0-9a-f]{32}", run_id):
+                raise ScalpelError(
+                    f"run {run_id[:80]!r}: is no run ID, which has 32 hexadecimal digits; choose "
+                    "runs on the start page"
+                )
+        if len(ids) > MOST_RUNS:
+            raise ScalpelError(f"{len(ids)} runs: choose at most {MOST_RUNS} of them")
+        if not ids:
+            raise ScalpelError("no run is chosen; choose some on the start page")
+        runs = tuple(source.run(run_id) for run_id in ids)
+        versions = tuple(self._versions(source, run) for run in runs)
+        table, described = self._joined.get(versions, lambda: self._join(source, runs, versions))
+        unmeasured = tuple(
+            str(run.info.run_name)
+            for run, parts in zip(runs, versions, strict=True)
+            if not any(part[1] == TABLE for part in parts)
+        )
+        return Selection(runs, versions, table, described, unmeasured)
+
+    def _versions(self, source: Source, run: Run) -> tuple[Version, ...]:
+        """(run ID, path, what changes with the content) of each file that the run's table needs."""
+        key = (source.user, run.info.run_id)
+        now = time.monotonic()
+        with self._lock:
+            known = self._files.get(key)
+        if known is not None and now - known[0] < _FRESH:
+            return known[1]
+        where = evaluations_where(run.info.run_id)
+        evaluations = source.runs(run.info.experiment_id, where)
+        found: list[Version] = []
+        for one in [run, *evaluations]:
+            run_id = one.info.run_id
+            # A table is written anew as its run goes on; each time metrics are logged with it.
+            logged = max((metric.timestamp for metric in one.data._metric_objs), default=0)
+            changes = (one.info.status, one.info.end_time, logged)
+            files = source.files(run_id, _FOLDER)
+            if TABLE in files:
+                found.append((run_id, TABLE, files[TABLE], *changes))
+        top = source.files(run.info.run_id, "")
+        if ARGUMENTS in top:
+            found.append((run.info.run_id, ARGUMENTS, top[ARGUMENTS]))
+        # What a run is called may change too, and is said in every figure.
+        found.append((run.info.run_id, "", run.info.run_name, len(run.data.params)))
+        with self._lock:
+            if len(self._files) > 10_000:
+                self._files.clear()
+            self._files[key] = now, tuple(found)
+        return tuple(found)
+
+    def _join(
+        self, source: Source, runs: tuple[Run, ...], versions: tuple[tuple[Version, ...], ...]
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        from mlflow_scalpel.views.tidy import read
+
+        wanted = [part for parts in versions for part in parts if part[1] == TABLE]
+        with ThreadPoolExecutor(4) as pool:
+            tables = list(pool.map(lambda part: self._table(source, part), wanted))
+        table = joined(tables) if tables else pd.DataFrame()
+        rows = {}
+        for run, parts in zip(runs, versions, strict=True):
+            arguments = {}
+            if any(part[1] == ARGUMENTS for part in parts):
+                arguments = json.loads(source.artifact(run.info.run_id, ARGUMENTS))
+            rows[run.info.run_id] = description(run, arguments)
+        return read(table), pd.DataFrame.from_dict(rows, orient="index")
+
+    def _table(self, source: Source, version: Version) -> pd.DataFrame:
+        run_id = str(version[0])
+        return self._stored.get(
+            version, lambda: read_table(io.BytesIO(source.artifact(run_id, TABLE)))
+        )
+
+
+def _frame_bytes(frame: pd.DataFrame) -> int:
+    # Not "deep": equal texts are one object, which that would count for each row.
+    return int(frame.memory_usage().sum()) + 1

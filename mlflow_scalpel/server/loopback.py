@@ -1,0 +1,51 @@
+"""The pages by themselves, on loopback, with the credentials of whoever started them."""
+
+from __future__ import annotations
+
+from flask import Flask, Response, redirect, request
+from mlflow.server.security_utils import is_allowed_host_header
+from werkzeug.serving import BaseWSGIServer, make_server
+
+from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.server.routes import ROOT, add_pages
+from mlflow_scalpel.server.sources import ByClient
+
+HOST = "127.0.0.1"
+# A page of another site that has its own name point here still sends that name as the host.
+_HOSTS = [host + port for host in ("localhost", HOST, "[[]::1]") for port in ("", ":*")]
+
+
+def make_app(tracking_uri: str) -> Flask:
+    """The pages of one tracking server as an app of their own."""
+    app = Flask(__name__, static_folder=None)
+    source = ByClient(tracking_uri)
+
+    @app.before_request
+    def check_host() -> Response | None:
+        if is_allowed_host_header(_HOSTS, request.headers.get("Host", "")):
+            return None
+        return Response("Invalid Host header", status=403, mimetype="text/plain")
+
+    remote = tracking_uri.startswith(("http://", "https://"))
+    add_pages(app, lambda: source, stock=tracking_uri.rstrip("/") + "/" if remote else "")
+    app.add_url_rule("/", "root", lambda: redirect(f"{ROOT}/"))
+    return app
+
+
+def open_server(tracking_uri: str, port: int) -> BaseWSGIServer:
+    """The server, listening on loopback but not answering yet; raises ScalpelError for the port."""
+    try:
+        return make_server(HOST, port, make_app(tracking_uri), threaded=True)
+    except (OSError, SystemExit, OverflowError) as error:
+        raise ScalpelError(
+            f"--port {port}: cannot be listened on ({error}); give another one, or 0"
+        ) from error
+
+
+def serve(tracking_uri: str, port: int) -> None:
+    """Serve until interrupted."""
+    server = open_server(tracking_uri, port)
+    print(
+        f"views of {tracking_uri}: http://{HOST}:{server.port}{ROOT}/ (Ctrl-C ends it)", flush=True
+    )
+    server.serve_forever()

@@ -1,0 +1,206 @@
+"""The routes under /scalpel/: shells of HTML that appear at once, and the data that fills them.
+
+All of them are GETs and change nothing. No part of a request becomes a path: files that are served
+are named here, and what is read of a run is named in `data.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.resources
+import json
+from collections.abc import Callable
+from typing import Any
+
+from flask import Blueprint, Flask, Response, request
+from mlflow.exceptions import MlflowException
+
+from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.server.data import Tables
+from mlflow_scalpel.server.figures import Figures
+from mlflow_scalpel.server.sources import NotReadable, Source
+from mlflow_scalpel.server.start import checkpoint_rows, experiment_rows, run_rows
+
+ROOT = "/scalpel"
+STATIC = {
+    "scalpel.js": "text/javascript",
+    "start.js": "text/javascript",
+    "page.js": "text/javascript",
+    "scalpel.css": "text/css",
+    "plotly.js": "text/javascript",
+}
+# Plotly writes styles into the page; nothing else is inline, and nothing is loaded from elsewhere.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'self'"
+)
+_YEAR = 365 * 24 * 3600
+
+
+def add_pages(
+    app: Flask, source: Callable[[], Source], *, prefix: str = "", stock: str = "../"
+) -> list[str]:
+    """Add the pages to an app; `source` says what the sender of the current request may read.
+
+    `prefix` goes before every path, and `stock` is the address of MLflow's own UI ("" for none).
+    Returns the paths of all routes that were added, which take GET only.
+    """
+    blueprint = Blueprint("scalpel", __name__)
+    tables, made = Tables(), Figures()
+    paths: list[str] = []
+
+    def route(path: str, view: Callable[[], Response], name: str) -> None:
+        paths.append(f"{prefix}{ROOT}{path}")
+        blueprint.add_url_rule(paths[-1], name, view, methods=["GET"])
+
+    def experiments() -> Response:
+        return _json({"experiments": experiment_rows(source())})
+
+    def runs() -> Response:
+        return _json(run_rows(source(), request.args.get("experiment", "")))
+
+    def checkpoints() -> Response:
+        return _json({"checkpoints": checkpoint_rows(source(), request.args.get("run", ""))})
+
+    def figures() -> Response:
+        wanted = request.args
+        selection = tables.select(source(), _listed(wanted.get("runs", "")))
+        page = wanted.get("page", "")
+        stems = set(_listed(wanted.get("figures", "")))
+        lines = made.of_page(selection, page, wanted.to_dict(), stems)
+        return Response(lines, mimetype="application/x-ndjson")
+
+    route("/", functools.partial(start_page, stock), "start")
+    for page in _pages():
+        route(f"/{page.name}", functools.partial(view_page, page.name, stock), f"page_{page.name}")
+    for name in STATIC:
+        route(
+            f"/static/{name}",
+            functools.partial(static_file, name),
+            "static_" + name.replace(".", "_"),
+        )
+    for view in (experiments, runs, checkpoints, figures):
+        route(f"/data/{view.__name__}", _refusing(view), f"data_{view.__name__}")
+    blueprint.after_request(_secure)
+    app.register_blueprint(blueprint)
+    return paths
+
+
+def start_page(stock: str) -> Response:
+    """The start page's shell."""
+    return _html("start.html", title="mlflow-scalpel", stock=stock)
+
+
+def view_page(name: str, stock: str) -> Response:
+    """A view page's shell: its figures' headings, before any data is read."""
+    from mlflow_scalpel.views import pages
+
+    page = pages.page_named(name)
+    assert page is not None  # the routes are made of the pages
+    shown: dict[str, dict[str, Any]] = {}
+    for section, stem, _ in pages.figures(page):
+        entry = shown.setdefault(
+            section.stem, {"heading": section.heading, "how": section.how, "figures": []}
+        )
+        entry["figures"].append(stem)
+    return _html(
+        "page.html",
+        title=page.title,
+        page=page,
+        sections=shown,
+        absent=page.absent,
+        stock=stock,
+    )
+
+
+def static_file(name: str) -> Response:
+    """One of the files that pages need; unchanged under its address, which holds its digest."""
+    content, tag = _static(name)
+    response = Response(content, mimetype=STATIC[name])
+    response.set_etag(tag)
+    response.cache_control.max_age = _YEAR
+    response.cache_control.private = True
+    response.make_conditional(request)
+    return response
+
+
+@functools.cache
+def _static(name: str) -> tuple[bytes, str]:
+    if name == "plotly.js":
+        from plotly.offline import get_plotlyjs
+
+        content = get_plotlyjs().encode()
+    else:
+        folder = importlib.resources.files("mlflow_scalpel.server") / "static"
+        content = (folder / name).read_bytes()
+    return content, hashlib.sha256(content).hexdigest()[:16]
+
+
+def _pages() -> tuple[Any, ...]:
+    from mlflow_scalpel.views.pages import PAGES
+
+    return PAGES
+
+
+def _html(template: str, **values: Any) -> Response:
+    # Addresses are relative, so that the pages work behind any prefix and proxy.
+    static = {name: f"static/{name}?v={_static(name)[1]}" for name in STATIC}
+    text = _templates().get_template(template).render(static=static, pages=_pages(), **values)
+    response = Response(text, mimetype="text/html")
+    response.cache_control.no_cache = True
+    return response
+
+
+@functools.cache
+def _templates() -> Any:
+    import jinja2
+
+    folder = importlib.resources.files("mlflow_scalpel.server") / "templates"
+    names = ("shell.html", "start.html", "page.html")
+    return jinja2.Environment(
+        loader=jinja2.DictLoader({name: (folder / name).read_text("utf-8") for name in names}),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _json(content: Any) -> Response:
+    response = Response(json.dumps(content), mimetype="application/json")
+    response.cache_control.no_store = True
+    return response
+
+
+def _refusing(view: Callable[[], Response]) -> Callable[[], Response]:
+    """The view, with what it refuses told as JSON."""
+
+    @functools.wraps(view)
+    def told() -> Response:
+        try:
+            return view()
+        except NotReadable as error:
+            status, message = 403, str(error)
+        except ScalpelError as error:
+            status, message = 400, str(error)
+        except MlflowException as error:
+            status, message = 502, f"MLflow did not answer: {error.message}"
+        response = _json({"error": message})
+        response.status_code = status
+        return response
+
+    return told
+
+
+def _secure(response: Response) -> Response:
+    response.headers["Content-Security-Policy"] = POLICY
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "same-origin"
+    response.headers.setdefault("X-Frame-Options", "SAMEORIGIN")
+    return response
+
+
+def _listed(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]

@@ -1,0 +1,87 @@
+"""What the start page lists: experiments, runs, checkpoints. No artifact is read for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlflow.entities import Run
+
+from mlflow_scalpel.checkpoints.find import by_step, check_run_id, state_of, step_of
+from mlflow_scalpel.checkpoints.layout import FAILURE_TAG, PRUNED_TAG
+from mlflow_scalpel.comparison.stored import EVALUATED_RUN_TAG
+from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.server.sources import Source
+
+MOST_SHOWN = 500
+"""Runs of an experiment that the page lists, the newest."""
+_LONGEST = 400  # characters of a name or a param; the rest is cut off
+
+
+def experiment_rows(source: Source) -> list[dict[str, str]]:
+    """ID and name of each experiment, the last changed first."""
+    return [{"id": str(one.experiment_id), "name": _cut(one.name)} for one in source.experiments()]
+
+
+def run_rows(source: Source, experiment_id: str) -> dict[str, Any]:
+    """The runs of an experiment that a view can show, the newest first.
+
+    Those are the runs with checkpoints or with something measured; evaluations belong to the run
+    that they evaluated and are not listed.
+    """
+    if not experiment_id.isdecimal():
+        raise ScalpelError(f"experiment {experiment_id[:80]!r}: is no experiment's ID, a number")
+    runs = [run for run in source.runs(experiment_id) if _can_be_shown(run)]
+    return {"runs": [_row(run) for run in runs[:MOST_SHOWN]], "left_off": len(runs[MOST_SHOWN:])}
+
+
+def checkpoint_rows(source: Source, run_id: str) -> list[dict[str, Any]]:
+    """The checkpoints of a run in order of step, with their state."""
+    check_run_id(run_id)
+    models = [model for model in source.models(source.run(run_id)) if step_of(model) > 0]
+    return [
+        {
+            "step": step_of(model),
+            "model_id": model.model_id,
+            "name": _cut(model.name),
+            "state": state_of(model),
+            "reason": _cut(model.tags.get(FAILURE_TAG) or model.tags.get(PRUNED_TAG) or ""),
+        }
+        for model in sorted(models, key=by_step)
+    ]
+
+
+def _can_be_shown(run: Run) -> bool:
+    if EVALUATED_RUN_TAG in run.data.tags:
+        return False
+    made = run.outputs.model_outputs if run.outputs else []
+    return bool(made) or bool(_measured(run)) or "scalpel.imported" in run.data.tags
+
+
+def _measured(run: Run) -> list[str]:
+    """The groups of metrics of which the run has a summary."""
+    groups = {key.split("/")[0] for key in run.data.metrics if "/" in key}
+    return sorted(groups & {"weights", "kl", "attention", "capabilities", "eval", "frozen"})
+
+
+def _row(run: Run) -> dict[str, Any]:
+    params, tags = run.data.params, run.data.tags
+    made = run.outputs.model_outputs if run.outputs else []
+    base = params.get("base_model") or params.get("base") or params.get("base_model_id") or ""
+    return {
+        "id": run.info.run_id,
+        "name": _cut(run.info.run_name or run.info.run_id),
+        "algorithm": _cut(params.get("algorithm") or tags.get("scalpel.algorithm") or ""),
+        "status": str(run.info.status),
+        "started": run.info.start_time,
+        "base": _cut(base),
+        "learning_rate": _cut(params.get("learning_rate", "")),
+        "steps": _cut(params.get("max_steps", "")),
+        "checkpoints": sorted({int(output.step) for output in made if output.step > 0}),
+        "measured": _measured(run),
+        "imported": "scalpel.imported" in tags,
+    }
+
+
+def _cut(text: object) -> str:
+    line = " ".join(str(text).split())
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "\u2026"

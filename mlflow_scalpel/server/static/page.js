@@ -1,0 +1,229 @@
+// A view page: asks for its figures, draws each as it comes, and keeps the address up to date.
+"use strict";
+
+(() => {
+  const { element, get, say, set, wanted } = scalpel;
+  const { page, stock } = document.body.dataset;
+  const config = { responsive: true, displaylogo: false, showSendToCloud: false };
+  const places = new Map(
+    [...document.querySelectorAll("[data-figure]")].map((place) => [place.dataset.figure, place]),
+  );
+  const frames = new Map(); // stem -> names of its frames, which are checkpoints' steps
+  const bar = document.getElementById("controls");
+  let asked = 0; // the newest request for each figure wins
+  const newest = new Map();
+  let slider = null;
+
+  // --- asking -----------------------------------------------------------------------------------
+
+  async function load(stems) {
+    const mine = ++asked;
+    for (const stem of stems) {
+      newest.set(stem, mine);
+      places.get(stem).classList.add("stale");
+    }
+    const query = Object.fromEntries(wanted);
+    const part = stems.length < places.size ? { figures: stems.join(",") } : {};
+    try {
+      const response = await get("figures", { ...query, ...part, page });
+      for await (const line of lines(response)) take(JSON.parse(line), mine);
+      say("");
+    } catch (error) {
+      say(error.message, true);
+      for (const stem of stems) {
+        if (newest.get(stem) === mine) note(stem, "Not drawn: see above.");
+      }
+    }
+  }
+
+  async function* lines(response) {
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    let rest = "";
+    for (;;) {
+      const { value, done } = await reader.read();
+      const parts = (rest + (value || "")).split("\n");
+      rest = parts.pop();
+      yield* parts.filter((part) => part);
+      if (done) break;
+    }
+    if (rest) yield rest;
+  }
+
+  function take(line, mine) {
+    if (line.controls) showControls(line.controls);
+    if (line.about) showAbout(line.about);
+    if (!line.stem || newest.get(line.stem) !== mine) return;
+    if (line.figure) draw(line.stem, line.figure);
+    else if (line.table) showTable(line.stem, line.table);
+    else if (line.list) showList(line.stem, line.list);
+    else note(line.stem, line.empty || `This figure could not be drawn: ${line.error}`, !line.empty);
+  }
+
+  // --- showing ----------------------------------------------------------------------------------
+
+  function place(stem) {
+    const found = places.get(stem);
+    found.classList.remove("stale");
+    found.querySelector(".waiting")?.remove();
+    return found;
+  }
+
+  function note(stem, text, bad = false) {
+    const found = place(stem);
+    if (found.classList.contains("js-plotly-plot")) Plotly.purge(found);
+    frames.delete(stem);
+    found.replaceChildren(element("p", { class: `card missing${bad ? " bad" : ""}` }, text));
+    showSlider();
+  }
+
+  async function draw(stem, figure) {
+    const found = place(stem);
+    if (!found.classList.contains("js-plotly-plot")) found.replaceChildren();
+    const steps = (figure.frames || []).map((frame) => frame.name);
+    if (steps.length) {
+      figure.layout.sliders = []; // the page has one for all figures
+      figure.layout.updatemenus = [];
+    }
+    if (frames.has(stem)) Plotly.purge(found);
+    await Plotly.react(found, { ...figure, config });
+    if (steps.length) frames.set(stem, steps);
+    else frames.delete(stem);
+    showSlider();
+    if (steps.length) await showStep(stem, wanted.get("step"));
+    found.dataset.drawn = "yes";
+  }
+
+  function showTable(stem, table) {
+    const head = element("tr", {}, ...table.columns.map((name) => element("th", { scope: "col" }, name)));
+    const rows = table.rows.map(({ cells, same }) =>
+      element(
+        "tr",
+        { class: same ? "same" : "differs" },
+        element("th", { scope: "row" }, cells[0]),
+        ...cells.slice(1).map((cell) => element("td", {}, cell)),
+      ),
+    );
+    const made = element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows));
+    place(stem).replaceChildren(element("div", { class: "table" }, made));
+  }
+
+  function showList(stem, list) {
+    const items = list.map((text) => element("li", {}, text));
+    place(stem).replaceChildren(element("div", { class: "card" }, element("ul", {}, ...items)));
+  }
+
+  function showAbout(about) {
+    const parts = [
+      element("p", {}, `${about.runs.length === 1 ? "Run" : "Runs"}: `, ...named(about.runs)),
+      ...about.notes.map((text) => element("p", { class: "card missing" }, text)),
+    ];
+    document.getElementById("about").replaceChildren(...parts);
+    document.title = `${about.runs.map((run) => run.name).join(", ").slice(0, 80)}: ${document.querySelector("h1").textContent}`;
+  }
+
+  function named(runs) {
+    return runs.flatMap((run, i) => [
+      i ? ", " : "",
+      stock
+        ? element("a", { href: `${stock}#/experiments/${run.experiment}/runs/${run.id}`, dir: "auto" }, run.name)
+        : element("bdi", {}, run.name),
+    ]);
+  }
+
+  // --- settings ---------------------------------------------------------------------------------
+
+  function showControls(controls) {
+    const had = document.activeElement?.id;
+    const made = controls.filter((one) => one.choices.length > 1).map(controlOf);
+    const range = bar.querySelector(".slider");
+    bar.replaceChildren(...made, ...(range ? [range] : []));
+    bar.hidden = bar.children.length === 0;
+    if (had) document.getElementById(had)?.focus();
+  }
+
+  function controlOf(control) {
+    const id = `set-${control.name}`;
+    let field;
+    if (control.kind === "yes") {
+      field = element("input", { type: "checkbox", id });
+      field.checked = control.value === "true";
+    } else {
+      const options = control.choices.map(([value, label]) => element("option", { value }, label));
+      field = element("select", { id }, ...options);
+      field.value = control.value;
+    }
+    field.addEventListener("change", () => {
+      const value = control.kind === "yes" ? String(field.checked) : field.value;
+      set(control.name, value === control.choices[0][0] ? "" : value);
+      load(control.figures.filter((stem) => places.has(stem)));
+    });
+    return element("label", { for: id }, `${control.label} `, field);
+  }
+
+  // --- checkpoints ------------------------------------------------------------------------------
+
+  function allSteps() {
+    return [...new Set([...frames.values()].flat())].sort((a, b) => a - b);
+  }
+
+  function showSlider() {
+    const steps = allSteps();
+    const there = bar.querySelector(".slider");
+    if (!steps.length) {
+      there?.remove();
+      slider = null;
+    } else if (!there) {
+      slider = element("input", { type: "range", id: "set-step", min: 0, step: 1 });
+      const output = element("output", { for: "set-step" });
+      bar.append(element("label", { class: "slider", for: "set-step" }, "checkpoint ", slider, output));
+      slider.addEventListener("input", slide);
+    }
+    if (slider) {
+      slider.max = steps.length - 1;
+      const chosen = nearest(steps, wanted.get("step"));
+      slider.value = steps.indexOf(chosen);
+      tell(chosen);
+    }
+    bar.hidden = bar.children.length === 0;
+  }
+
+  function tell(step) {
+    slider.nextElementSibling.textContent = `step ${step}`;
+    slider.setAttribute("aria-valuetext", `step ${step}`);
+  }
+
+  function slide() {
+    const step = allSteps()[slider.value];
+    tell(step);
+    set("step", step);
+    for (const stem of frames.keys()) showStep(stem, step);
+  }
+
+  // The last checkpoint at or before the wanted one; the last of all where none is wanted.
+  function nearest(steps, step) {
+    if (step === null || step === "" || Number.isNaN(Number(step))) return steps.at(-1);
+    return steps.filter((one) => Number(one) <= Number(step)).at(-1) ?? steps[0];
+  }
+
+  async function showStep(stem, step) {
+    const found = places.get(stem);
+    const steps = [...frames.get(stem)].sort((a, b) => a - b);
+    const name = nearest(steps, step);
+    if (found.dataset.step === name) return;
+    found.dataset.step = name;
+    await Plotly.animate(found, [name], {
+      mode: "immediate",
+      transition: { duration: 0 },
+      frame: { duration: 0, redraw: true },
+    });
+  }
+
+  // --- beginning --------------------------------------------------------------------------------
+
+  if (!scalpel.runs().length) {
+    say("No run is chosen: choose some on the start page.");
+    for (const stem of places.keys()) note(stem, "Waits for runs to be chosen.");
+  } else {
+    load([...places.keys()]);
+  }
+})();
