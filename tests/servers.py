@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -87,14 +87,24 @@ class Server:
     Artifacts go through the server: their location is mlflow-artifacts:/.
     """
 
-    def __init__(self, folder: Path, store_uri: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        store_uri: str | None = None,
+        *,
+        options: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        prefix: str = "",
+    ) -> None:
         self.port = free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
+        self.uri = f"http://127.0.0.1:{self.port}{prefix}"
         self.store_uri = store_uri or f"sqlite:///{folder}/mlflow.db"
         self.artifacts = folder / "artifacts"
         """Where the server keeps the files."""
         self.log = folder / "server.log"
         self._folder = folder
+        self._options = [*options, *(["--static-prefix", prefix] if prefix else [])]
+        self._environment = dict(environment or {})
         self._process: Process | None = None
 
     def start(self) -> None:
@@ -102,11 +112,12 @@ class Server:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
         command += ["--port", str(self.port), "--workers", "1"]
         command += ["--backend-store-uri", self.store_uri]
-        command += ["--artifacts-destination", str(self.artifacts)]
+        command += ["--artifacts-destination", str(self.artifacts), *self._options]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
         environment["MLFLOW_DISABLE_TELEMETRY"] = "true"
         # Scheduled judges and the like: seven more processes, which no test here uses.
         environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+        environment |= self._environment
         self._process = Process(command, self.log, cwd=self._folder, env=environment)
         self._process.wait_until(self.answers)
 
