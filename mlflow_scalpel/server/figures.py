@@ -134,16 +134,32 @@ def figure_line(
     selection: Selection, section: Any, stem: str, view: Any, settings: Mapping[str, str]
 ) -> bytes:
     """A figure as a line of JSON; what to run, where the table has nothing of the section."""
+    from plotly.io.json import to_json_plotly
+
     rows = selection.table[selection.table["metric"].str.startswith(section.needs)]
     if not len(rows):
         return _line({"stem": stem, "empty": section.absent})
     said = {"true": True, "false": False}
     chosen = {name: said.get(value, value) for name, value in settings.items() if value}
     figure = view(selection.table, selection.described, **chosen)
-    return b'{"stem":%b,"figure":%b}\n' % (
-        json.dumps(stem).encode(),
-        figure.to_json(validate=False).encode(),
-    )
+    steps = unslid(figure)
+    content = {"stem": stem, "figure": {"data": figure.data, "layout": figure.layout}}
+    return (to_json_plotly(content | ({"steps": steps} if steps else {})) + "\n").encode()
+
+
+def unslid(figure: Any) -> list[dict[str, Any]]:
+    """Take the slider out of a figure, and its room: the page has one for all its figures.
+
+    Returns its steps: label, and what changes in traces and in the layout.
+    """
+    room = slider_room(figure)
+    if not room:
+        return []
+    steps = [{"label": step.label, "args": step.args} for step in figure.layout.sliders[0].steps]
+    figure.layout.sliders = []
+    figure.layout.height -= room
+    figure.layout.margin.b -= room
+    return steps
 
 
 def _line(content: Mapping[str, Any]) -> bytes:

@@ -8,7 +8,8 @@
   const places = new Map(
     [...document.querySelectorAll("[data-figure]")].map((place) => [place.dataset.figure, place]),
   );
-  const frames = new Map(); // stem -> names of its frames, which are checkpoints' steps
+  const sliders = new Map(); // stem -> its steps: label, and what Plotly.update is to change
+  const busy = new Map(); // stem -> whether Plotly is at work on it once, or has to begin again
   const bar = document.getElementById("controls");
   let asked = 0; // the newest request for each figure wins
   const newest = new Map();
@@ -53,7 +54,7 @@
     if (line.controls) showControls(line.controls);
     if (line.about) showAbout(line.about);
     if (!line.stem || newest.get(line.stem) !== mine) return;
-    if (line.figure) draw(line.stem, line.figure);
+    if (line.figure) draw(line.stem, line.figure, line.steps);
     else if (line.table) showTable(line.stem, line.table);
     else if (line.list) showList(line.stem, line.list);
     else note(line.stem, line.empty || `This figure could not be drawn: ${line.error}`, !line.empty);
@@ -71,25 +72,20 @@
   function note(stem, text, bad = false) {
     const found = place(stem);
     if (found.classList.contains("js-plotly-plot")) Plotly.purge(found);
-    frames.delete(stem);
+    sliders.delete(stem);
     found.replaceChildren(element("p", { class: `card missing${bad ? " bad" : ""}` }, text));
     showSlider();
   }
 
-  async function draw(stem, figure) {
+  async function draw(stem, figure, steps) {
     const found = place(stem);
     if (!found.classList.contains("js-plotly-plot")) found.replaceChildren();
-    const steps = (figure.frames || []).map((frame) => frame.name);
-    if (steps.length) {
-      figure.layout.sliders = []; // the page has one for all figures
-      figure.layout.updatemenus = [];
-    }
-    if (frames.has(stem)) Plotly.purge(found);
     await Plotly.react(found, { ...figure, config });
-    if (steps.length) frames.set(stem, steps);
-    else frames.delete(stem);
+    delete found.dataset.at;
+    if (steps) sliders.set(stem, steps);
+    else sliders.delete(stem);
     showSlider();
-    if (steps.length) await showStep(stem, wanted.get("step"));
+    if (steps) await showMoment(stem);
     found.dataset.drawn = "yes";
   }
 
@@ -162,60 +158,63 @@
 
   // --- checkpoints ------------------------------------------------------------------------------
 
-  function allSteps() {
-    return [...new Set([...frames.values()].flat())].sort((a, b) => a - b);
+  // The labels of the longest of the figures' sliders, which all go over the same training.
+  function moments() {
+    const all = [...sliders.values()].map((steps) => steps.map((step) => step.label));
+    return all.sort((a, b) => b.length - a.length)[0] || [];
   }
 
   function showSlider() {
-    const steps = allSteps();
+    const labels = moments();
     const there = bar.querySelector(".slider");
-    if (!steps.length) {
+    if (labels.length < 2) {
       there?.remove();
       slider = null;
     } else if (!there) {
-      slider = element("input", { type: "range", id: "set-step", min: 0, step: 1 });
-      const output = element("output", { for: "set-step" });
-      bar.append(element("label", { class: "slider", for: "set-step" }, "checkpoint ", slider, output));
+      slider = element("input", { type: "range", id: "set-at", min: 0, step: 1 });
+      const output = element("output", { for: "set-at" });
+      bar.append(element("label", { class: "slider", for: "set-at" }, "checkpoint ", slider, output));
       slider.addEventListener("input", slide);
     }
     if (slider) {
-      slider.max = steps.length - 1;
-      const chosen = nearest(steps, wanted.get("step"));
-      slider.value = steps.indexOf(chosen);
-      tell(chosen);
+      slider.max = labels.length - 1;
+      const at = labels.indexOf(wanted.get("at"));
+      slider.value = at < 0 ? labels.length - 1 : at;
+      tell(labels[slider.value]);
     }
     bar.hidden = bar.children.length === 0;
   }
 
-  function tell(step) {
-    slider.nextElementSibling.textContent = `step ${step}`;
-    slider.setAttribute("aria-valuetext", `step ${step}`);
+  function tell(label) {
+    const said = /^[0-9.]+$/.test(label) ? `step ${label}` : label;
+    slider.nextElementSibling.textContent = said;
+    slider.setAttribute("aria-valuetext", said);
   }
 
   function slide() {
-    const step = allSteps()[slider.value];
-    tell(step);
-    set("step", step);
-    for (const stem of frames.keys()) showStep(stem, step);
+    const label = moments()[slider.value];
+    tell(label);
+    set("at", Number(slider.value) === Number(slider.max) ? "" : label);
+    for (const stem of sliders.keys()) showMoment(stem);
   }
 
-  // The last checkpoint at or before the wanted one; the last of all where none is wanted.
-  function nearest(steps, step) {
-    if (step === null || step === "" || Number.isNaN(Number(step))) return steps.at(-1);
-    return steps.filter((one) => Number(one) <= Number(step)).at(-1) ?? steps[0];
-  }
-
-  async function showStep(stem, step) {
+  // Shows the moment of the address. While Plotly is busy with one, only the newest one waits.
+  async function showMoment(stem) {
+    if (busy.has(stem)) return busy.set(stem, "again");
     const found = places.get(stem);
-    const steps = [...frames.get(stem)].sort((a, b) => a - b);
-    const name = nearest(steps, step);
-    if (found.dataset.step === name) return;
-    found.dataset.step = name;
-    await Plotly.animate(found, [name], {
-      mode: "immediate",
-      transition: { duration: 0 },
-      frame: { duration: 0, redraw: true },
-    });
+    do {
+      busy.set(stem, "once");
+      const steps = sliders.get(stem);
+      const labels = moments();
+      const at = labels.indexOf(wanted.get("at"));
+      let i = steps.findIndex((step) => step.label === wanted.get("at"));
+      if (i < 0) i = at < 0 ? steps.length - 1 : Math.round((at / (labels.length - 1)) * (steps.length - 1));
+      if (found.dataset.at !== steps[i].label) {
+        found.dataset.at = steps[i].label;
+        await Plotly.update(found, ...steps[i].args);
+      }
+    } while (busy.get(stem) === "again");
+    busy.delete(stem);
   }
 
   // --- beginning --------------------------------------------------------------------------------
