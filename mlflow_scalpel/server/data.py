@@ -136,7 +136,10 @@ class Tables:
             if any(part[1] == ARGUMENTS for part in parts):
                 arguments = json.loads(source.artifact(run.info.run_id, ARGUMENTS))
             rows[run.info.run_id] = description(run, arguments)
-        return read(table), pd.DataFrame.from_dict(rows, orient="index")
+        clean = read(table)
+        for column in [name for name in table.columns if name not in clean.columns]:
+            clean[column] = table[column].iloc[clean.index].set_axis(clean.index)
+        return clean, pd.DataFrame.from_dict(rows, orient="index")
 
     def _table(self, source: Source, version: Version) -> pd.DataFrame:
         run_id = str(version[0])

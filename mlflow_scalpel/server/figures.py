@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -49,22 +50,32 @@ class Figures:
             {**control, "value": settings[str(control["name"])]}
             for control in offered(page, selection.table)
         ]
-        yield _line({"about": about(selection), "controls": controls})
-        for section, stem, view in pages.figures(page):
-            if stems and stem not in stems:
-                continue
-            taken = {k: v for k, v in settings.items() if k in pages.keywords(view)}
-            key = (selection.version, page.name, stem, tuple(sorted(taken.items())))
-            try:
-                yield self._made.get(
-                    key,
-                    lambda view=view, section=section, stem=stem, taken=taken: figure_line(  # type: ignore[misc]
-                        selection, section, stem, view, taken
-                    ),
-                )
-            except Exception as error:  # noqa: BLE001 - the other figures of the page are drawn
-                _log.exception("figure %s of runs %s", stem, selection.described.index.to_list())
-                yield _line({"stem": stem, "error": f"{type(error).__name__}: {error}"})
+        yield _as_line({"about": about(selection), "controls": controls})
+        for section in page.sections():
+            for stem, shown in pages.figures(page, section):
+                taken = {k: v for k, v in settings.items() if k in pages.keywords(shown)}
+                if not stems or stem in stems:
+                    yield self._line(
+                        (selection.version, page.name, stem, tuple(sorted(taken.items()))),
+                        stem,
+                        partial(figure_line, selection, stem, shown, taken),
+                    )
+            stem = table_stem(section.stem)
+            if section.table is not None and (not stems or stem in stems):
+                make = partial(table_line, selection, stem, section.table)
+                yield self._line((selection.version, page.name, stem), stem, make)
+
+    def _line(self, key: Hashable, stem: str, make: Callable[[], bytes]) -> bytes:
+        try:
+            return self._made.get(key, make)
+        except Exception as error:  # noqa: BLE001 - told on the page; its other figures are drawn
+            _log.exception("%s", stem)
+            return _as_line({"stem": stem, "error": f"{type(error).__name__}: {error}"[:_LONGEST]})
+
+
+def table_stem(section: str) -> str:
+    """The stem of a section's table."""
+    return f"{section}_table"
 
 
 def settle(page: Any, table: pd.DataFrame, wanted: Mapping[str, str]) -> dict[str, str]:
@@ -130,21 +141,28 @@ def about(selection: Selection) -> dict[str, Any]:
     return {"runs": runs, "notes": [note[:_LONGEST_NOTE] for note in notes]}
 
 
-def figure_line(
-    selection: Selection, section: Any, stem: str, view: Any, settings: Mapping[str, str]
-) -> bytes:
-    """A figure as a line of JSON; what to run, where the table has nothing of the section."""
+def figure_line(selection: Selection, stem: str, shown: Any, settings: Mapping[str, str]) -> bytes:
+    """A figure as a line of JSON; what to run, where the table has nothing for it."""
     from plotly.io.json import to_json_plotly
 
-    rows = selection.table[selection.table["metric"].str.startswith(section.needs)]
-    if not len(rows):
-        return _line({"stem": stem, "empty": section.absent})
-    said = {"true": True, "false": False}
-    chosen = {name: said.get(value, value) for name, value in settings.items() if value}
-    figure = view(selection.table, selection.described, **chosen)
+    if not selection.table["metric"].str.startswith(shown.needs).any():
+        return _as_line({"stem": stem, "empty": empty_words(shown)})
+    as_bool = {"true": True, "false": False}
+    chosen = {name: as_bool.get(value, value) for name, value in settings.items() if value}
+    figure = shown.view(selection.table, selection.described, **chosen)
     steps = unslid(figure)
     content = {"stem": stem, "figure": {"data": figure.data, "layout": figure.layout}}
     return (to_json_plotly(content | ({"steps": steps} if steps else {})) + "\n").encode()
+
+
+def empty_words(shown: Any) -> str:
+    """What to say where a figure has nothing to show."""
+    return f"Not measured: {shown.name}. Comes from: {shown.remedy}."
+
+
+def table_line(selection: Selection, stem: str, make: Callable[..., Any]) -> bytes:
+    """A section's table as a line of JSON; its text is escaped where the HTML is made."""
+    return _as_line({"stem": stem, "html": str(make(selection.table, selection.described))})
 
 
 def unslid(figure: Any) -> list[dict[str, Any]]:
@@ -152,6 +170,8 @@ def unslid(figure: Any) -> list[dict[str, Any]]:
 
     Returns its steps: label, and what changes in traces and in the layout.
     """
+    from mlflow_scalpel.views.png import slider_room
+
     room = slider_room(figure)
     if not room:
         return []
@@ -162,5 +182,5 @@ def unslid(figure: Any) -> list[dict[str, Any]]:
     return steps
 
 
-def _line(content: Mapping[str, Any]) -> bytes:
+def _as_line(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content).encode() + b"\n"

@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server.data import Tables
-from mlflow_scalpel.server.figures import Figures
+from mlflow_scalpel.server.figures import Figures, table_stem
 from mlflow_scalpel.server.sources import NotReadable, Source
 from mlflow_scalpel.server.start import checkpoint_rows, experiment_rows, run_rows
 
@@ -99,20 +99,17 @@ def view_page(name: str, stock: str) -> Response:
 
     page = pages.page_named(name)
     assert page is not None  # the routes are made of the pages
-    shown: dict[str, dict[str, Any]] = {}
-    for section, stem, _ in pages.figures(page):
-        entry = shown.setdefault(
-            section.stem, {"heading": section.heading, "how": section.how, "figures": []}
-        )
-        entry["figures"].append(stem)
-    return _html(
-        "page.html",
-        title=page.title,
-        page=page,
-        sections=shown,
-        absent=page.absent,
-        stock=stock,
-    )
+    sections = [
+        {
+            "stem": section.stem,
+            "heading": section.heading,
+            "how": section.how,
+            "figures": [stem for stem, _ in pages.figures(page, section)],
+            "table": table_stem(section.stem) if section.table is not None else "",
+        }
+        for section in page.sections()
+    ]
+    return _html("page.html", title=page.title, page=page, sections=sections, stock=stock)
 
 
 def static_file(name: str) -> Response:

@@ -1,8 +1,8 @@
 """Which figures stand on which page of the server, and what can be set there.
 
-The figures themselves, and how to read them, are the report's: `SECTIONS` of `report.py` is the
-one list. A page takes the sections that it names, or those whose metrics are of its groups, and a
-figure takes the settings that its function has keywords for.
+The figures themselves, and how to read them, are the report's: `SECTIONS` of `report_sections.py`
+is the one list. A page takes the sections that it names, then those whose metrics are of its
+groups, and a figure takes the settings that its function has keywords for.
 """
 
 from __future__ import annotations
@@ -13,8 +13,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import pandas as pd
+from markupsafe import Markup
 
-from mlflow_scalpel.views.report import SECTIONS, Section, View
+from mlflow_scalpel.views.confounding import confounder_table
+from mlflow_scalpel.views.findings import findings, seed_words
+from mlflow_scalpel.views.report_sections import SECTIONS, Section, Shown
+from mlflow_scalpel.views.style import styles
+from mlflow_scalpel.views.tidy import read
+from mlflow_scalpel.views.xaxis import CHOICES
 
 
 @dataclass(frozen=True)
@@ -32,22 +38,13 @@ class Control:
     kind: str = "choice"  # or "yes", or "metric"
 
 
-X = Control(
-    "x",
-    "x axis",
-    (
-        ("step", "step"),
-        ("fraction", "fraction of the run"),
-        ("tokens", "tokens"),
-        ("flops", "FLOP"),
-        ("hours", "hours"),
-    ),
-)
+X = Control("x", "x axis", tuple(CHOICES.items()))
 LOG_X = Control("log_x", "logarithmic x", kind="yes")
 LOG_Y = Control("log_y", "logarithmic y", kind="yes")
 METRIC = Control("metric", "metric", kind="metric")
 SCALE = Control("shared_scale", "colour scale", (("true", "one for all runs"), ("false", "own")))
-CONTROLS = (METRIC, SCALE, X, LOG_X, LOG_Y)
+BY = Control("by", "checkpoints by", (("fraction", "fraction of the run"), ("step", "step")))
+CONTROLS = (METRIC, SCALE, BY, X, LOG_X, LOG_Y)
 
 
 @dataclass(frozen=True)
@@ -59,14 +56,52 @@ class Page:
     about: str
     stems: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
-    absent: str = ""
-    """What to run where no section of the page has data."""
 
     def sections(self) -> list[Section]:
         """The page's sections, in the order of its stems, then of the report."""
-        named = [one for stem in self.stems for one in SECTIONS if one.stem == stem]
-        others = [one for one in SECTIONS if one.needs.split("/")[0] in self.groups]
+        known = {one.stem: one for one in (*SECTIONS, *OVER_RUNS)}
+        named = [known[stem] for stem in self.stems if stem in known]
+        others = [one for one in SECTIONS if groups_of(one) & set(self.groups)]
         return named + [one for one in others if one not in named]
+
+
+def said(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> Markup:
+    """What the numbers say, sentence by sentence, as HTML; all text is escaped."""
+    names = [run.name for run in styles(read(table), runs).values()]
+    sentences = [seed_words(runs, names), *findings(table, runs)]
+    items = Markup("").join(Markup("<li>{}</li>").format(one) for one in sentences if one)
+    return Markup('<ul class="card">{}</ul>').format(items) if items else Markup("")
+
+
+def differences(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> Markup:
+    """In what the runs differ, as HTML; "" where nothing is known of them."""
+    return Markup("") if runs is None or not len(runs) else confounder_table(runs)
+
+
+#: What the report has above and below its sections.
+OVER_RUNS = (
+    Section(
+        "findings",
+        "What the numbers say",
+        "\u00b1 is 1.96 standard errors over problems, the evaluations before and after taken as "
+        "independent.",
+        {},
+        said,
+    ),
+    Section(
+        "confounders",
+        "In what the runs differ",
+        "Every recorded parameter in which the runs differ, and the five that always count. A "
+        "difference in results can come from any row that differs, not only from the algorithm.",
+        {},
+        differences,
+    ),
+)
+
+
+def groups_of(section: Section) -> set[str]:
+    """The groups of the metrics that a section's figures need."""
+    return {shown.needs.split("/")[0] for shown in section.figures.values()} - {""}
 
 
 PAGES = (
@@ -74,7 +109,7 @@ PAGES = (
         "overview",
         "Overview",
         "How far each run moved, what it gained and lost, and in what the runs differ.",
-        stems=("kl", "weights", "scores", "in_versus_out", "cost"),
+        stems=("findings", "kl", "weights", "scores", "in_versus_out", "confounders", "cost"),
     ),
     Page(
         "weights",
@@ -99,14 +134,14 @@ PAGES = (
         "capabilities",
         "Capabilities",
         "Which problems were kept, gained and lost, beside what chance alone would do.",
-        groups=("capabilities", "eval"),
+        stems=("capabilities", "scores"),
+        groups=("capabilities",),
     ),
     Page(
         "ablations",
         "Ablations",
         "What freezing parts of the model did, and that what was frozen did not move.",
-        stems=("ablations", "freezing", "frozen"),
-        groups=("frozen",),
+        stems=("ablations",),
     ),
     Page(
         "card",
@@ -123,45 +158,52 @@ def page_named(name: str) -> Page | None:
     return next((page for page in PAGES if page.name == name), None)
 
 
-def keywords(view: View) -> frozenset[str]:
+def keywords(shown: Shown) -> frozenset[str]:
     """The settings that a figure's function takes, besides the table and the runs."""
-    parameters = list(inspect.signature(view).parameters.values())
+    parameters = list(inspect.signature(shown.view).parameters.values())
     return frozenset(one.name for one in parameters if one.kind is one.KEYWORD_ONLY)
 
 
-def figures(page: Page) -> Iterator[tuple[Section, str, View]]:
-    """The figures of a page: (section, stem, function).
+def figures(page: Page, section: Section) -> Iterator[tuple[str, Shown]]:
+    """The figures of a section on a page, by stem.
 
     Where the report shows a figure several times with different settings that the page lets the
     reader choose, the page shows it once.
     """
-    settable = {control.name for control in CONTROLS} if page.name != "overview" else {X.name}
-    shown: set[object] = set()
-    for section in page.sections():
-        for stem, view in section.views.items():
-            fixed = view.keywords if isinstance(view, partial) else {}
-            function = view.func if isinstance(view, partial) else view
-            other = frozenset((k, repr(v)) for k, v in fixed.items() if k not in settable)
-            if (function, other) not in shown:
-                shown.add((function, other))
-                yield section, stem, view
+    settable = {control.name for control in CONTROLS} - fixed(page)
+    known: set[object] = set()
+    for stem, shown in section.figures.items():
+        given = shown.view.keywords if isinstance(shown.view, partial) else {}
+        function = shown.view.func if isinstance(shown.view, partial) else shown.view
+        other = frozenset((k, repr(v)) for k, v in given.items() if k not in settable)
+        if (function, other) not in known:
+            known.add((function, other))
+            yield stem, shown
+
+
+def fixed(page: Page) -> set[str]:
+    """What cannot be set on a page: the overview shows chosen metrics, each on its own scale."""
+    return {METRIC.name, SCALE.name} if page.name == "overview" else set()
+
+
+def all_figures(page: Page) -> dict[str, Shown]:
+    """Every figure of a page, by stem."""
+    return {stem: shown for one in page.sections() for stem, shown in figures(page, one)}
 
 
 def controls(page: Page) -> list[Control]:
     """What can be set on a page: what any of its figures has a keyword for."""
-    taken = {keyword for _, _, view in figures(page) for keyword in keywords(view)}
-    if page.name == "overview":  # shows chosen metrics, and each on its own scale
-        taken -= {METRIC.name, SCALE.name}
-    return [control for control in CONTROLS if control.name in taken]
+    taken = {name for shown in all_figures(page).values() for name in keywords(shown)}
+    return [control for control in CONTROLS if control.name in taken - fixed(page)]
 
 
 def taking(page: Page, name: str) -> list[str]:
     """The stems of the page's figures that a control sets something of."""
-    return [stem for _, stem, view in figures(page) if name in keywords(view)]
+    return [stem for stem, shown in all_figures(page).items() if name in keywords(shown)]
 
 
 def metrics(page: Page, clean: pd.DataFrame) -> list[str]:
     """The metrics of the page's groups that have a value for single layers."""
-    groups = {section.needs.split("/")[0] for section in page.sections()}
+    groups = {group for section in page.sections() for group in groups_of(section)}
     rows = clean[clean["layer"].notna() & (clean["bin"] == "")]
     return [one for one in dict.fromkeys(rows["metric"]) if one.split("/")[0] in groups]

@@ -55,8 +55,7 @@
     if (line.about) showAbout(line.about);
     if (!line.stem || newest.get(line.stem) !== mine) return;
     if (line.figure) draw(line.stem, line.figure, line.steps);
-    else if (line.table) showTable(line.stem, line.table);
-    else if (line.list) showList(line.stem, line.list);
+    else if (line.html !== undefined) showHtml(line.stem, line.html);
     else note(line.stem, line.empty || `This figure could not be drawn: ${line.error}`, !line.empty);
   }
 
@@ -89,23 +88,11 @@
     found.dataset.drawn = "yes";
   }
 
-  function showTable(stem, table) {
-    const head = element("tr", {}, ...table.columns.map((name) => element("th", { scope: "col" }, name)));
-    const rows = table.rows.map(({ cells, same }) =>
-      element(
-        "tr",
-        { class: same ? "same" : "differs" },
-        element("th", { scope: "row" }, cells[0]),
-        ...cells.slice(1).map((cell) => element("td", {}, cell)),
-      ),
-    );
-    const made = element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows));
-    place(stem).replaceChildren(element("div", { class: "table" }, made));
-  }
-
-  function showList(stem, list) {
-    const items = list.map((text) => element("li", {}, text));
-    place(stem).replaceChildren(element("div", { class: "card" }, element("ul", {}, ...items)));
+  // HTML that the server made of escaped text; the page's policy lets no script in it run.
+  function showHtml(stem, html) {
+    const found = place(stem);
+    found.innerHTML = html;
+    found.dataset.drawn = "yes";
   }
 
   function showAbout(about) {
