@@ -1,0 +1,151 @@
+"""Every page in Chromium: no console error, and no request that leaves the machine."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from mlflow_scalpel.views.pages import PAGES
+from tests.server.conftest import ODD, settled
+
+pytestmark = pytest.mark.slow  # a server and a browser
+
+
+def drawn(page, stem):
+    """The place of a figure, once it is drawn."""
+    place = page.locator(f'[data-figure="{stem}"]')
+    page.locator(f'[data-figure="{stem}"][data-drawn]').wait_for(timeout=30_000)
+    return place
+
+
+def test_choose_runs_and_go_to_a_view(pages, open_page):
+    page = open_page(f"{pages.root}?experiment={pages.experiment_id}")
+    boxes = page.get_by_role("checkbox")
+    assert boxes.count() == 3
+    page.get_by_label("grpo", exact=True).check()
+    page.get_by_label("sft-matched").check()
+    assert re.search(rf"runs={pages.runs[0]},{pages.runs[2]}", page.url)
+    page.reload()
+    settled(page)
+    assert page.locator("input:checked").count() == 2
+    page.locator("#chosen").get_by_role("link", name="Weights").click()
+    settled(page)
+    assert page.url.startswith(f"{pages.root}weights?")
+    assert "grpo" in page.locator("#about").inner_text()
+    assert "Where the weights moved" in page.locator("main").inner_text()
+
+
+def test_filter_and_choose_none(pages, open_page):
+    page = open_page(f"{pages.root}?experiment={pages.experiment_id}&{pages.query}")
+    page.get_by_label("Name or algorithm").fill("matched")
+    assert page.get_by_role("checkbox").count() == 1
+    page.get_by_role("button", name="Choose none").click()
+    assert "runs=" not in page.url
+    page.get_by_label("Name or algorithm").fill("")
+    page.get_by_text("3: steps 100 to 300").first.click()
+    page.get_by_role("link", name="step 200").first.wait_for()
+
+
+@pytest.mark.parametrize("name", [page.name for page in PAGES])
+def test_every_page_draws_or_says_what_to_run(pages, open_page, name):
+    page = open_page(f"{pages.root}{name}?{pages.query}")
+    for place in page.locator("[data-figure]").all():
+        said = place.inner_text()
+        assert place.get_attribute("data-drawn") or "Comes from" in said or said == "", said
+    assert page.locator(".waiting").count() == 0
+    assert page.locator(".bad").count() == 0
+
+
+def test_odd_names_are_text(pages, open_page):
+    page = open_page(f"{pages.root}?experiment={pages.experiment_id}")
+    shown = " ".join(f"sft {ODD}".split())
+    assert shown in page.locator("tbody").inner_text()
+    page.goto(f"{pages.root}overview?{pages.query}")
+    settled(page)
+    drawn(page, "kl_over_training")
+    assert shown in page.locator("#about").inner_text()
+    assert page.locator("main script").count() == 0
+
+
+def heat(page):
+    """What the first heat map shows now, and what stands over it."""
+    return page.locator('[data-figure="weight_heatmaps"]').evaluate(
+        "p => [p.calcdata[0][0].z.map((row) => [...row]), p._fullLayout.annotations[0].text]"
+    )
+
+
+def test_slide_and_reload(pages, open_page):
+    page = open_page(f"{pages.root}weights?{pages.query}")
+    drawn(page, "weight_heatmaps")
+    last = heat(page)
+    slider = page.get_by_role("slider")
+    slider.focus()
+    page.keyboard.press("Home")
+    page.wait_for_timeout(300)
+    first = heat(page)
+    assert first != last
+    assert "at=" in page.url
+    page.reload()
+    drawn(page, "weight_heatmaps")
+    page.wait_for_timeout(300)
+    assert heat(page) == first
+    slider.focus()
+    page.keyboard.press("End")
+    page.wait_for_timeout(300)
+    assert heat(page) == last
+    assert "at=" not in page.url
+
+
+def test_settings_change_the_figure_and_stand_in_the_address(pages, open_page):
+    page = open_page(f"{pages.root}weights?{pages.query}")
+    drawn(page, "weight_heatmaps")
+    assert page.get_by_label("metric").input_value() == "weights/relative_frobenius"
+    page.get_by_label("metric").select_option("weights/update_rms")
+    page.get_by_label("colour scale").select_option("false")
+    settled(page)
+    page.get_by_text("RMS of the update, layer by matrix").wait_for()
+    assert "metric=weights/update_rms" in page.url
+    assert "shared_scale=false" in page.url
+    page.reload()
+    settled(page)
+    page.get_by_text("RMS of the update, layer by matrix").wait_for()
+    assert page.get_by_label("colour scale").input_value() == "false"
+
+
+def test_hover_says_the_value(pages, open_page):
+    page = open_page(f"{pages.root}weights?{pages.query}")
+    place = drawn(page, "weight_heatmaps")
+    box = place.locator(".heatmaplayer").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
+    page.locator(".hoverlayer .hovertext").first.wait_for()
+    assert "layer" in page.locator(".hoverlayer").first.text_content()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 800])
+def test_colours_and_widths(pages, open_page, scheme, width):
+    page = open_page(
+        f"{pages.root}overview?{pages.query}",
+        color_scheme=scheme,
+        viewport={"width": width, "height": 900},
+    )
+    drawn(page, "kl_over_training")
+    background, text = page.locator("body").evaluate(
+        "b => [getComputedStyle(b).backgroundColor, getComputedStyle(b).color]"
+    )
+    light = [sum(int(part) for part in re.findall(r"\d+", one)[:3]) for one in (background, text)]
+    assert (light[0] > light[1]) == (scheme == "light")
+    wide = page.locator("html").evaluate("e => e.scrollWidth - e.clientWidth")
+    assert wide <= 0  # nothing to scroll sideways
+
+
+def test_no_run_chosen(pages, open_page):
+    page = open_page(f"{pages.root}weights", wait=False)
+    page.get_by_text("No run is chosen").wait_for()
+
+
+def test_behind_the_stock_ui(pages, open_page):
+    page = open_page(f"{pages.root}overview?{pages.query}")
+    link = page.locator("#about a").first.get_attribute("href")
+    assert link == f"../#/experiments/{pages.experiment_id}/runs/{pages.runs[0]}"
