@@ -25,7 +25,7 @@ def evaluations_where(run_id: str) -> str:
 def joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """Tables of runs as one; of rows that measure the same thing, that of the first table stays."""
     whole = pd.concat(tables, ignore_index=True)
-    keys = ["run_id", "step", "metric", "layer", "head", "matrix", "bin", "texts"]
+    keys = ["run_id", "step", "metric", "layer", "head", "other", "matrix", "bin", "texts"]
     return whole.drop_duplicates(keys, keep="first", ignore_index=True)
 
 

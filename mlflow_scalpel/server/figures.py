@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -18,6 +18,11 @@ HOW_TO_MEASURE = (
     "its checkpoints are measured by `mlflow run . -e compare`, or against any base by "
     "`mlflow-scalpel compare BASE runs:/RUN_ID --log`."
 )
+if TYPE_CHECKING:  # plotly is imported where a figure is asked for
+    from mlflow_scalpel.views.controls import Choices
+    from mlflow_scalpel.views.pages import Page
+    from mlflow_scalpel.views.report_sections import Shown
+
 _FIGURE_BYTES = 128 << 20
 _LONGEST, _LONGEST_NOTE = 400, 2000  # characters of a name, and of a note
 _log = logging.getLogger(__name__)
@@ -45,20 +50,22 @@ class Figures:
                 f"page {page_name[:40]!r}: there is none; there are "
                 f"{', '.join(page.name for page in pages.PAGES)}"
             )
-        settings = settle(page, selection.table, wanted)
-        controls = [
-            {**control, "value": settings[str(control["name"])]}
-            for control in offered(page, selection.table)
-        ]
+        offered = offers(page, selection.table)
+        settings = {
+            name: value
+            for name, choices in offered.items()
+            if (value := wanted.get(name, "")) in [allowed for allowed, _ in choices] and value
+        }
+        controls = told_controls(page, offered, settings)
         yield _as_line({"about": about(selection), "controls": controls})
         for section in page.sections():
             for stem, shown in pages.figures(page, section):
-                taken = {k: v for k, v in settings.items() if k in pages.keywords(shown)}
                 if not stems or stem in stems:
+                    chosen = chosen_of(page, shown, settings)
                     yield self._line(
-                        (selection.version, page.name, stem, tuple(sorted(taken.items()))),
+                        (selection.version, page.name, stem, tuple(sorted(chosen.items()))),
                         stem,
-                        partial(figure_line, selection, stem, shown, taken),
+                        partial(figure_line, selection, stem, shown, chosen),
                     )
             stem = table_stem(section.stem)
             if section.table is not None and (not stems or stem in stems):
@@ -78,37 +85,45 @@ def table_stem(section: str) -> str:
     return f"{section}_table"
 
 
-def settle(page: Any, table: pd.DataFrame, wanted: Mapping[str, str]) -> dict[str, str]:
-    """The value of each control of a page: what the URL says, or else the default."""
-    settings = {}
-    for control in offered(page, table):
-        allowed = [value for value, _ in control["choices"]]
-        value = wanted.get(control["name"], "")
-        settings[control["name"]] = value if value in allowed else (allowed or [""])[0]
-    return settings
+def offers(page: Page, table: pd.DataFrame) -> dict[str, Choices]:
+    """The choices of each control of a page that the table leaves any."""
+    from mlflow_scalpel.views import controls, pages
+
+    known = {control.name: control for control in controls.CONTROLS}
+    found = {name: known[name].offer(table, pages.groups(page)) for name in pages.controls(page)}
+    return {name: choices for name, choices in found.items() if len(choices) > 1}
 
 
-def offered(page: Any, table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The controls of a page, with the choices that the table leaves."""
+def told_controls(
+    page: Page, offered: Mapping[str, Choices], settings: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """The controls of a page, for its script."""
+    from mlflow_scalpel.views import controls, pages
+
+    stems = pages.controls(page)
+    return [
+        {
+            "name": control.name,
+            "label": control.label,
+            "yes": control.yes_or_no,
+            "choices": offered[control.name],
+            "value": settings.get(control.name, offered[control.name][0][0]),
+            "figures": stems[control.name],
+        }
+        for control in controls.CONTROLS
+        if control.name in offered
+    ]
+
+
+def chosen_of(page: Page, shown: Shown, settings: Mapping[str, str]) -> dict[str, Any]:
+    """The keywords that the settings give to a figure; the others keep their defaults."""
     from mlflow_scalpel.views import pages
 
-    found = []
-    for control in pages.controls(page):
-        choices: list[tuple[str, str]] = list(control.choices)
-        if control.kind == "metric":
-            choices = [(metric, metric) for metric in pages.metrics(page, table)]
-        elif control.kind == "yes":
-            choices = [("false", "no"), ("true", "yes")]
-        found.append(
-            {
-                "name": control.name,
-                "label": control.label,
-                "kind": control.kind,
-                "choices": choices,
-                "figures": pages.taking(page, control.name),
-            }
-        )
-    return found
+    return {
+        control.keyword: control.value(settings[control.name])
+        for control in pages.taken(page, shown)
+        if control.name in settings
+    }
 
 
 def about(selection: Selection) -> dict[str, Any]:
@@ -141,21 +156,19 @@ def about(selection: Selection) -> dict[str, Any]:
     return {"runs": runs, "notes": [note[:_LONGEST_NOTE] for note in notes]}
 
 
-def figure_line(selection: Selection, stem: str, shown: Any, settings: Mapping[str, str]) -> bytes:
+def figure_line(selection: Selection, stem: str, shown: Any, chosen: Mapping[str, Any]) -> bytes:
     """A figure as a line of JSON; what to run, where the table has nothing for it."""
     from plotly.io.json import to_json_plotly
 
     if not selection.table["metric"].str.startswith(shown.needs).any():
         return _as_line({"stem": stem, "empty": empty_words(shown)})
-    as_bool = {"true": True, "false": False}
-    chosen = {name: as_bool.get(value, value) for name, value in settings.items() if value}
     figure = shown.view(selection.table, selection.described, **chosen)
     steps = unslid(figure)
     content = {"stem": stem, "figure": {"data": figure.data, "layout": figure.layout}}
     return (to_json_plotly(content | ({"steps": steps} if steps else {})) + "\n").encode()
 
 
-def empty_words(shown: Any) -> str:
+def empty_words(shown: Shown) -> str:
     """What to say where a figure has nothing to show."""
     return f"Not measured: {shown.name}. Comes from: {shown.remedy}."
 

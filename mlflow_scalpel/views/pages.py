@@ -7,44 +7,21 @@ groups, and a figure takes the settings that its function has keywords for.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import pandas as pd
+import plotly.graph_objects as go
 from markupsafe import Markup
 
 from mlflow_scalpel.views.confounding import confounder_table
+from mlflow_scalpel.views.controls import CONTROLS, METRIC, SCALE, Control
 from mlflow_scalpel.views.findings import findings, seed_words
-from mlflow_scalpel.views.report_sections import SECTIONS, Section, Shown
-from mlflow_scalpel.views.style import styles
+from mlflow_scalpel.views.norms import weight_trajectory
+from mlflow_scalpel.views.report_sections import COMPARE, SECTIONS, Section, Shown
+from mlflow_scalpel.views.style import nothing, styles
 from mlflow_scalpel.views.tidy import read
-from mlflow_scalpel.views.xaxis import CHOICES
-
-
-@dataclass(frozen=True)
-class Control:
-    """Something that can be set on a page.
-
-    `name` is its name in the URL and the figures' keyword, `choices` are (value in the URL, label)
-    pairs, the first of which is the default. A control of kind `metric` has the metrics of the
-    table as its choices.
-    """
-
-    name: str
-    label: str
-    choices: tuple[tuple[str, str], ...] = ()
-    kind: str = "choice"  # or "yes", or "metric"
-
-
-X = Control("x", "x axis", tuple(CHOICES.items()))
-LOG_X = Control("log_x", "logarithmic x", kind="yes")
-LOG_Y = Control("log_y", "logarithmic y", kind="yes")
-METRIC = Control("metric", "metric", kind="metric")
-SCALE = Control("shared_scale", "colour scale", (("true", "one for all runs"), ("false", "own")))
-BY = Control("by", "checkpoints by", (("fraction", "fraction of the run"), ("step", "step")))
-CONTROLS = (METRIC, SCALE, BY, X, LOG_X, LOG_Y)
 
 
 @dataclass(frozen=True)
@@ -78,8 +55,33 @@ def differences(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> Markup
     return Markup("") if runs is None or not len(runs) else confounder_table(runs)
 
 
-#: What the report has above and below its sections.
+def one_cell(
+    table: pd.DataFrame,
+    runs: pd.DataFrame | None = None,
+    *,
+    layer: int | None = None,
+    matrix: str | None = None,
+    metric: str = "weights/relative_frobenius",
+    x: str = "step",
+    log_x: bool = False,
+    log_y: bool = True,
+) -> go.Figure:
+    """`weight_trajectory` of the layer and matrix that are chosen; until then, that none are."""
+    if layer is None or matrix is None:
+        return nothing("One matrix over training", "No layer and matrix are chosen.")
+    return weight_trajectory(
+        table, runs, layer=layer, matrix=matrix, metric=metric, x=x, log_x=log_x, log_y=log_y
+    )
+
+
+#: What the report has above and below its sections, and what only a page can have.
 OVER_RUNS = (
+    Section(
+        "cell",
+        "One matrix over training",
+        "Click a cell of the map, or choose a layer and a matrix.",
+        {"cell": Shown(one_cell, "one matrix over training", "weights/", COMPARE)},
+    ),
     Section(
         "findings",
         "What the numbers say",
@@ -115,7 +117,7 @@ PAGES = (
         "weights",
         "Weights",
         "Where and how far the weights moved, by layer and matrix, over training.",
-        stems=("where",),
+        stems=("where", "cell"),
         groups=("weights", "histograms", "spectra", "pairs", "weights_paper_compat"),
     ),
     Page(
@@ -158,19 +160,13 @@ def page_named(name: str) -> Page | None:
     return next((page for page in PAGES if page.name == name), None)
 
 
-def keywords(shown: Shown) -> frozenset[str]:
-    """The settings that a figure's function takes, besides the table and the runs."""
-    parameters = list(inspect.signature(shown.view).parameters.values())
-    return frozenset(one.name for one in parameters if one.kind is one.KEYWORD_ONLY)
-
-
 def figures(page: Page, section: Section) -> Iterator[tuple[str, Shown]]:
     """The figures of a section on a page, by stem.
 
     Where the report shows a figure several times with different settings that the page lets the
     reader choose, the page shows it once.
     """
-    settable = {control.name for control in CONTROLS} - fixed(page)
+    settable = {control.keyword for control in CONTROLS if control not in fixed(page)}
     known: set[object] = set()
     for stem, shown in section.figures.items():
         given = shown.view.keywords if isinstance(shown.view, partial) else {}
@@ -181,9 +177,9 @@ def figures(page: Page, section: Section) -> Iterator[tuple[str, Shown]]:
             yield stem, shown
 
 
-def fixed(page: Page) -> set[str]:
+def fixed(page: Page) -> tuple[Control, ...]:
     """What cannot be set on a page: the overview shows chosen metrics, each on its own scale."""
-    return {METRIC.name, SCALE.name} if page.name == "overview" else set()
+    return (METRIC, SCALE) if page.name == "overview" else ()
 
 
 def all_figures(page: Page) -> dict[str, Shown]:
@@ -191,19 +187,23 @@ def all_figures(page: Page) -> dict[str, Shown]:
     return {stem: shown for one in page.sections() for stem, shown in figures(page, one)}
 
 
-def controls(page: Page) -> list[Control]:
-    """What can be set on a page: what any of its figures has a keyword for."""
-    taken = {name for shown in all_figures(page).values() for name in keywords(shown)}
-    return [control for control in CONTROLS if control.name in taken - fixed(page)]
+def taken(page: Page, shown: Shown) -> list[Control]:
+    """What can be set of a figure on a page."""
+    found = [one for one in CONTROLS if one not in fixed(page) and one.taken_by(shown.view)]
+    # A figure with a slider over its checkpoints needs no other choice of one.
+    slides = any(control.name == "by" for control in found)
+    return [one for one in found if not (slides and one.name == "step")]
 
 
-def taking(page: Page, name: str) -> list[str]:
-    """The stems of the page's figures that a control sets something of."""
-    return [stem for stem, shown in all_figures(page).items() if name in keywords(shown)]
+def controls(page: Page) -> dict[str, list[str]]:
+    """What can be set on a page: name of the control -> stems of the figures that take it."""
+    found: dict[str, list[str]] = {control.name: [] for control in CONTROLS}
+    for stem, shown in all_figures(page).items():
+        for control in taken(page, shown):
+            found[control.name].append(stem)
+    return {name: stems for name, stems in found.items() if stems}
 
 
-def metrics(page: Page, clean: pd.DataFrame) -> list[str]:
-    """The metrics of the page's groups that have a value for single layers."""
-    groups = {group for section in page.sections() for group in groups_of(section)}
-    rows = clean[clean["layer"].notna() & (clean["bin"] == "")]
-    return [one for one in dict.fromkeys(rows["metric"]) if one.split("/")[0] in groups]
+def groups(page: Page) -> set[str]:
+    """The groups of metrics that a page shows."""
+    return {group for section in page.sections() for group in groups_of(section)}

@@ -14,6 +14,7 @@
   let asked = 0; // the newest request for each figure wins
   const newest = new Map();
   let slider = null;
+  let controls = [];
 
   // --- asking -----------------------------------------------------------------------------------
 
@@ -51,7 +52,7 @@
   }
 
   function take(line, mine) {
-    if (line.controls) showControls(line.controls);
+    if (line.controls) showControls((controls = line.controls));
     if (line.about) showAbout(line.about);
     if (!line.stem || newest.get(line.stem) !== mine) return;
     if (line.figure) draw(line.stem, line.figure, line.steps);
@@ -71,6 +72,7 @@
   function note(stem, text, bad = false) {
     const found = place(stem);
     if (found.classList.contains("js-plotly-plot")) Plotly.purge(found);
+    delete found.dataset.heard;
     sliders.delete(stem);
     found.replaceChildren(element("p", { class: `card missing${bad ? " bad" : ""}` }, text));
     showSlider();
@@ -83,6 +85,10 @@
     delete found.dataset.at;
     if (steps) sliders.set(stem, steps);
     else sliders.delete(stem);
+    if (!found.dataset.heard) {
+      found.dataset.heard = "yes";
+      found.on("plotly_click", ({ points }) => points[0].data.type === "heatmap" && choose(points[0]));
+    }
     showSlider();
     if (steps) await showMoment(stem);
     found.dataset.drawn = "yes";
@@ -117,9 +123,8 @@
 
   function showControls(controls) {
     const had = document.activeElement?.id;
-    const made = controls.filter((one) => one.choices.length > 1).map(controlOf);
     const range = bar.querySelector(".slider");
-    bar.replaceChildren(...made, ...(range ? [range] : []));
+    bar.replaceChildren(...controls.map(controlOf), ...(range ? [range] : []));
     bar.hidden = bar.children.length === 0;
     if (had) document.getElementById(had)?.focus();
   }
@@ -127,7 +132,7 @@
   function controlOf(control) {
     const id = `set-${control.name}`;
     let field;
-    if (control.kind === "yes") {
+    if (control.yes) {
       field = element("input", { type: "checkbox", id });
       field.checked = control.value === "true";
     } else {
@@ -136,11 +141,25 @@
       field.value = control.value;
     }
     field.addEventListener("change", () => {
-      const value = control.kind === "yes" ? String(field.checked) : field.value;
+      const value = control.yes ? String(field.checked) : field.value;
       set(control.name, value === control.choices[0][0] ? "" : value);
-      load(control.figures.filter((stem) => places.has(stem)));
+      load(control.figures);
     });
     return element("label", { for: id }, `${control.label} `, field);
+  }
+
+  // A cell of a map of layers and matrices chooses both, and shows what is drawn of one matrix.
+  function choose(point) {
+    const chosen = { layer: String(point.y), matrix: String(point.x) };
+    const fields = Object.keys(chosen).map((name) => document.getElementById(`set-${name}`));
+    const has = (field, value) => field && [...field.options].some((one) => one.value === value);
+    if (!has(fields[0], chosen.layer) || !has(fields[1], chosen.matrix)) return;
+    Object.entries(chosen).forEach(([name, value], i) => {
+      fields[i].value = value;
+      set(name, value);
+    });
+    load(controls.find((one) => one.name === "layer").figures);
+    document.getElementById("cell")?.scrollIntoView({ block: "nearest" });
   }
 
   // --- checkpoints ------------------------------------------------------------------------------
