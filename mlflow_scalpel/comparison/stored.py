@@ -10,6 +10,7 @@ from mlflow.entities import Run
 TABLE = "scalpel/table.parquet"
 SAMPLES = "scalpel/samples.parquet"
 LEDGER = "scalpel/ledger.parquet"
+TOKENS = "scalpel/tokens"  # folder of a table a step: step-000100.parquet
 ARGUMENTS = "training_arguments.json"
 EVALUATED_RUN_TAG = "scalpel.evaluated_run"
 

@@ -70,6 +70,19 @@ class Tables:
         Raises ScalpelError for a text that is no run ID and for too many runs, NotReadable for a
         run that the user may not read.
         """
+        runs = self.readable(source, run_ids)
+        versions = tuple(self._versions(source, run) for run in runs)
+        table, described = self._joined.get(versions, lambda: self._join(source, runs, versions))
+        unmeasured = tuple(
+            str(run.info.run_name)
+            for run, parts in zip(runs, versions, strict=True)
+            if not any(part[1] == TABLE for part in parts)
+        )
+        return Selection(runs, versions, table, described, unmeasured)
+
+    @staticmethod
+    def readable(source: Source, run_ids: Sequence[str]) -> tuple[Run, ...]:
+        """These runs; raises as `select` does."""
         ids = list(dict.fromkeys(run_ids))
         for run_id in ids:
             if not re.fullmatch(r"[0-9a-f]{32}", run_id):
@@ -81,15 +94,7 @@ class Tables:
             raise ScalpelError(f"{len(ids)} runs: choose at most {MOST_RUNS} of them")
         if not ids:
             raise ScalpelError("no run is chosen; choose some on the start page")
-        runs = tuple(source.run(run_id) for run_id in ids)
-        versions = tuple(self._versions(source, run) for run in runs)
-        table, described = self._joined.get(versions, lambda: self._join(source, runs, versions))
-        unmeasured = tuple(
-            str(run.info.run_name)
-            for run, parts in zip(runs, versions, strict=True)
-            if not any(part[1] == TABLE for part in parts)
-        )
-        return Selection(runs, versions, table, described, unmeasured)
+        return tuple(source.run(run_id) for run_id in ids)
 
     def _versions(self, source: Source, run: Run) -> tuple[Version, ...]:
         """(run ID, path, what changes with the content) of each file that the run's table needs."""

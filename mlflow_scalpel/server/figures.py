@@ -19,7 +19,7 @@ HOW_TO_MEASURE = (
     "`mlflow-scalpel compare BASE runs:/RUN_ID --log`."
 )
 if TYPE_CHECKING:  # plotly is imported where a figure is asked for
-    from mlflow_scalpel.views.controls import Choices
+    from mlflow_scalpel.views.controls import Choices, Control
     from mlflow_scalpel.views.pages import Page
     from mlflow_scalpel.views.report_sections import Shown
 
@@ -107,12 +107,23 @@ def told_controls(
             "label": control.label,
             "yes": control.yes_or_no,
             "choices": offered[control.name],
-            "value": settings.get(control.name, offered[control.name][0][0]),
+            "default": default_of(page, control, offered[control.name]),
+            "value": settings.get(control.name)
+            or default_of(page, control, offered[control.name]),
             "figures": stems[control.name],
         }
         for control in controls.CONTROLS
         if control.name in offered
     ]
+
+
+def default_of(page: Page, control: Control, choices: Choices) -> str:
+    """What a control's figures show where nothing is chosen."""
+    from mlflow_scalpel.views import pages
+
+    views = [shown.view for shown in pages.all_figures(page).values()]
+    own = next(control.default(view) for view in views if control.taken_by(view))
+    return own if own in [value for value, _ in choices] else choices[0][0]
 
 
 def chosen_of(page: Page, shown: Shown, settings: Mapping[str, str]) -> dict[str, Any]:
@@ -156,7 +167,7 @@ def about(selection: Selection) -> dict[str, Any]:
     return {"runs": runs, "notes": [note[:_LONGEST_NOTE] for note in notes]}
 
 
-def figure_line(selection: Selection, stem: str, shown: Any, chosen: Mapping[str, Any]) -> bytes:
+def figure_line(selection: Selection, stem: str, shown: Shown, chosen: Mapping[str, Any]) -> bytes:
     """A figure as a line of JSON; what to run, where the table has nothing for it."""
     from plotly.io.json import to_json_plotly
 

@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server.data import Tables
+from mlflow_scalpel.server.details import details
 from mlflow_scalpel.server.figures import Figures, table_stem
 from mlflow_scalpel.server.sources import NotReadable, Source
 from mlflow_scalpel.server.start import checkpoint_rows, experiment_rows, run_rows
@@ -72,6 +73,11 @@ def add_pages(
         lines = made.of_page(selection, page, wanted.to_dict(), stems)
         return Response(lines, mimetype="application/x-ndjson")
 
+    def more() -> Response:
+        chosen = source()
+        runs = tables.readable(chosen, _listed(request.args.get("runs", "")))
+        return _json(details(request.args.get("kind", ""), chosen, runs, request.args.to_dict()))
+
     route("/", functools.partial(start_page, stock), "start")
     for page in _pages():
         route(f"/{page.name}", functools.partial(view_page, page.name, stock), f"page_{page.name}")
@@ -81,7 +87,7 @@ def add_pages(
             functools.partial(static_file, name),
             "static_" + name.replace(".", "_"),
         )
-    for view in (experiments, runs, checkpoints, figures):
+    for view in (experiments, runs, checkpoints, figures, more):
         route(f"/data/{view.__name__}", _refusing(view), f"data_{view.__name__}")
     blueprint.after_request(_secure)
     app.register_blueprint(blueprint)

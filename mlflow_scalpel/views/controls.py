@@ -42,6 +42,11 @@ class Control:
         parameter = inspect.signature(view).parameters.get(self.keyword)
         return parameter is not None and self.fits(parameter.default)
 
+    def default(self, view: View) -> str:
+        """What a figure that takes it shows by itself, as in the URL; "" for no value."""
+        own = inspect.signature(view).parameters[self.keyword].default
+        return "" if own is None else str(own).lower() if isinstance(own, bool) else str(own)
+
 
 def choice(name: str, label: str, choices: Choices, keyword: str = "") -> Control:
     """One of a few values; a figure takes it if its default is one of them."""

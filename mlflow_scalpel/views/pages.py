@@ -25,6 +25,15 @@ from mlflow_scalpel.views.tidy import read
 
 
 @dataclass(frozen=True)
+class Detail:
+    """Something to read on a page that is not of the tidy table, with fields of its own."""
+
+    kind: str
+    heading: str
+    how: str
+
+
+@dataclass(frozen=True)
 class Page:
     """A page: the sections it shows, by stem or by the group of their metrics, in that order."""
 
@@ -33,6 +42,7 @@ class Page:
     about: str
     stems: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
+    details: tuple[Detail, ...] = ()
 
     def sections(self) -> list[Section]:
         """The page's sections, in the order of its stems, then of the report."""
@@ -103,7 +113,9 @@ OVER_RUNS = (
 
 def groups_of(section: Section) -> set[str]:
     """The groups of the metrics that a section's figures need."""
-    return {shown.needs.split("/")[0] for shown in section.figures.values()} - {""}
+    needs = [shown.needs for shown in section.figures.values()]
+    starts = [part for one in needs for part in ((one,) if isinstance(one, str) else one)]
+    return {start.split("/")[0] for start in starts} - {""}
 
 
 PAGES = (
@@ -131,6 +143,14 @@ PAGES = (
         "Divergence",
         "How far the output distribution moved: on which tokens, and how concentrated.",
         groups=("kl", "kl_on_base_samples", "kl_paper_compat"),
+        details=(
+            Detail(
+                "tokens",
+                "Token by token",
+                "A problem's solution with each token coloured by KL where it was predicted, and "
+                "what both models would have said.",
+            ),
+        ),
     ),
     Page(
         "capabilities",
@@ -138,6 +158,14 @@ PAGES = (
         "Which problems were kept, gained and lost, beside what chance alone would do.",
         stems=("capabilities", "scores"),
         groups=("capabilities",),
+        details=(
+            Detail(
+                "problems",
+                "The problems themselves",
+                "Each problem with the first answer of the base and of the checkpoint. Click a "
+                "part of a bar of the ledger, or choose.",
+            ),
+        ),
     ),
     Page(
         "ablations",
@@ -150,7 +178,7 @@ PAGES = (
         "Card",
         "Scalpel or hammer? Several axes and no single number; where the data do not decide, "
         "it says so.",
-        stems=("card",),
+        stems=("card", "confounders"),
     ),
 )
 

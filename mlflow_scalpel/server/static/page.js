@@ -11,6 +11,7 @@
   const sliders = new Map(); // stem -> its steps: label, and what Plotly.update is to change
   const busy = new Map(); // stem -> whether Plotly is at work on it once, or has to begin again
   const bar = document.getElementById("controls");
+  const details = [...document.querySelectorAll("[data-detail]")].map((one) => one.dataset.detail);
   let asked = 0; // the newest request for each figure wins
   const newest = new Map();
   let slider = null;
@@ -87,7 +88,7 @@
     else sliders.delete(stem);
     if (!found.dataset.heard) {
       found.dataset.heard = "yes";
-      found.on("plotly_click", ({ points }) => points[0].data.type === "heatmap" && choose(points[0]));
+      found.on("plotly_click", ({ points }) => clicked(points[0]));
     }
     showSlider();
     if (steps) await showMoment(stem);
@@ -142,10 +143,19 @@
     }
     field.addEventListener("change", () => {
       const value = control.yes ? String(field.checked) : field.value;
-      set(control.name, value === control.choices[0][0] ? "" : value);
+      set(control.name, value === control.default ? "" : value);
       load(control.figures);
     });
     return element("label", { for: id }, `${control.label} `, field);
+  }
+
+  function clicked(point) {
+    if (point.data.type === "heatmap") choose(point);
+    else if (details.includes("problems") && point.data.meta?.series) {
+      set("problems.status", point.data.meta.series);
+      more("problems");
+      document.getElementById("problems").scrollIntoView();
+    }
   }
 
   // A cell of a map of layers and matrices chooses both, and shows what is drawn of one matrix.
@@ -223,12 +233,48 @@
     busy.delete(stem);
   }
 
+  // --- what is read beside the table ------------------------------------------------------------
+
+  // Its fields stand in the address as KIND.FIELD.
+  async function more(kind) {
+    const form = document.querySelector(`[data-fields="${kind}"]`);
+    const found = document.querySelector(`[data-detail="${kind}"]`);
+    const query = { kind, runs: wanted.get("runs") };
+    for (const [name, value] of wanted) {
+      if (name.startsWith(`${kind}.`)) query[name.slice(kind.length + 1)] = value;
+    }
+    found.classList.add("stale");
+    try {
+      const answer = await (await get("more", query)).json();
+      const had = document.activeElement?.id;
+      form.replaceChildren(...(answer.fields || []).map((field) => fieldOf(kind, field)));
+      if (had) document.getElementById(had)?.focus();
+      if (answer.empty) found.replaceChildren(element("p", { class: "card missing" }, answer.empty));
+      else found.innerHTML = answer.html; // made of escaped text, as in showHtml
+    } catch (error) {
+      found.replaceChildren(element("p", { class: "card missing bad" }, error.message));
+    }
+    found.classList.remove("stale");
+  }
+
+  function fieldOf(kind, field) {
+    const id = `${kind}-${field.name}`;
+    const options = field.choices.map(([value, label]) => element("option", { value }, label));
+    const select = element("select", { id }, ...options);
+    select.value = field.value;
+    select.addEventListener("change", () => {
+      set(`${kind}.${field.name}`, select.value);
+      more(kind);
+    });
+    return element("label", { for: id }, `${field.label} `, select);
+  }
+
   // --- beginning --------------------------------------------------------------------------------
 
   if (!scalpel.runs().length) {
     say("No run is chosen: choose some on the start page.");
     for (const stem of places.keys()) note(stem, "Waits for runs to be chosen.");
   } else {
-    load([...places.keys()]);
+    load([...places.keys()]).then(() => details.forEach(more));
   }
 })();

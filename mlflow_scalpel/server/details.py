@@ -1,0 +1,136 @@
+"""What is read of a run beside its tidy table: tokens with their KL, and problems with answers."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from mlflow.entities import Run
+
+from mlflow_scalpel.comparison.stored import LEDGER, TOKENS, evaluations_where
+from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.server.sources import Source
+
+NO_TOKENS = (
+    "No tokens are stored of these runs. Training with the stages of this project stores them, and "
+    "mlflow-scalpel compare BASE runs:/RUN --metrics kl --texts FILE --log."
+)
+NO_LEDGER = "No problems are stored of these runs. They come from: mlflow run . -e evaluate."
+_NAME = re.compile(re.escape(TOKENS) + r"/step-(\d+)\.parquet")
+_STATUSES = (("", "all"), ("lost", "lost"), ("gained", "gained"), ("kept", "kept"), ("never", "never"))
+_RANKING = ("", "the tokens of the largest KL")
+
+Choices = Sequence[tuple[str, str]]
+
+
+def tokens(source: Source, runs: Sequence[Run], wanted: Mapping[str, str]) -> dict[str, Any]:
+    """A problem's tokens coloured by KL, or those of the largest KL, as HTML and fields to choose.
+
+    `wanted` holds what was chosen: run, step, texts, problem.
+    """
+    from mlflow_scalpel.views.tokens import token_ranking, token_reader
+
+    stored = {run.info.run_id: _token_files(source, run) for run in runs}
+    fields = _Fields(wanted)
+    run_id = fields.choose("run", "run", _names(run for run in runs if stored[run.info.run_id]))
+    if run_id is None:
+        return {"empty": NO_TOKENS}
+    files = stored[run_id]
+    steps = [(str(step), f"step {step}") for step in sorted(files)]
+    step = fields.choose("step", "checkpoint", steps, last=True)
+    table = pd.read_parquet(io.BytesIO(source.artifact(run_id, files[int(step or 0)])))
+    texts = fields.choose("texts", "texts", [(one, one.split()[0]) for one in _distinct(table, "texts")])
+    own = table[table["texts"] == texts]
+    numbers = [(str(number), f"problem {number}") for number in sorted(set(own["problem"]))]
+    problem = fields.choose("problem", "show", [_RANKING, *numbers])
+    html = (
+        token_reader(table, problem=int(problem), texts=texts)
+        if problem
+        else token_ranking(table, texts=texts)
+    )
+    return {"fields": fields.told, "html": str(html)}
+
+
+def problems(source: Source, runs: Sequence[Run], wanted: Mapping[str, str]) -> dict[str, Any]:
+    """The problems of a ledger with both models' answers, as HTML and fields to choose.
+
+    `wanted` holds what was chosen: run, benchmark, step, status.
+    """
+    from mlflow_scalpel.views.problems import problem_table
+
+    stored = {run.info.run_id: _ledger(source, run) for run in runs}
+    fields = _Fields(wanted)
+    run_id = fields.choose("run", "run", _names(run for run in runs if stored[run.info.run_id]))
+    if run_id is None:
+        return {"empty": NO_LEDGER}
+    table = pd.read_parquet(io.BytesIO(source.artifact(stored[run_id], LEDGER)))
+    keys = table["domain"] + "/" + table["label"] + "/" + table["kind"]
+    benchmark = fields.choose("benchmark", "benchmark", [(key, key) for key in dict.fromkeys(keys)])
+    own = table[keys == benchmark]
+    steps = [(f"{step:g}", f"step {step:g}") for step in sorted(set(own["step"].dropna()))]
+    step = fields.choose("step", "checkpoint", steps, last=True)
+    status = fields.choose("status", "problems", _STATUSES)
+    html = problem_table(
+        table, status=status or None, benchmark=benchmark, step=float(step) if step else None
+    )
+    return {"fields": fields.told, "html": str(html)}
+
+
+DETAILS: dict[str, Callable[[Source, Sequence[Run], Mapping[str, str]], dict[str, Any]]] = {
+    "tokens": tokens,
+    "problems": problems,
+}
+
+
+class _Fields:
+    """What was chosen of what there is, in the order in which one thing depends on another."""
+
+    def __init__(self, wanted: Mapping[str, str]) -> None:
+        self._wanted = wanted
+        self.told: list[dict[str, Any]] = []
+
+    def choose(self, name: str, label: str, choices: Choices, *, last: bool = False) -> str | None:
+        """The value that was asked for, where it is among the choices; the first (last) else."""
+        values = [value for value, _ in choices]
+        if not values:
+            return None
+        wanted = self._wanted.get(name, "")
+        value = wanted if wanted in values else values[-1 if last else 0]
+        self.told.append(
+            {"name": name, "label": label, "choices": [list(one) for one in choices], "value": value}
+        )
+        return value
+
+
+def _names(runs: Iterable[Run]) -> list[tuple[str, str]]:
+    return [(run.info.run_id, str(run.info.run_name or run.info.run_id)[:200]) for run in runs]
+
+
+def _distinct(table: pd.DataFrame, column: str) -> list[str]:
+    return [str(one) for one in dict.fromkeys(table[column].dropna())]
+
+
+def _token_files(source: Source, run: Run) -> dict[int, str]:
+    """Step -> path of the table of tokens."""
+    paths = source.files(run.info.run_id, TOKENS)
+    return {int(found[1]): path for path in paths if (found := _NAME.fullmatch(path))}
+
+
+def _ledger(source: Source, run: Run) -> str:
+    """ID of the newest evaluation run that holds a ledger; "" for none."""
+    found = source.runs(run.info.experiment_id, evaluations_where(run.info.run_id))
+    folder = LEDGER.rsplit("/", 1)[0]
+    ids = [one.info.run_id for one in [*found, run]]
+    return next((one for one in ids if LEDGER in source.files(one, folder)), "")
+
+
+def details(
+    kind: str, source: Source, runs: Sequence[Run], wanted: Mapping[str, str]
+) -> dict[str, Any]:
+    """One of DETAILS; raises ScalpelError for another name."""
+    if kind not in DETAILS:
+        raise ScalpelError(f"details {kind[:40]!r}: are none; there are {', '.join(DETAILS)}")
+    return DETAILS[kind](source, runs, wanted)
