@@ -20,7 +20,13 @@ NO_TOKENS = (
 )
 NO_LEDGER = "No problems are stored of these runs. They come from: mlflow run . -e evaluate."
 _NAME = re.compile(re.escape(TOKENS) + r"/step-(\d+)\.parquet")
-_STATUSES = (("", "all"), ("lost", "lost"), ("gained", "gained"), ("kept", "kept"), ("never", "never"))
+_STATUSES = (
+    ("", "all"),
+    ("lost", "lost"),
+    ("gained", "gained"),
+    ("kept", "kept"),
+    ("never", "never"),
+)
 _RANKING = ("", "the tokens of the largest KL")
 
 Choices = Sequence[tuple[str, str]]
@@ -42,7 +48,9 @@ def tokens(source: Source, runs: Sequence[Run], wanted: Mapping[str, str]) -> di
     steps = [(str(step), f"step {step}") for step in sorted(files)]
     step = fields.choose("step", "checkpoint", steps, last=True)
     table = pd.read_parquet(io.BytesIO(source.artifact(run_id, files[int(step or 0)])))
-    texts = fields.choose("texts", "texts", [(one, one.split()[0]) for one in _distinct(table, "texts")])
+    texts = fields.choose(
+        "texts", "texts", [(one, one.split()[0]) for one in _distinct(table, "texts")]
+    )
     own = table[table["texts"] == texts]
     numbers = [(str(number), f"problem {number}") for number in sorted(set(own["problem"]))]
     problem = fields.choose("problem", "show", [_RANKING, *numbers])
@@ -100,7 +108,12 @@ class _Fields:
         wanted = self._wanted.get(name, "")
         value = wanted if wanted in values else values[-1 if last else 0]
         self.told.append(
-            {"name": name, "label": label, "choices": [list(one) for one in choices], "value": value}
+            {
+                "name": name,
+                "label": label,
+                "choices": [list(one) for one in choices],
+                "value": value,
+            }
         )
         return value
 

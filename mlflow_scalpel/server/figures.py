@@ -108,8 +108,7 @@ def told_controls(
             "yes": control.yes_or_no,
             "choices": offered[control.name],
             "default": default_of(page, control, offered[control.name]),
-            "value": settings.get(control.name)
-            or default_of(page, control, offered[control.name]),
+            "value": settings.get(control.name) or default_of(page, control, offered[control.name]),
             "figures": stems[control.name],
         }
         for control in controls.CONTROLS
