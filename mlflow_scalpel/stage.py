@@ -30,6 +30,7 @@ from types import FrameType
 from typing import Any
 
 from mlflow_scalpel.errors import RecipeError, ScalpelError
+from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 from mlflow_scalpel.recipes import load_recipe
 from mlflow_scalpel.takeup import RECIPE_ARTIFACT, RESUMABLE, take_up
 
@@ -97,9 +98,10 @@ def open_stage(
         return
 
     with _settled_run(mlflow, f"{recipe.name}-{stage}") as (run_id, output):
-        mlflow.set_tags({"scalpel.stage": stage, "scalpel.recipe": recipe.name})
-        if recipe.description:
-            mlflow.set_tag("mlflow.note.content", recipe.description)
+        note = run_note(run_id, recipe.description)
+        mlflow.set_tags(
+            {"scalpel.stage": stage, "scalpel.recipe": recipe.name, DESCRIPTION_TAG: note}
+        )
         mlflow.log_dict(recipe.model_dump(mode="json"), RECIPE_ARTIFACT)
         if recipe.threads is not None:
             import torch

@@ -34,6 +34,7 @@ from mlflow_scalpel.checkpoints.manifest import Manifest, make_manifest, parse_m
 from mlflow_scalpel.checkpoints.spool import CheckpointEntry
 from mlflow_scalpel.checkpoints.stores import open_store
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.links import DESCRIPTION_TAG, checkpoint_note
 
 _JOB_TAG = "scalpel.job"
 _TAG_LIMIT = 5000  # characters; MLflow's stores refuse tags above 8000
@@ -44,13 +45,14 @@ def create(client: MlflowClient, entry: CheckpointEntry, run_id: str) -> LoggedM
     run = client.get_run(run_id)
     model = made_before(client, entry.job, run_id) if entry.tried else None
     if model is None:
+        note = {DESCRIPTION_TAG: checkpoint_note(run_id, entry.step)} if entry.step > 0 else {}
         model = client.create_logged_model(
             run.info.experiment_id,
             # `/ : . % " '` are refused in names
             name="".join("_" if char in "/:.%\"'" else char for char in entry.name),
             source_run_id=run_id,
             params=entry.params,
-            tags={_JOB_TAG: entry.job},
+            tags={_JOB_TAG: entry.job, **note},
             model_type=MODEL_TYPE,
         )
     linked = run.outputs.model_outputs if run.outputs else []

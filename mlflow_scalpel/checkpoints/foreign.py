@@ -19,6 +19,7 @@ from mlflow_scalpel.checkpoints.layout import STEP_DIRECTORY, check_whole
 from mlflow_scalpel.checkpoints.log import Delivery, log_checkpoint
 from mlflow_scalpel.checkpoints.stores import Link
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 
 DIRECTORY_TAG = "scalpel.directory"
 _BATCH = 1000  # metrics of one request
@@ -137,6 +138,7 @@ def run_of(directory: Path, origin: Origin) -> str:
     if "algorithm" in origin.params:
         tags["scalpel.algorithm"] = origin.params["algorithm"]
     run = client.create_run(experiment_id, run_name=home.name, tags=tags)
+    client.set_tag(run.info.run_id, DESCRIPTION_TAG, run_note(run.info.run_id))
     for key, value in origin.params.items():
         client.log_param(run.info.run_id, key, value)
     return str(run.info.run_id)

@@ -25,6 +25,7 @@ from mlflow_scalpel.checkpoints.resolve import model_id_of, resolve
 from mlflow_scalpel.checkpoints.selection import select
 from mlflow_scalpel.checkpoints.stores import copy_out
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 
 _KEPT_PARAMS = ("algorithm", "recipe", "learning_rate", "learning_rate_sum", "dtype", "max_steps")
 
@@ -128,7 +129,8 @@ def log_restoration(restored: Restoration) -> LoggedModel:
         known = dict(MlflowClient().get_logged_model(model_id).params)
     what = f"{restored.modules} of layers {restored.layers}"
     with mlflow.start_run(run_name=f"restore {what}") as run:
-        mlflow.set_tags({"scalpel.stage": "restore"})
+        note = run_note(run.info.run_id)
+        mlflow.set_tags({"scalpel.stage": "restore", DESCRIPTION_TAG: note})
         if "algorithm" in known:
             mlflow.set_tag("scalpel.algorithm", known["algorithm"])
         mlflow.log_params({**restored.params(), "base_model": restored.base})

@@ -18,6 +18,7 @@ from mlflow_scalpel.comparison.published import Results, Row, read_results, sha2
 from mlflow_scalpel.comparison.store import log_summary, log_table
 from mlflow_scalpel.comparison.table import DTYPES, tidy
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 
 IMPORTED_TAG = "scalpel.imported"
 SOURCE_TAG = "scalpel.source"
@@ -220,7 +221,6 @@ def _log(
         SOURCE_TAG: source,
         DIGEST_TAG: _digest(results),
         FILES_TAG: json.dumps(results.files),
-        "mlflow.note.content": f"Imported, not measured here. Source: {source}",
     }
     if note is not None:
         tags[NOTE_TAG] = note
@@ -239,6 +239,8 @@ def _log(
     run_id = str(client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
     ended = "FAILED"
     try:
+        said = f"Imported, not measured here. Source: {source}"
+        client.set_tag(run_id, DESCRIPTION_TAG, run_note(run_id, said))
         given = [Param(key, str(value)) for key, value in params.items() if value is not None]
         client.log_batch(run_id, params=given)
         table = table.assign(run_id=run_id).astype(DTYPES)

@@ -29,6 +29,7 @@ from mlflow_scalpel.comparison.stored import (
 from mlflow_scalpel.comparison.subjects import Subject
 from mlflow_scalpel.comparison.table import read_table, write_table
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 
 _METRICS_A_BATCH = 1000  # MLflow takes no more at once
 
@@ -71,7 +72,7 @@ def log_comparison(table: pd.DataFrame) -> str:
     """
     models = list(dict.fromkeys(table["model_id"]))
     with mlflow.start_run(run_name=f"compare {len(models)} with {table['base'].iloc[0]}") as run:
-        mlflow.set_tag("scalpel.stage", "compare")
+        mlflow.set_tags({"scalpel.stage": "compare", DESCRIPTION_TAG: run_note(run.info.run_id)})
         log_table(table, run.info.run_id)
         log_summary(table, run.info.run_id)
     return str(run.info.run_id)

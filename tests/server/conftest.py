@@ -17,10 +17,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
 
-from mlflow_scalpel.comparison.stored import TABLE
-from mlflow_scalpel.comparison.table import tidy, write_table
+from mlflow_scalpel.comparison.stored import EVALUATED_RUN_TAG, LEDGER, TABLE, TOKENS
+from mlflow_scalpel.comparison.table import tidy
 from tests.servers import Server, _running
 from tests.views.conftest import ARMS, rows_of
+from tests.views.whole import capability_rows, ledger_of
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = (
@@ -29,14 +30,47 @@ FLAGS = (
 ).split()
 ODD = "<script>alert(1)</script> \"'& \u202e\u05d0\u05d1\u05d2 </td>"
 STEPS = (100, 200, 300)
+QUIET = ("debug", "info", "log", "trace")  # console messages that say nothing of trouble
 
 
 def measured(run_id: str, arm: str) -> pd.DataFrame:
     """The made-up measurements of an arm, as a run's own."""
-    rows = [{k: v for k, v in row.items() if v is not None} for row in rows_of(arm)]
+    made = rows_of(arm) + capability_rows(arm, ARMS[arm][0], STEPS) + attention_rows(arm)
+    rows = [{k: v for k, v in row.items() if v is not None} for row in made]
     for row in rows:
-        row |= {"run_id": run_id, "metric_version": 1}
+        row |= {"run_id": run_id, "metric_version": 1, "base": "tiny-base"}
     return tidy(rows)
+
+
+def attention_rows(arm: str) -> list[dict[str, Any]]:
+    """Attention metrics of four layers of two heads."""
+    return [
+        {"step": step, "algorithm": ARMS[arm][0], "metric": f"attention/{name}", "layer": layer,
+         "head": head, "value": sign * step * (layer + 1) / 1e4, "stderr": 1e-3, "n": 8,
+         "texts": "base_style sha256:0123abcd template:4567ef"}
+        for step in STEPS
+        for name, sign in (("js", 1), ("entropy_change", -1))
+        for layer in range(4)
+        for head in range(2)
+    ]  # fmt: skip
+
+
+def tokens_of(step: int) -> pd.DataFrame:
+    """Two problems of six tokens, one of them somebody's markup."""
+    rows = []
+    for problem in range(2):
+        for position, token in enumerate(["What", " is", " 1+1", "?", ODD, " 2"]):
+            kl = 0.01 * step * (position + 1) / 100
+            rows.append(
+                {"model_id": "m", "step": step, "texts": "base_style sha256:0 template:4",
+                 "problem": problem, "position": position, "token": token, "token_id": position,
+                 "answer": position > 3, "kl": kl, "reverse": kl, "base_entropy": 0.5,
+                 "rank": 6 - position if problem == 0 else None, "context": f"before {ODD}",
+                 "base_top": ["a", "b", ODD, "d", "e"], "checkpoint_top": ["a", "b", "c", "d", "e"],
+                 "base_top_p": [0.5, 0.2, 0.1, 0.1, 0.1], "right_p_base": 0.4,
+                 "checkpoint_top_p": [0.6, 0.1, 0.1, 0.1, 0.1], "right_p_checkpoint": 0.1}
+            )  # fmt: skip
+    return pd.DataFrame(rows).astype({"rank": "Int64", "token": "string", "context": "string"})
 
 
 def log_run(
@@ -68,16 +102,25 @@ def log_run(
         client.finalize_logged_model(model.model_id, "READY")
         metrics.append(Metric("kl/all_tokens/base_style", 0.1, step, step, model_id=model.model_id))
     if table:
-        log_table(client, run_id, measured(run_id, arm))
-        client.log_batch(run_id, metrics=metrics, tags=[RunTag("scalpel.stage", algorithm)])
+        log_parquet(client, run_id, measured(run_id, arm), TABLE)
+        for step in STEPS[-2:]:
+            log_parquet(client, run_id, tokens_of(step), f"{TOKENS}/step-{step:06d}.parquet")
+        tags = [RunTag("scalpel.stage", algorithm)]
+        client.log_batch(run_id, metrics=metrics, tags=tags)
+        evaluation = client.create_run(experiment_id, tags={EVALUATED_RUN_TAG: run_id})
+        ledger = ledger_of(f"What is 1 + 1? {ODD}", ODD)
+        log_parquet(client, evaluation.info.run_id, ledger, LEDGER)
+        client.set_terminated(evaluation.info.run_id)
     client.set_terminated(run_id)
     return run_id
 
 
-def log_table(client: MlflowClient, run_id: str, table: pd.DataFrame) -> None:
-    folder, name = TABLE.rsplit("/", 1)
+def log_parquet(client: MlflowClient, run_id: str, table: pd.DataFrame, artifact: str) -> None:
+    """A table as an artifact of a run."""
+    folder, name = artifact.rsplit("/", 1)
     with tempfile.TemporaryDirectory() as scratch:
-        client.log_artifact(run_id, str(write_table(table, Path(scratch) / name)), folder)
+        table.to_parquet(Path(scratch) / name, index=False)
+        client.log_artifact(run_id, str(Path(scratch) / name), folder)
 
 
 @dataclass
@@ -144,13 +187,13 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
-    """The system's Chromium; nothing is downloaded."""
+    """A context of the system's Chromium, with one cache for all tests; nothing is downloaded."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if not CHROMIUM.exists():
         pytest.skip(f"{CHROMIUM} is not there: apt-get install chromium")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield browser
+        yield browser.new_context()
         browser.close()
 
 
@@ -160,34 +203,30 @@ def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
 
     The test fails on any console message of trouble, and on any request to another machine.
     """
-    contexts, trouble = [], []
+    opened, trouble = [], []
 
-    def open_one(address: str, *, wait: bool = True, **options: Any) -> Any:
-        options.setdefault("viewport", {"width": 1400, "height": 900})
-        context = chromium.new_context(**options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on(
-            "console",
-            lambda said: trouble.append(said.text) if said.type in ("error", "warning") else None,
-        )
+    def check(url: str) -> None:
+        if not url.startswith(("http://127.0.0.1:", "data:", "blob:")):
+            trouble.append(f"asked for {url}")
+
+    def open_one(
+        address: str, *, wait: bool = True, width: int = 1400, scheme: str = "light"
+    ) -> Any:
+        page = chromium.new_page()
+        opened.append(page)
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
+        page.on("console", lambda said: None if said.type in QUIET else trouble.append(said.text))
         page.on("pageerror", lambda error: trouble.append(str(error)))
-        page.on(
-            "request",
-            lambda request: (
-                None
-                if request.url.startswith(("http://127.0.0.1:", "data:", "blob:"))
-                else trouble.append(f"asked {request.url}")
-            ),
-        )
+        page.on("request", lambda request: check(request.url))
         page.goto(address)
         if wait:
             settled(page)
         return page
 
     yield open_one
-    for context in contexts:
-        context.close()
+    for page in opened:
+        page.close()
     assert trouble == []
 
 

@@ -53,6 +53,7 @@ def test_every_page_draws_or_says_what_to_run(pages, open_page, name):
     for place in page.locator("[data-figure]").all():
         said = place.inner_text()
         assert place.get_attribute("data-drawn") or "Comes from" in said or said == "", said
+    page.wait_for_load_state("networkidle")
     assert page.locator(".waiting").count() == 0
     assert page.locator(".bad").count() == 0
 
@@ -113,6 +114,40 @@ def test_settings_change_the_figure_and_stand_in_the_address(pages, open_page):
     assert page.get_by_label("colour scale").input_value() == "false"
 
 
+def test_a_click_on_a_cell_shows_it_over_training(pages, open_page):
+    page = open_page(f"{pages.root}weights?{pages.query}")
+    box = drawn(page, "weight_heatmaps").locator(".heatmaplayer").first.bounding_box()
+    page.mouse.click(box["x"] + 2, box["y"] + box["height"] - 2)
+    page.get_by_text("layer 0, q_proj").first.wait_for()
+    assert "layer=0&matrix=q_proj" in page.url
+    page.get_by_label("matrix", exact=True).select_option("v_proj")
+    page.get_by_text("layer 0, v_proj").first.wait_for()
+
+
+def test_read_tokens(pages, open_page):
+    page = open_page(f"{pages.root}divergence?{pages.query}")
+    reader = page.locator('[data-detail="tokens"]')
+    reader.locator("table").wait_for()
+    page.get_by_label("show").select_option("1")
+    reader.get_by_text("Problem 1 of base_style").wait_for()
+    assert "<script>alert(1)</script>" in reader.inner_text()
+    assert "tokens.problem=1" in page.url
+    page.reload()
+    reader.get_by_text("Problem 1 of base_style").wait_for()
+    reader.locator(".t").nth(4).hover()
+    assert reader.locator(".tip").nth(4).is_visible()
+
+
+def test_read_lost_problems(pages, open_page):
+    page = open_page(f"{pages.root}capabilities?{pages.query}")
+    problems = page.locator('[data-detail="problems"]')
+    problems.get_by_text("4 problems").wait_for()
+    page.get_by_label("problems", exact=True).select_option("lost")
+    problems.get_by_text("1 problem at step 200, lost").wait_for()
+    assert problems.locator("script").count() == 0
+    assert "problems.status=lost" in page.url
+
+
 def test_hover_says_the_value(pages, open_page):
     page = open_page(f"{pages.root}weights?{pages.query}")
     place = drawn(page, "weight_heatmaps")
@@ -125,11 +160,7 @@ def test_hover_says_the_value(pages, open_page):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 800])
 def test_colours_and_widths(pages, open_page, scheme, width):
-    page = open_page(
-        f"{pages.root}overview?{pages.query}",
-        color_scheme=scheme,
-        viewport={"width": width, "height": 900},
-    )
+    page = open_page(f"{pages.root}overview?{pages.query}", width=width, scheme=scheme)
     drawn(page, "kl_over_training")
     background, text = page.locator("body").evaluate(
         "b => [getComputedStyle(b).backgroundColor, getComputedStyle(b).color]"

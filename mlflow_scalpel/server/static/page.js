@@ -29,7 +29,7 @@
     const part = stems.length < places.size ? { figures: stems.join(",") } : {};
     try {
       const response = await get("figures", { ...query, ...part, page });
-      for await (const line of lines(response)) take(JSON.parse(line), mine);
+      for await (const line of lines(response)) await take(JSON.parse(line), mine);
       say("");
     } catch (error) {
       say(error.message, true);
@@ -52,11 +52,11 @@
     if (rest) yield rest;
   }
 
-  function take(line, mine) {
+  async function take(line, mine) {
     if (line.controls) showControls((controls = line.controls));
     if (line.about) showAbout(line.about);
     if (!line.stem || newest.get(line.stem) !== mine) return;
-    if (line.figure) draw(line.stem, line.figure, line.steps);
+    if (line.figure) await draw(line.stem, line.figure, line.steps);
     else if (line.html !== undefined) showHtml(line.stem, line.html);
     else note(line.stem, line.empty || `This figure could not be drawn: ${line.error}`, !line.empty);
   }
@@ -146,7 +146,11 @@
       set(control.name, value === control.default ? "" : value);
       load(control.figures);
     });
-    return element("label", { for: id }, `${control.label} `, field);
+    return labelled(control.label, field);
+  }
+
+  function labelled(label, field) {
+    return element("span", { class: "field" }, element("label", { for: field.id }, label), field);
   }
 
   function clicked(point) {
@@ -189,7 +193,8 @@
     } else if (!there) {
       slider = element("input", { type: "range", id: "set-at", min: 0, step: 1 });
       const output = element("output", { for: "set-at" });
-      bar.append(element("label", { class: "slider", for: "set-at" }, "checkpoint ", slider, output));
+      const label = element("label", { for: "set-at" }, "checkpoint");
+      bar.append(element("span", { class: "field slider" }, label, slider, output));
       slider.addEventListener("input", slide);
     }
     if (slider) {
@@ -266,7 +271,7 @@
       set(`${kind}.${field.name}`, select.value);
       more(kind);
     });
-    return element("label", { for: id }, `${field.label} `, select);
+    return labelled(field.label, select);
   }
 
   // --- beginning --------------------------------------------------------------------------------
