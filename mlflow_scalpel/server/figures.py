@@ -50,6 +50,13 @@ class Figures:
                 f"page {page_name[:40]!r}: there is none; there are "
                 f"{', '.join(page.name for page in pages.PAGES)}"
             )
+        return self._lines(selection, page, wanted, stems)
+
+    def _lines(
+        self, selection: Selection, page: Page, wanted: Mapping[str, str], stems: set[str]
+    ) -> Iterator[bytes]:
+        from mlflow_scalpel.views import pages
+
         offered = offers(page, selection.table)
         settings = {
             name: value
