@@ -256,7 +256,10 @@ def test_the_comparison_has_everything_in_one_table_and_one_file(experiment):
     table = pd.read_parquet(files / "table.parquet")
     assert tuple(table.columns) == COLUMNS
     groups = set(table["metric"].str.split("/").str[0])
-    assert groups == {"weights", "kl", "eval", "cost", "capabilities"}
+    assert groups == {
+        "weights", "histograms", "spectra", "kl", "attention", "kl_on_base_samples",
+        "weights_paper_compat", "kl_paper_compat", "eval", "cost", "capabilities",
+    }  # fmt: skip
     assert table["run_id"].nunique() == 3
     report = (files / "report.html").read_text()
     assert not re.search(r"""<(script|link|img|iframe)[^>]*(src|href)=["']https?://""", report)
