@@ -15,11 +15,11 @@ from mlflow_scalpel.cli import main
 from mlflow_scalpel.comparison import Subject
 from mlflow_scalpel.comparison.capabilities import LEDGER_DTYPES, capability_table, ledger
 from mlflow_scalpel.comparison.store import (
-    EVALUATED_RUN_TAG,
     gather,
     stored_ledger,
     stored_samples,
 )
+from mlflow_scalpel.comparison.stored import EVALUATED_RUN_TAG
 from mlflow_scalpel.comparison.table import COLUMNS
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.record import log_results
