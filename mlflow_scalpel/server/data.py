@@ -57,9 +57,9 @@ class Tables:
     """
 
     def __init__(self, limit: int = _TABLE_BYTES) -> None:
-        self._stored: Cache[pd.DataFrame] = Cache(limit // 2, _frame_bytes)
+        self._stored: Cache[pd.DataFrame] = Cache(limit // 2, frame_bytes)
         self._joined: Cache[tuple[pd.DataFrame, pd.DataFrame]] = Cache(
-            limit // 2, lambda pair: sum(map(_frame_bytes, pair))
+            limit // 2, lambda pair: sum(map(frame_bytes, pair))
         )
         self._files: dict[Hashable, tuple[float, tuple[Version, ...]]] = {}
         self._lock = threading.Lock()
@@ -153,6 +153,7 @@ class Tables:
         )
 
 
-def _frame_bytes(frame: pd.DataFrame) -> int:
+def frame_bytes(frame: pd.DataFrame) -> int:
+    """About how many bytes a table takes."""
     # Not "deep": equal texts are one object, which that would count for each row.
     return int(frame.memory_usage().sum()) + 1

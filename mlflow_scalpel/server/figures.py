@@ -12,7 +12,7 @@ import pandas as pd
 
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server.caching import Cache
-from mlflow_scalpel.server.data import Selection
+from mlflow_scalpel.server.data import Selection, frame_bytes
 
 HOW_TO_MEASURE = (
     "its checkpoints are measured by `mlflow run . -e compare`, or against any base by "
@@ -24,6 +24,9 @@ if TYPE_CHECKING:  # plotly is imported where a figure is asked for
     from mlflow_scalpel.views.report_sections import Shown
 
 _FIGURE_BYTES = 128 << 20
+_MOST_OFFERS = 200  # selections of which the controls' choices are kept
+#: Groups with a value, or several, for each matrix or head.
+LARGE = frozenset({"weights", "histograms", "spectra", "pairs", "attention"})
 _LONGEST, _LONGEST_NOTE = 400, 2000  # characters of a name, and of a note
 _log = logging.getLogger(__name__)
 
@@ -32,7 +35,10 @@ class Figures:
     """The figures of pages, by what was chosen and set; shared by the threads of a process."""
 
     def __init__(self, limit: int = _FIGURE_BYTES) -> None:
-        self._made: Cache[bytes] = Cache(limit, len)
+        self._made: Cache[bytes] = Cache(limit // 2, len)
+        self._rows: Cache[pd.DataFrame] = Cache(limit // 2, frame_bytes)
+        self._offers: Cache[dict[str, Choices]] = Cache(_MOST_OFFERS, lambda _: 1)
+        self._about: Cache[dict[str, Any]] = Cache(_MOST_OFFERS, lambda _: 1)
 
     def of_page(
         self, selection: Selection, page_name: str, wanted: Mapping[str, str], stems: set[str]
@@ -57,27 +63,44 @@ class Figures:
     ) -> Iterator[bytes]:
         from mlflow_scalpel.views import pages
 
-        offered = offers(page, selection.table)
+        version = selection.version
+        offered = self._offers.get((version, page.name), lambda: offers(page, selection.table))
         settings = {
             name: value
             for name, choices in offered.items()
             if (value := wanted.get(name, "")) in [allowed for allowed, _ in choices] and value
         }
         controls = told_controls(page, offered, settings)
-        yield _as_line({"about": about(selection), "controls": controls})
+        said = self._about.get(version, lambda: about(selection))
+        yield _as_line({"about": said, "controls": controls})
         for section in page.sections():
             for stem, shown in pages.figures(page, section):
                 if not stems or stem in stems:
                     chosen = chosen_of(page, shown, settings)
-                    yield self._line(
-                        (selection.version, page.name, stem, tuple(sorted(chosen.items()))),
-                        stem,
-                        partial(figure_line, selection, stem, shown, chosen),
-                    )
+                    key = (version, page.name, stem, tuple(sorted(chosen.items())))
+                    make = partial(self._figure_line, selection, stem, shown, chosen)
+                    yield self._line(key, stem, make)
             stem = table_stem(section.stem)
             if section.table is not None and (not stems or stem in stems):
                 make = partial(table_line, selection, stem, section.table)
-                yield self._line((selection.version, page.name, stem), stem, make)
+                yield self._line((version, page.name, stem), stem, make)
+
+    def _figure_line(
+        self, selection: Selection, stem: str, shown: Shown, chosen: Mapping[str, Any]
+    ) -> bytes:
+        """A figure as a line of JSON; what to run, where the table has nothing for it."""
+        from plotly.io.json import to_json_plotly
+
+        if not has_rows(selection.table, shown):
+            return _as_line({"stem": stem, "empty": empty_words(shown)})
+        left_out = superfluous(shown)
+        table = self._rows.get(
+            (selection.version, left_out), lambda: without(selection.table, left_out)
+        )
+        figure = shown.view(table, selection.described, **chosen)
+        steps = unslid(figure)
+        content = {"stem": stem, "figure": {"data": figure.data, "layout": figure.layout}}
+        return (to_json_plotly(content | ({"steps": steps} if steps else {})) + "\n").encode()
 
     def _line(self, key: Hashable, stem: str, make: Callable[[], bytes]) -> bytes:
         try:
@@ -173,16 +196,30 @@ def about(selection: Selection) -> dict[str, Any]:
     return {"runs": runs, "notes": [note[:_LONGEST_NOTE] for note in notes]}
 
 
-def figure_line(selection: Selection, stem: str, shown: Shown, chosen: Mapping[str, Any]) -> bytes:
-    """A figure as a line of JSON; what to run, where the table has nothing for it."""
-    from plotly.io.json import to_json_plotly
+def has_rows(table: pd.DataFrame, shown: Shown) -> bool:
+    """Whether the table has a metric that the figure needs."""
+    return any(metric.startswith(shown.needs) for metric in table["metric"].unique())
 
-    if not selection.table["metric"].str.startswith(shown.needs).any():
-        return _as_line({"stem": stem, "empty": empty_words(shown)})
-    figure = shown.view(selection.table, selection.described, **chosen)
-    steps = unslid(figure)
-    content = {"stem": stem, "figure": {"data": figure.data, "layout": figure.layout}}
-    return (to_json_plotly(content | ({"steps": steps} if steps else {})) + "\n").encode()
+
+def superfluous(shown: Shown) -> frozenset[str]:
+    """The large groups of metrics that a figure does not read; none where it may read any."""
+    needs = (shown.needs,) if isinstance(shown.needs, str) else shown.needs
+    # What is computed the paper's way stands beside what is not.
+    read = {need.split("/")[0].removesuffix("_paper_compat") for need in needs}
+    return frozenset() if "" in read else LARGE - read
+
+
+def without(table: pd.DataFrame, groups: frozenset[str]) -> pd.DataFrame:
+    """The table without these groups, but for a row of each run and step.
+
+    A figure looks through all rows of a table several times, and nearly all of them are of single
+    matrices. Runs, their colours and the length of their training are read from any row.
+    """
+    if not groups:
+        return table
+    metrics = {metric: metric.split("/")[0] in groups for metric in table["metric"].unique()}
+    first = ~table.duplicated(["run_id", "step"])
+    return table[~table["metric"].map(metrics).astype(bool) | first]
 
 
 def empty_words(shown: Shown) -> str:
