@@ -72,7 +72,7 @@ def one_cell(
     layer: int | None = None,
     matrix: str | None = None,
     metric: str = "weights/relative_frobenius",
-    x: str = "step",
+    x: str = "fraction",
     log_x: bool = False,
     log_y: bool = True,
 ) -> go.Figure:
