@@ -49,7 +49,7 @@ class ScalpelEvaluator(ModelEvaluator):
         from mlflow_scalpel.comparison import Comparison, build_probe
         from mlflow_scalpel.comparison.store import log_summary, log_table
         from mlflow_scalpel.comparison.subjects import subject_from
-        from mlflow_scalpel.training.summary import summarise
+        from mlflow_scalpel.comparison.summary import summarise
 
         _check(evaluator_config)
         texts = dataset.features_data

@@ -27,6 +27,7 @@ from mlflow_scalpel.comparison.stored import (
     joined,
 )
 from mlflow_scalpel.comparison.subjects import Subject
+from mlflow_scalpel.comparison.summary import summarise
 from mlflow_scalpel.comparison.table import read_table, write_table
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
@@ -49,8 +50,6 @@ def log_rows(rows: pd.DataFrame, run_id: str, artifact: str) -> None:
 
 def log_summary(table: pd.DataFrame, run_id: str) -> None:
     """Log the summary of each model in the table as metrics of the run, at the model's step."""
-    from mlflow_scalpel.training.summary import summarise
-
     now = int(time.time() * 1000)
     metrics = []
     for (model, step), rows in table.groupby(["model_id", "step"], dropna=False, sort=False):

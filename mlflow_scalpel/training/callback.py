@@ -17,6 +17,7 @@ from transformers.trainer_callback import ExportableState
 
 from mlflow_scalpel.checkpoints.log import Delivery, log_checkpoint
 from mlflow_scalpel.comparison import Comparison, Subject, tidy
+from mlflow_scalpel.comparison.summary import summarise
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import GROUPS
 from mlflow_scalpel.recipes.training import GrpoRecipe, TrainingRecipe
@@ -24,10 +25,10 @@ from mlflow_scalpel.training.alarms import Watch
 from mlflow_scalpel.training.arguments import problems_a_step, sequences_a_step
 from mlflow_scalpel.training.cost import UNITS, Cost, estimate_flops
 from mlflow_scalpel.training.freezing import METRIC, UNIT, changed_elements, complaint, elements
+from mlflow_scalpel.training.heatmap import heatmap_image
 from mlflow_scalpel.training.journal import Journal
 from mlflow_scalpel.training.resume import Past
 from mlflow_scalpel.training.session import OpenBase
-from mlflow_scalpel.training.summary import heatmap_image, summarise
 
 if TYPE_CHECKING:
     from mlflow_scalpel.training.rewards import Rewards  # needs math-verify, which SFT does not

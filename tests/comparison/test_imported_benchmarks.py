@@ -77,6 +77,7 @@ def test_scores_belong_to_the_run_of_other_files(tracking, file, tmp_path, capsy
     assert table["eval/in/add-1/greedy", 20] == 0.75
     assert table["eval/in/add-1/greedy", 0] == 0.5
     run = MlflowClient().get_run(run_id)
+    assert run.data.metrics["eval/in/add-1/greedy"] == 0.75  # MLflow's own pages show it too
     assert run.info.run_name == "sft (imported)"
     assert run.data.params["frozen"] == "MLPs"
     assert run.data.params["seed"] == "42"
