@@ -10,8 +10,8 @@ demo: install  ## GRPO against SFT on a tiny OLMo-2, from pre-training to report
 	@$(BIN)/mlflow run . --env-manager local --experiment-name scalpel-demo
 	@echo "Open the MLflow UI with: make ui   (then http://127.0.0.1:5000/?workflowType=machine_learning)"
 
-ui: install  ## MLflow's UI on the runs of this directory
-	$(BIN)/mlflow server --port 5000
+ui: install  ## MLflow's UI on the runs of this directory, and the views at /scalpel/
+	$(BIN)/mlflow server --app-name scalpel --port 5000
 
 test: install  ## Fast tests
 	$(BIN)/python -m pytest -m "not slow"
