@@ -175,8 +175,8 @@ def about(selection: Selection) -> dict[str, Any]:
         f"{name}: nothing was measured of this run yet; {HOW_TO_MEASURE}"
         for name in selection.unmeasured
     ]
-    bases = list(dict.fromkeys(base for base in table["base"] if base))
-    digests = {digest for digest in table["base_digest"] if digest}
+    bases = [base for base in table["base"].unique() if base]
+    digests = {digest for digest in table["base_digest"].unique() if digest}
     if len(bases) > 1 and len(digests) != 1:
         notes.append(
             f"These runs were measured against different bases ({', '.join(bases)}): their numbers "

@@ -72,20 +72,20 @@ def yes(name: str, label: str, default: bool) -> Control:
 def metrics(table: pd.DataFrame, groups: set[str]) -> Choices:
     """The metrics of these groups that have one value a layer and matrix, or layer and head."""
     rows = table[table["layer"].notna() & (table["bin"] == "") & (table["other"] == "")]
-    found = [one for one in dict.fromkeys(rows["metric"]) if one.split("/")[0] in groups]
+    found = [one for one in rows["metric"].unique() if one.split("/")[0] in groups]
     return [(metric, metric) for metric in found]
 
 
 def steps(table: pd.DataFrame, groups: set[str]) -> Choices:
     """The steps of the checkpoints; the last of each run unless one is chosen."""
-    found = sorted(set(table.loc[table["step"] > 0, "step"]))
+    found = sorted(table.loc[table["step"] > 0, "step"].unique())
     return [("", "the last of each run"), *((f"{step:g}", f"step {step:g}") for step in found)]
 
 
 def layers(table: pd.DataFrame, groups: set[str]) -> Choices:
     """The layers of the model, or all of them."""
     rows = table[table["layer"].notna() & (table["matrix"] != "")]
-    found = sorted(set(rows["layer"]))
+    found = sorted(rows["layer"].unique())
     return [("", "all"), *((f"{layer:g}", f"{layer:g}") for layer in found)]
 
 
