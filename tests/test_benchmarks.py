@@ -97,3 +97,14 @@ def test_spectra_are_measured_beside_an_svd(tmp_path):
     rows = run("spectra.py", tmp_path, *options)["rows"]
     assert [row["way"] for row in rows] == ["svdvals, float32", "group spectra"]
     assert 0.0 < rows[1]["largest_error"] < rows[0]["largest_error"] < 1e-5
+
+
+@pytest.mark.slow
+def test_pages_are_measured_in_a_browser(tmp_path):
+    if not Path("/usr/bin/chromium").exists():
+        pytest.skip("/usr/bin/chromium is not there: apt-get install chromium")
+    options = ("--runs", "3", "--checkpoints", "3", "--workers", "1")
+    rows = {row["way"]: row["seconds"] for row in run("pages.py", tmp_path, *options)["rows"]}
+    ways = ["start page", "overview, first", "overview, again", "slider step", "10 at once"]
+    assert list(rows) == ways
+    assert all(0 < seconds < 60 for seconds in rows.values())
