@@ -28,7 +28,7 @@ from mlflow_scalpel.comparison.stored import (
 )
 from mlflow_scalpel.comparison.subjects import Subject
 from mlflow_scalpel.comparison.summary import summarise
-from mlflow_scalpel.comparison.table import read_table, write_table
+from mlflow_scalpel.comparison.table import read_table, tidy, write_table
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 
@@ -145,6 +145,27 @@ def measure_run(run: Run) -> pd.DataFrame:
     comparison = Comparison(subject_of(base, run), [])
     measured = [comparison.measure(subject) for subject in opened(whole, run)]
     return pd.concat(measured, ignore_index=True)
+
+
+def pair_table(run_ids: list[str]) -> pd.DataFrame:
+    """The group `pairs` of the last checkpoints of training runs that began with one base.
+
+    Runs without a checkpoint that can be read (imported ones) are left out. A table without rows
+    where fewer than two are left, or where their bases differ, which is printed.
+    """
+    bases, subjects = {}, []
+    for run_id in run_ids:
+        run = get_run(run_id)
+        base, checkpoints = checkpoints_of_run(run_id)
+        whole = [checkpoint for checkpoint in checkpoints if checkpoint.status == "READY"]
+        if base is not None and whole:
+            bases[base.digest] = subject_of(base, run)
+            subjects.append(subject_of(whole[-1], run))
+    if len(bases) > 1:
+        print("the runs began with different bases, so their updates are not compared")
+    if len(bases) != 1 or len(subjects) < 2:
+        return tidy([])
+    return Comparison(next(iter(bases.values())), [], ["pairs"]).measure(*subjects)
 
 
 def readable(checkpoints: list[Checkpoint], run_id: str) -> list[Checkpoint]:

@@ -9,7 +9,8 @@ with open_stage("compare", Path(__file__).parent / "recipes") as stage:
     import mlflow
 
     from mlflow_scalpel.comparison import write_table
-    from mlflow_scalpel.comparison.store import describe_runs, gather, stored_ledger
+    from mlflow_scalpel.comparison.store import describe_runs, gather, pair_table, stored_ledger
+    from mlflow_scalpel.comparison.stored import joined
     from mlflow_scalpel.views.report import write_figures, write_report
 
     recipe = stage.recipe
@@ -18,7 +19,7 @@ with open_stage("compare", Path(__file__).parent / "recipes") as stage:
             f"runs = {recipe.runs}: a comparison needs two training runs or more; "
             'give their IDs with -P set="runs=[RUN_ID,RUN_ID]"'
         )
-    table = gather(recipe.runs)
+    table = joined([gather(recipe.runs), pair_table(recipe.runs)])
     runs = describe_runs(recipe.runs)
     stage.output.mkdir(parents=True, exist_ok=True)
     write_table(table, stage.output / "table.parquet")

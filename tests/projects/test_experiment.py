@@ -258,7 +258,7 @@ def test_the_comparison_has_everything_in_one_table_and_one_file(experiment):
     groups = set(table["metric"].str.split("/").str[0])
     assert groups == {
         "weights", "histograms", "spectra", "kl", "attention", "kl_on_base_samples",
-        "weights_paper_compat", "kl_paper_compat", "eval", "cost", "capabilities",
+        "weights_paper_compat", "pairs", "kl_paper_compat", "eval", "cost", "capabilities",
     }  # fmt: skip
     assert table["run_id"].nunique() == 3
     report = (files / "report.html").read_text()
