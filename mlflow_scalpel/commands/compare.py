@@ -117,9 +117,11 @@ def _log_report(table: pd.DataFrame, run_id: str) -> None:
 
 
 def _print(table: pd.DataFrame) -> None:
+    import pandas as pd
+
     ok = table[(table["status"] == "ok") & table["bin"].isna()]
     for (model, step), rows in ok.groupby(["model_id", "step"], sort=False, dropna=False):
-        print(f"{model}{'' if step != step else f'  step {step}'}")
+        print(f"{model}{'' if pd.isna(step) else f'  step {step}'}")
         for name, values in rows.groupby("metric", sort=False):
             over = f"mean of {len(values)}" if len(values) > 1 else ""
             if len(values) == 1 and values["stderr"].notna().all():

@@ -212,6 +212,18 @@ def test_the_command_on_a_runs_checkpoints(tracking, models, texts, tmp_path, ca
     assert set(tokens["step"]) == {10}
 
 
+def test_the_command_on_a_directory_whose_name_tells_no_step(models, tmp_path, capsys):
+    base, checkpoint, _ = models
+    Path(checkpoint).rename(tmp_path / "sft")
+    out = tmp_path / "table.csv"
+    words = ["compare", base, str(tmp_path / "sft"), "--metrics", "weights/update_rms"]
+    assert main([*words, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "sft\n" in printed
+    assert "step" not in printed
+    assert len(pd.read_csv(out)) == 14
+
+
 def test_metrics_are_listed_and_explained(capsys):
     assert main(["metrics"]) == 0
     assert "weights/relative_frobenius" in capsys.readouterr().out
