@@ -24,10 +24,15 @@ def evaluations_where(run_id: str) -> str:
 
 
 def joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """Tables of runs as one; of rows that measure the same thing, that of the first table stays."""
+    """Tables of runs as one; of rows that measure the same thing, that of the first table stays.
+
+    As in the views a row without a run is its model's, but for those of a base (step 0).
+    """
     whole = pd.concat(tables, ignore_index=True)
-    keys = ["run_id", "step", "metric", "layer", "head", "other", "matrix", "bin", "texts"]
-    return whole.drop_duplicates(keys, keep="first", ignore_index=True)
+    keys = ["step", "metric", "layer", "head", "other", "matrix", "bin", "texts"]
+    unnamed = whole["run_id"].isna() & whole["step"].ne(0).fillna(True)
+    owner = whole["run_id"].mask(unnamed, whole["model_id"])
+    return whole[~whole[keys].assign(owner=owner).duplicated()].reset_index(drop=True)
 
 
 def description(run: Run, arguments: Mapping[str, object]) -> dict[str, object]:
