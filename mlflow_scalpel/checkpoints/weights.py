@@ -40,8 +40,20 @@ def _check(targets: dict[str, Any], stored: dict[str, Any], directory: Path, mod
                 f"{directory}: tensor {name} has shape {shape}, and the model's has {wanted}; "
                 "take a checkpoint of this model"
             )
-    # Tied weights share their memory and are stored under one of their names.
-    given = {targets[name].data_ptr() for name in stored}
+    # Tied weights share their memory and are stored under one of their names, or under each.
+    given: dict[int, str] = {}
+    for name in sorted(stored):
+        first = given.setdefault(targets[name].data_ptr(), name)
+        if first != name and targets[name].numel() and not _same(stored, first, name):
+            raise ScalpelError(
+                f"{directory}: tensors {first} and {name} differ, and are one (tied) in {model}; "
+                "take a checkpoint of this model, or an untied base"
+            )
     missing = sorted(name for name in targets if targets[name].data_ptr() not in given)
     if missing:
         raise ScalpelError(f"{directory}: lacks the tensor {missing[0]}; it is not whole")
+
+
+def _same(stored: dict[str, Any], first: str, second: str) -> bool:
+    one, other = (stored[name].get_tensor(name) for name in (first, second))
+    return torch.equal(one, other)

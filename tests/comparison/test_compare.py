@@ -169,6 +169,27 @@ def test_a_checkpoint_of_another_model_is_rows_with_a_reason(models):
     assert kl.loc[fine, "status"] == "ok"
 
 
+def test_an_untied_checkpoint_of_a_tied_base_is_a_row_with_its_reason(make_model, tmp_path):
+    base, same, untied = (tmp_path / name for name in ("base", "checkpoint-1", "checkpoint-2"))
+    for directory in (base, same, untied):
+        shutil.copytree(make_model(1, tied=True), directory)
+
+    def untie(factor):
+        def change(tensors):
+            tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] * factor
+
+        return change
+
+    changed(str(same), untie(1.0))  # both are stored, and are one
+    changed(str(untied), untie(2.0))
+    table = mlflow_scalpel.compare(
+        str(base), [str(untied), str(same)], metrics=["kl/all_tokens"], texts=TEXTS
+    ).set_index("model_id")
+    assert table.loc[str(same), "value"] == 0.0
+    assert table.loc[str(untied), "status"] == "not comparable"
+    assert "lm_head.weight and model.embed_tokens.weight differ" in table.loc[str(untied), "reason"]
+
+
 def test_wrong_questions_are_answered_with_a_remedy(models, tmp_path):
     base, checkpoint, _ = models
     with pytest.raises(ScalpelError, match="is measured on texts"):
