@@ -6,9 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from mlflow_scalpel.errors import ScalpelError
+
+
+def stored_tensors(directory: Path) -> dict[str, Any]:
+    """The open safetensors file that holds each tensor of the checkpoint in `directory`, by name.
+
+    Raises ScalpelError that names a file that is not whole.
+    """
+    found: dict[str, Any] = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        try:
+            handle = safe_open(file, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise ScalpelError(
+                f"{file}: cannot be read ({error}); save or copy the checkpoint again"
+            ) from error
+        found.update(dict.fromkeys(handle.keys(), handle))
+    return found
 
 
 @torch.no_grad()
@@ -20,8 +37,7 @@ def load_weights(model: Any, directory: Path) -> None:
     where names or shapes differ: then the checkpoint is of another model.
     """
     targets = model.state_dict(keep_vars=True)
-    files = [safe_open(file, framework="pt") for file in sorted(directory.glob("*.safetensors"))]
-    stored = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - no mapping
+    stored = stored_tensors(directory)
     _check(targets, stored, directory, type(model).__name__)
     for name, file in stored.items():
         targets[name].copy_(file.get_tensor(name))

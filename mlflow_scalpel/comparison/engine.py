@@ -28,6 +28,7 @@ from mlflow_scalpel.comparison.samples import SampledDivergence, Sampling
 from mlflow_scalpel.comparison.subjects import Subject
 from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.comparison.tokens import named, token_table
+from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import Metric, choose_metrics
 
 STANDARD = ("weights", "kl/all_tokens", "kl/answer_tokens")
@@ -172,8 +173,10 @@ class Comparison:
         if group not in self._runners:
             try:
                 self._runners[group] = open_runner(model, self.probes)
-            except UnsupportedModel as error:
-                failed = failed_rows(metrics, self.probes, dtype, "not supported", str(error))
+            except ScalpelError as error:
+                unsupported = isinstance(error, UnsupportedModel)
+                status = "not supported" if unsupported else "not measured"
+                failed = failed_rows(metrics, self.probes, dtype, status, str(error))
                 return [failed for _ in checkpoints]
         runner, found = self._runners[group], []
         count = sum(len(probe.items) for probe in self.probes)

@@ -126,10 +126,12 @@ class OneModel:
 
     @torch.inference_mode()
     def check_head(self, item: ProbeText) -> None:
-        """Raise ScalpelError where the model makes its logits otherwise than `head` does."""
+        """Raise UnsupportedModel where the model makes its logits otherwise than `head` does."""
         few = ProbeText(item.ids[:CHECKED], slice(0))
         ids = torch.tensor([few.ids], device=self.device)  # (1, T)
         logits = self.model(input_ids=ids, use_cache=False).logits[0].float()  # (T, V)
+        if not torch.isfinite(logits).all():
+            return  # the rows say it
         ours = self.head().logits(self.hidden((few,))[0])
         tolerance = 1e-3 if self.dtype == "float32" else 0.1
         if not torch.allclose(logits, ours, atol=tolerance * float(logits.abs().max()), rtol=0):
@@ -154,7 +156,10 @@ class Runner(Protocol):
 
 def swap(model: OneModel, checkpoint: Path, group: str) -> tuple[str, str] | None:
     """Make the model the checkpoint; status and reason where it cannot be run like the base."""
-    reason = other_tokenizer(model.base, checkpoint)
+    try:
+        reason = other_tokenizer(model.base, checkpoint)
+    except ScalpelError as error:
+        return "not readable", f"{group}: {error}"
     if reason is not None:
         return "refused", reason
     try:

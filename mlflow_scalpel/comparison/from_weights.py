@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mlflow_scalpel.comparison.matrices import failed
 from mlflow_scalpel.comparison.pairing import pairs_of
 from mlflow_scalpel.comparison.progress import Bars
 from mlflow_scalpel.comparison.results import keep_rows, kept_rows, key_of
@@ -82,6 +83,10 @@ def _key(
     return key_of(base, checkpoints[where], metrics, [others, rates])
 
 
+def _indices(where: Where) -> tuple[int, ...]:
+    return (where,) if isinstance(where, int) else where
+
+
 def _measure(
     base: Subject,
     checkpoints: Sequence[Subject],
@@ -91,16 +96,25 @@ def _measure(
     bars: Bars,
     device: str,
 ) -> None:
-    """Fill the lists of `fresh` by one pass over the files that they need."""
-    pairs = [where for where, _ in fresh if isinstance(where, tuple)]
-    needed = sorted(
-        {where for where, _ in fresh if isinstance(where, int)}.union(*pairs)
-    )  # indices of checkpoints
+    """Fill the lists of `fresh` by one pass over the files that they need.
+
+    A checkpoint whose files cannot be read is rows that say so; a base's raises ScalpelError.
+    """
     stored = StoredWeights(base.directory)
-    opened = [
-        (StoredWeights(checkpoints[i].directory), Training(checkpoints[i].learning_rate_sum))
-        for i in needed
-    ]
+    files: dict[int, StoredWeights] = {}
+    unreadable: dict[int, str] = {}
+    for index in sorted({index for where, _ in fresh for index in _indices(where)}):
+        try:
+            files[index] = StoredWeights(checkpoints[index].directory)
+        except ScalpelError as error:
+            unreadable[index] = str(error)
+    for (where, group), rows in fresh.items():
+        for index in [index for index in _indices(where) if index in unreadable][:1]:
+            of_group = [one for one in metrics if one.group == group]
+            rows += failed(of_group, "not readable", unreadable[index])
+    pairs = [where for where, _ in fresh if isinstance(where, tuple) and files.keys() >= {*where}]
+    needed = list(files)
+    opened = [(one, Training(checkpoints[index].learning_rate_sum)) for index, one in files.items()]
 
     def wanted(at: int, group: str) -> bool:
         return (needed[at], group) in fresh

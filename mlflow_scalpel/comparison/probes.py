@@ -78,7 +78,7 @@ def other_tokenizer(base: Path, checkpoint: Path) -> str | None:
     """Why the checkpoint's tokens are not the base's, or None; one that has no tokenizer is fine.
 
     Texts are tokenized once, with the base's; KL between models that mean different tokens by the
-    same number would be a number without a meaning.
+    same number would be a number without a meaning. Raises ScalpelError where it cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -87,7 +87,14 @@ def other_tokenizer(base: Path, checkpoint: Path) -> str | None:
     first, second = base / "tokenizer.json", checkpoint / "tokenizer.json"
     if first.is_file() and second.is_file() and first.read_bytes() == second.read_bytes():
         return None
-    ours, theirs = (AutoTokenizer.from_pretrained(one).get_vocab() for one in (base, checkpoint))
+    ours = AutoTokenizer.from_pretrained(base).get_vocab()
+    try:
+        theirs = AutoTokenizer.from_pretrained(checkpoint).get_vocab()
+    except Exception as error:  # tokenizers raises it bare; told in the row
+        raise ScalpelError(
+            f"{checkpoint}: its tokenizer cannot be loaded ({type(error).__name__}: {error}); "
+            "copy the base's tokenizer files into it"
+        ) from error
     differing = sorted(token for token in {*ours, *theirs} if ours.get(token) != theirs.get(token))
     if not differing:
         return None

@@ -18,6 +18,8 @@ from mlflow_scalpel.comparison.tokens import read_tokens, write_tokens
 from mlflow_scalpel.metrics.registry import Metric
 
 _LAYOUT = 2  # goes up when rows are made otherwise than before
+# What another version of a library, or a file put right, would measure.
+_NOT_KEPT = ("not measured", "not readable", "not supported")
 
 
 def key_of(
@@ -50,7 +52,9 @@ def kept_rows(key: str) -> list[dict[str, Any]] | None:
 
 
 def keep_rows(key: str, table: pd.DataFrame) -> None:
-    """Keep the rows of a tidy table under a key."""
+    """Keep the rows of a tidy table under a key; none where some may be measured another time."""
+    if table["status"].isin(_NOT_KEPT).any():
+        return
     _write(_file("comparisons", key), table, write_table)
 
 

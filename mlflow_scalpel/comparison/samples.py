@@ -87,7 +87,7 @@ def sample(
 ) -> list[list[int]]:
     """One answer's token IDs for each prompt, with its end-of-turn token where it ends.
 
-    Raises ScalpelError where a prompt leaves no room in the model's context.
+    Raises ScalpelError where a prompt leaves no room in the model's context, or where it gives NaN.
     """
     from transformers import AutoTokenizer, GenerationConfig
 
@@ -113,19 +113,28 @@ def sample(
             for row, index in enumerate(batch):
                 ids[row, longest - len(prompts[index]) :] = torch.tensor(prompts[index])
                 mask[row, longest - len(prompts[index]) :] = 1
-            made = model.model.generate(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                generation_config=GenerationConfig(
-                    do_sample=True,
-                    temperature=1.0,
-                    top_p=1.0,
-                    top_k=0,  # the default 50 truncates
-                    max_new_tokens=min(sampling.max_new_tokens, room),
-                    eos_token_id=ends,
-                    pad_token_id=ends[0],
-                ),
+            settings = GenerationConfig(
+                do_sample=True,
+                temperature=1.0,
+                top_p=1.0,
+                top_k=0,  # the default 50 truncates
+                max_new_tokens=min(sampling.max_new_tokens, room),
+                eos_token_id=ends,
+                pad_token_id=ends[0],
             )
+            try:
+                made = model.model.generate(
+                    input_ids=ids.to(model.device),
+                    attention_mask=mask.to(model.device),
+                    generation_config=settings,
+                )
+            except RuntimeError as error:
+                if "probability tensor" not in str(error):
+                    raise
+                raise ScalpelError(
+                    f"kl_on_base_samples: the base's logits are NaN or infinite in {model.dtype}, "
+                    "so it cannot be sampled; take another dtype"
+                ) from error
             for index, row in zip(batch, made[:, longest:].tolist(), strict=True):
                 end = next((at for at, token in enumerate(row) if token in ends), len(row))
                 answers[index] = row[: end + 1]

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from mlflow_scalpel.checkpoints.weights import stored_tensors
 from mlflow_scalpel.comparison.matrices import GROUPS, MatrixMetrics, failed, pair_rows
 from mlflow_scalpel.metrics.moments import Training
 from mlflow_scalpel.metrics.registry import Metric
@@ -30,14 +30,14 @@ Progress = Callable[[int], object]
 
 
 class StoredWeights:
-    """The tensors of a checkpoint's safetensors files, memory-mapped and read one at a time."""
+    """The tensors of a checkpoint's safetensors files, memory-mapped and read one at a time.
+
+    Raises ScalpelError for a file that is not whole.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._files = {}
-        for file in sorted(directory.glob("*.safetensors")):
-            handle = safe_open(file, framework="pt")
-            self._files.update(dict.fromkeys(handle.keys(), handle))
+        self._files = stored_tensors(directory)
         self._rows = _FusedRows(directory)
 
     def matrices(self, *, others: bool = False) -> dict[Place, tuple[str, slice | None]]:

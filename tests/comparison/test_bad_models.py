@@ -1,0 +1,93 @@
+"""One bad checkpoint, text or base is rows with a reason, and the rest is measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import mlflow_scalpel
+
+TEXTS = [("1+1=?", "2"), ("what is the capital", "a long answer of many letters"), ("a", "b")]
+
+
+@pytest.fixture
+def models(make_model, tmp_path) -> list[str]:
+    found = []
+    for seed, name in ((1, "base"), (2, "checkpoint-5"), (3, "checkpoint-10")):
+        directory = tmp_path / name
+        shutil.copytree(make_model(seed), directory)
+        found.append(str(directory))
+    return found
+
+
+def test_a_file_cut_short_is_rows_of_its_checkpoint_alone(models):
+    base, odd, fine = models
+    file = Path(odd) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    groups = ["weights/update_rms", "pairs/update_cosine", "kl/all_tokens"]
+    table = mlflow_scalpel.compare(base, [odd, fine], metrics=groups, texts=TEXTS)
+    bad = table[(table["model_id"] == odd) | (table["other"] == odd)]
+    assert sorted(bad["metric"]) == ["kl/all_tokens", "pairs/update_cosine", "weights/update_rms"]
+    assert set(bad["status"]) == {"not readable", "not comparable"}
+    assert bad["reason"].str.contains("model.safetensors: cannot be read").all()
+    good = table.drop(bad.index)
+    assert set(good["status"]) == {"ok"}
+    assert set(good["metric"]) == {"kl/all_tokens", "weights/update_rms"}
+
+
+def test_a_tokenizer_that_does_not_load_is_a_row_with_its_reason(models):
+    base, odd, fine = models
+    (Path(odd) / "tokenizer.json").write_text("{}")
+    table = mlflow_scalpel.compare(base, [odd, fine], metrics=["kl/all_tokens"], texts=TEXTS)
+    kl = table.set_index("model_id")
+    assert kl.loc[odd, "status"] == "not readable"
+    assert "its tokenizer cannot be loaded" in kl.loc[odd, "reason"]
+    assert kl.loc[fine, "status"] == "ok"
+
+
+def test_a_base_that_gives_nan_is_rows_with_that_reason(models):
+    base, checkpoint, _ = models
+    file = Path(base) / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"].fill_(float("nan"))
+    save_file(tensors, file, metadata={"format": "pt"})
+    groups = ["weights/update_rms", "kl/all_tokens", "kl_on_base_samples"]
+    table = mlflow_scalpel.compare(base, checkpoint, metrics=groups, texts=TEXTS)
+    rows = table.drop_duplicates("metric").set_index("metric")
+    assert rows.loc["kl/all_tokens", "status"] == "not finite"
+    assert rows.loc["kl_on_base_samples/answer_tokens", "status"] == "not measured"
+    assert "NaN" in rows.loc["kl_on_base_samples/answer_tokens", "reason"]
+    assert rows.loc["weights/update_rms", "status"] == "ok"
+
+
+def test_a_problem_longer_than_the_context_is_rows_with_a_reason_that_are_not_kept(models):
+    base, checkpoint, _ = models
+    config = Path(base) / "config.json"
+    settings = json.loads(config.read_text())
+    longest = 20  # of the problems with their template's tokens, two are shorter
+    config.write_text(json.dumps(settings | {"max_position_embeddings": longest}))
+    ask = {"metrics": ["kl_on_base_samples", "weights/update_rms"], "texts": TEXTS}
+    table = mlflow_scalpel.compare(base, checkpoint, **ask)
+    (row,) = table[table["metric"] != "weights/update_rms"].itertuples()
+    assert row.status == "not measured"
+    assert "leaves no room" in row.reason
+    assert (table[table["metric"] == "weights/update_rms"]["status"] == "ok").all()
+
+
+def test_what_was_not_supported_is_asked_again(models, monkeypatch):
+    from mlflow_scalpel.comparison import engine
+    from mlflow_scalpel.comparison.forward import UnsupportedModel
+
+    def refuse(*_):
+        raise UnsupportedModel("not by this version")
+
+    base, checkpoint, _ = models
+    ask = {"metrics": ["kl/all_tokens"], "texts": TEXTS}
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "Divergence", refuse)
+        assert list(mlflow_scalpel.compare(base, checkpoint, **ask)["status"]) == ["not supported"]
+    assert list(mlflow_scalpel.compare(base, checkpoint, **ask)["status"]) == ["ok"]
