@@ -17,9 +17,16 @@ from mlflow_scalpel.metrics.moments import Training
 from mlflow_scalpel.metrics.registry import Metric
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_NAME = re.compile(rf"layers\.(\d+)\.\w+\.({'|'.join(MATRICES)})\.weight$")
-_FUSED = re.compile(r"layers\.(\d+)\.\w+\.(qkv_proj|gate_up_proj)\.weight$")
-_LAYER = re.compile(r"layers\.(\d+)\.(.+)$")
+# The language model's own layers: vision towers and extra predictors have some of their own.
+_STACK = (
+    r"^(?:language_model\.)?(?:model\.)?(?:language_model\.|decoder\.|gpt_neox\.)?layers\.(\d+)\."
+)
+_EXPERT = r"experts\.\d+\."
+_NAME = re.compile(
+    rf"{_STACK}\w+\.((?:{_EXPERT}|shared_experts?\.)?(?:{'|'.join(MATRICES)})|{_EXPERT}w[123])\.weight$"
+)
+_FUSED = re.compile(rf"{_STACK}\w+\.(qkv_proj|gate_up_proj)\.weight$")
+_LAYER = re.compile(rf"{_STACK}(.+)$")
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
@@ -43,8 +50,9 @@ class StoredWeights:
     def matrices(self, *, others: bool = False) -> dict[Place, tuple[str, slice | None]]:
         """Tensor name, and rows of it where it is fused, of each (layer, matrix), in that order.
 
-        The seven matrices of each decoder layer; with `others` every other tensor as well
-        (embeddings, norms, heads, biases), named by what follows its layer.
+        The seven matrices of each decoder layer, and those of each expert (`experts.3.up_proj`);
+        with `others` every other tensor as well (embeddings, norms, heads, biases), named by what
+        follows its layer, and in full where it is in no layer of the language model.
         """
         found: dict[Place, tuple[str, slice | None]] = {}
         for name in self._files:

@@ -6,6 +6,7 @@ import math
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -197,3 +198,47 @@ def test_models_of_no_run_meet_each_other():
     models = [made(None, None, name) for name in "abc"]
     assert pairs_of(models) == [(0, 1), (0, 2), (1, 2)]
     assert pairs_of(models[:1]) == []
+
+
+def test_other_stacks_of_layers_are_not_the_language_models(models):
+    """A vision tower and an extra predictor have `layers` of their own, of the same matrices."""
+    base, first, *_ = models
+    table = mlflow_scalpel.compare(base, first, metrics=["weights/update_rms"])
+    for directory in (base, first):
+        file = Path(directory) / "model.safetensors"
+        tensors = load_file(file)
+        nested = {
+            name.replace("model.", "model.language_model.", 1): w for name, w in tensors.items()
+        }
+        for stack in ("model.vision_tower.encoder", "mtp"):
+            nested[f"{stack}.layers.0.self_attn.q_proj.weight"] = torch.ones(3, 3)
+        save_file(nested, file, metadata={"format": "pt"})
+    found = mlflow_scalpel.compare(base, first, metrics=["weights/update_rms"])
+    keys = ["layer", "matrix", "value"]
+    pd.testing.assert_frame_equal(table[keys], found[keys], check_exact=True)
+    every = mlflow_scalpel.compare(base, first, metrics=["weights/update_rms"], all_tensors=True)
+    outside = set(every[every["layer"].isna()]["matrix"])
+    assert {"vision_tower.encoder.layers.0.self_attn.q_proj", "mtp.layers.0.self_attn.q_proj"} <= (
+        outside
+    )
+
+
+def test_experts_are_matrices_of_their_layer(models):
+    base, first, *_ = models
+    for directory in (base, first):
+        file = Path(directory) / "model.safetensors"
+        tensors = load_file(file)
+        w = tensors.pop("model.layers.0.mlp.up_proj.weight")
+        tensors["model.layers.0.mlp.experts.0.up_proj.weight"] = w
+        tensors["model.layers.0.mlp.experts.11.up_proj.weight"] = w.clone()
+        tensors["model.layers.0.mlp.shared_expert.up_proj.weight"] = w.clone()
+        tensors["model.layers.0.block_sparse_moe.experts.1.w2.weight"] = w.clone()
+        save_file(tensors, file, metadata={"format": "pt"})
+    table = mlflow_scalpel.compare(base, first, metrics=["weights/update_rms"])
+    assert set(table[table["layer"] == 0]["matrix"]) - {*weights.MATRICES} == {
+        "experts.0.up_proj",
+        "experts.11.up_proj",
+        "experts.1.w2",
+        "shared_expert.up_proj",
+    }
+    assert (table["value"] > 0).all()
