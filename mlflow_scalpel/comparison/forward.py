@@ -77,13 +77,13 @@ class OneModel:
 
     def swap(self, checkpoint: Path) -> None:
         """Make it the checkpoint; ScalpelError, and no change, for one of another model."""
-        load_weights(self.model, checkpoint)
+        load_weights(self.model, checkpoint, base=self.base)
         self._is_base = False
 
     def swap_to_base(self) -> None:
         """Make it the base."""
         if not self._is_base:
-            load_weights(self.model, self.base)
+            load_weights(self.model, self.base, base=self.base)
             self._is_base = True
 
     @torch.inference_mode()

@@ -106,6 +106,7 @@ class Evaluator:
         self.suite = suite
         self.system_prompt = system_prompt
         self.seed = seed
+        self._directory = Path(model_directory)
         self.prompts: dict[tuple[str, str, str], str] = {}
         """What the model read of each label, kind and problem ID that it generated for."""
         with _quiet(), _own_random(BUILD_SEED):
@@ -117,9 +118,9 @@ class Evaluator:
         """Take the weights of another checkpoint of the same model, in place.
 
         Raises ScalpelError that names the tensor where names or shapes differ; the weights are
-        then of neither checkpoint.
+        then those that were there before.
         """
-        load_weights(self._lm.model, Path(directory))
+        load_weights(self._lm.model, Path(directory), base=self._directory)
 
     def run(self, seed: int | None = None) -> Evaluation:
         """Generate, grade and score every task.

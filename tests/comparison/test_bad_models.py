@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import mlflow_scalpel
@@ -91,3 +92,51 @@ def test_what_was_not_supported_is_asked_again(models, monkeypatch):
         patch.setattr(engine, "Divergence", refuse)
         assert list(mlflow_scalpel.compare(base, checkpoint, **ask)["status"]) == ["not supported"]
     assert list(mlflow_scalpel.compare(base, checkpoint, **ask)["status"]) == ["ok"]
+
+
+def with_tensor(directory: str, name: str) -> None:
+    file = Path(directory) / "model.safetensors"
+    save_file({**load_file(file), name: torch.ones(2)}, file, metadata={"format": "pt"})
+
+
+def test_tensors_that_transformers_ignores_may_be_in_the_base(models):
+    base, first, second = models
+    with_tensor(base, "extra.weight")
+    with_tensor(first, "extra.weight")
+    groups = ["attention/js", "kl/all_tokens", "kl_on_base_samples"]
+    table = mlflow_scalpel.compare(base, [first, second], metrics=groups, texts=TEXTS)
+    assert set(table["status"]) == {"ok"}
+    assert set(table["model_id"]) == {first, second}
+    assert (table[table["metric"] == "kl/all_tokens"]["value"] > 0.1).all()
+
+
+def test_a_tensor_that_the_base_lacks_is_refused(models):
+    base, odd, fine = models
+    with_tensor(odd, "extra.weight")
+    table = mlflow_scalpel.compare(base, [odd, fine], metrics=["kl/all_tokens"], texts=TEXTS)
+    kl = table.set_index("model_id")
+    assert kl.loc[odd, "status"] == "not comparable"
+    assert "extra.weight is none of LlamaForCausalLM's" in kl.loc[odd, "reason"]
+    assert kl.loc[fine, "status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda tensors, name: tensors.pop(name), "lacks the tensor"),
+        (lambda tensors, name: tensors.update({name: torch.ones(3, 3)}), "has shape"),
+    ],
+)
+def test_a_checkpoint_that_transformers_reads_is_checked_before_it_is_copied(models, harm, said):
+    base, odd, _ = models
+    with_tensor(base, "extra.weight")
+    with_tensor(odd, "extra.weight")
+    file = Path(odd) / "model.safetensors"
+    tensors = load_file(file)
+    harm(tensors, "model.layers.0.mlp.up_proj.weight")
+    save_file(tensors, file, metadata={"format": "pt"})
+    table = mlflow_scalpel.compare(base, [odd, base], metrics=["kl/all_tokens"], texts=TEXTS)
+    kl = table.set_index("model_id")
+    assert kl.loc[odd, "status"] == "not comparable"
+    assert said in kl.loc[odd, "reason"]
+    assert kl.loc[base, "value"] == 0.0

@@ -20,6 +20,7 @@ from transformers import (
     LlamaConfig,
     PhiConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 import mlflow_scalpel
@@ -45,6 +46,10 @@ FAMILIES = {
     "cohere2": Cohere2Config(**SIZES, logit_scale=0.25, sliding_window=8),
     "phi": PhiConfig(**{**SIZES, "num_key_value_heads": 2}),  # its head has a bias
     "qwen3": Qwen3Config(**SIZES, head_dim=16),
+    # Its files name each expert, and its memory holds them as one tensor.
+    "qwen3_moe": Qwen3MoeConfig(
+        **SIZES, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
+    ),
     "llama": LlamaConfig(**SIZES),
 }
 
