@@ -55,15 +55,15 @@ class MatrixMetrics:
         metrics: Sequence[Metric],
         base_values: Callable[[], Tensor],
     ) -> Iterator[Row]:
+        if reason := _no_float(w0, wt):
+            yield from failed(metrics, "not comparable", reason)
+            return
         if chosen := _of("weights", metrics):
             moments = update_moments(w0, wt, self._sums)
             yield from _single(chosen, lambda one: one.function(moments, training))
         if chosen := _of("histograms", metrics):
-            if reason := _no_float(w0, wt):
-                yield from failed(chosen, "not comparable", reason)
-            else:
-                changes = count_changes(w0, wt, self._counts)
-                yield from _binned(chosen, lambda one: one.function(changes))
+            changes = count_changes(w0, wt, self._counts)
+            yield from _binned(chosen, lambda one: one.function(changes))
         if (chosen := _of("spectra", metrics)) and w0.ndim == 2:  # vectors have none
             spectra = Spectra(w0, wt, base_values, self._device)
             for metric in chosen:
@@ -113,7 +113,7 @@ def _binned(metrics: Sequence[Metric], compute: Callable[[Metric], list[Bin]]) -
 
 
 def _no_float(*matrices: Tensor) -> str | None:
-    """Why units in the last place and exponents of these do not exist; None where they do."""
+    """Why these are no weights to reckon with (codes of quantized ones); None where they are."""
     odd = [matrix.dtype for matrix in matrices if matrix.dtype not in _FLOATS]
     return f"{odd[0]} is none of {', '.join(map(str, _FLOATS))}" if odd else None
 

@@ -242,3 +242,26 @@ def test_experts_are_matrices_of_their_layer(models):
         "shared_expert.up_proj",
     }
     assert (table["value"] > 0).all()
+
+
+def test_codes_and_eight_bit_floats_are_rows_that_say_so(models):
+    base, first, *_ = models
+    odd = {
+        "model.layers.0.mlp.up_proj.weight": torch.float8_e4m3fn,
+        "model.layers.0.mlp.down_proj.weight": torch.uint8,
+    }
+    for directory in (base, first):
+        file = Path(directory) / "model.safetensors"
+        tensors = load_file(file)
+        for name, dtype in odd.items():
+            tensors[name] = torch.zeros_like(tensors[name]).to(dtype)
+        save_file(tensors, file, metadata={"format": "pt"})
+    groups = [group for group in ALL if group != "pairs"]
+    table = mlflow_scalpel.compare(base, first, metrics=groups)
+    bad = table[table["status"] == "not comparable"]
+    assert set(zip(bad["layer"], bad["matrix"], bad["status"], strict=True)) == {
+        (0, "up_proj", "not comparable"),
+        (0, "down_proj", "not comparable"),
+    }
+    assert set(bad[bad["matrix"] == "up_proj"]["metric"]) == set(table["metric"])
+    assert bad["reason"].str.contains("torch.uint8 is none of|torch.float8_e4m3fn is none of").all()
