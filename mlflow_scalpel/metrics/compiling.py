@@ -14,13 +14,29 @@ import torch
 
 @functools.cache
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function under `torch.compile`, or itself where there is no C++ compiler.
+    """The function under `torch.compile`, or as it is where no C++ compiler can be used.
 
     The first call compiles: 10 to 20 s, and 2 s once PyTorch's cache on disk has it.
     """
     if not _has_compiler():
         return function
-    return torch.compile(function, dynamic=True)
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import CppCompileError
+
+    now = torch.compile(function, dynamic=True)
+
+    @functools.wraps(function)
+    def run(*arguments: Any) -> Any:
+        nonlocal now
+        try:
+            return now(*arguments)
+        # A compiler that is there may lack a library, or Python's headers.
+        except (TorchDynamoException, CppCompileError) as error:
+            _warn(f"the C++ compiler cannot be used ({str(error).splitlines()[0]})")
+            now = function
+            return function(*arguments)
+
+    return run
 
 
 @functools.cache
@@ -29,9 +45,14 @@ def _has_compiler() -> bool:
     compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
     found = any(shutil.which(compiler) for compiler in compilers)
     if not found:
-        warnings.warn(
-            "no C++ compiler was found (g++ or clang++), so metrics run without torch.compile: "
-            "the numbers are the same, several times slower",
-            stacklevel=3,
-        )
+        _warn("no C++ compiler was found (g++ or clang++)")
     return found
+
+
+@functools.cache  # once for each reason
+def _warn(why: str) -> None:
+    warnings.warn(
+        f"{why}, so metrics run without torch.compile: the numbers are the same, several times "
+        "slower",
+        stacklevel=4,
+    )

@@ -159,11 +159,11 @@ def test_denormals_count():
 
 def test_without_a_compiler_the_function_runs_as_it_is(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    for cached in (compiled, compiling._has_compiler):
+    for cached in (compiled, compiling._has_compiler, compiling._warn):
         cached.cache_clear()
     with pytest.warns(UserWarning, match="no C\\+\\+ compiler was found"):
         assert compiled(row_sums) is row_sums
-    for cached in (compiled, compiling._has_compiler):
+    for cached in (compiled, compiling._has_compiler, compiling._warn):
         cached.cache_clear()
 
 
