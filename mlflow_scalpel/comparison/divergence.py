@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -19,6 +20,7 @@ from mlflow_scalpel.metrics.registry import Metric
 # eager passes; the compiled pass is one, and the products before it are faster when they are large.
 # 32 MB are the most that glibc hands out without asking the kernel for pages each time.
 SLICE_LOGITS, COMPILED_SLICE_LOGITS = 1 << 20, 1 << 23
+FLOOR = "kl/floor/"  # the metrics that are of the base alone
 COMPILED_FROM = 1 << 27  # logits of a probe from which compiling (seconds) is worth its time
 
 
@@ -58,7 +60,6 @@ class Divergence:
             model.check_head(item)
         head = model.head().clone()
         self._base = [Side(keep(model.hidden(probe.items)), head) for probe in self.probes]
-        self._floor = self._measure_floor()
 
     def rows(
         self, metrics: Sequence[Metric], progress: Progress | None = None
@@ -66,13 +67,16 @@ class Divergence:
         """Rows of each metric on each probe, of the checkpoint whose weights the model has."""
         head = self.model.head()
         self.last = []
-        for probe, base, floor in zip(self.probes, self._base, self._floor, strict=True):
+        wanted = any(one.name.startswith(FLOOR) for one in metrics)
+        floors = self._floor if wanted else [[] for _ in self.probes]
+        for probe, base, floor in zip(self.probes, self._base, floors, strict=True):
             checkpoint = Side(self.model.hidden(probe.items, progress), head)
             texts = divergences(probe, base, checkpoint)
             self.last.append(Measured(probe, base, checkpoint, texts))
             yield from _rows(metrics, probe, texts, floor, self.model.dtype)
 
-    def _measure_floor(self) -> list[list[TokenDivergence]]:
+    @functools.cached_property
+    def _floor(self) -> list[list[TokenDivergence]]:
         """The base in float32 against the base in the dtype in use, over each probe."""
         if self.model.dtype == "float32":
             # A model is at 0 from itself, so nothing needs to be run.
@@ -147,7 +151,7 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     answers = [item.answer for item in probe.items]
     for one in metrics:
-        chosen = floor if one.name.startswith("kl/floor/") else texts
+        chosen = floor if one.name.startswith(FLOOR) else texts
         if one.name.endswith("/answer_tokens"):
             chosen = [text.of(answer) for text, answer in zip(chosen, answers, strict=True)]
         for estimate in one.function(chosen):

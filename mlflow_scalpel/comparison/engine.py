@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from mlflow_scalpel.comparison.attention import AttentionShift
-from mlflow_scalpel.comparison.divergence import Divergence
+from mlflow_scalpel.comparison.divergence import FLOOR, Divergence
 from mlflow_scalpel.comparison.forward import OneModel, Runner, UnsupportedModel, failed_rows, swap
 from mlflow_scalpel.comparison.from_weights import rows_from_weights
 from mlflow_scalpel.comparison.matrices import GROUPS
@@ -29,6 +29,7 @@ from mlflow_scalpel.comparison.subjects import Subject
 from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.comparison.tokens import named, token_table
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.metrics.kl.tokens import TOKEN_SETS
 from mlflow_scalpel.metrics.registry import Metric, choose_metrics
 
 STANDARD = ("weights", "kl/all_tokens", "kl/answer_tokens")
@@ -65,7 +66,7 @@ class Comparison:
         Args:
             base: the model that everything is compared with.
             probes: texts for the groups `ON_TEXTS`; without any they are left out.
-            metrics: names of metrics or groups.
+            metrics: names of metrics or groups; KL that is not in float32 brings its noise floor.
             dtype: of the forward passes.
             others: weight metrics also of embeddings, norms, heads and biases.
             cache: keep results on this machine, and take what is kept.
@@ -80,6 +81,11 @@ class Comparison:
         self.base = base
         self.probes = list(probes)
         chosen = choose_metrics(metrics)
+        if dtype != "float32":
+            # A KL says nothing without the noise that its dtype puts under it.
+            sets = {one.name.rsplit("/", 1)[1] for one in chosen if one.group == "kl"}
+            floors = [f"{FLOOR}{tokens}" for tokens in TOKEN_SETS if tokens in sets]
+            chosen = choose_metrics([*(one.name for one in chosen), *floors])
         self._weights = [one for one in chosen if one.group in FROM_WEIGHTS]
         self._attention, self._kl, self._kl_paper, self._kl_samples = (
             [one for one in chosen if one.group == group and probes] for group in ON_TEXTS

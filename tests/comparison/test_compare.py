@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import mlflow_scalpel
 from mlflow_scalpel.checkpoints import log_base, log_checkpoint
 from mlflow_scalpel.cli import main
-from mlflow_scalpel.comparison import engine, weights
+from mlflow_scalpel.comparison import divergence, engine, weights
 from mlflow_scalpel.comparison.tokens import stored_tokens, token_steps
 from mlflow_scalpel.errors import ScalpelError
 
@@ -82,6 +82,25 @@ def test_bfloat16_stands_above_its_floor(models):
     assert value[base, "kl/all_tokens"] == 0.0
     assert 0.0 < value[base, "kl/floor/all_tokens"] < value[checkpoint, "kl/all_tokens"]
     assert set(table["dtype"]) == {"bfloat16"}
+
+
+def test_the_floor_stands_beside_every_kl_that_is_not_in_float32(models, monkeypatch):
+    base, checkpoint, _ = models
+    ask = {"metrics": ["kl/answer_tokens", "kl/js/answer_tokens"], "texts": TEXTS}
+    table = mlflow_scalpel.compare(base, checkpoint, dtype="bfloat16", **ask)
+    floor = table.set_index("metric").loc["kl/floor/answer_tokens"]
+    assert len(table) == 3
+    assert floor["value"] > 0.0
+    assert "kl/floor/answer_tokens" not in set(
+        mlflow_scalpel.compare(base, checkpoint, **ask)["metric"]
+    )
+    monkeypatch.setattr(
+        divergence, "OneModel", None
+    )  # nobody asks for a floor, so none is measured
+    sampled = mlflow_scalpel.compare(
+        base, checkpoint, dtype="bfloat16", metrics=["kl_on_base_samples"], texts=TEXTS
+    )
+    assert set(sampled["status"]) == {"ok"}
 
 
 def test_asking_again_costs_nothing_and_one_more_costs_one(models, texts, monkeypatch):
