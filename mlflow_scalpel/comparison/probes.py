@@ -64,7 +64,7 @@ def build_probe(
                 f"probe {name}: the chat template renders {problem[:60]!r} otherwise once an "
                 "answer follows, so the answer's tokens cannot be told from the prompt's"
             )
-        end = _end_of_turn(whole, len(prompt), tokenizer.eos_token_id)
+        end = _last_of_answer(tokenizer, whole, len(prompt))
         items.append(ProbeText(tuple(whole), slice(len(prompt) - 1, end)))
     digest = hashlib.sha256(
         json.dumps([system_prompt, *map(list, pairs)], ensure_ascii=False).encode()
@@ -138,9 +138,12 @@ def _ids(tokenizer: Any, messages: list[dict[str, str]], **how: bool) -> list[in
     return list(rendered["input_ids"])
 
 
-def _end_of_turn(ids: list[int], start: int, eos: int | None) -> int:
-    """Index of the last end-of-turn token of the answer, or of its last token without one."""
+def _last_of_answer(tokenizer: Any, ids: list[int], start: int) -> int:
+    """Index of the answer's last token, its end-of-turn token where the template writes one.
+
+    That need not be the tokenizer's eos_token, and a template may put a line break after it.
+    """
     for index in range(len(ids) - 1, start - 1, -1):
-        if ids[index] == eos:
+        if tokenizer.decode([ids[index]]).strip():
             return index
     return len(ids) - 1

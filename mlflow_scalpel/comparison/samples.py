@@ -18,7 +18,7 @@ from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import Metric
 
 BATCH = 64  # answers sampled at once; a batch runs until its longest ends
-_LAYOUT = 1  # goes up when answers are sampled otherwise than before
+_LAYOUT = 2  # goes up when answers are sampled otherwise than before
 
 
 @dataclass(frozen=True)

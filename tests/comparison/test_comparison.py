@@ -110,6 +110,17 @@ def test_answer_positions_predict_the_answer_and_its_end(first_model):
     assert tokenizer.decode(item.ids).startswith("<|system|>")
 
 
+def test_what_a_template_puts_after_the_end_of_turn_is_no_part_of_the_answer(first_model):
+    """ChatML ends each turn with a line break; a base's own end-of-text token is another one."""
+    tokenizer = AutoTokenizer.from_pretrained(first_model)
+    tokenizer.eos_token = "<|pad|>"
+    tokenizer.chat_template += "{% if not add_generation_prompt %}<|end|> {% endif %}"
+    (item,) = build_probe("p", [("1+1=?", "2")], tokenizer).items
+    assert tokenizer.convert_ids_to_tokens(list(item.ids))[-2:] == ["<|end|>", " "]
+    predicted = item.ids[item.answer.start + 1 : item.answer.stop + 1]
+    assert tokenizer.convert_ids_to_tokens(list(predicted)) == ["2", "<|end|>"]
+
+
 def test_texts_are_named_by_their_content(first_model):
     tokenizer = AutoTokenizer.from_pretrained(first_model)
     names = {

@@ -128,7 +128,7 @@ def _sum(terms: Tensor) -> Tensor:
 Texts = Sequence[TokenDivergence]
 
 
-def token_metric(prefix: str, *, unit: str, version: int = 2) -> Callable[[Any], Any]:
+def token_metric(prefix: str, *, unit: str, version: int = 3) -> Callable[[Any], Any]:
     """Register a function of `Texts` as `prefix/all_tokens` and as `prefix/answer_tokens`."""
 
     def add(function: Callable[[Texts], list[Estimate]]) -> Callable[[Texts], list[Estimate]]:
