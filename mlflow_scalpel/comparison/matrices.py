@@ -11,7 +11,13 @@ from torch import Tensor
 
 from mlflow_scalpel.metrics.changes import Bin, count_changes, row_counts
 from mlflow_scalpel.metrics.compiling import compiled
-from mlflow_scalpel.metrics.moments import COMPILED_FROM, Training, row_sums, update_moments
+from mlflow_scalpel.metrics.moments import (
+    COMPILED_FROM,
+    NotKnown,
+    Training,
+    row_sums,
+    update_moments,
+)
 from mlflow_scalpel.metrics.paired import count_pair
 from mlflow_scalpel.metrics.registry import Metric
 from mlflow_scalpel.metrics.singular_values import Spectra, singular_values
@@ -96,7 +102,11 @@ def failed(metrics: Iterable[Metric], status: str, reason: str) -> Iterator[Row]
 
 def _single(metrics: Sequence[Metric], compute: Callable[[Metric], float | None]) -> Iterator[Row]:
     for one in metrics:
-        value = compute(one)
+        try:
+            value = compute(one)
+        except NotKnown as error:
+            yield from failed([one], "not known", str(error))
+            continue
         if value is not None:  # None: the metric does not apply here
             yield {**_names(one), "value": value}
 

@@ -18,6 +18,7 @@ from mlflow_scalpel.metrics.registry import Metric
 class PaperDivergence:
     """Runs base and checkpoints in bfloat16, text by text, one model whose weights are swapped.
 
+    Raises ScalpelError for a model whose logits are formed in a way that `Head` does not know.
     Only the base's final hidden states are kept; its logits are made again a slice at a time.
     """
 
@@ -25,6 +26,8 @@ class PaperDivergence:
         self.model = model
         self.probes = list(probes)
         model.swap_to_base()
+        for item in [item for probe in self.probes for item in probe.items][:1]:
+            model.check_head(item)
         self._head = model.head(torch.bfloat16).clone()
         self._base = [keep([self._hidden(item) for item in probe.items]) for probe in self.probes]
 

@@ -45,6 +45,10 @@ class Training:
     """Sum of the learning rates of all steps so far: 0 at the base, None where it is not known."""
 
 
+class NotKnown(ValueError):
+    """What a metric needs of the training is not known; the message says what."""
+
+
 def row_sums(base: Tensor, checkpoint: Tensor) -> tuple[Tensor, ...]:
     """Float32 sums of each row; a pure function of tensors, for eager use or `torch.compile`.
 

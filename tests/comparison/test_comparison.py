@@ -71,6 +71,13 @@ def test_weights_of_every_layer_and_matrix(first_model, moved, tmp_path):
     assert set(table["base"]) == {"model-0"}
 
 
+def test_without_learning_rates_the_rows_say_so(first_model, moved):
+    table = Comparison(subject(first_model), []).measure(subject(moved, 10))
+    per_rate = rows_of(table, "weights/relative_frobenius_per_lr")
+    assert set(per_rate["status"]) == {"not known"}
+    assert set(per_rate["reason"]) == {"the learning rates of this model's training are not known"}
+
+
 def test_kl_against_the_models_own_logits(first_model, moved, probe):
     table = Comparison(subject(first_model), [probe]).measure(subject(moved, 10))
     base = AutoModelForCausalLM.from_pretrained(first_model).eval()

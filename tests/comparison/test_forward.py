@@ -112,7 +112,8 @@ def test_the_paper_way_follows_the_family_too(family, tmp_path):
     assert paper["value"] != exact["value"]
 
 
-def test_a_head_that_is_not_known_is_a_row_with_its_reason(make_model, monkeypatch):
+@pytest.mark.parametrize("metric", ["kl/all_tokens", "kl_paper_compat/all_tokens"])
+def test_a_head_that_is_not_known_is_a_row_with_its_reason(make_model, monkeypatch, metric):
     base, checkpoint = str(make_model(1)), str(make_model(2))
     real = OneModel.head
 
@@ -122,9 +123,9 @@ def test_a_head_that_is_not_known_is_a_row_with_its_reason(make_model, monkeypat
 
     monkeypatch.setattr(OneModel, "head", other)
     table = mlflow_scalpel.compare(
-        base, checkpoint, metrics=["weights/update_rms", "kl/all_tokens"], texts=TEXTS, cache=False
+        base, checkpoint, metrics=["weights/update_rms", metric], texts=TEXTS, cache=False
     )
-    kl = table[table["metric"] == "kl/all_tokens"].iloc[0]
+    kl = table[table["metric"] == metric].iloc[0]
     assert kl["status"] == "not supported"
     assert "does not form its logits" in kl["reason"]
     assert (table[table["metric"] == "weights/update_rms"]["status"] == "ok").all()

@@ -15,6 +15,7 @@ from mlflow_scalpel.metrics.compiling import compiled
 from mlflow_scalpel.metrics.moments import (
     ROW,
     SLICE_ROWS,
+    NotKnown,
     Training,
     row_sums,
     update_moments,
@@ -143,7 +144,8 @@ def test_a_matrix_of_zeros_has_no_relative_norm():
 
 def test_without_learning_rates_there_is_no_norm_per_rate():
     moments = update_moments(torch.ones(2), torch.ones(2) * 2)
-    assert math.isnan(relative_frobenius_per_lr(moments, UNKNOWN))
+    with pytest.raises(NotKnown, match="learning rates of this model's training are not known"):
+        relative_frobenius_per_lr(moments, UNKNOWN)
     assert relative_frobenius_per_lr(moments, Training(0.0)) is None  # no step: does not apply
 
 

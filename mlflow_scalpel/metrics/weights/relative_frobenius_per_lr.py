@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-from mlflow_scalpel.metrics.moments import Moments, Training
+from mlflow_scalpel.metrics.moments import Moments, NotKnown, Training
 from mlflow_scalpel.metrics.registry import metric
 from mlflow_scalpel.metrics.weights.relative_frobenius import relative_frobenius
 
@@ -13,11 +11,12 @@ from mlflow_scalpel.metrics.weights.relative_frobenius import relative_frobenius
 def relative_frobenius_per_lr(moments: Moments, training: Training) -> float | None:
     """||W_t - W_0||_F / ||W_0||_F divided by the sum of the learning rates of all steps so far.
 
-    NaN where that sum is unknown; None at the base, where no step has been taken. In the runs of
-    arXiv 2507.10616 the norms differ 44 times and this by 8 %: the difference is the rate's.
+    Raises NotKnown where that sum is not known; None at the base, where no step has been
+    taken. In the runs of arXiv 2507.10616 the norms differ 44 times and this by 8 %: the difference
+    is the rate's.
     """
     if training.learning_rate_sum is None:
-        return math.nan
+        raise NotKnown("the learning rates of this model's training are not known")
     if training.learning_rate_sum == 0.0:
         return None
     return relative_frobenius(moments, training) / training.learning_rate_sum
