@@ -80,9 +80,9 @@ def test_mathematics(completion: str, gold: str, expected: bool | None) -> None:
 )
 def test_answers_that_explode_are_wrong_at_once(answer: str) -> None:
     math_correct(r"\boxed{1}", "2+x")  # the imports
-    start = time.monotonic()
+    start = time.process_time()
     assert math_correct(rf"\boxed{{{answer}}}", "4") is False
-    assert time.monotonic() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 def test_what_the_check_does_not_foresee_ends_in_time() -> None:
@@ -106,9 +106,9 @@ def test_the_last_number_counts_only_if_asked_for() -> None:
 
 
 def test_a_text_full_of_open_boxes_is_read_in_time() -> None:
-    start = time.monotonic()
+    start = time.process_time()
     assert last_boxed(r"\boxed{" * 50_000) is None
-    assert time.monotonic() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 def test_escaped_braces_are_no_braces() -> None:

@@ -323,9 +323,11 @@ def test_no_ratio_where_nothing_was_surely_gained():
         assert "is not above 0" in found.reason
 
 
-@settings(deadline=None, max_examples=20)
+# Denominators at least ten errors from 0, so that no draw's interval holds it; examples that are
+# always the same, since one draw in many thousands lies outside of any bounds.
+@settings(deadline=None, max_examples=20, derandomize=True)
 @given(
-    st.floats(-2, 2), st.floats(0.05, 0.3), st.floats(2.0, 3.0), st.floats(0.05, 0.3), st.integers()
+    st.floats(-2, 2), st.floats(0.05, 0.2), st.floats(2.0, 3.0), st.floats(0.05, 0.2), st.integers()
 )
 def test_fiellers_interval_holds_the_ratio_as_often_as_it_says(top, top_error, down, error, seed):
     rng = np.random.default_rng(abs(seed))
