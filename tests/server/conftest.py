@@ -23,11 +23,6 @@ from tests.servers import Server, _running
 from tests.views.conftest import ARMS, rows_of
 from tests.views.whole import capability_rows, ledger_of
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
-    "--disable-sync --no-first-run"
-).split()
 ODD = "<script>alert(1)</script> \"'& \u202e\u05d0\u05d1\u05d2 </td>"
 STEPS = (100, 200, 300)
 QUIET = ("debug", "info", "log", "trace")  # console messages that say nothing of trouble
@@ -185,16 +180,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
         yield Shown(running, experiment_id, runs)
 
 
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    """A context of the system's Chromium, with one cache for all tests; nothing is downloaded."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip(f"{CHROMIUM} is not there: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield browser.new_context()
-        browser.close()
+@pytest.fixture(scope="module")
+def chromium(browser: Any) -> Iterator[Any]:
+    """A context of the browser, with one cache for all tests of a module."""
+    context = browser.new_context()
+    yield context
+    context.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
 from collections.abc import Iterator
 from typing import Any
@@ -16,19 +15,6 @@ from plotly.offline import get_plotlyjs
 from mlflow_scalpel import views
 from mlflow_scalpel.views.keys import SLIDER_KEYS
 from tests.views.detailed import ARMS, detailed_table
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the PATH")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        options = {"args": ["--no-sandbox", "--disable-gpu"]}
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, **options)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
