@@ -75,6 +75,7 @@ def routes(guarded: Guarded) -> dict[str, str]:
         "data/runs": f"experiment={guarded.experiment_id}",
         "data/checkpoints": f"run={guarded.run_id}",
         "data/figures": f"page=overview&{runs}",
+        "data/more": f"kind=problems&{runs}",
     }
 
 
@@ -102,7 +103,7 @@ def test_a_wrong_password_is_none(guarded):
 def test_a_user_without_permission_sees_nothing_of_the_run(guarded):
     for route, query in routes(guarded).items():
         answer = ask(f"{guarded.root}{route}?{query}", user=STRANGER)
-        refused = route in ("data/checkpoints", "data/figures")
+        refused = route in ("data/checkpoints", "data/figures", "data/more")
         assert answer.status == (403 if refused else 200), route
         assert "secret" not in answer.text
         if route == "data/experiments":
