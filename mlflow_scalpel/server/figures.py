@@ -71,7 +71,7 @@ class Figures:
             if (value := wanted.get(name, "")) in [allowed for allowed, _ in choices] and value
         }
         controls = told_controls(page, offered, settings)
-        said = self._about.get(version, lambda: about(selection))
+        said = self._about.get((version, page.name), lambda: about(selection, page))
         yield _as_line({"about": said, "controls": controls})
         for section in page.sections():
             for stem, shown in pages.figures(page, section):
@@ -93,7 +93,8 @@ class Figures:
 
         if not has_rows(selection.table, shown):
             return _as_line({"stem": stem, "empty": empty_words(shown)})
-        left_out = superfluous(shown)
+        # A metric that was chosen may be of another group than the one shown by default.
+        left_out = superfluous(shown) - {str(chosen.get("metric", "")).split("/")[0]}
         table = self._rows.get(
             (selection.version, left_out), lambda: without(selection.table, left_out)
         )
@@ -166,8 +167,12 @@ def chosen_of(page: Page, shown: Shown, settings: Mapping[str, str]) -> dict[str
     }
 
 
-def about(selection: Selection) -> dict[str, Any]:
-    """The chosen runs, and what a reader of any of their figures must know."""
+def about(selection: Selection, page: Page) -> dict[str, Any]:
+    """The chosen runs, and what a reader of the page's figures must know.
+
+    `gaps` says of which metrics of the page values are missing, and why.
+    """
+    from mlflow_scalpel.views import pages
     from mlflow_scalpel.views.report import gap_words
 
     table = selection.table
@@ -182,9 +187,6 @@ def about(selection: Selection) -> dict[str, Any]:
             f"These runs were measured against different bases ({', '.join(bases)}): their numbers "
             "are distances from different points."
         )
-    gaps = gap_words(table)
-    if gaps:
-        notes.append("Values that are missing: " + "; ".join(gaps))
     runs = [
         {
             "id": run.info.run_id,
@@ -193,7 +195,11 @@ def about(selection: Selection) -> dict[str, Any]:
         }
         for run in selection.runs
     ]
-    return {"runs": runs, "notes": [note[:_LONGEST_NOTE] for note in notes]}
+    return {
+        "runs": runs,
+        "notes": [note[:_LONGEST_NOTE] for note in notes],
+        "gaps": gap_words(table, sorted(pages.needs(page))),
+    }
 
 
 def has_rows(table: pd.DataFrame, shown: Shown) -> bool:
@@ -203,9 +209,8 @@ def has_rows(table: pd.DataFrame, shown: Shown) -> bool:
 
 def superfluous(shown: Shown) -> frozenset[str]:
     """The large groups of metrics that a figure does not read; none where it may read any."""
-    needs = (shown.needs,) if isinstance(shown.needs, str) else shown.needs
     # What is computed the paper's way stands beside what is not.
-    read = {need.split("/")[0].removesuffix("_paper_compat") for need in needs}
+    read = {need.split("/")[0].removesuffix("_paper_compat") for need in shown.starts}
     return frozenset() if "" in read else LARGE - read
 
 

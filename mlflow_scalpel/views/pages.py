@@ -113,8 +113,7 @@ OVER_RUNS = (
 
 def groups_of(section: Section) -> set[str]:
     """The groups of the metrics that a section's figures need."""
-    needs = [shown.needs for shown in section.figures.values()]
-    starts = [part for one in needs for part in ((one,) if isinstance(one, str) else one)]
+    starts = [start for shown in section.figures.values() for start in shown.starts]
     return {start.split("/")[0] for start in starts} - {""}
 
 
@@ -235,3 +234,11 @@ def controls(page: Page) -> dict[str, list[str]]:
 def groups(page: Page) -> set[str]:
     """The groups of metrics that a page shows."""
     return {group for section in page.sections() for group in groups_of(section)}
+
+
+def needs(page: Page) -> set[str]:
+    """How the names of the metrics begin that the page's figures need.
+
+    A figure that takes any (such as the card) says by itself what it lacks.
+    """
+    return {start for shown in all_figures(page).values() for start in shown.starts} - {""}

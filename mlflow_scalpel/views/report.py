@@ -24,6 +24,15 @@ from mlflow_scalpel.views.style import styles
 from mlflow_scalpel.views.tidy import read, reasons
 
 REASONS = 2  # of one metric's gaps, in words
+#: How the reasons begin that say that a statistic does not apply: results, of which no value lacks.
+INAPPLICABLE = (
+    "no problem was gained",
+    "no problem was lost",
+    "one sample a problem",
+    "the base has one sample",
+    "the base has k = 1 sample",
+    "the in-domain gain",
+)
 
 
 def write_report(
@@ -136,15 +145,18 @@ def stepless_words(clean: pd.DataFrame) -> list[str]:
     ]
 
 
-def gap_words(clean: pd.DataFrame) -> list[str]:
-    """For each metric with missing values, how many and why.
+def gap_words(clean: pd.DataFrame, needs: Sequence[str] = ("",)) -> list[str]:
+    """For each metric with missing values, how many and why; of the metrics that begin so.
 
-    That something was looked for and not found (status `none found`) is a result and no gap.
+    That something was looked for and not found (status `none found`), or that a statistic does not
+    apply, is a result and no gap; nor is the base against itself (step 0), which nobody measures.
     """
-    missing = clean[clean["value"].isna() & (clean["status"] != "none found")]
+    own = clean[(clean["step"] != 0) & clean["metric"].str.startswith(tuple(needs))]
+    missing = own[own["value"].isna() & (own["status"] != "none found")]
+    missing = missing[~missing["reason"].str.startswith(INAPPLICABLE)]
     words = []
     for metric, rows in missing.groupby("metric", sort=True):
-        total = int((clean["metric"] == metric).sum())
+        total = int((own["metric"] == metric).sum())
         distinct = list(dict.fromkeys(rows["reason"]))
         why = reasons(distinct[:REASONS])
         why = why if len(why) <= 400 else why[:399] + "\u2026"

@@ -78,8 +78,9 @@ not known.</p>
 {% else %}<p>Nothing: the table has no runs.</p>{% endif %}</div>
 {% if notes %}<div class="card"><strong>Notes</strong>
 <ul>{% for note in notes %}<li>{{ note }}</li>{% endfor %}</ul></div>{% endif %}
-{% if gaps %}<div class="card"><strong>Values that are missing</strong>
-<ul>{% for gap in gaps %}<li>{{ gap }}</li>{% endfor %}</ul></div>{% endif %}
+{% if gaps %}<details class="card missing"><summary>{{ gaps | length }}
+metric{{ " has" if gaps | length == 1 else "s have" }} values missing</summary>
+<ul>{% for gap in gaps %}<li>{{ gap }}</li>{% endfor %}</ul></details>{% endif %}
 <p class="contents">{% for section in sections %}
 <a href="#{{ section.stem }}">{{ section.heading }}</a>{% endfor %}
 <a href="#confounders">In what the runs differ</a></p>

@@ -60,6 +60,11 @@ class Shown:
     needs: str | tuple[str, ...]
     remedy: str
 
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """`needs` as a tuple."""
+        return (self.needs,) if isinstance(self.needs, str) else self.needs
+
 
 @dataclass(frozen=True)
 class Section:

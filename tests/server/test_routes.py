@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pandas as pd
 import pytest
 from flask import Flask
 from mlflow import MlflowClient
@@ -167,6 +168,36 @@ def test_a_run_that_nobody_measured_says_what_to_run(get, logged):
     assert "bare: nothing was measured of this run yet" in about["about"]["notes"][0]
     assert all("Comes from" in line["empty"] for line in rest if "empty" in line)
     assert not any("figure" in line for line in rest)
+
+
+def test_a_page_says_which_of_its_own_values_are_missing(get, logged):
+    client, experiment_id, _ = logged
+    table = measured("0" * 32, "aaaa1111")
+    lost = table["metric"].isin(["kl/all_tokens", "weights/update_rms"])
+    table.loc[lost, ["value", "status", "reason"]] = [None, "failed", "out of memory"]
+    run_id = log_run(client, experiment_id, "aaaa1111", table=False)
+    log_parquet(client, run_id, table.assign(run_id=run_id), TABLE)
+    gaps = {}
+    for page in ("divergence", "attention"):
+        gaps[page] = lines(get(f"data/figures?page={page}&runs={run_id}"))[0]["about"]["gaps"]
+    assert gaps == {"divergence": ["kl/all_tokens: 6 of 6 values (out of memory)"], "attention": []}
+
+
+def test_every_offered_metric_is_drawn(get, tracking):
+    client = MlflowClient(tracking)
+    experiment_id = client.get_experiment_by_name("tests").experiment_id
+    run_id = log_run(client, experiment_id, "aaaa1111", table=False)
+    table = measured(run_id, "aaaa1111")
+    spectra = table[table["metric"] == "weights/update_rms"].assign(metric="spectra/stable_rank")
+    log_parquet(client, run_id, pd.concat([table, spectra]), TABLE)
+    address = f"data/figures?page=weights&runs={run_id}&figures=weight_heatmaps"
+    first, _ = lines(get(address))
+    (control,) = [one for one in first["controls"] if one["name"] == "metric"]
+    offered = [value for value, _ in control["choices"]]
+    assert "spectra/stable_rank" in offered
+    for metric in offered:
+        _, line = lines(get(f"{address}&metric={metric}"))
+        assert line["figure"]["data"], metric
 
 
 def test_tokens_and_problems_are_text(get, logged):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import re
 import time
@@ -14,6 +15,10 @@ from plotly.offline import get_plotlyjs
 from mlflow_scalpel import views
 from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.comparison.weights import MATRICES
+from mlflow_scalpel.metrics import all_metrics
+from mlflow_scalpel.views.report import gap_words
+from mlflow_scalpel.views.tidy import read
+from tests.metrics.test_capabilities import benchmark
 from tests.views.whole import ledger_of
 
 FIGURES = 11  # of a table without capabilities
@@ -140,6 +145,28 @@ def test_missing_values_are_listed(write, table, runs):
         "out of memory",
     ]
     assert "kl/all_tokens: 18 of 18 values (out of memory)" in Page(write(table, runs)).text
+
+
+def test_what_does_not_apply_is_no_gap():
+    """Of the capabilities of nothing gained, nothing lost and one sample, only what was not done."""
+    same, more = benchmark([[0], [1]], [[0], [1]]), benchmark([[0], [1]], [[1], [0]])
+    outside = dataclasses.replace(same, domain="out")
+    rows = [
+        {"run_id": "r", "step": step, "metric": one.name, "value": found.value, "bin": found.bin,
+         "status": found.status, "reason": found.reason, "texts": f"{number} {i}"}
+        for step in (0, 1)
+        for one in all_metrics() if one.group == "capabilities"
+        for number, arms in enumerate(([same, outside], [more, outside]))
+        for i, found in enumerate(one.function(arms))
+    ]  # fmt: skip
+    table = read(tidy(rows))
+    assert {"no problem was gained", "no problem was lost"} < set(table["reason"])
+    assert [line.split(":")[0] for line in gap_words(table)] == [
+        "capabilities/gold_loglik_change",
+        "capabilities/gold_loglik_change_after_opening",
+    ]
+    assert "set gold_loglik" in gap_words(table)[0]
+    assert gap_words(table, ["kl/"]) == []
 
 
 def test_many_reasons_are_counted(write, table, runs):

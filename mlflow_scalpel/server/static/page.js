@@ -106,9 +106,18 @@
     const parts = [
       element("p", {}, `${about.runs.length === 1 ? "Run" : "Runs"}: `, ...named(about.runs)),
       ...about.notes.map((text) => element("p", { class: "card missing" }, text)),
+      ...gaps(about.gaps),
     ];
     document.getElementById("about").replaceChildren(...parts);
     document.title = `${about.runs.map((run) => run.name).join(", ").slice(0, 80)}: ${document.querySelector("h1").textContent}`;
+  }
+
+  function gaps(metrics) {
+    if (!metrics.length) return [];
+    const many = metrics.length === 1 ? "1 metric has" : `${metrics.length} metrics have`;
+    const items = metrics.map((text) => element("li", {}, text));
+    const summary = element("summary", {}, `${many} values missing`);
+    return [element("details", { class: "gaps soft" }, summary, element("ul", {}, ...items))];
   }
 
   function named(runs) {
