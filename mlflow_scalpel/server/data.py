@@ -48,6 +48,8 @@ class Selection:
     """As `describe_runs` makes it."""
     unmeasured: tuple[str, ...]
     """Names of the runs of which nothing was measured."""
+    damaged: tuple[str, ...]
+    """What of the runs could not be read, and why, a sentence each."""
 
 
 class Tables:
@@ -58,8 +60,8 @@ class Tables:
 
     def __init__(self, limit: int = _TABLE_BYTES) -> None:
         self._stored: Cache[pd.DataFrame] = Cache(limit // 2, frame_bytes)
-        self._joined: Cache[tuple[pd.DataFrame, pd.DataFrame]] = Cache(
-            limit // 2, lambda pair: sum(map(frame_bytes, pair))
+        self._joined: Cache[tuple[pd.DataFrame, pd.DataFrame, tuple[str, ...]]] = Cache(
+            limit // 2, lambda made: frame_bytes(made[0]) + frame_bytes(made[1])
         )
         self._files: dict[Hashable, tuple[float, tuple[Version, ...]]] = {}
         self._lock = threading.Lock()
@@ -72,13 +74,15 @@ class Tables:
         """
         runs = self.readable(source, run_ids)
         versions = tuple(self._versions(source, run) for run in runs)
-        table, described = self._joined.get(versions, lambda: self._join(source, runs, versions))
+        table, described, damaged = self._joined.get(
+            versions, lambda: self._join(source, runs, versions)
+        )
         unmeasured = tuple(
             str(run.info.run_name)
             for run, parts in zip(runs, versions, strict=True)
             if not any(part[1] == TABLE for part in parts)
         )
-        return Selection(runs, versions, table, described, unmeasured)
+        return Selection(runs, versions, table, described, unmeasured, damaged)
 
     @staticmethod
     def readable(source: Source, run_ids: Sequence[str]) -> tuple[Run, ...]:
@@ -128,29 +132,44 @@ class Tables:
 
     def _join(
         self, source: Source, runs: tuple[Run, ...], versions: tuple[tuple[Version, ...], ...]
-    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+    ) -> tuple[pd.DataFrame, pd.DataFrame, tuple[str, ...]]:
         from mlflow_scalpel.views.tidy import read
 
         wanted = [part for parts in versions for part in parts if part[1] == TABLE]
         with ThreadPoolExecutor(4) as pool:
-            tables = list(pool.map(lambda part: self._table(source, part), wanted))
+            found = list(pool.map(lambda part: self._table(source, part), wanted))
+        tables = [one for one in found if isinstance(one, pd.DataFrame)]
+        damaged = [one for one in found if isinstance(one, str)]
         table = joined(tables) if tables else pd.DataFrame()
         rows = {}
         for run, parts in zip(runs, versions, strict=True):
             arguments = {}
             if any(part[1] == ARGUMENTS for part in parts):
-                arguments = json.loads(source.artifact(run.info.run_id, ARGUMENTS))
+                try:
+                    arguments = dict(json.loads(source.artifact(run.info.run_id, ARGUMENTS)))
+                except (TypeError, ValueError) as error:
+                    damaged.append(damage(run.info.run_id, ARGUMENTS, error))
             rows[run.info.run_id] = description(run, arguments)
         clean = read(table)
         for column in [name for name in table.columns if name not in clean.columns]:
             clean[column] = table[column].iloc[clean.index].set_axis(clean.index)
-        return clean, pd.DataFrame.from_dict(rows, orient="index")
+        return clean, pd.DataFrame.from_dict(rows, orient="index"), tuple(damaged)
 
-    def _table(self, source: Source, version: Version) -> pd.DataFrame:
+    def _table(self, source: Source, version: Version) -> pd.DataFrame | str:
+        """The table; what to say of it, where it cannot be read: the other ones are shown."""
         run_id = str(version[0])
-        return self._stored.get(
-            version, lambda: read_table(io.BytesIO(source.artifact(run_id, TABLE)))
-        )
+        try:
+            return self._stored.get(
+                version, lambda: read_table(io.BytesIO(source.artifact(run_id, TABLE)))
+            )
+        except (OSError, ValueError, KeyError) as error:
+            return damage(run_id, TABLE, error)
+
+
+def damage(run_id: str, path: str, error: Exception) -> str:
+    """That a file of a run cannot be read, and what to do."""
+    why = f"{type(error).__name__}: {str(error)[:200]}"
+    return f"run {run_id}: {path} cannot be read ({why}) and is left out; measure the run anew."
 
 
 def frame_bytes(frame: pd.DataFrame) -> int:

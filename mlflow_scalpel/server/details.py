@@ -143,7 +143,14 @@ def _ledger(source: Source, run: Run) -> str:
 def details(
     kind: str, source: Source, runs: Sequence[Run], wanted: Mapping[str, str]
 ) -> dict[str, Any]:
-    """One of DETAILS; raises ScalpelError for another name."""
+    """One of DETAILS; raises ScalpelError for another name, and for a file that cannot be read."""
     if kind not in DETAILS:
         raise ScalpelError(f"details {kind[:40]!r}: are none; there are {', '.join(DETAILS)}")
-    return DETAILS[kind](source, runs, wanted)
+    try:
+        return DETAILS[kind](source, runs, wanted)
+    except (OSError, ValueError, KeyError) as error:
+        raise ScalpelError(
+            f"the {kind} of this run cannot be shown: their file is damaged, or of a version that "
+            f"lacks something ({type(error).__name__}: {str(error)[:200]}); measure the run anew, "
+            "or choose another one"
+        ) from error

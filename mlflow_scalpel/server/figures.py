@@ -180,6 +180,7 @@ def about(selection: Selection, page: Page) -> dict[str, Any]:
         f"{name}: nothing was measured of this run yet; {HOW_TO_MEASURE}"
         for name in selection.unmeasured
     ]
+    notes += selection.damaged
     bases = [base for base in table["base"].unique() if base]
     digests = {digest for digest in table["base_digest"].unique() if digest}
     if len(bases) > 1 and len(digests) != 1:
