@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from flask import Flask, Response, redirect, request
 from mlflow.server.security_utils import is_allowed_host_header
 from werkzeug.serving import BaseWSGIServer, make_server
@@ -27,7 +29,8 @@ def make_app(tracking_uri: str) -> Flask:
         return Response("Invalid Host header", status=403, mimetype="text/plain")
 
     remote = tracking_uri.startswith(("http://", "https://"))
-    add_pages(app, lambda: source, stock=tracking_uri.rstrip("/") + "/" if remote else "")
+    stock = without_credentials(tracking_uri).rstrip("/") + "/" if remote else ""
+    add_pages(app, lambda: source, stock=stock)
     app.add_url_rule("/", "root", lambda: redirect(f"{ROOT}/"))
     return app
 
@@ -42,10 +45,17 @@ def open_server(tracking_uri: str, port: int) -> BaseWSGIServer:
         ) from error
 
 
+def without_credentials(uri: str) -> str:
+    """A URI as anybody may read it: no user, no password, and no query, which may hold them."""
+    parts = urlsplit(uri)
+    if not parts.netloc:
+        return uri  # a path, or a SQLite file
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+
+
 def serve(tracking_uri: str, port: int) -> None:
     """Serve until interrupted."""
     server = open_server(tracking_uri, port)
-    print(
-        f"views of {tracking_uri}: http://{HOST}:{server.port}{ROOT}/ (Ctrl-C ends it)", flush=True
-    )
+    store = without_credentials(tracking_uri)
+    print(f"views of {store}: http://{HOST}:{server.port}{ROOT}/ (Ctrl-C ends it)", flush=True)
     server.serve_forever()
