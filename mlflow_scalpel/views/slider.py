@@ -91,7 +91,10 @@ def label_of(at: float, by: str, digits: int = 2) -> str:
     """A moment of training on the slider."""
     if by != "fraction":
         return f"{at:g}"
-    return "100 %" if at == 1 else f"{100 * at:.{digits}g} %"
+    if at == 1:
+        return "100 %"
+    # What two digits would round to 100, which is another moment, has four.
+    return f"{100 * at:.{digits if at < 0.99 else 4}g} %"
 
 
 def missing_words(one: Series, moment: Moment, by: str) -> str:

@@ -56,7 +56,8 @@ def x_of(
         return X(CHOICES[x], steps, {})
     if x == "fraction":
         ends = {run_id: end_of(clean, run_id, runs) for run_id in set(rows["run_id"])}
-        return X(CHOICES[x], steps / rows["run_id"].map(ends).to_numpy(dtype=float), {})
+        where = steps / rows["run_id"].map(ends).to_numpy(dtype=float)
+        return X(CHOICES[x], np.where(steps == 0, 0.0, where), {})
     metric, unit = COSTS[x]
     costs = clean[(clean["metric"] == metric) & clean["value"].notna()]
     known = costs.set_index(["run_id", "step"])["value"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mlflow_scalpel.views.slider import label_of
 from mlflow_scalpel.views.tidy import read
 from mlflow_scalpel.views.xaxis import CHOICES, x_of
 
@@ -43,6 +44,18 @@ def test_the_base_stands_at_zero_and_a_missing_cost_has_its_reason(table):
     assert np.isnan(found.where[(rows["run_id"] == "aaaa1111") & (rows["step"] > 0)]).all()
     assert found.lacking["aaaa1111"] == "no cost/flops in the table"
     assert found.lacking["bbbb2222"] == "no cost/flops in the table at some of its steps"
+
+
+def test_a_base_without_a_run_stands_at_zero(table, runs):
+    rows = read(table[table["step"] == 0].assign(run_id=None))
+    assert set(x_of(read(table), rows, "fraction", runs).where) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("at", "label"), [(1, "100 %"), (0.996, "99.6 %"), (1 / 3, "33 %"), (0.05, "5 %")]
+)
+def test_labels_of_the_slider_are_plain_numbers(at, label):
+    assert label_of(at, "fraction") == label
 
 
 def test_a_run_that_went_on_is_not_longer_than_one(table, runs):
