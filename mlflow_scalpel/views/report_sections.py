@@ -28,7 +28,7 @@ from mlflow_scalpel.views.over_training import scores_over_training
 from mlflow_scalpel.views.pairs import pair_cosines, pair_overlap
 from mlflow_scalpel.views.paper import paper_compat
 from mlflow_scalpel.views.pass_at_k import pass_at_k
-from mlflow_scalpel.views.spectra import spectra_over_training
+from mlflow_scalpel.views.spectra import spectra_by_layer, spectra_over_training
 from mlflow_scalpel.views.variants import ablation_bars, frozen_table
 
 View = Callable[[pd.DataFrame, pd.DataFrame | None], go.Figure]
@@ -148,6 +148,9 @@ SECTIONS = (
             ),
             "spectra_over_training": Shown(
                 partial(spectra_over_training, x=X), "spectra of the updates", "spectra/", DETAILS
+            ),
+            "spectra_by_layer": Shown(
+                spectra_by_layer, "spectra of the updates by layer", "spectra/", DETAILS
             ),
             "pair_cosines": Shown(
                 pair_cosines, "cosines of two runs' updates", "pairs/update_cosine", PAIRS
