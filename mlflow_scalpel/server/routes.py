@@ -17,7 +17,7 @@ from flask import Blueprint, Flask, Response, request
 from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.server.data import Tables
+from mlflow_scalpel.server.data import MOST_RUNS, Tables
 from mlflow_scalpel.server.details import details
 from mlflow_scalpel.server.figures import Figures, table_stem
 from mlflow_scalpel.server.sources import NotReadable, Source
@@ -96,7 +96,7 @@ def add_pages(
 
 def start_page(stock: str) -> Response:
     """The start page's shell."""
-    return _html("start.html", title="mlflow-scalpel", stock=stock)
+    return _html("start.html", title="mlflow-scalpel", stock=stock, most=MOST_RUNS)
 
 
 def view_page(name: str, stock: str) -> Response:
