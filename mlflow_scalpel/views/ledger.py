@@ -148,7 +148,14 @@ def one_panel(
                 opacity=STATUS_OPACITY.get(status, 1.0),
                 customdata=said,
                 hovertemplate="%{customdata}<extra></extra>",
-                meta={"panel": panel, "series": status},
+                meta={
+                    "panel": panel,
+                    "series": status,
+                    # What a click on a bar is to open.
+                    "run": run.run_id,
+                    "benchmark": one.key,
+                    "steps": [f"{step:g}" for step, _ in steps],
+                },
             ),
             row=at[0],
             col=at[1],

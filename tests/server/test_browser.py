@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from mlflow_scalpel.views.pages import PAGES
-from tests.server.conftest import ODD, settled
+from tests.server.conftest import ODD, ask, settled
 
 pytestmark = pytest.mark.slow  # a server and a browser
 
@@ -44,18 +46,30 @@ def test_filter_and_choose_none(pages, open_page):
     assert "runs=" not in page.url
     page.get_by_label("Name or algorithm").fill("")
     page.get_by_text("3: steps 100 to 300").first.click()
-    page.get_by_role("link", name="step 200").first.wait_for()
+    link = page.get_by_role("link", name="step 200").first
+    link.wait_for()
+    asked = parse_qs(urlsplit(link.get_attribute("href")).query)
+    assert [asked[name] for name in ("by", "at", "step")] == [["step"], ["200"], ["200"]]
 
 
-@pytest.mark.parametrize("name", [page.name for page in PAGES])
-def test_every_page_draws_or_says_what_to_run(pages, open_page, name):
-    page = open_page(f"{pages.root}{name}?{pages.query}")
+@pytest.mark.parametrize(
+    ("name", "scheme"), [(page.name, ("light", "dark")[i % 2]) for i, page in enumerate(PAGES)]
+)
+def test_every_page_draws_or_says_what_to_run(pages, open_page, name, scheme):
+    page = open_page(f"{pages.root}{name}?{pages.query}", width=800, scheme=scheme)
     for place in page.locator("[data-figure]").all():
         said = place.inner_text()
         assert place.get_attribute("data-drawn") or "Comes from" in said or said == "", said
     page.wait_for_load_state("networkidle")
     assert page.locator(".waiting").count() == 0
     assert page.locator(".bad").count() == 0
+    background, text = page.locator("body").evaluate(
+        "b => [getComputedStyle(b).backgroundColor, getComputedStyle(b).color]"
+    )
+    light = [sum(int(part) for part in re.findall(r"\d+", one)[:3]) for one in (background, text)]
+    assert (light[0] > light[1]) == (scheme == "light")
+    wide = page.locator("html").evaluate("e => e.scrollWidth - e.clientWidth")
+    assert wide <= 0  # nothing to scroll sideways
 
 
 def test_odd_names_are_text(pages, open_page):
@@ -76,6 +90,14 @@ def heat(page):
     )
 
 
+def until(page, holds):
+    """Wait until `holds()`; the page's policy forbids Playwright's own waiting for a script."""
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        page.wait_for_timeout(20)
+
+
 def test_slide_and_reload(pages, open_page):
     page = open_page(f"{pages.root}weights?{pages.query}")
     drawn(page, "weight_heatmaps")
@@ -83,19 +105,26 @@ def test_slide_and_reload(pages, open_page):
     slider = page.get_by_role("slider")
     slider.focus()
     page.keyboard.press("Home")
-    page.wait_for_timeout(300)
+    until(page, lambda: heat(page)[0] != last[0] and heat(page)[1] != last[1])
     first = heat(page)
-    assert first != last
     assert "at=" in page.url
     page.reload()
     drawn(page, "weight_heatmaps")
-    page.wait_for_timeout(300)
-    assert heat(page) == first
+    until(page, lambda: heat(page) == first)
     slider.focus()
     page.keyboard.press("End")
-    page.wait_for_timeout(300)
-    assert heat(page) == last
+    until(page, lambda: heat(page) == last)
     assert "at=" not in page.url
+
+
+def test_slide_over_the_maps_of_attention(pages, open_page):
+    page = open_page(f"{pages.root}attention?{pages.query}")
+    over = drawn(page, "attention_heatmaps").locator(".annotation-text").first
+    last = over.text_content()
+    page.get_by_role("slider").focus()
+    page.keyboard.press("Home")
+    until(page, lambda: over.text_content() != last)
+    assert "step 100" in over.text_content()
 
 
 def test_settings_change_the_figure_and_stand_in_the_address(pages, open_page):
@@ -112,6 +141,14 @@ def test_settings_change_the_figure_and_stand_in_the_address(pages, open_page):
     settled(page)
     page.get_by_text("RMS of the update, layer by matrix").wait_for()
     assert page.get_by_label("colour scale").input_value() == "false"
+    # What one figure shows by itself is a choice for the others.
+    page.get_by_label("lines by").select_option("layer")
+    page.get_by_label("lines by").select_option("matrix")
+    page.get_by_label("logarithmic y").uncheck()
+    page.get_by_label("logarithmic y").check()
+    assert "lines=matrix" in page.url
+    assert "log_y=true" in page.url
+    settled(page)
 
 
 def test_a_click_on_a_cell_shows_it_over_training(pages, open_page):
@@ -148,6 +185,44 @@ def test_read_lost_problems(pages, open_page):
     assert "problems.status=lost" in page.url
 
 
+def test_a_click_on_the_ledger_opens_its_problems(pages, open_page):
+    page = open_page(f"{pages.root}capabilities?{pages.query}")
+    drawn(page, "ledger")
+    page.locator('[data-detail="problems"] table').wait_for()
+    x, y, meta = page.locator('[data-figure="ledger"]').evaluate(
+        """(p, run) => {
+            const bars = [...p.querySelectorAll(".barlayer .point")].filter((bar) => {
+                const { meta } = bar.closest(".trace").__data__[0].trace;
+                const lost = meta.series === "lost" && meta.run === run;
+                return lost && bar.__data__.i === 1 && bar.getBoundingClientRect().height;
+            });
+            bars[0].scrollIntoView({ block: "center" });
+            const box = bars[0].getBoundingClientRect();
+            const { meta } = bars[0].closest(".trace").__data__[0].trace;
+            // Beside the marks of chance, which stand in the middle of the bars.
+            return [box.x + 3, box.y + box.height / 2, meta];
+        }""",
+        pages.runs[2],
+    )
+    page.mouse.move(x, y)
+    page.mouse.click(x, y)
+    until(page, lambda: "problems.status" in page.url)
+    asked = parse_qs(urlsplit(page.url).query)
+    found = [asked[f"problems.{name}"][0] for name in ("run", "benchmark", "step", "status")]
+    assert found == [pages.runs[2], meta["benchmark"], meta["steps"][1], "lost"]
+
+
+def test_an_answer_that_breaks_off_leaves_what_is_drawn(pages, open_page):
+    page = open_page(f"{pages.root}weights", wait=False)
+    address = f"{pages.root}data/figures?page=weights&{pages.query}"
+    begun = "\n".join(ask(address).text.splitlines()[:2]) + '\n{"stem": "ce'
+    page.route("**/data/figures?*", lambda route: route.fulfill(body=begun))
+    page.goto(f"{pages.root}weights?{pages.query}")
+    page.locator("#status.bad").wait_for()
+    assert drawn(page, "weight_heatmaps").locator(".heatmaplayer").count() > 0
+    assert "Not drawn" in page.locator('[data-figure="cell"]').inner_text()
+
+
 def test_hover_says_the_value(pages, open_page):
     page = open_page(f"{pages.root}weights?{pages.query}")
     place = drawn(page, "weight_heatmaps")
@@ -155,20 +230,6 @@ def test_hover_says_the_value(pages, open_page):
     page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
     page.locator(".hoverlayer .hovertext").first.wait_for()
     assert "layer" in page.locator(".hoverlayer").first.text_content()
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1400, 800])
-def test_colours_and_widths(pages, open_page, scheme, width):
-    page = open_page(f"{pages.root}overview?{pages.query}", width=width, scheme=scheme)
-    drawn(page, "kl_over_training")
-    background, text = page.locator("body").evaluate(
-        "b => [getComputedStyle(b).backgroundColor, getComputedStyle(b).color]"
-    )
-    light = [sum(int(part) for part in re.findall(r"\d+", one)[:3]) for one in (background, text)]
-    assert (light[0] > light[1]) == (scheme == "light")
-    wide = page.locator("html").evaluate("e => e.scrollWidth - e.clientWidth")
-    assert wide <= 0  # nothing to scroll sideways
 
 
 def test_no_run_chosen(pages, open_page):

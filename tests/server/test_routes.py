@@ -11,12 +11,12 @@ import pytest
 from flask import Flask
 from mlflow import MlflowClient
 
-from mlflow_scalpel.comparison.stored import TABLE
+from mlflow_scalpel.comparison.stored import ARGUMENTS, LEDGER, TABLE
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server import data
 from mlflow_scalpel.server.caching import Cache
 from mlflow_scalpel.server.data import Tables
-from mlflow_scalpel.server.loopback import make_app, open_server
+from mlflow_scalpel.server.loopback import make_app, open_server, without_credentials
 from mlflow_scalpel.server.sources import ByClient
 from mlflow_scalpel.views.pages import PAGES
 from tests.server.conftest import ODD, log_parquet, log_run, measured
@@ -198,6 +198,52 @@ def test_every_offered_metric_is_drawn(get, tracking):
     for metric in offered:
         _, line = lines(get(f"{address}&metric={metric}"))
         assert line["figure"]["data"], metric
+
+
+def test_a_damaged_file_spoils_nothing_of_other_runs(get, logged, tmp_path):
+    client, experiment_id, good = logged
+    bad = log_run(client, experiment_id, "bbbb2222", name="bad")
+    whole = measured(bad, "bbbb2222")
+    whole.to_parquet(tmp_path / "table.parquet")
+    content = (tmp_path / "table.parquet").read_bytes()
+    (tmp_path / "table.parquet").write_bytes(content[: len(content) // 2])
+    client.log_artifact(bad, str(tmp_path / "table.parquet"), TABLE.rsplit("/", 1)[0])
+    (tmp_path / ARGUMENTS).write_text("{nothing")
+    client.log_artifact(bad, str(tmp_path / ARGUMENTS))
+    about, *rest = lines(get(f"data/figures?page=weights&runs={good},{bad}"))
+    notes = about["about"]["notes"]
+    assert [f"run {bad}: {path} cannot be read" in notes[i] for i, path in
+            enumerate((TABLE, ARGUMENTS))] == [True, True]  # fmt: skip
+    assert "figure" in next(line for line in rest if line["stem"] == "weight_heatmaps")
+
+
+def test_details_of_another_version_say_so(get, logged):
+    client, experiment_id, _ = logged
+    run_id = log_run(client, experiment_id, "aaaa1111", table=False)
+    log_parquet(client, run_id, pd.DataFrame({"problem": ["1 + 1"]}), LEDGER)
+    response = get(f"data/more?kind=problems&runs={run_id}")
+    assert response.status_code == 400
+    assert "the problems of this run cannot be shown" in response.json["error"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("https://me:secret@host:5000/a", "https://host:5000/a"),
+        ("postgresql://me:secret@host/db?password=secret", "postgresql://host/db"),
+        ("sqlite:////tmp/mlflow.db", "sqlite:////tmp/mlflow.db"),
+        ("/tmp/mlruns", "/tmp/mlruns"),
+    ],
+)
+def test_nobody_reads_credentials_of_an_address(uri, said):
+    assert without_credentials(uri) == said
+
+
+def test_the_link_to_mlflow_holds_no_password():
+    app = make_app("https://me:secret@127.0.0.1:9/a")
+    text = app.test_client().get("/scalpel/overview", headers={"Host": "localhost"}).text
+    assert 'href="https://127.0.0.1:9/a/"' in text
+    assert "secret" not in text
 
 
 def test_tokens_and_problems_are_text(get, logged):

@@ -12,7 +12,7 @@
   const busy = new Map(); // stem -> whether Plotly is at work on it once, or has to begin again
   const bar = document.getElementById("controls");
   const details = [...document.querySelectorAll("[data-detail]")].map((one) => one.dataset.detail);
-  let asked = 0; // the newest request for each figure wins
+  let asked = 0; // the newest request wins, for each figure and for each of the details
   const newest = new Map();
   let slider = null;
   let controls = [];
@@ -21,6 +21,7 @@
 
   async function load(stems) {
     const mine = ++asked;
+    const done = new Set();
     for (const stem of stems) {
       newest.set(stem, mine);
       places.get(stem).classList.add("stale");
@@ -29,12 +30,16 @@
     const part = stems.length < places.size ? { figures: stems.join(",") } : {};
     try {
       const response = await get("figures", { ...query, ...part, page });
-      for await (const line of lines(response)) await take(JSON.parse(line), mine);
+      for await (const text of lines(response)) {
+        const line = JSON.parse(text);
+        await take(line, mine);
+        done.add(line.stem);
+      }
       say("");
     } catch (error) {
       say(error.message, true);
       for (const stem of stems) {
-        if (newest.get(stem) === mine) note(stem, "Not drawn: see above.");
+        if (newest.get(stem) === mine && !done.has(stem)) note(stem, "Not drawn: see above.");
       }
     }
   }
@@ -53,10 +58,10 @@
   }
 
   async function take(line, mine) {
-    if (line.controls) showControls((controls = line.controls));
+    if (line.controls && mine === asked) showControls((controls = line.controls));
     if (line.about) showAbout(line.about);
     if (!line.stem || newest.get(line.stem) !== mine) return;
-    if (line.figure) await draw(line.stem, line.figure, line.steps);
+    if (line.figure) await tryToDraw(line);
     else if (line.html !== undefined) showHtml(line.stem, line.html);
     else note(line.stem, line.empty || `This figure could not be drawn: ${line.error}`, !line.empty);
   }
@@ -77,6 +82,15 @@
     sliders.delete(stem);
     found.replaceChildren(element("p", { class: `card missing${bad ? " bad" : ""}` }, text));
     showSlider();
+  }
+
+  async function tryToDraw({ stem, figure, steps }) {
+    try {
+      await draw(stem, figure, steps);
+    } catch (error) {
+      console.error(error);
+      note(stem, `This figure could not be drawn: ${error.message}`, true);
+    }
   }
 
   async function draw(stem, figure, steps) {
@@ -152,7 +166,8 @@
     }
     field.addEventListener("change", () => {
       const value = control.yes ? String(field.checked) : field.value;
-      set(control.name, value === control.default ? "" : value);
+      // The default too: figures differ in what they show where nothing is set.
+      set(control.name, value);
       load(control.figures);
     });
     return labelled(control.label, field);
@@ -164,8 +179,10 @@
 
   function clicked(point) {
     if (point.data.type === "heatmap") choose(point);
-    else if (details.includes("problems") && point.data.meta?.series) {
-      set("problems.status", point.data.meta.series);
+    else if (details.includes("problems") && point.data.meta?.benchmark) {
+      const { run, benchmark, steps, series } = point.data.meta;
+      const chosen = { run, benchmark, step: steps[point.pointNumber], status: series };
+      for (const [name, value] of Object.entries(chosen)) set(`problems.${name}`, String(value));
       more("problems");
       document.getElementById("problems").scrollIntoView();
     }
@@ -232,19 +249,23 @@
   async function showMoment(stem) {
     if (busy.has(stem)) return busy.set(stem, "again");
     const found = places.get(stem);
-    do {
-      busy.set(stem, "once");
-      const steps = sliders.get(stem);
-      const labels = moments();
-      const at = labels.indexOf(wanted.get("at"));
-      let i = steps.findIndex((step) => step.label === wanted.get("at"));
-      if (i < 0) i = at < 0 ? steps.length - 1 : Math.round((at / (labels.length - 1)) * (steps.length - 1));
-      if (found.dataset.at !== steps[i].label) {
-        found.dataset.at = steps[i].label;
-        await Plotly.update(found, ...steps[i].args);
-      }
-    } while (busy.get(stem) === "again");
-    busy.delete(stem);
+    try {
+      do {
+        busy.set(stem, "once");
+        const steps = sliders.get(stem);
+        if (!steps) break; // it has no slider any more
+        const labels = moments();
+        const at = labels.indexOf(wanted.get("at"));
+        let i = steps.findIndex((step) => step.label === wanted.get("at"));
+        if (i < 0) i = at < 0 ? steps.length - 1 : Math.round((at / (labels.length - 1)) * (steps.length - 1));
+        if (found.dataset.at !== steps[i].label) {
+          found.dataset.at = steps[i].label;
+          await Plotly.update(found, ...steps[i].args);
+        }
+      } while (busy.get(stem) === "again");
+    } finally {
+      busy.delete(stem);
+    }
   }
 
   // --- what is read beside the table ------------------------------------------------------------
@@ -254,18 +275,22 @@
     const form = document.querySelector(`[data-fields="${kind}"]`);
     const found = document.querySelector(`[data-detail="${kind}"]`);
     const query = { kind, runs: wanted.get("runs") };
+    const mine = (newest.get(kind) || 0) + 1;
+    newest.set(kind, mine);
     for (const [name, value] of wanted) {
       if (name.startsWith(`${kind}.`)) query[name.slice(kind.length + 1)] = value;
     }
     found.classList.add("stale");
     try {
       const answer = await (await get("more", query)).json();
+      if (newest.get(kind) !== mine) return;
       const had = document.activeElement?.id;
       form.replaceChildren(...(answer.fields || []).map((field) => fieldOf(kind, field)));
       if (had) document.getElementById(had)?.focus();
       if (answer.empty) found.replaceChildren(element("p", { class: "card missing" }, answer.empty));
       else found.innerHTML = answer.html; // made of escaped text, as in showHtml
     } catch (error) {
+      if (newest.get(kind) !== mine) return;
       found.replaceChildren(element("p", { class: "card missing bad" }, error.message));
     }
     found.classList.remove("stale");

@@ -13,8 +13,11 @@
 
   function showCount() {
     document.getElementById("chosen").hidden = chosen.size === 0;
-    document.getElementById("count").textContent =
-      `${chosen.size} run${chosen.size === 1 ? "" : "s"} chosen:`;
+    const most = Number(document.getElementById("choice").dataset.most);
+    const count = document.getElementById("count");
+    const many = `${chosen.size} run${chosen.size === 1 ? "" : "s"} chosen`;
+    count.textContent = chosen.size > most ? `${many}; a page shows at most ${most}:` : `${many}:`;
+    count.classList.toggle("bad", chosen.size > most);
   }
 
   function choose(run, yes) {
@@ -39,7 +42,7 @@
     try {
       const { checkpoints } = await (await get("checkpoints", { run: run.id })).json();
       const items = checkpoints.map((one) => {
-        const link = element("a", { href: `weights?runs=${run.id}&step=${one.step}` }, `step ${one.step}`);
+        const link = element("a", { href: `weights?runs=${run.id}&by=step&at=${one.step}&step=${one.step}` }, `step ${one.step}`);
         const state = one.state === "READY" ? "" : ` ${one.state}${one.reason ? `: ${one.reason}` : ""}`;
         return element("li", {}, link, state);
       });
@@ -90,10 +93,12 @@
   }
 
   async function showRuns() {
+    const mine = experiment.value;
     const name = experiment.selectedOptions[0]?.textContent || "";
     say(`Waiting for the runs of ${name}.`);
     try {
-      const answer = await (await get("runs", { experiment: experiment.value })).json();
+      const answer = await (await get("runs", { experiment: mine })).json();
+      if (experiment.value !== mine) return; // another one was chosen meanwhile
       rows = answer.runs;
       showBases();
       body.replaceChildren(...rows.map(rowOf));
@@ -109,7 +114,7 @@
         say(answer.left_off ? `The newest runs; ${answer.left_off} older ones are not listed.` : "");
       }
     } catch (error) {
-      say(error.message, true);
+      if (experiment.value === mine) say(error.message, true);
     }
     showCount();
   }
