@@ -167,8 +167,9 @@ class Shown:
 
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
-    """An `mlflow server --app-name scalpel` with three runs, one of an odd name."""
-    server = Server(tmp_path_factory.mktemp("pages"), options=["--app-name", "scalpel"])
+    """An `mlflow server --app-name scalpel` behind a prefix; three runs, one of an odd name."""
+    folder = tmp_path_factory.mktemp("pages")
+    server = Server(folder, options=["--app-name", "scalpel"], prefix="/deep/prefix")
     for running in _running(server):
         client = MlflowClient(running.uri)
         experiment_id = client.create_experiment(f"arms {ODD}")
