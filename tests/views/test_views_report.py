@@ -144,11 +144,13 @@ def test_missing_values_are_listed(write, table, runs):
         "failed",
         "out of memory",
     ]
-    assert "kl/all_tokens: 18 of 18 values (out of memory)" in Page(write(table, runs)).text
+    text = write(table, runs)
+    assert "kl/all_tokens: 18 of 18 values (out of memory)" in Page(text).text
+    assert ("details", {"class": "card missing"}) in Page(text).tags  # closed
 
 
 def test_what_does_not_apply_is_no_gap():
-    """Of the capabilities of nothing gained, nothing lost and one sample, only what was not done."""
+    """Of one sample a problem, with nothing gained or lost: only what was not done."""
     same, more = benchmark([[0], [1]], [[0], [1]]), benchmark([[0], [1]], [[1], [0]])
     outside = dataclasses.replace(same, domain="out")
     rows = [
