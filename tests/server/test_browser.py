@@ -232,6 +232,12 @@ def test_hover_says_the_value(pages, open_page):
     assert "layer" in page.locator(".hoverlayer").first.text_content()
 
 
+def test_the_start_page_says_how_many_runs_a_page_takes(pages, open_page):
+    many = ",".join(f"{i:032x}" for i in range(25))
+    page = open_page(f"{pages.root}?experiment={pages.experiment_id}&runs={many}")
+    assert page.locator("#count").inner_text() == "25 runs chosen; a page shows at most 24:"
+
+
 def test_no_run_chosen(pages, open_page):
     page = open_page(f"{pages.root}weights", wait=False)
     page.get_by_text("No run is chosen").wait_for()
