@@ -23,7 +23,7 @@ from mlflow.utils.mlflow_tags import (
 )
 
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.stage import FAILURE_TAG, NESTED
+from mlflow_scalpel.stage import FAILURE_TAG, NESTED, interrupt_is_heard
 
 
 class Experiment:
@@ -50,6 +50,8 @@ class Experiment:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            interrupt_is_heard()
         self._stop()
 
     def each(
@@ -64,6 +66,7 @@ class Experiment:
             futures = [pool.submit(function, item) for item in items]
             wait(futures)
         except KeyboardInterrupt:
+            interrupt_is_heard()
             self._stop()  # else the threads would wait for their stages to end by themselves
             raise
         finally:

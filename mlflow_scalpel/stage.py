@@ -19,6 +19,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 import warnings
@@ -40,6 +41,7 @@ _OUTPUT = "SCALPEL_OUTPUT"  # tells every process of one stage the same output d
 _TAG_LIMIT = 5000  # characters; MLflow's stores refuse tags above 8000
 _MOMENT = 30.0  # seconds that an interrupted process goes on sending
 _ONE_INTERRUPT = 2.0  # seconds within which two signals are one interrupt
+_LOST = 10.0  # seconds after which an interrupt that nobody has heard is raised again
 _TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h
 
 
@@ -57,6 +59,14 @@ class OpenStage:
 
 class Interrupted(KeyboardInterrupt):
     """SIGINT or SIGTERM arrived."""
+
+
+_heard = threading.Event()
+
+
+def interrupt_is_heard() -> None:
+    """Say that the interrupt has been caught, so that nothing cuts off what is done about it."""
+    _heard.set()
 
 
 @contextmanager
@@ -278,6 +288,13 @@ def _stay_killed(run_id: str) -> None:
 
 def _stop_on_signals() -> None:
     last = -math.inf
+    _heard.clear()
+
+    def insist() -> None:
+        # What a signal raises is lost where it hits a callback or a destructor of some library.
+        while not _heard.wait(1.0):
+            if _LOST < time.monotonic() - last < math.inf:
+                os.kill(os.getpid(), signal.SIGTERM)
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal last
@@ -290,6 +307,7 @@ def _stop_on_signals() -> None:
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
+    threading.Thread(target=insist, name="scalpel-interrupt", daemon=True).start()
     if "MLFLOW_RUN_ID" in os.environ and sys.platform == "linux":
         # A SIGTERM that ends only the `mlflow run` above would leave this process at work on a run
         # that nobody waits for: ask the kernel to pass the parent's death on as SIGTERM.
@@ -298,5 +316,6 @@ def _stop_on_signals() -> None:
 
 
 def _ignore_signals() -> None:
+    interrupt_is_heard()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

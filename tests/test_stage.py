@@ -131,6 +131,26 @@ def test_a_run_of_its_own_is_named_after_the_recipe(start):
     assert (run.info.run_name, run.info.status) == ("tiny-compare", "FINISHED")
 
 
+@pytest.mark.slow
+def test_an_interrupt_that_a_destructor_swallows_is_raised_again(start):
+    body = """
+    class Deaf:
+        def __del__(self):
+            time.sleep(3)  # what is raised here is printed, and goes on to nobody
+
+    Deaf()
+    print("lost", flush=True)
+    time.sleep(60)
+"""
+    process, run_id = start(body.lstrip())
+    assert process.stdout.readline().startswith("open")
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "lost\n"
+    assert process.wait(30) == 130
+    assert ended(run_id) == ("KILLED", "interrupted (SIGINT or SIGTERM)")
+
+
 def test_the_death_of_mlflow_run_ends_the_stage_too(start, tracking, tmp_path):
     process, run_id = start("time.sleep(60)")
     process.kill()  # not the one we look at: only to have the script written
