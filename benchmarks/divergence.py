@@ -6,8 +6,8 @@ The bare way runs the model over each text alone and forms its logits, once for 
 for each checkpoint; nothing is computed from them. Ours swaps each checkpoint's weights into the
 one model and computes the chosen metrics; the group attention is shown beside. Checkpoints are the
 base with noise. Loading of the model and compilation (once a machine) are excluded. Memory is what
-the peak of private memory lies above that after loading. CPU seconds are those of the process, which
-other work on the machine disturbs less.
+the peak of private memory lies above that after loading. CPU seconds are those of the process,
+which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
