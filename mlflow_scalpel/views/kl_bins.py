@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mlflow_scalpel.views.kl import NATS, token_rows
-from mlflow_scalpel.views.lines import NO_VALUE, draw, line_of
+from mlflow_scalpel.views.lines import NO_VALUE, draw_run, line_of
 from mlflow_scalpel.views.norms import share_y
 from mlflow_scalpel.views.style import Run, esc, nothing, panels, remark, styles
 from mlflow_scalpel.views.tidy import Z, last_step, read, reasons
@@ -135,18 +135,7 @@ def binned(
             where = [f"{edge:g}" for edge in own["edge"]] if names else own["edge"]
             line = line_of(own, where, heads)
             if line.x:
-                draw(
-                    grid.figure,
-                    at,
-                    line,
-                    name=run.label,
-                    colour=run.colour,
-                    dash=run.dash,
-                    symbol=run.symbol,
-                    panel=name,
-                    series=run.name,
-                    legend=legend,
-                )
+                draw_run(grid.figure, at, line, run, panel=name, legend=legend)
         if panel["value"].isna().all():
             remark(grid.figure, f"no value: {esc(reasons(panel['reason']), 120)}", *at)
     grid.figure.update_xaxes(title_text=x_title)

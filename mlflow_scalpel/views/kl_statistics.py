@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from mlflow_scalpel.views.kl import NATS, token_rows
 from mlflow_scalpel.views.kl_bins import at_one_step
-from mlflow_scalpel.views.lines import NO_VALUE, draw, line_of
+from mlflow_scalpel.views.lines import NO_VALUE, draw_run, line_of
 from mlflow_scalpel.views.style import (
     BASE_COLOUR,
     Run,
@@ -119,18 +119,7 @@ def quantiles(
         heads = [(f"{run.name}: {name} of the tokens' KL",) for name in names]
         line = line_of(own, names, heads)
         if line.x:
-            draw(
-                figure,
-                at,
-                line,
-                name=run.label,
-                colour=run.colour,
-                dash=run.dash,
-                symbol=run.symbol,
-                panel=panel,
-                series=run.name,
-                legend=legend,
-            )
+            draw_run(figure, at, line, run, panel=panel, legend=legend)
     order = [quantile_name(share) for share in sorted(set(rows["share"]))]
     axis: dict[str, Any] = {"row": at[0], "col": at[1]}
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=order, **axis)

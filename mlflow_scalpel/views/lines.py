@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from mlflow_scalpel.views.style import LINE_COLOUR, hover, measured
+from mlflow_scalpel.views.style import LINE_COLOUR, Run, hover, measured
 from mlflow_scalpel.views.tidy import Z, reasons
 
 NO_VALUE = "no value (why: on hover)"
@@ -142,6 +142,24 @@ def draw(
     )
     legend.add(name)
     gaps(figure, at, line, panel=panel, legend=legend)
+
+
+def draw_run(
+    figure: go.Figure, at: tuple[int, int], line: Line, run: Run, *, panel: str, legend: set[str]
+) -> None:
+    """Add a run's line to the panel `at`, with the run's own look; as `draw`."""
+    draw(
+        figure,
+        at,
+        line,
+        name=run.label,
+        colour=run.colour,
+        dash=run.dash,
+        symbol=run.symbol,
+        panel=panel,
+        series=run.name,
+        legend=legend,
+    )
 
 
 def gaps(

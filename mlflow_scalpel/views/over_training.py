@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from mlflow_scalpel.views.lines import NO_VALUE, Line, draw
+from mlflow_scalpel.views.lines import NO_VALUE, Line, draw_run
 from mlflow_scalpel.views.scores import DOMAINS, KINDS, before, scores, stepless
 from mlflow_scalpel.views.style import esc, hover, measured, nothing, panels, remark, styles
 from mlflow_scalpel.views.tidy import Z, ordered, read, reasons
@@ -95,17 +95,8 @@ def scores_over_training(
                 else:
                     line.add(row.where, None, None, "", hover(*head, row.reason))
             if line.x:
-                draw(
-                    figure,
-                    at,
-                    line,
-                    name=run.label,
-                    colour=run.colour,
-                    dash=run.dash,
-                    symbol=run.symbol,
-                    panel=f"{DOMAINS[domain]}: {skill}, {k}",
-                    series=run.name,
-                    legend=legend,
+                draw_run(
+                    figure, at, line, run, panel=f"{DOMAINS[domain]}: {skill}, {k}", legend=legend
                 )
         if panel["value"].isna().all():
             remark(figure, f"no value: {esc(reasons(panel['reason']), 120)}", *at)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from mlflow_scalpel.views.lines import NO_VALUE, Line, draw, line_of
+from mlflow_scalpel.views.lines import NO_VALUE, Line, draw, draw_run, line_of
 from mlflow_scalpel.views.norms import share_y
 from mlflow_scalpel.views.style import BASE_COLOUR, Run, esc, hover, nothing, panels, remark
 from mlflow_scalpel.views.tidy import Z, reasons
@@ -79,18 +79,7 @@ def lines_over_training(
             ]
             line = line_of(own, own["x"], heads)
             if line.x:
-                draw(
-                    grid.figure,
-                    at,
-                    line,
-                    name=run.label,
-                    colour=run.colour,
-                    dash=run.dash,
-                    symbol=run.symbol,
-                    panel=name,
-                    series=run.name,
-                    legend=legend,
-                )
+                draw_run(grid.figure, at, line, run, panel=name, legend=legend)
         if drawn is not None:
             add_floor(grid.figure, at, drawn[drawn["panel"] == name], name, legend)
         if panel["value"].isna().all():
