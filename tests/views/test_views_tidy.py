@@ -29,9 +29,9 @@ def test_ninety_thousand_rows_are_read_fast():
     table = table.reindex(columns=list(DTYPES)).astype(DTYPES)
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         clean = read(table)
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     assert len(clean) == len(table)
     assert min(times) < 0.45, times
 
