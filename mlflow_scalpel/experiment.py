@@ -1,4 +1,8 @@
-"""Runs stages as processes of their own, each a nested run of the active one."""
+"""Runs stages as processes of their own, each a nested run of the active one.
+
+An experiment that is taken up again does not repeat what has finished: a stage of the same kind and
+name below the same run is done, or, where its process was killed, is itself taken up.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.entities import RunInfo
 from mlflow.utils.mlflow_tags import (
     MLFLOW_PARENT_RUN_ID,
     MLFLOW_PROJECT_ENTRY_POINT,
@@ -24,6 +29,7 @@ from mlflow.utils.mlflow_tags import (
 
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.stage import FAILURE_TAG, NESTED, interrupt_is_heard
+from mlflow_scalpel.takeup import left_to_take_up
 
 
 class Experiment:
@@ -33,11 +39,12 @@ class Experiment:
     and waited for until it has noted its own end.
     """
 
-    def __init__(self, projects: Path) -> None:
+    def __init__(self, projects: Path, *, resumed: bool = False) -> None:
         run = mlflow.active_run()
         assert run is not None  # the stage has opened one
         self._parent = run.info
         self._projects = projects
+        self._begun = _stages_below(self._parent) if resumed else {}
         self._processes: list[subprocess.Popen[str]] = []
         self._stopping = False
 
@@ -96,22 +103,18 @@ class Experiment:
         if self._stopping:
             raise ScalpelError(f"{name} (stage {stage}) was not begun: the experiment is stopping")
         script = self._projects / stage / f"{stage}.py"
-        run_id = (
-            MlflowClient()
-            .create_run(
-                self._parent.experiment_id,
-                run_name=name,
-                tags={
-                    MLFLOW_PARENT_RUN_ID: self._parent.run_id,
-                    MLFLOW_PROJECT_ENTRY_POINT: stage,
-                    MLFLOW_SOURCE_NAME: str(self._projects.parent),
-                    MLFLOW_SOURCE_TYPE: "PROJECT",
-                },
-            )
-            .info.run_id
-        )
+        before = self._begun.get((stage, name))
+        if before is not None and before.status == "FINISHED":
+            print(f"[{name}] has finished before: run {before.run_id}", flush=True)
+            return str(before.run_id)
+        if before is not None and left_to_take_up(before.run_id, stage):
+            run_id = before.run_id
+            words = ["--resume", run_id]
+        else:
+            run_id = self._create_run(stage, name)
+            words = ["--recipe", recipe, "--set", as_settings(settings)]
         process = subprocess.Popen(
-            [sys.executable, str(script), "--recipe", recipe, "--set", as_settings(settings)],
+            [sys.executable, str(script), *words],
             env={
                 **os.environ,
                 "MLFLOW_RUN_ID": run_id,
@@ -133,6 +136,33 @@ class Experiment:
             reason = tags.get(FAILURE_TAG, f"its process ended with {process.returncode}")
             raise ScalpelError(f"{name} (stage {stage}, run {run_id}) did not finish: {reason}")
         return run_id
+
+    def _create_run(self, stage: str, name: str) -> str:
+        run = MlflowClient().create_run(
+            self._parent.experiment_id,
+            run_name=name,
+            tags={
+                MLFLOW_PARENT_RUN_ID: self._parent.run_id,
+                MLFLOW_PROJECT_ENTRY_POINT: stage,
+                MLFLOW_SOURCE_NAME: str(self._projects.parent),
+                MLFLOW_SOURCE_TYPE: "PROJECT",
+            },
+        )
+        return str(run.info.run_id)
+
+
+def _stages_below(parent: RunInfo) -> dict[tuple[str, str], RunInfo]:
+    """The newest run of each stage and name that an earlier process of the experiment began."""
+    runs = MlflowClient().search_runs(
+        [parent.experiment_id],
+        f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.run_id}'",
+        order_by=["attributes.start_time ASC"],
+    )
+    return {
+        (run.data.tags[MLFLOW_PROJECT_ENTRY_POINT], run.info.run_name): run.info
+        for run in runs
+        if MLFLOW_PROJECT_ENTRY_POINT in run.data.tags
+    }
 
 
 def as_settings(settings: Mapping[str, Any]) -> str:

@@ -10,9 +10,15 @@ from typing import Any
 from mlflow_scalpel.errors import RecipeError
 from mlflow_scalpel.recipes import read_recipe
 
-RESUMABLE = ("sft", "grpo")
+RESUMABLE = ("main", "sft", "grpo")
+_KEEP_FILES = ("sft", "grpo")  # go on from what lies in their output directory
 RECIPE_ARTIFACT = "recipe.yaml"
 _TAKEN = "SCALPEL_RESUMED"  # set once done, for the processes that accelerate starts again
+
+
+def left_to_take_up(run_id: str, stage: str) -> bool:
+    """Whether a run that has not finished is gone on with, and not begun anew."""
+    return stage in RESUMABLE and (stage not in _KEEP_FILES or Path(f"outputs/{run_id}").is_dir())
 
 
 def take_up(run_id: str, stage: str, recipe_name: str, settings: str) -> Any:
@@ -46,7 +52,7 @@ def take_up(run_id: str, stage: str, recipe_name: str, settings: str) -> Any:
         raise RecipeError(
             f"resume = {run_id}: has FINISHED, so nothing of it is left to do; start a new run"
         )
-    if not Path(f"outputs/{run_id}").is_dir():
+    if not left_to_take_up(run_id, stage):
         raise RecipeError(
             f"resume = {run_id}: its directory outputs/{run_id} is not under {Path.cwd()}; take it "
             "up on the machine and in the directory where it began"

@@ -46,7 +46,7 @@ with open_stage("main", HERE / "recipes") as stage:
             experiment.run("evaluate", recipe.evaluate.recipe, f"evaluate {arm.name}", settings)
         return run_id
 
-    with Experiment(HERE.parent) as experiment:
+    with Experiment(HERE.parent, resumed=stage.resumed) as experiment:
         model = recipe.model
         if recipe.base is not None:
             made = experiment.run("base", recipe.base.recipe, "base", recipe.base.set)

@@ -372,3 +372,53 @@ def test_interrupting_the_experiment_leaves_no_run_running(experiment):
     runs = client.search_runs([experiment_id], f"attributes.start_time >= {began}")
     ends = {run.info.run_name: run.info.status for run in runs}
     assert set(ends.values()) <= {"KILLED", "FINISHED"}, ends
+
+
+def test_an_experiment_that_was_killed_is_taken_up(experiment):
+    """What has finished is not done again; the arm that was killed goes on where it was."""
+    recipe = SMALL.replace("  - {name: sft-again, stage: sft, recipe: tiny, set: *small}\n", "")
+    recipes = experiment["copy"] / "projects" / "main" / "recipes"
+    (recipes / "killed.yaml").write_text(recipe + "workers: 1\n")
+    process = subprocess.Popen(
+        command(experiment["copy"], "main", "recipe=killed"),
+        cwd=experiment["copy"],
+        env=environment(experiment["folder"], experiment["hub"]),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("[sft] step 2/4"):
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.stdout.read()
+    client = MlflowClient()
+    experiment_id = mlflow.get_experiment_by_name("small").experiment_id
+    (parent,) = client.search_runs([experiment_id], "attributes.run_name = 'killed-main'")
+    below = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    before = {run.info.run_name: run for run in client.search_runs([experiment_id], below)}
+    assert set(before) == {"base", "grpo", "evaluate grpo", "sft"}
+
+    done = subprocess.run(
+        command(experiment["copy"], "main", f"resume={parent.info.run_id}"),
+        cwd=experiment["copy"],
+        env=environment(experiment["folder"], experiment["hub"]),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("base", "grpo", "evaluate grpo"):
+        assert f"[{name}] has finished before" in done.stdout
+    assert client.get_run(parent.info.run_id).info.status == "FINISHED"
+    runs = client.search_runs([experiment_id], below)
+    names = [run.info.run_name for run in runs if "resumption" not in run.info.run_name]
+    arms = {"grpo", "sft"}
+    assert sorted(names) == sorted({"base", "compare"} | arms | {f"evaluate {a}" for a in arms})
+    after = {run.info.run_name: run.info for run in runs}
+    for name, run in before.items():
+        assert after[name].run_id == run.info.run_id
+        assert after[name].status == "FINISHED"
+    steps = [one.step for one in checkpoints_of_run(after["sft"].run_id)[1]]
+    assert steps == [2, 4]
