@@ -25,9 +25,9 @@ def test_an_environment_can_be_resolved(extra, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = {
-        entry["metadata"]["name"].lower(): entry["metadata"]["version"]
+        entry["metadata"]["name"].lower().replace("_", "-"): entry["metadata"]["version"]
         for entry in json.loads(report.read_text())["install"]
     }
-    shown = ("torch", "transformers", "trl", "vllm")
+    shown = ("torch", "transformers", "trl", "vllm", "mlflow", "lm-eval", "numpy", "pandas")
     print({name: found[name] for name in shown if name in found})
     assert ("vllm" in found) == (extra == "vllm")

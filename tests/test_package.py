@@ -42,7 +42,8 @@ def test_the_package_of_checkpoints_lists_them(tracking):
 
 
 def test_conda_yaml_lists_what_pyproject_needs():
-    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = project["dependencies"] + project["optional-dependencies"]["vllm"]
     environment = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
     listed = next(entry["pip"] for entry in environment if isinstance(entry, dict))
     assert "python=3.11" in environment  # what MLflow's conversion for uv keeps

@@ -69,6 +69,25 @@ def load_weights(model: Any, directory: Path, *, base: Path | None = None) -> No
         targets[name].copy_(read(name))
 
 
+def check_same_tensors(directory: Path, base: Path) -> None:
+    """Raise ScalpelError unless `directory` stores tensors of the names and shapes of `base`.
+
+    For engines that read files by themselves, and leave what a file lacks as it was. Stricter than
+    `load_weights`: weights that are tied, or named otherwise, must be stored as the base has them.
+    """
+    stored, wanted = stored_tensors(directory), stored_tensors(base)
+    for name in sorted(stored.keys() | wanted.keys()):
+        if name not in wanted:
+            raise ScalpelError(_unknown(directory, name, f"the base {base}"))
+        if name not in stored:
+            raise ScalpelError(_missing(directory, name))
+        shape = tuple(stored[name].get_slice(name).get_shape())
+        if shape != tuple(wanted[name].get_slice(name).get_shape()):
+            raise ScalpelError(
+                _misshapen(directory, name, shape, wanted[name].get_slice(name).get_shape())
+            )
+
+
 def _check(
     targets: dict[str, Any], shapes: Shapes, read: Read, directory: Path, model: str
 ) -> None:

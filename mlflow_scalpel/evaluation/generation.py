@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,34 +26,44 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.checkpoints.weights import load_weights
+from mlflow_scalpel.evaluation.suite_lm import SuiteLM, end_tokens_of
 
 logger = logging.getLogger(__name__)
 
 
-class BatchedLM(HFLM):
-    """lm-eval's interface to a transformers model that is already there.
+class BatchedLM(HFLM, SuiteLM):
+    """A transformers model that is already there; `base` is the directory that it came from.
 
-    Sampling follows the task's settings alone: what generation_config.json says about temperature,
-    top-k or repetition is dropped, its end-of-turn tokens are kept. `lengths[id(request)]` holds
-    (new tokens, whether it ended by itself) for each completion of a request, in order.
+    A batch of other size or other neighbours gives other samples for the same seed.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int,
+        base: Path,
     ) -> None:
         super().__init__(
             pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size
         )
-        self.lengths: dict[int, list[tuple[int, bool]]] = {}
-        stated = model.generation_config.eos_token_id
-        stated = [] if stated is None else [stated] if isinstance(stated, int) else list(stated)
-        self.end_tokens = list(dict.fromkeys([*stated, self.tokenizer.eos_token_id]))
+        self._base = base
+        self.lengths = {}
+        self.end_tokens = end_tokens_of(model.generation_config, self.tokenizer)
         model.generation_config = GenerationConfig(
             eos_token_id=self.end_tokens,
             pad_token_id=self.tokenizer.pad_token_id,
             bos_token_id=self.tokenizer.bos_token_id,
         )
+
+    @property
+    def scored_length(self) -> int:
+        return self.max_length
+
+    def load_weights(self, directory: Path) -> None:
+        load_weights(self.model, directory, base=self._base)
 
     @torch.no_grad()
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -84,38 +95,6 @@ class BatchedLM(HFLM):
         for request, length in zip(requests, lengths, strict=True):
             self.lengths.setdefault(id(request), []).append(length)
         return texts
-
-    def log_probabilities(self, pairs: list[tuple[str, str]]) -> list[float]:
-        """log p(text | context) of each pair, summed over the text's tokens; NaN if there is none.
-
-        Unlike lm-eval's own, blanks at the end of a context stay there: a chat template ends in a
-        line break, which is none of the answer's tokens.
-        """
-        requests, places = [], []
-        for place, (context, text) in enumerate(pairs):
-            before, whole = self.tok_encode(context), self.tok_encode(context + text)
-            after = whole[len(before) :]
-            if whole[: len(before)] != before:  # a token reaches over the seam
-                after = self.tok_encode(text, add_special_tokens=False)
-            if after and len(before) + len(after) <= self.max_length:
-                requests.append(((context, text), before, after))
-                places.append(place)
-        found = [float("nan")] * len(pairs)
-        made = self._loglikelihood_tokens(requests, disable_tqdm=True) if requests else []
-        for place, (value, _) in zip(places, made, strict=True):
-            found[place] = float(value)
-        return found
-
-    def _tokenize(self, prompts: list[str]) -> list[list[int]]:
-        known = {prompt: self.tok_encode(prompt) for prompt in dict.fromkeys(prompts)}
-        for prompt, tokens in known.items():
-            if len(tokens) >= self.max_length:
-                raise ScalpelError(
-                    f"a prompt of {len(tokens)} tokens leaves no room in the model's context of "
-                    f"{self.max_length}; take fewer shots or a shorter system prompt. It starts "
-                    f"with {prompt[:80]!r}"
-                )
-        return [known[prompt] for prompt in prompts]
 
     def _generate_batch(
         self, prompts: list[list[int]], settings: dict[str, Any]
@@ -163,16 +142,6 @@ class BatchedLM(HFLM):
                     row = row[:-1]
             made.append((kept, (len(row), ended)))
         return made
-
-    def _split_stops(self, stops: list[str]) -> tuple[list[int], list[str]]:
-        """Stop strings that are special tokens, with the end-of-turn tokens, and all others."""
-        special = {
-            text: number
-            for text, number in self.tokenizer.get_vocab().items()
-            if number in self.tokenizer.all_special_ids
-        }
-        ends = [*self.end_tokens, *(special[stop] for stop in stops if stop in special)]
-        return list(dict.fromkeys(ends)), [s for s in stops if s and s not in special]
 
     @staticmethod
     def _until_end(row: list[int], ends: list[int]) -> tuple[list[int], bool]:

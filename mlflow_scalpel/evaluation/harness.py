@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lm_eval.api.task
 import numpy as np
@@ -27,11 +27,11 @@ import torch
 import transformers
 from lm_eval.api.instance import Instance
 
-from mlflow_scalpel.checkpoints.weights import load_weights
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.generation import BatchedLM
 from mlflow_scalpel.evaluation.grading import last_boxed, math_score
 from mlflow_scalpel.evaluation.suite import Suite, SuiteTask
+from mlflow_scalpel.evaluation.suite_lm import SuiteLM
 from mlflow_scalpel.evaluation.tasks import Work, build_works
 from mlflow_scalpel.metrics.capabilities.success_rate import clustered_mean
 
@@ -88,8 +88,9 @@ class Evaluator:
     """A suite and a model, ready to run; building it costs seconds, a run what generation costs.
 
     `model_directory` is a directory or a hub name; its tokenizer and chat template serve every set
-    of weights. A system prompt goes before every problem. Raises ScalpelError where a task, its
-    data or the model cannot be had, before anything is generated.
+    of weights. A system prompt goes before every problem. The engine `vllm` takes a directory, half
+    a minute to start, and `vllm_gpu_memory_utilization` of the GPU's memory. Raises ScalpelError
+    where a task, its data or the model cannot be had, before anything is generated.
     """
 
     def __init__(
@@ -102,16 +103,32 @@ class Evaluator:
         dtype: str = "float32",
         device: str | None = None,
         seed: int = 0,
+        engine: Literal["hf", "vllm"] = "hf",
+        vllm_gpu_memory_utilization: float = 0.9,
     ) -> None:
         self.suite = suite
         self.system_prompt = system_prompt
         self.seed = seed
-        self._directory = Path(model_directory)
         self.prompts: dict[tuple[str, str, str], str] = {}
         """What the model read of each label, kind and problem ID that it generated for."""
         with _quiet(), _own_random(BUILD_SEED):
             self._works = build_works(suite)
-            self._lm = _load_model(str(model_directory), batch_size, dtype, device)
+            tokenizer = _load_tokenizer(str(model_directory))
+            self._lm: SuiteLM
+            if engine == "vllm":
+                from mlflow_scalpel.evaluation.vllm_engine import VllmLM
+
+                self._lm = VllmLM(
+                    Path(model_directory),
+                    tokenizer,
+                    batch_size=batch_size,
+                    dtype=dtype,
+                    gpu_memory_utilization=vllm_gpu_memory_utilization,
+                )
+            else:
+                model = _load_model(str(model_directory), dtype, device)
+                base = Path(model_directory)
+                self._lm = BatchedLM(model, tokenizer, batch_size=batch_size, base=base)
         self._check_chat_template(str(model_directory))
 
     def load_weights(self, directory: str | Path) -> None:
@@ -120,7 +137,7 @@ class Evaluator:
         Raises ScalpelError that names the tensor where names or shapes differ; the weights are
         then those that were there before.
         """
-        load_weights(self._lm.model, Path(directory), base=self._directory)
+        self._lm.load_weights(Path(directory))
 
     def run(self, seed: int | None = None) -> Evaluation:
         """Generate, grade and score every task.
@@ -289,27 +306,36 @@ def _gold(target: str, entry: SuiteTask) -> str:
     return target if boxed is None else boxed
 
 
-def _load_model(model: str, batch_size: int, dtype: str, device: str | None) -> BatchedLM:
-    local = Path(model).is_dir()
+def _load_tokenizer(model: str) -> Any:
+    try:
+        return transformers.AutoTokenizer.from_pretrained(
+            model, local_files_only=Path(model).is_dir(), trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise _not_loaded(model, error) from error
+
+
+def _load_model(model: str, dtype: str, device: str | None) -> Any:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            model, local_files_only=local, trust_remote_code=False
-        )
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             model,
             dtype=getattr(torch, dtype),
-            local_files_only=local,
+            local_files_only=Path(model).is_dir(),
             trust_remote_code=False,
             use_safetensors=True,  # the other formats are pickles
         )
     except (OSError, ValueError) as error:
-        raise ScalpelError(
-            f"model {model}: it cannot be loaded: {error}. Give a directory with config.json, "
-            "tokenizer and safetensors files, or a name on the hub"
-        ) from error
-    return BatchedLM(loaded.to(device), tokenizer, batch_size=batch_size)
+        raise _not_loaded(model, error) from error
+    return loaded.to(device)
+
+
+def _not_loaded(model: str, error: Exception) -> ScalpelError:
+    return ScalpelError(
+        f"model {model}: it cannot be loaded: {error}. Give a directory with config.json, "
+        "tokenizer and safetensors files, or a name on the hub"
+    )
 
 
 @contextmanager

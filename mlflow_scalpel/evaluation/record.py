@@ -94,12 +94,17 @@ def _choose(count: int, which: str | int) -> list[int]:
     return sorted({round((number + 1) * count / wanted) - 1 for number in range(wanted)})
 
 
-def log_suite(suite: Suite, plan: Plan) -> None:
-    """Keep what a score hangs on beside it: every task's settings, prompt, graders' versions."""
+def log_suite(suite: Suite, plan: Plan, engine: str = "hf") -> None:
+    """Keep what a score hangs on beside it: every task's settings, prompt, engine, versions."""
     packages = ("lm_eval", "math-verify", "latex2sympy2_extended", "transformers", "torch")
     settings = suite.model_dump(mode="json")
     settings["system_prompt"] = plan.system_prompt
+    settings["engine"] = engine
     settings["versions"] = {name: version(name) for name in packages}
+    if engine == "vllm":
+        from mlflow_scalpel.evaluation.vllm_engine import vllm_version
+
+        settings["versions"] |= [vllm_version()]
     mlflow.log_dict(settings, SUITE)
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from mlflow_scalpel.recipes.fields import Dtype, Recipe
+from mlflow_scalpel.recipes.fields import Dtype, Fraction, Recipe
 
 
 def run_id_of(run: str | None) -> Any:
@@ -45,6 +45,10 @@ class EvaluateRecipe(Recipe):
     dtype: Dtype = "float32"
     device: str | None = None
     """Torch device; null takes the first GPU, or the CPU where there is none."""
+    engine: Literal["hf", "vllm"] = "hf"
+    """What generates: Transformers, or vLLM (the extra `mlflow-scalpel[vllm]`)."""
+    vllm_gpu_memory_utilization: Fraction = 0.9
+    """Share of the GPU's memory that vLLM takes; on a CPU, of the main memory."""
     seed: NonNegativeInt = 0
     """Of the base's samples; those of a checkpoint at step s have seed + s, so that base and
     checkpoint differ by chance as much as the base does from itself (capabilities/lost_null)."""
@@ -57,6 +61,15 @@ class EvaluateRecipe(Recipe):
     registered model goes to the run's version with the largest value."""
 
     _bare_run = field_validator("run")(run_id_of)
+
+    @model_validator(mode="after")
+    def _device_of_the_engine(self) -> EvaluateRecipe:
+        if self.engine == "vllm" and self.device is not None:
+            raise ValueError(
+                f"device = {self.device} with engine = vllm, which takes the first GPU of "
+                "CUDA_VISIBLE_DEVICES; set that, and device=null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_subject(self) -> EvaluateRecipe:

@@ -154,7 +154,8 @@ class GrpoTrain(Train):
     use_vllm: bool = False
     """Generate with vLLM, the extra `mlflow-scalpel[vllm]`, in place of Transformers."""
     vllm_mode: Literal["server", "colocate"] = "colocate"
-    """`server`: on GPUs of its own; `colocate`: within the training processes."""
+    """`server`: on GPUs of its own; `colocate`: within the training processes, and then in bfloat16
+    where the base is float32 (TRL gives vLLM no dtype)."""
     vllm_importance_sampling_correction: bool = False
     """Weigh each sequence by how its probability under the trainer and under vLLM differ."""
     vllm_gpu_memory_utilization: Fraction = 0.3

@@ -1,10 +1,8 @@
-"""Packages that only some recipes want, looked for before anything is started."""
+"""What a training recipe wants installed."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
-from mlflow_scalpel.errors import RecipeError
+from mlflow_scalpel.installed import need
 from mlflow_scalpel.recipes.training import GrpoRecipe, TrainingRecipe
 
 
@@ -12,30 +10,23 @@ def check_installed(recipe: TrainingRecipe) -> None:
     """Raise RecipeError where a package is missing that the recipe wants; imports none of them."""
     train = recipe.train
     if isinstance(recipe, GrpoRecipe) and recipe.train.use_vllm:
-        _need(
+        need(
             "train.use_vllm = true",
             "vllm",
             "pip install 'mlflow-scalpel[vllm]'",
             "train.use_vllm=false, which generates with Transformers and takes far longer",
         )
     if recipe.sharding in ("zero2", "zero3"):
-        _need(
+        need(
             f"sharding = {recipe.sharding}",
             "deepspeed",
             "pip install 'mlflow-scalpel[deepspeed]'",
             "sharding=fsdp, which is PyTorch's own",
         )
     if train.use_liger_kernel:
-        _need(
+        need(
             "train.use_liger_kernel = true",
             "liger_kernel",
             "pip install 'mlflow-scalpel[liger]'",
             "train.use_liger_kernel=false, which changes speed and memory only",
-        )
-
-
-def _need(field: str, module: str, install: str, instead: str) -> None:
-    if find_spec(module) is None:
-        raise RecipeError(
-            f"{field}: the package {module} is not installed; {install}, or set {instead}."
         )

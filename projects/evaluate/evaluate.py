@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mlflow_scalpel.evaluation.needs import check_installed
 from mlflow_scalpel.evaluation.suite import load_suite
 from mlflow_scalpel.stage import open_stage
 
@@ -9,6 +10,7 @@ HERE = Path(__file__).parent
 
 
 def suite_of(recipe):
+    check_installed(recipe)
     return load_suite(recipe.suite, HERE / "suites", recipe.data, recipe.samples)
 
 
@@ -30,7 +32,7 @@ with open_stage("evaluate", HERE / "recipes", check=suite_of) as stage:
     suite = suite_of(recipe)
     plan = plan_evaluation(recipe)
     mlflow.log_params(recipe.flat())
-    log_suite(suite, plan)
+    log_suite(suite, plan, recipe.engine)
     evaluator = Evaluator(
         plan.base.directory,
         suite,
@@ -39,6 +41,8 @@ with open_stage("evaluate", HERE / "recipes", check=suite_of) as stage:
         dtype=recipe.dtype,
         device=recipe.device,
         seed=recipe.seed,
+        engine=recipe.engine,
+        vllm_gpu_memory_utilization=recipe.vllm_gpu_memory_utilization,
     )
     golds = GoldAnswers(evaluator) if recipe.gold_loglik and plan.run is not None else None
     tables, samples, subjects = [], [], []

@@ -26,3 +26,4 @@ def test_settings_prompt_and_versions_stand_beside_the_scores(tracking, tmp_path
     (gsm8k,) = (task for task in kept["tasks"] if task["label"] == "GSM8K")
     assert (gsm8k["shots"], gsm8k["samples"], gsm8k["grader"]) == (5, 4, "math_verify_or_number")
     assert gsm8k["generation"]["max_new_tokens"] == 4096
+    assert kept["engine"] == "hf"

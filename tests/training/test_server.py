@@ -216,14 +216,14 @@ def test_a_package_that_is_missing_is_told_before_anything_starts(
     stage, settings, said, monkeypatch
 ):
     recipe = load_recipe("tiny", PROJECTS / stage / "recipes", stage=stage, settings=settings)
-    monkeypatch.setattr("mlflow_scalpel.training.needs.find_spec", lambda name: None)
+    monkeypatch.setattr("mlflow_scalpel.installed.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=said):
         check_installed(recipe)
-    monkeypatch.setattr("mlflow_scalpel.training.needs.find_spec", lambda name: object())
+    monkeypatch.setattr("mlflow_scalpel.installed.find_spec", lambda name: object())
     check_installed(recipe)
 
 
 def test_the_demo_needs_none_of_them(monkeypatch):
-    monkeypatch.setattr("mlflow_scalpel.training.needs.find_spec", lambda name: None)
+    monkeypatch.setattr("mlflow_scalpel.installed.find_spec", lambda name: None)
     for stage in ("sft", "grpo"):
         check_installed(load_recipe("tiny", PROJECTS / stage / "recipes", stage=stage))

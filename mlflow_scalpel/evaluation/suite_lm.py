@@ -1,0 +1,90 @@
+"""What a suite asks of a model, whichever engine answers: lm-eval's interface, and some more."""
+
+from __future__ import annotations
+
+import abc
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.model import TemplateLM
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from mlflow_scalpel.errors import ScalpelError
+
+
+class SuiteLM(TemplateLM):
+    """lm-eval's interface to a model whose weights can be swapped.
+
+    Sampling follows the task's settings alone: what generation_config.json says about temperature,
+    top-k or repetition is dropped, its end-of-turn tokens are kept. `lengths[id(request)]` holds
+    (new tokens, whether it ended by itself) for each completion of a request, in order.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    lengths: dict[int, list[tuple[int, bool]]]
+    end_tokens: list[int]
+    max_length: int
+    """The model's context, in tokens."""
+
+    @property
+    @abc.abstractmethod
+    def scored_length(self) -> int:
+        """Longest text whose log-probabilities can be had, in tokens."""
+
+    @abc.abstractmethod
+    def load_weights(self, directory: Path) -> None:
+        """Take the weights of another checkpoint of the same model, in place.
+
+        Raises ScalpelError that names the tensor where names or shapes differ; the weights are
+        then those that were there before.
+        """
+
+    def log_probabilities(self, pairs: list[tuple[str, str]]) -> list[float]:
+        """log p(text | context) of each pair, summed over the text's tokens; NaN if there is none.
+
+        Unlike lm-eval's own, blanks at the end of a context stay there: a chat template ends in a
+        line break, which is none of the answer's tokens.
+        """
+        requests, places = [], []
+        for place, (context, text) in enumerate(pairs):
+            before, whole = self.tok_encode(context), self.tok_encode(context + text)
+            after = whole[len(before) :]
+            if whole[: len(before)] != before:  # a token reaches over the seam
+                after = self.tok_encode(text, add_special_tokens=False)
+            if after and len(before) + len(after) <= self.scored_length:
+                requests.append(((context, text), before, after))
+                places.append(place)
+        found = [float("nan")] * len(pairs)
+        made = self._loglikelihood_tokens(requests, disable_tqdm=True) if requests else []
+        for place, (value, _) in zip(places, made, strict=True):
+            found[place] = float(value)
+        return found
+
+    def _tokenize(self, prompts: list[str]) -> list[list[int]]:
+        """Token IDs of each prompt. Raises ScalpelError for one that fills the model's context."""
+        known = {prompt: self.tok_encode(prompt) for prompt in dict.fromkeys(prompts)}
+        for prompt, tokens in known.items():
+            if len(tokens) >= self.max_length:
+                raise ScalpelError(
+                    f"a prompt of {len(tokens)} tokens leaves no room in the model's context of "
+                    f"{self.max_length}; take fewer shots or a shorter system prompt. It starts "
+                    f"with {prompt[:80]!r}"
+                )
+        return [known[prompt] for prompt in prompts]
+
+    def _split_stops(self, stops: list[str]) -> tuple[list[int], list[str]]:
+        """Stop strings that are special tokens, with the end-of-turn tokens, and all others."""
+        special = {
+            text: number
+            for text, number in self.tokenizer.get_vocab().items()
+            if number in self.tokenizer.all_special_ids
+        }
+        ends = [*self.end_tokens, *(special[stop] for stop in stops if stop in special)]
+        return list(dict.fromkeys(ends)), [s for s in stops if s and s not in special]
+
+
+def end_tokens_of(stated: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end a completion: the model's own, and the tokenizer's."""
+    own: Any = stated.eos_token_id
+    own = [] if own is None else [own] if isinstance(own, int) else list(own)
+    return list(dict.fromkeys([*own, tokenizer.eos_token_id]))
