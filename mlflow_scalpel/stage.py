@@ -229,7 +229,7 @@ def _parse_arguments(stage: str, argv: list[str] | None) -> argparse.Namespace:
     if arguments.resume and stage not in RESUMABLE:
         raise RecipeError(
             f"resume = {arguments.resume}: a run of the entry point {stage} is not taken up but "
-            f"run again; {' and '.join(RESUMABLE)} can be resumed"
+            f"run again; {', '.join(RESUMABLE)} can be resumed"
         )
     return arguments
 
@@ -308,9 +308,15 @@ def _stop_on_signals() -> None:
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     threading.Thread(target=insist, name="scalpel-interrupt", daemon=True).start()
-    if "MLFLOW_RUN_ID" in os.environ and sys.platform == "linux":
+    if "MLFLOW_RUN_ID" in os.environ:
         # A SIGTERM that ends only the `mlflow run` above would leave this process at work on a run
-        # that nobody waits for: ask the kernel to pass the parent's death on as SIGTERM.
+        # that nobody waits for.
+        end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Have the kernel send this process SIGTERM when its parent dies, however it dies (Linux)."""
+    if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 

@@ -10,9 +10,10 @@ from typing import Any
 from mlflow_scalpel.errors import RecipeError
 from mlflow_scalpel.recipes import read_recipe
 
-RESUMABLE = ("main", "sft", "grpo")
+RESUMABLE = ("main", "sft", "grpo", "evaluate")
 _KEEP_FILES = ("sft", "grpo")  # go on from what lies in their output directory
 RECIPE_ARTIFACT = "recipe.yaml"
+SEAMS_TAG = "scalpel.resumed"
 _TAKEN = "SCALPEL_RESUMED"  # set once done, for the processes that accelerate starts again
 
 
@@ -26,8 +27,8 @@ def take_up(run_id: str, stage: str, recipe_name: str, settings: str) -> Any:
 
     `mlflow run` has made a run of its own for this process; it becomes a child of the resumed one,
     and holds nothing. Raises RecipeError where the run cannot be taken up: it does not exist, has
-    finished, was begun by another entry point or with another recipe, or its output directory is
-    not here.
+    finished, was begun by another entry point or with another recipe, or the output directory of a
+    training run, which holds the checkpoints, is not here.
     """
     import mlflow
     from mlflow import MlflowClient
@@ -77,3 +78,11 @@ def take_up(run_id: str, stage: str, recipe_name: str, settings: str) -> Any:
         os.environ[_TAKEN] = run_id
         os.environ["MLFLOW_RUN_ID"] = run_id
     return recipe
+
+
+def seam_tag(run_id: str, seam: str) -> dict[str, str]:
+    """The tag that says where the run was taken up: after those of earlier times, `seam`."""
+    from mlflow import MlflowClient
+
+    before = MlflowClient().get_run(run_id).data.tags.get(SEAMS_TAG)
+    return {SEAMS_TAG: f"{before}\n{seam}" if before else seam}

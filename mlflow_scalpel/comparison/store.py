@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
@@ -143,7 +144,10 @@ def measure_run(run: Run) -> pd.DataFrame:
         )
     whole = readable(checkpoints, run.info.run_id)
     comparison = Comparison(subject_of(base, run), [])
-    measured = [comparison.measure(subject) for subject in opened(whole, run)]
+    measured = []
+    for checkpoint in whole:
+        with opened(checkpoint, run) as subject:
+            measured.append(comparison.measure(subject))
     return pd.concat(measured, ignore_index=True)
 
 
@@ -226,21 +230,26 @@ def get_run(run_id: str) -> Run:
         ) from error
 
 
-def opened(checkpoints: list[Checkpoint], run: Run) -> Iterator[Subject]:
-    """Each checkpoint in turn, its files on this machine until the next one is asked for.
+@contextmanager
+def opened(checkpoint: Checkpoint, run: Run) -> Iterator[Subject]:
+    """A checkpoint of a run with its files on this machine, as long as it is open.
 
     (All of a run at once may be more than the cache can hold.)
     """
-    for checkpoint in checkpoints:
-        subject = subject_of(checkpoint, run)
+    subject = subject_of(checkpoint, run)
+    try:
         yield subject
+    finally:
         release(subject.directory)
 
 
-def subject_of(checkpoint: Checkpoint, run: Run) -> Subject:
-    """A checkpoint of a run with its files on this machine; brought there if they are elsewhere."""
+def subject_of(checkpoint: Checkpoint, run: Run, *, files: bool = True) -> Subject:
+    """A checkpoint of a run with its files on this machine; brought there if they are elsewhere.
+
+    Without `files` they stay where they are, and `directory` holds nothing.
+    """
     return Subject(
-        resolve(checkpoint.uri),
+        resolve(checkpoint.uri) if files else Path(checkpoint.uri),
         checkpoint.model_id,
         checkpoint.digest,
         checkpoint.step,

@@ -50,40 +50,43 @@ def _stated(completion: str, gold: str, problem: str) -> int | None:
     return None
 
 
-class GoldAnswers:
-    """Scores the gold answers of one evaluation: of the base first, then of each checkpoint."""
+def score_gold_answers(
+    evaluator: Evaluator, samples: pd.DataFrame, base: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """The rows with the columns gold_loglik and gold_loglik_after_opening, in nats.
 
-    def __init__(self, evaluator: Evaluator) -> None:
-        self._evaluator = evaluator
-        self._openings: dict[tuple[str, str, str], str | None] | None = None
+    `samples` are the rows of the model whose weights are loaded, which the evaluator has just run,
+    and `base` those of the base; None where `samples` are the base's. Values stand on the first
+    sample of a problem; they are NaN where nothing was scored.
+    """
+    rows = samples.assign(gold_loglik=float("nan"), gold_loglik_after_opening=float("nan"))
+    first = _first(rows)
+    openings = _openings(rows if base is None else base, evaluator)
+    wanted = first if base is None else first[first["score"] < 1.0]
+    wanted = wanted[[key in openings for key in _keys(wanted)]]
+    plain, after = [], []
+    for key, gold in zip(_keys(wanted), wanted["gold"].astype(str), strict=True):
+        prompt, opening = evaluator.prompts[key], openings[key]
+        plain.append((prompt, gold))
+        after.append((prompt + (opening or ""), gold if opening is not None else ""))
+    values = evaluator.loglikelihoods(plain + after)
+    rows.loc[wanted.index, "gold_loglik"] = values[: len(wanted)]
+    rows.loc[wanted.index, "gold_loglik_after_opening"] = values[len(wanted) :]
+    return rows
 
-    def score(self, samples: pd.DataFrame) -> pd.DataFrame:
-        """The rows with the columns gold_loglik and gold_loglik_after_opening, in nats.
 
-        `samples` are the rows of the model whose weights are loaded. Values stand on the first
-        sample of a problem; they are NaN where nothing was scored.
-        """
-        rows = samples.assign(gold_loglik=float("nan"), gold_loglik_after_opening=float("nan"))
-        first = rows[rows["sample"] == 0].drop_duplicates(KEY)
-        keys = pd.Series(list(first[KEY].itertuples(index=False, name=None)), first.index)
-        if self._openings is None:
-            right = first[first["score"] == 1.0]
-            self._openings = {
-                keys[index]: opening_of(row["completion"], row["gold"], row["problem"])
-                for index, row in right.iterrows()
-                if keys[index] in self._evaluator.prompts
-            }
-            wanted = [index for index in right.index if keys[index] in self._openings]
-        else:
-            missed = first[first["score"] < 1.0]
-            wanted = [index for index in missed.index if keys[index] in self._openings]
-        plain, after = [], []
-        for index in wanted:
-            key, gold = keys[index], str(first.loc[index, "gold"])
-            prompt, opening = self._evaluator.prompts[key], self._openings[key]
-            plain.append((prompt, gold))
-            after.append((prompt + (opening or ""), gold if opening is not None else ""))
-        values = self._evaluator.loglikelihoods(plain + after)
-        rows.loc[wanted, "gold_loglik"] = values[: len(wanted)]
-        rows.loc[wanted, "gold_loglik_after_opening"] = values[len(wanted) :]
-        return rows
+def _openings(base: pd.DataFrame, evaluator: Evaluator) -> dict[tuple[str, str, str], str | None]:
+    """The opening that the base gave each problem that it gets right and generated for."""
+    first = _first(base)
+    right = first[first["score"] == 1.0]
+    openings = map(opening_of, right["completion"], right["gold"], right["problem"])
+    found = zip(_keys(right), openings, strict=True)
+    return {key: opening for key, opening in found if key in evaluator.prompts}
+
+
+def _first(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["sample"] == 0].drop_duplicates(KEY)
+
+
+def _keys(rows: pd.DataFrame) -> list[tuple[str, str, str]]:
+    return list(rows[KEY].itertuples(index=False, name=None))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd
+import yaml
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run
+from mlflow.entities import Run
 
 from mlflow_scalpel.checkpoints import Checkpoint, checkpoints_of_run, log_base, resolve
 from mlflow_scalpel.comparison import Subject, tidy
@@ -39,7 +41,7 @@ SUITE = "scalpel/suite.yaml"
 
 @dataclass(frozen=True)
 class Plan:
-    """The models of one evaluation."""
+    """The models of one evaluation: number 0 is the base, the checkpoints follow."""
 
     base: Subject
     """The base of a run, or the one model that is evaluated."""
@@ -48,11 +50,22 @@ class Plan:
     checkpoints: list[Checkpoint] = field(default_factory=list)
     """In order of step."""
 
-    def subjects(self) -> Iterator[Subject]:
-        """The base, then each checkpoint, whose files are on this machine until the next one."""
-        yield self.base
-        if self.run is not None:
-            yield from opened(self.checkpoints, self.run)
+    @property
+    def subjects(self) -> list[Subject]:
+        """All models; the files of the checkpoints may be elsewhere."""
+        if self.run is None:
+            return [self.base]
+        return [self.base, *(subject_of(c, self.run, files=False) for c in self.checkpoints)]
+
+    @contextmanager
+    def opened(self, number: int) -> Iterator[Subject]:
+        """A model with its files on this machine as long as it is open."""
+        if number == 0:
+            yield self.base
+            return
+        assert self.run is not None  # whose checkpoint it is
+        with opened(self.checkpoints[number - 1], self.run) as subject:
+            yield subject
 
 
 def plan_evaluation(recipe: EvaluateRecipe) -> Plan:
@@ -94,59 +107,109 @@ def _choose(count: int, which: str | int) -> list[int]:
     return sorted({round((number + 1) * count / wanted) - 1 for number in range(wanted)})
 
 
+def result_file(folder: Path, subject: Subject) -> Path:
+    """Where in a folder of results that of a model is, or will be."""
+    return folder / f"{subject.model_id}.parquet"
+
+
 def log_suite(suite: Suite, plan: Plan, engine: str = "hf") -> None:
     """Keep what a score hangs on beside it: every task's settings, prompt, engine, versions."""
+    mlflow.log_dict(_settings(suite, plan, engine), SUITE)
+
+
+def take_up_suite(suite: Suite, plan: Plan, run_id: str, engine: str = "hf") -> Plan:
+    """The plan that the run was begun with, for `plan`, which was made anew.
+
+    (Training may have added checkpoints since.) Raises ScalpelError where a result would not be
+    comparable with those that are there: suite, prompt, versions or models are others.
+    """
+    folder, _ = SUITE.rsplit("/", 1)
+    if SUITE not in {file.path for file in MlflowClient().list_artifacts(run_id, folder)}:
+        log_suite(suite, plan, engine)  # it was killed before
+        return plan
+    before = yaml.safe_load(mlflow.artifacts.load_text(f"runs:/{run_id}/{SUITE}"))
+    begun = before["models"]
+    known = {subject.model_id: number for number, subject in enumerate(plan.subjects)}
+    missing = [model for model in begun if model not in known]
+    if missing or begun[0] != plan.base.model_id:
+        raise ScalpelError(
+            f"resume = {run_id}: the evaluation was begun with the model {(missing or begun)[0]}, "
+            "which is not among what its recipe names now; start a new evaluation"
+        )
+    checkpoints = [plan.checkpoints[known[model] - 1] for model in begun[1:]]
+    plan = replace(plan, checkpoints=checkpoints)
+    now = _settings(suite, plan, engine)
+    for name in dict.fromkeys([*before, *now]):
+        if before.get(name) != now.get(name):
+            raise ScalpelError(
+                f"resume = {run_id}: {name} of the suite {suite.name} has changed since the "
+                f"evaluation was begun (artifact {SUITE}): {_difference(before, now, name)}; put "
+                "it back, or start a new evaluation"
+            )
+    return plan
+
+
+def _settings(suite: Suite, plan: Plan, engine: str) -> dict[str, Any]:
     packages = ("lm_eval", "math-verify", "latex2sympy2_extended", "transformers", "torch")
-    settings = suite.model_dump(mode="json")
-    settings["system_prompt"] = plan.system_prompt
-    settings["engine"] = engine
-    settings["versions"] = {name: version(name) for name in packages}
+    versions = {name: version(name) for name in packages}
     if engine == "vllm":
         from mlflow_scalpel.evaluation.vllm_engine import vllm_version
 
-        settings["versions"] |= [vllm_version()]
-    mlflow.log_dict(settings, SUITE)
+        versions |= [vllm_version()]
+    return {
+        **suite.model_dump(mode="json"),
+        "system_prompt": plan.system_prompt,
+        "engine": engine,
+        "versions": versions,
+        "models": [subject.model_id for subject in plan.subjects],
+    }
 
 
-def log_evaluation(
-    evaluation: Evaluation, subject: Subject, plan: Plan, dtype: str
-) -> pd.DataFrame:
-    """Log each score with its standard error at the model's step, linked to the model.
+def _difference(before: dict[str, Any], now: dict[str, Any], name: str) -> str:
+    """Old and new value of the first field that differs, within a section of settings."""
+    old, new = before.get(name), now.get(name)
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        old, new = next((a, b) for a, b in zip(old, new, strict=True) if a != b)
+    if isinstance(old, dict) and isinstance(new, dict):
+        key = next(key for key in [*old, *new] if old.get(key) != new.get(key))
+        return f"{key} was {old.get(key)!r}, and is {new.get(key)!r}"
+    return f"was {old!r}, and is {new!r}"
 
-    Returns the scores as a tidy table.
-    """
-    run = mlflow.active_run()
-    assert run is not None  # the stage has opened one
-    now = int(time.time() * 1000)
-    values = {score.metric: score.value for score in evaluation.scores}
-    values |= {f"{score.metric}_stderr": score.stderr for score in evaluation.scores}
-    MlflowClient().log_batch(
-        run.info.run_id,
-        metrics=[
-            Metric(key, value, now, subject.step or 0, model_id=subject.model_id)
-            for key, value in values.items()
-            if value == value
-        ],
-    )
-    return tidy(
+
+def score_table(evaluation: Evaluation, subject: Subject, plan: Plan, dtype: str) -> pd.DataFrame:
+    """The scores of one model as a tidy table."""
+    values = [
         {
-            "base": plan.base.model_id,
-            "base_digest": plan.base.digest,
-            "model_id": subject.model_id,
-            "model_digest": subject.digest,
-            "run_id": subject.run_id,
-            "algorithm": subject.algorithm,
-            "step": subject.step,
             "metric": score.metric,
-            "metric_version": METRIC_VERSION,
             "value": score.value,
             "stderr": score.stderr,
             "n": score.n,
             "unit": score.unit,
-            "dtype": dtype,
         }
         for score in evaluation.scores
-    )
+    ]
+    return tidy({**_origin(subject, plan, dtype), **value} for value in values)
+
+
+def gap_table(suite: Suite, reason: str, subject: Subject, plan: Plan, dtype: str) -> pd.DataFrame:
+    """The rows of a checkpoint that could not be measured, a row a score that it lacks."""
+    gap = {"unit": "accuracy", "status": "not measured", "reason": reason}
+    origin = _origin(subject, plan, dtype)
+    return tidy({**origin, "metric": task.metric_name, **gap} for task in suite.tasks)
+
+
+def _origin(subject: Subject, plan: Plan, dtype: str) -> dict[str, Any]:
+    return {
+        "base": plan.base.model_id,
+        "base_digest": plan.base.digest,
+        "model_id": subject.model_id,
+        "model_digest": subject.digest,
+        "run_id": subject.run_id,
+        "algorithm": subject.algorithm,
+        "step": subject.step,
+        "metric_version": METRIC_VERSION,
+        "dtype": dtype,
+    }
 
 
 def rows_of(evaluation: Evaluation, subject: Subject) -> pd.DataFrame:
@@ -161,7 +224,8 @@ def log_results(
 ) -> None:
     """Store scores, evaluation rows, and what base and checkpoints can do, on the active run.
 
-    Each list has an entry a model, the base first; with the base alone there is no ledger.
+    `samples` and `subjects` have an entry a model that was measured, the base first; with the base
+    alone there is no ledger.
     """
     run = mlflow.active_run()
     assert run is not None  # the stage has opened one

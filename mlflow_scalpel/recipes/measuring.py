@@ -44,7 +44,10 @@ class EvaluateRecipe(Recipe):
     batch_size: PositiveInt = 64
     dtype: Dtype = "float32"
     device: str | None = None
-    """Torch device; null takes the first GPU, or the CPU where there is none."""
+    """Torch device of every worker; null gives each a GPU in turn, or the CPU without any."""
+    workers: PositiveInt | None = None
+    """Processes that share out the models, each with one in memory whose weights it swaps; null
+    takes one a GPU, or one in all without any GPU, or where a device is given."""
     engine: Literal["hf", "vllm"] = "hf"
     """What generates: Transformers, or vLLM (the extra `mlflow-scalpel[vllm]`)."""
     vllm_gpu_memory_utilization: Fraction = 0.9

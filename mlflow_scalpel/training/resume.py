@@ -20,7 +20,6 @@ from mlflow_scalpel.comparison.store import stored_table
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.training.journal import SUMMARY
 
-SEAMS_TAG = "scalpel.resumed"
 _STATE = "trainer_state.json"
 
 
@@ -87,14 +86,14 @@ def past_of(run_id: str, output: Path) -> Past:
     )
 
 
-def seam_tag(run_id: str, past: Past) -> dict[str, str]:
-    """The tag that says where the run was taken up, after those of earlier times."""
-    run = MlflowClient().get_run(run_id)
-    before = run.data.tags.get(SEAMS_TAG)
-    now = f"from step {past.step}"
+def seam_of(past: Past) -> str:
+    """Where the run is taken up, in words."""
+    seam = f"from step {past.step}"
     if past.logged_until > past.step:
-        now += f"; steps {past.step + 1} to {past.logged_until} were trained twice, and logged once"
-    return {SEAMS_TAG: f"{before}\n{now}" if before else now}
+        seam += (
+            f"; steps {past.step + 1} to {past.logged_until} were trained twice, and logged once"
+        )
+    return seam
 
 
 def step_of(directory: Path) -> int:

@@ -15,6 +15,7 @@ from mlflow_scalpel.data import load_rows
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.recipes.training import TrainingRecipe
 from mlflow_scalpel.stage import OpenStage
+from mlflow_scalpel.takeup import seam_tag
 from mlflow_scalpel.training.cost import hardware
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def follow(
         newest_whole,
         past_of,
         remove_broken,
-        seam_tag,
+        seam_of,
     )
 
     check_spread(stage.recipe.sharding, trainer.accelerator.distributed_type.value)
@@ -83,7 +84,7 @@ def follow(
     if stage.resumed:
         courier.drain()  # what the killed process had not sent yet
         past = past_of(stage.run_id, stage.output)
-        mlflow.set_tags(seam_tag(stage.run_id, past))
+        mlflow.set_tags(seam_tag(stage.run_id, seam_of(past)))
         for directory in remove_broken(stage.output):
             print(f"{directory}: was cut off while it was written, and is made again")
         print(f"run {stage.run_id} goes on from step {past.step}", flush=True)

@@ -14,48 +14,70 @@ def suite_of(recipe):
     return load_suite(recipe.suite, HERE / "suites", recipe.data, recipe.samples)
 
 
-with open_stage("evaluate", HERE / "recipes", check=suite_of) as stage:
+def evaluate(stage):
     import mlflow
 
     from mlflow_scalpel.checkpoints.deliver import give_best
-    from mlflow_scalpel.evaluation.gold import GoldAnswers
-    from mlflow_scalpel.evaluation.harness import Evaluator
     from mlflow_scalpel.evaluation.record import (
-        log_evaluation,
+        gap_table,
         log_results,
         log_suite,
         plan_evaluation,
         rows_of,
+        score_table,
+        take_up_suite,
     )
+    from mlflow_scalpel.evaluation.results import Results
+    from mlflow_scalpel.evaluation.workers import Order, count_workers, measure_all
+    from mlflow_scalpel.takeup import seam_tag
 
     recipe = stage.recipe
     suite = suite_of(recipe)
     plan = plan_evaluation(recipe)
+    results = Results(stage.run_id, stage.output)
     mlflow.log_params(recipe.flat())
-    log_suite(suite, plan, recipe.engine)
-    evaluator = Evaluator(
-        plan.base.directory,
-        suite,
-        system_prompt=plan.system_prompt,
-        batch_size=recipe.batch_size,
-        dtype=recipe.dtype,
-        device=recipe.device,
-        seed=recipe.seed,
-        engine=recipe.engine,
-        vllm_gpu_memory_utilization=recipe.vllm_gpu_memory_utilization,
-    )
-    golds = GoldAnswers(evaluator) if recipe.gold_loglik and plan.run is not None else None
-    tables, samples, subjects = [], [], []
-    for subject in plan.subjects():
-        evaluator.load_weights(subject.directory)
-        # With the base's seed an unchanged checkpoint would give the base's own samples.
-        evaluation = evaluator.run(seed=recipe.seed + (subject.step or 0))
-        tables.append(log_evaluation(evaluation, subject, plan, recipe.dtype))
-        rows = rows_of(evaluation, subject)
-        samples.append(rows if golds is None else golds.score(rows))
-        subjects.append(subject)
-        scores = "  ".join(f"{s.metric[5:]} {s.value:.2f}" for s in evaluation.scores)
-        print(f"step {subject.step}: {scores}", flush=True)
-    log_results(tables, samples, subjects, recipe.dtype)
+    if stage.resumed:
+        plan = take_up_suite(suite, plan, stage.run_id, recipe.engine)
+        results.fetch()
+    else:
+        log_suite(suite, plan, recipe.engine)
+    subjects = plan.subjects
+    left = [n for n, subject in enumerate(subjects) if not results.path(subject).exists()]
+    if stage.resumed:
+        there = len(subjects) - len(left)
+        mlflow.set_tags(seam_tag(stage.run_id, f"{there} of {len(subjects)} models were there"))
+        for subject in subjects:
+            if results.path(subject).exists():
+                results.send_metrics(subject)
+    workers = count_workers(recipe, len(left))
+    print(f"{suite.name}: {len(left)} models to measure, {workers} worker(s)", flush=True)
+    gaps: dict[int, str] = {}
+
+    def done(number: int, gap: str | None) -> None:
+        subject = subjects[number]
+        left.remove(number)
+        at = f"step {subject.step}"
+        if gap is not None:
+            gaps[number] = gap
+            print(f"WARNING: {at} is left out: {gap}", flush=True)
+            return
+        results.store(subject)
+        scores = results.read(subject).evaluation.scores
+        shown = "  ".join(f"{s.metric[5:]} {s.value:.2f}" for s in scores)
+        print(f"{at}: {shown}  ({len(left)} left)", flush=True)
+
+    measure_all(Order(recipe, suite, plan, results.folder), list(left), workers, done)
+
+    measured = [s for number, s in enumerate(subjects) if number not in gaps]
+    found = [(results.read(subject).evaluation, subject) for subject in measured]
+    tables = [score_table(*one, plan, recipe.dtype) for one in found]
+    tables += [gap_table(suite, gaps[n], subjects[n], plan, recipe.dtype) for n in sorted(gaps)]
+    results.close()
+    log_results(tables, [rows_of(*one) for one in found], measured, recipe.dtype)
     if recipe.best is not None and recipe.run is not None:
         give_best(mlflow.MlflowClient(), recipe.run, recipe.best, minimize=False)
+
+
+if __name__ == "__main__":  # worker processes import this file
+    with open_stage("evaluate", HERE / "recipes", check=suite_of) as opened:
+        evaluate(opened)

@@ -11,7 +11,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mlflow_scalpel.evaluation import load_suite
-from mlflow_scalpel.evaluation.gold import GoldAnswers, opening_of
+from mlflow_scalpel.evaluation.gold import opening_of, score_gold_answers
 from mlflow_scalpel.evaluation.harness import Evaluator
 
 TASKS = Path(__file__).parents[2] / "projects" / "evaluate" / "tasks"
@@ -75,13 +75,14 @@ def test_scores_are_those_of_a_direct_forward_pass(evaluator, first_model, make_
         gold=["4", "12", "12", "5", "6", "7"],
     )
     rows.loc[0, "completion"] = "is \\boxed{4}"
-    golds = GoldAnswers(evaluator)
-    base = golds.score(rows)
+    base = score_gold_answers(evaluator, rows)
     assert list(base["gold_loglik"].notna()) == [True] * 4 + [False] * 2
     assert list(base["gold_loglik_after_opening"].notna()) == [True] * 3 + [False] * 3
     other = make_model(2)
     evaluator.load_weights(other)
-    lost = golds.score(rows.assign(score=[0.0, 0.0, 1.0, float("nan"), 0.0, 1.0]))
+    lost = score_gold_answers(
+        evaluator, rows.assign(score=[0.0, 0.0, 1.0, float("nan"), 0.0, 1.0]), base
+    )
     assert list(lost["gold_loglik"].notna()) == [True] * 2 + [False] * 4
     for place, directory, scored in ((1, first_model, base), (1, other, lost), (0, other, lost)):
         row = scored.iloc[place]
@@ -101,10 +102,10 @@ def test_scores_are_those_of_a_direct_forward_pass(evaluator, first_model, make_
 def test_several_samples_are_scored_once_and_a_text_too_long_not_at_all(evaluator):
     rows = evaluator.run().samples.assign(score=1.0, gold="4", completion="4")
     twice = pd.concat([rows, rows.assign(sample=1)], ignore_index=True)
-    scored = GoldAnswers(evaluator).score(twice)
+    scored = score_gold_answers(evaluator, twice)
     assert scored["gold_loglik"].notna().sum() == len(rows)
     assert scored.loc[scored["sample"] == 1, "gold_loglik"].isna().all()
     long = rows.assign(gold="4" * 200)
-    assert GoldAnswers(evaluator).score(long)["gold_loglik"].isna().all()
-    nothing = GoldAnswers(evaluator).score(rows.assign(score=0.0))
+    assert score_gold_answers(evaluator, long)["gold_loglik"].isna().all()
+    nothing = score_gold_answers(evaluator, rows.assign(score=0.0))
     assert nothing["gold_loglik"].isna().all()

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from mlflow_scalpel.checkpoints import checkpoints_of_run
 from mlflow_scalpel.comparison.store import stored_table
-from mlflow_scalpel.training.resume import SEAMS_TAG
+from mlflow_scalpel.takeup import SEAMS_TAG
 
 pytestmark = pytest.mark.slow
 
