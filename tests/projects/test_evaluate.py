@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,16 @@ import yaml
 
 import mlflow_scalpel
 from mlflow_scalpel.checkpoints import checkpoints_of_run, log_base, log_checkpoint
-from mlflow_scalpel.comparison.store import evaluations_of, get_run, stored_ledger, stored_samples
+from mlflow_scalpel.comparison.store import (
+    evaluations_of,
+    get_run,
+    stored_ledger,
+    stored_samples,
+    stored_table,
+)
 from mlflow_scalpel.evaluation import load_suite
 from mlflow_scalpel.evaluation.harness import Evaluator
+from mlflow_scalpel.takeup import SEAMS_TAG
 
 pytestmark = pytest.mark.slow
 
@@ -49,6 +57,114 @@ def suite_of(folder: Path, problems: list[dict[str, str]]) -> Path:
     return file
 
 
+# Runs the stage, and ends its process without a word once the second result is stored.
+KILLER = """
+import os, runpy, signal, sys
+from mlflow_scalpel.evaluation.results import Results
+
+store, stored = Results.store, []
+
+def store_and_die(self, subject):
+    store(self, subject)
+    stored.append(subject)
+    if len(stored) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Results.store = store_and_die
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def evaluate(folder: Path, *words: str, killed: bool = False) -> str:
+    """Run the stage as a process, killed after two models or to its end; what it printed."""
+    before = ["-c", KILLER] if killed else []
+    done = subprocess.run(
+        [sys.executable, *before, str(PROJECT / "evaluate.py"), *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(PROJECT.parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == (-signal.SIGKILL if killed else 0), done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.fixture
+def trained(tracking, make_model, tmp_path) -> tuple[str, Path]:
+    """A run with a base and three checkpoints, and a suite to evaluate them with."""
+    asked = [{"problem": f"{i}+{i}=?", "answer": "0"} for i in range(12)]
+    with mlflow.start_run() as run:
+        logged = log_base(str(make_model(1)))
+        for step in (5, 10, 15):
+            log_checkpoint(str(make_model(step)), step=step, base=logged.model_id).wait()
+    return run.info.run_id, suite_of(tmp_path, asked)
+
+
+def newest(run_id: str) -> str:
+    runs = evaluations_of(get_run(run_id))
+    return max(runs, key=lambda run: run.info.start_time).info.run_id
+
+
+def left_running(run_id: str) -> str:
+    """The evaluation whose process was killed, in the experiment of a run."""
+    experiment = get_run(run_id).info.experiment_id
+    (run,) = mlflow.MlflowClient().search_runs([experiment], "attributes.status = 'RUNNING'")
+    return str(run.info.run_id)
+
+
+def points(run_id: str) -> dict[str, list[tuple[int, float]]]:
+    """Every point of every metric of an evaluation, by step."""
+    client = mlflow.MlflowClient()
+    names = [name for name in client.get_run(run_id).data.metrics if name.startswith("eval/")]
+    return {
+        name: sorted((point.step, point.value) for point in client.get_metric_history(run_id, name))
+        for name in names
+    }
+
+
+def test_a_killed_evaluation_goes_on_and_ends_as_if_nobody_had_killed_it(trained, tmp_path):
+    run_id, suite = trained
+    settings = f"suite={suite} run={run_id} checkpoints=all threads=1"
+    evaluate(tmp_path, "--set", settings)
+    whole = newest(run_id)
+    evaluate(tmp_path, "--set", settings, killed=True)
+    killed = left_running(run_id)
+    said = evaluate(tmp_path, "--resume", killed)
+    assert "2 models to measure" in said
+    assert mlflow.MlflowClient().get_run(killed).info.status == "FINISHED"
+    assert mlflow.MlflowClient().get_run(killed).data.tags[SEAMS_TAG] == "2 of 4 models were there"
+    pd.testing.assert_frame_equal(stored_samples(killed), stored_samples(whole))
+    assert points(killed) == points(whole)
+    assert all(len(history) == 4 for history in points(whole).values())
+    pd.testing.assert_frame_equal(
+        stored_table(killed).drop(columns="run_id"), stored_table(whole).drop(columns="run_id")
+    )
+
+
+def test_two_workers_find_what_one_finds(trained, tmp_path):
+    run_id, suite = trained
+    settings = f"suite={suite} run={run_id} checkpoints=all threads=1"
+    evaluate(tmp_path, "--set", settings)
+    alone = newest(run_id)
+    said = evaluate(tmp_path, "--set", f"{settings} workers=2")
+    shared = newest(run_id)
+    assert "2 worker(s)" in said
+    assert shared != alone
+    pd.testing.assert_frame_equal(stored_samples(shared), stored_samples(alone))
+    assert points(shared) == points(alone)
+
+
+def test_a_suite_that_has_changed_is_not_gone_on_with(trained, tmp_path):
+    run_id, suite = trained
+    evaluate(tmp_path, "--set", f"suite={suite} run={run_id} threads=1", killed=True)
+    killed = left_running(run_id)
+    suite.write_text(suite.read_text().replace("max_new_tokens: 6", "max_new_tokens: 7"))
+    with pytest.raises(AssertionError, match=r"has changed since.*start a new evaluation"):
+        evaluate(tmp_path, "--resume", killed)
+
+
 def test_an_evaluation_ends_in_a_ledger(tracking, make_model, tmp_path):
     """The base is right where the gold answers are what it says; another model loses them."""
     base, same, other = make_model(1), make_model(1), make_model(2)
@@ -62,20 +178,7 @@ def test_an_evaluation_ends_in_a_ledger(tracking, make_model, tmp_path):
         logged = log_base(str(base))
         for step, directory in ((5, same), (10, other)):
             log_checkpoint(str(directory), step=step, base=logged.model_id).wait()
-    done = subprocess.run(
-        [
-            sys.executable,
-            PROJECT / "evaluate.py",
-            "--set",
-            f"suite={suite} run={run.info.run_id} checkpoints=all threads=1",
-        ],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(PROJECT.parents[1])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    evaluate(tmp_path, "--set", f"suite={suite} run={run.info.run_id} checkpoints=all threads=1")
 
     ledger = stored_ledger(run.info.run_id)
     greedy = ledger[ledger["kind"] == "greedy"]
