@@ -34,13 +34,12 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan."""
-    from mlflow_scalpel.commands.check import find
     from mlflow_scalpel.errors import RecipeError
-    from mlflow_scalpel.recipes.load import parse_settings, read_recipe
+    from mlflow_scalpel.recipes.load import find_recipe, parse_settings, read_recipe
     from mlflow_scalpel.recipes.training import TrainingRecipe
     from mlflow_scalpel.training.planning import model_size, plan_run
 
-    path = find(arguments.recipe)
+    path = find_recipe(arguments.recipe, Path())
     recipe = read_recipe(path, settings=parse_settings(arguments.set))
     if not isinstance(recipe, TrainingRecipe):
         raise RecipeError(f"{path}: stage = {recipe.stage}: only sft and grpo are planned")

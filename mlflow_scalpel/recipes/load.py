@@ -113,16 +113,23 @@ def check_parts(recipe: MainRecipe, projects: Path) -> None:
 
 
 def find_recipe(name: str, folder: Path) -> Path:
-    """The file of the recipe `name`: a path as it stands, or a name under `folder`."""
+    """The file of the recipe `name`: a path as it stands, or a name under `folder`.
+
+    STAGE/NAME is a name under projects/STAGE/recipes/ of the working directory.
+    """
     for candidate in (Path(name), folder / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
+    stage, _, bare = name.rpartition("/")
+    if stage in STAGES:
+        return find_recipe(bare, Path.cwd() / "projects" / stage / "recipes")
     known = sorted(file.stem for file in folder.glob("*.yaml"))
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    hint = f". Did you mean {near[0]}?" if near else ""
     raise RecipeError(
         f"recipe = {name}: there is neither a file of that path nor a recipe of that name under "
-        f"{folder}.{hint} Known: {', '.join(known) or 'none'}."
+        f"{folder.resolve()}{hint or '.'} Known: {', '.join(known) or 'none'}. Elsewhere, "
+        "STAGE/NAME stands for projects/STAGE/recipes/NAME.yaml of the project that you are in."
     )
 
 
@@ -164,7 +171,10 @@ def validate(kind: type[BaseModel], fields: dict[str, Any], path: Path) -> Any:
 
 
 def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The YAML of `path`, laid over the recipe that it extends (a name beside it, or a path)."""
+    """The YAML of `path`, laid over the recipe that it extends.
+
+    That is a name beside it, STAGE/NAME, or a path.
+    """
     if path.resolve() in seen:
         raise RecipeError(f"{path}: extends itself, by way of {seen[-1]}; remove one `extends`.")
     try:

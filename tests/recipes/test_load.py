@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import RecipeError
 from mlflow_scalpel.recipes import load_recipe, read_recipe
 from mlflow_scalpel.recipes.load import STAGES, parse_settings
@@ -121,6 +122,28 @@ def test_a_broken_file_is_told(tmp_path, text, said):
 def test_an_unknown_recipe_names_the_nearest():
     with pytest.raises(RecipeError, match="Did you mean tiny-matched"):
         load("sft", name="tiny-mached")
+
+
+def test_a_variant_may_lie_anywhere(tmp_path, monkeypatch, capsys):
+    """`extends: STAGE/NAME` is a recipe of the project that one is in."""
+    monkeypatch.chdir(PROJECTS.parent)
+    variant = tmp_path / "mine.yaml"
+    variant.write_text("extends: sft/tiny\ntrain: {learning_rate: 0.125}\n")
+    recipe = read_recipe(variant, stage="sft")
+    assert (recipe.name, recipe.train.learning_rate) == ("mine", 0.125)
+    assert main(["check", str(variant)]) == 0
+    assert "a valid recipe of the entry point sft" in capsys.readouterr().out
+    variant.write_text("extends: sft/tinny\n")
+    with pytest.raises(RecipeError, match=r"recipe = tinny: .*sft/recipes\. Did you mean tiny\?"):
+        read_recipe(variant)
+
+
+@pytest.mark.parametrize("stage", ["main", "evaluate", "sft"])
+def test_a_copy_of_a_recipe_may_be_checked_anywhere(stage, tmp_path, monkeypatch):
+    monkeypatch.chdir(PROJECTS.parent)
+    copy = tmp_path / "copy.yaml"
+    copy.write_text((PROJECTS / stage / "recipes" / "tiny.yaml").read_text())
+    assert main(["check", str(copy)]) == 0
 
 
 def test_check_is_quick_and_imports_nothing_heavy():
