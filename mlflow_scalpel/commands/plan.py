@@ -22,14 +22,30 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the model's config.json; that of the recipe's model unless given",
     )
-    parser.add_argument("--rows", type=int, help="problems of the data, where epochs are asked for")
-    parser.add_argument("--tokens", type=float, help="mean tokens of a sequence, prompt included")
-    parser.add_argument("--completion-tokens", type=float, help="mean tokens that GRPO generates")
+    parser.add_argument(
+        "--rows", type=_count, help="problems of the data, where epochs are asked for"
+    )
+    parser.add_argument("--tokens", type=_mean, help="mean tokens of a sequence, prompt included")
+    parser.add_argument("--completion-tokens", type=_mean, help="mean tokens that GRPO generates")
     parser.add_argument(
         "--sharding",
         choices=("zero2", "zero3", "fsdp"),
         help="how the model is spread over the processes, where not as the recipe says",
     )
+
+
+def _count(text: str) -> int:
+    return int(_at_least_one(text, int(text)))
+
+
+def _mean(text: str) -> float:
+    return _at_least_one(text, float(text))
+
+
+def _at_least_one(text: str, value: float) -> float:
+    if not 1 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number from 1 on")
+    return value
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -65,9 +81,8 @@ def lines(recipe: Any, size: Any, plan: Plan, *, bounded: bool) -> list[tuple[st
         ("model", f"{recipe.model}, {size.parameters / 1e6:,.1f} M parameters"),
         ("trained", f"{size.trainable / 1e6:,.1f} M parameters in {recipe.train.dtype}"),
         ("steps", f"{plan.steps:,}"),
-        ("sequences", f"{plan.sequences:,}, a problem drawn {plan.problems:,} times"),
+        ("sequences", f"{plan.sequences:,}, of {plan.problems:,} draws of a problem"),
         ("tokens trained on", f"{most}{plan.tokens_trained:,}"),
-        ("tokens generated", f"{most}{plan.tokens_generated:,}"),
         ("FLOPs", f"{most}{plan.flops:.3g}"),
         (
             "memory a GPU",
@@ -79,6 +94,8 @@ def lines(recipe: Any, size: Any, plan: Plan, *, bounded: bool) -> list[tuple[st
         ("disk, stored", f"{plan.disk_stored / gb:.4g} GB ({recipe.checkpoints.count} and base)"),
         ("disk, while training", f"{plan.disk_working / gb:.4g} GB"),
     ]
+    if plan.tokens_generated:
+        told.insert(5, ("tokens generated", f"{most}{plan.tokens_generated:,}"))
     if getattr(recipe.train, "use_vllm", False):
         share = recipe.train.vllm_gpu_memory_utilization
         where = "a GPU of its own" if recipe.train.vllm_mode == "server" else "each GPU, beside it"
@@ -99,7 +116,12 @@ def _config(file: str | None, model: str) -> Any:
     source = file or (str(resolve(model)) if local else model)
     try:
         return AutoConfig.from_pretrained(source)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        if file is not None:
+            raise ScalpelError(
+                f"--config {file}: is no configuration of a model that transformers knows "
+                f"({str(error).splitlines()[0]}); give the model's config.json"
+            ) from error
         raise ScalpelError(
             f"model = {model}: its configuration cannot be had ({str(error).splitlines()[0]}); "
             "connect to the hub, or give its config.json with --config"
