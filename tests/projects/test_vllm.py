@@ -139,7 +139,9 @@ def test_vllm_answers_as_transformers_does_under_weights_that_go_through_it(home
     fresh = evaluate(home, f"model=models:/{found[-1].model_id} engine=vllm")
     pd.testing.assert_frame_equal(greedy(fresh, 0), greedy(by_vllm, 6))
 
-    golds = [stored_samples(one.info.run_id)["gold_loglik"].dropna() for one in (by_hf, by_vllm)]
+    rows = [stored_samples(one.info.run_id) for one in (by_hf, by_vllm)]
+    # Which sampled answers are right is a matter of each engine's own random numbers.
+    golds = [one.loc[one["kind"] == "greedy", "gold_loglik"].dropna() for one in rows]
     assert len(golds[0]) > 10
     pd.testing.assert_series_equal(*golds, atol=1e-4)
     kept = yaml.safe_load(mlflow.artifacts.load_text(f"runs:/{by_vllm.info.run_id}/{SUITE}"))
