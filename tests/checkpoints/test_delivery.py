@@ -137,7 +137,7 @@ def test_training_goes_on_while_the_server_is_away(faulty, track_at, checkpoint,
         delivery = log_checkpoint(checkpoint, step=7)
         journal = Journal(delivery.courier)
         journal.metrics({"loss": 1.5}, 7, delivery)
-        assert time.monotonic() - began < 20  # a request gives up after minutes
+        assert time.monotonic() - began < 1
         before = (checkpoint / WEIGHTS).read_bytes()
         shutil.rmtree(checkpoint)  # as save_total_limit does
         time.sleep(0.5)

@@ -86,9 +86,9 @@ def test_answers_that_explode_are_wrong_at_once(answer: str) -> None:
 
 
 def test_what_the_check_does_not_foresee_ends_in_time() -> None:
-    start = time.process_time()
+    start = time.monotonic()
     assert math_correct(r"\boxed{9^{9\cdot 99999999}}", "4") is False
-    assert time.process_time() - start < 5
+    assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize("answer", ["2^{2023}-1", "2023!", "10^{99999}", "5!!", "2^{2^{10}}"])

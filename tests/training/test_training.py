@@ -169,10 +169,10 @@ def test_a_gold_answer_that_does_not_parse_is_counted_and_not_judged():
 
 def test_completions_that_would_take_seconds_do_not():
     nasty = ["\\boxed{9^{9^{9^9}}}", "\\boxed{10^{10^{10}}}", "\\boxed{99999999!}"] * 4
-    started = time.process_time()
+    started = time.monotonic()
     _, given, _, _ = judge(nasty, ["2"] * len(nasty))
     assert given == [0.0] * len(nasty)
-    assert time.process_time() - started < 5
+    assert time.monotonic() - started < 5
 
 
 def test_a_reward_that_is_always_zero_is_said():

@@ -29,9 +29,9 @@ def test_ninety_thousand_rows_are_read_fast():
     table = table.reindex(columns=list(DTYPES)).astype(DTYPES)
     times = []
     for _ in range(5):
-        start = time.process_time()
+        start = time.perf_counter()
         clean = read(table)
-        times.append(time.process_time() - start)
+        times.append(time.perf_counter() - start)
     assert len(clean) == len(table)
     assert min(times) < 0.45, times
 
