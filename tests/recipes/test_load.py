@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -155,14 +155,13 @@ def test_check_is_quick_and_imports_nothing_heavy():
         "assert not heavy, heavy\n"
         "sys.exit(status)\n"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code, str(PROJECTS / "sft" / "recipes" / "tiny.yaml")],
         capture_output=True,
         text=True,
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
+    assert time.monotonic() - started < 3
     assert done.returncode == 2
     assert "greater than 0" in done.stderr
 
