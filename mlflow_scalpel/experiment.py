@@ -19,7 +19,7 @@ from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import RunInfo
+from mlflow.entities import Run, RunInfo
 from mlflow.utils.mlflow_tags import (
     MLFLOW_PARENT_RUN_ID,
     MLFLOW_PROJECT_ENTRY_POINT,
@@ -29,7 +29,7 @@ from mlflow.utils.mlflow_tags import (
 
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.stage import FAILURE_TAG, NESTED, interrupt_is_heard
-from mlflow_scalpel.takeup import left_to_take_up
+from mlflow_scalpel.takeup import STAGE_TAG, left_to_take_up
 
 
 class Experiment:
@@ -104,15 +104,20 @@ class Experiment:
             raise ScalpelError(f"{name} (stage {stage}) was not begun: the experiment is stopping")
         script = self._projects / stage / f"{stage}.py"
         before = self._begun.get((stage, name))
-        if before is not None and before.status == "FINISHED":
-            print(f"[{name}] has finished before: run {before.run_id}", flush=True)
-            return str(before.run_id)
-        if before is not None and left_to_take_up(before.run_id, stage):
-            run_id = before.run_id
+        if before is not None and before.info.status == "FINISHED":
+            print(f"[{name}] has finished before: run {before.info.run_id}", flush=True)
+            return str(before.info.run_id)
+        words = ["--recipe", recipe, "--set", as_settings(settings)]
+        if before is None:
+            run_id = self._create_run(stage, name)
+        elif STAGE_TAG not in before.data.tags:  # killed before it had begun
+            run_id = before.info.run_id
+        elif left_to_take_up(before.info.run_id, stage):
+            run_id = before.info.run_id
             words = ["--resume", run_id]
         else:
             run_id = self._create_run(stage, name)
-            words = ["--recipe", recipe, "--set", as_settings(settings)]
+            _give_up(before, run_id)
         process = subprocess.Popen(
             [sys.executable, str(script), *words],
             env={
@@ -151,7 +156,7 @@ class Experiment:
         return str(run.info.run_id)
 
 
-def _stages_below(parent: RunInfo) -> dict[tuple[str, str], RunInfo]:
+def _stages_below(parent: RunInfo) -> dict[tuple[str, str], Run]:
     """The newest run of each stage and name that an earlier process of the experiment began."""
     runs = MlflowClient().search_runs(
         [parent.experiment_id],
@@ -159,10 +164,18 @@ def _stages_below(parent: RunInfo) -> dict[tuple[str, str], RunInfo]:
         order_by=["attributes.start_time ASC"],
     )
     return {
-        (run.data.tags[MLFLOW_PROJECT_ENTRY_POINT], run.info.run_name): run.info
+        (run.data.tags[MLFLOW_PROJECT_ENTRY_POINT], run.info.run_name): run
         for run in runs
         if MLFLOW_PROJECT_ENTRY_POINT in run.data.tags
     }
+
+
+def _give_up(run: Run, successor: str) -> None:
+    """Leave a stage's run whose place another one takes: what nobody goes on with has ended."""
+    if run.info.status == "RUNNING":
+        client = MlflowClient()
+        client.set_tag(run.info.run_id, FAILURE_TAG, f"killed, and begun anew as run {successor}")
+        client.set_terminated(run.info.run_id, "KILLED")
 
 
 def as_settings(settings: Mapping[str, Any]) -> str:

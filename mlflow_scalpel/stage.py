@@ -33,7 +33,7 @@ from typing import Any
 from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 from mlflow_scalpel.recipes import load_recipe
-from mlflow_scalpel.takeup import RECIPE_ARTIFACT, RESUMABLE, take_up
+from mlflow_scalpel.takeup import RECIPE_ARTIFACT, RESUMABLE, STAGE_TAG, take_up
 
 FAILURE_TAG = "scalpel.failure"
 NESTED = "SCALPEL_NESTED"  # set where an experiment of ours started the stage, not `mlflow run`
@@ -109,10 +109,8 @@ def open_stage(
 
     with _settled_run(mlflow, f"{recipe.name}-{stage}") as (run_id, output):
         note = run_note(run_id, recipe.description)
-        mlflow.set_tags(
-            {"scalpel.stage": stage, "scalpel.recipe": recipe.name, DESCRIPTION_TAG: note}
-        )
         mlflow.log_dict(recipe.model_dump(mode="json"), RECIPE_ARTIFACT)
+        mlflow.set_tags({STAGE_TAG: stage, "scalpel.recipe": recipe.name, DESCRIPTION_TAG: note})
         if recipe.threads is not None:
             import torch
 

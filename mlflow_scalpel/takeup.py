@@ -13,6 +13,7 @@ from mlflow_scalpel.recipes import read_recipe
 RESUMABLE = ("main", "sft", "grpo", "evaluate")
 _KEEP_FILES = ("sft", "grpo")  # go on from what lies in their output directory
 RECIPE_ARTIFACT = "recipe.yaml"
+STAGE_TAG = "scalpel.stage"  # of a run whose stage has begun: its recipe is there
 SEAMS_TAG = "scalpel.resumed"
 _TAKEN = "SCALPEL_RESUMED"  # set once done, for the processes that accelerate starts again
 
@@ -43,7 +44,7 @@ def take_up(run_id: str, stage: str, recipe_name: str, settings: str) -> Any:
             f"resume = {run_id}: there is no such run at {mlflow.get_tracking_uri()} ({error}); "
             "copy the ID from the UI's run page, and check MLFLOW_TRACKING_URI"
         ) from error
-    began_as = run.data.tags.get("scalpel.stage")
+    began_as = run.data.tags.get(STAGE_TAG)
     if began_as != stage:
         raise RecipeError(
             f"resume = {run_id}: is a run of {began_as or 'another tool'}; take it up with "

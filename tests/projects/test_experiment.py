@@ -334,10 +334,10 @@ def test_what_is_refused_is_said_and_leaves_no_run_running(experiment, parameter
     assert re.search(said, run.data.tags[FAILURE_TAG])
 
 
-def test_interrupting_the_experiment_leaves_no_run_running(experiment):
-    began = int(time.time() * 1000)
-    process = subprocess.Popen(
-        command(experiment["copy"], "main", "recipe=long"),
+def begin(experiment: dict, recipe: str) -> subprocess.Popen[str]:
+    """An experiment as somebody at a terminal starts it: in a process group of its own."""
+    return subprocess.Popen(
+        command(experiment["copy"], "main", f"recipe={recipe}"),
         cwd=experiment["copy"],
         env=environment(experiment["folder"], experiment["hub"]),
         stdout=subprocess.PIPE,
@@ -345,6 +345,11 @@ def test_interrupting_the_experiment_leaves_no_run_running(experiment):
         text=True,
         start_new_session=True,
     )
+
+
+def test_interrupting_the_experiment_leaves_no_run_running(experiment):
+    began = int(time.time() * 1000)
+    process = begin(experiment, "long")
     assert process.stdout is not None
     training = set()
     for line in process.stdout:
@@ -379,15 +384,7 @@ def test_an_experiment_that_was_killed_is_taken_up(experiment):
     recipe = SMALL.replace("  - {name: sft-again, stage: sft, recipe: tiny, set: *small}\n", "")
     recipes = experiment["copy"] / "projects" / "main" / "recipes"
     (recipes / "killed.yaml").write_text(recipe + "workers: 1\n")
-    process = subprocess.Popen(
-        command(experiment["copy"], "main", "recipe=killed"),
-        cwd=experiment["copy"],
-        env=environment(experiment["folder"], experiment["hub"]),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    process = begin(experiment, "killed")
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("[sft] step 2/4"):
