@@ -92,15 +92,15 @@ class Results:
         """The result of a model that has one."""
         return Result.read(self.path(subject))
 
-    def store(self, subject: Subject) -> None:
+    def store(self, subject: Subject) -> Result:
         """Send the file of a model that was just measured, and its scores as metrics."""
         path = self.path(subject)
         self._courier.add(
             ArtifactEntry(folder=RESULTS), lambda folder: shutil.copy(path, folder / path.name)
         )
-        self.send_metrics(subject)
+        return self.send_metrics(subject)
 
-    def send_metrics(self, subject: Subject) -> None:
+    def send_metrics(self, subject: Subject) -> Result:
         """Log each score with its standard error at the model's step, linked to the model.
 
         Doing it twice does no harm.
@@ -114,6 +114,7 @@ class Results:
             if value == value
         ]
         self._courier.add(MetricsEntry(metrics=metrics, model_id=subject.model_id))
+        return result
 
     def close(self) -> None:
         """Wait until all is sent, and remove the files from here."""

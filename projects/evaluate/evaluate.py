@@ -61,8 +61,7 @@ def evaluate(stage):
             gaps[number] = gap
             print(f"WARNING: {at} is left out: {gap}", flush=True)
             return
-        results.store(subject)
-        scores = results.read(subject).evaluation.scores
+        scores = results.store(subject).evaluation.scores
         shown = "  ".join(f"{s.metric[5:]} {s.value:.2f}" for s in scores)
         print(f"{at}: {shown}  ({len(left)} left)", flush=True)
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import mlflow
 import pandas as pd
+import psutil
 import pytest
 import yaml
 
 import mlflow_scalpel
-from mlflow_scalpel.checkpoints import checkpoints_of_run, log_base, log_checkpoint
+from mlflow_scalpel.checkpoints import checkpoints_of_run, log_base, log_checkpoint, resolve
 from mlflow_scalpel.comparison.store import (
     evaluations_of,
     get_run,
@@ -65,10 +66,11 @@ from mlflow_scalpel.evaluation.results import Results
 store, stored = Results.store, []
 
 def store_and_die(self, subject):
-    store(self, subject)
+    result = store(self, subject)
     stored.append(subject)
     if len(stored) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
+    return result
 
 Results.store = store_and_die
 sys.argv = sys.argv[1:]
@@ -107,10 +109,10 @@ def newest(run_id: str) -> str:
     return max(runs, key=lambda run: run.info.start_time).info.run_id
 
 
-def left_running(run_id: str) -> str:
-    """The evaluation whose process was killed, in the experiment of a run."""
+def unfinished(run_id: str, status: str = "RUNNING") -> str:
+    """The evaluation whose process was killed, or that failed, in the experiment of a run."""
     experiment = get_run(run_id).info.experiment_id
-    (run,) = mlflow.MlflowClient().search_runs([experiment], "attributes.status = 'RUNNING'")
+    (run,) = mlflow.MlflowClient().search_runs([experiment], f"attributes.status = '{status}'")
     return str(run.info.run_id)
 
 
@@ -130,7 +132,7 @@ def test_a_killed_evaluation_goes_on_and_ends_as_if_nobody_had_killed_it(trained
     evaluate(tmp_path, "--set", settings)
     whole = newest(run_id)
     evaluate(tmp_path, "--set", settings, killed=True)
-    killed = left_running(run_id)
+    killed = unfinished(run_id)
     said = evaluate(tmp_path, "--resume", killed)
     assert "2 models to measure" in said
     assert mlflow.MlflowClient().get_run(killed).info.status == "FINISHED"
@@ -156,10 +158,62 @@ def test_two_workers_find_what_one_finds(trained, tmp_path):
     assert points(shared) == points(alone)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_checkpoint_that_is_damaged_is_a_gap_with_its_reason(trained, tmp_path, workers):
+    run_id, suite = trained
+    _, found = checkpoints_of_run(run_id)
+    os.truncate(resolve(found[1].uri) / "model.safetensors", 500)
+    settings = f"suite={suite} run={run_id} checkpoints=all threads=1 workers={workers}"
+    said = evaluate(tmp_path, "--set", settings)
+    assert "WARNING: step 10 is left out: " in said
+    evaluated = newest(run_id)
+    table = stored_table(evaluated)
+    missing = table[table["metric"].str.startswith("eval/") & (table["step"] == 10)]
+    assert set(missing["metric"]) == {"eval/out/say/greedy", "eval/out/say/sampled"}
+    assert set(missing["status"]) == {"not measured"}
+    assert missing["reason"].str.contains("model.safetensors").all()
+    assert missing["value"].isna().all()
+    assert {step for step, _ in points(evaluated)["eval/out/say/greedy"]} == {0, 5, 15}
+    assert set(stored_ledger(run_id)["step"]) == {5, 15}
+
+
+def test_a_worker_that_dies_fails_the_run_which_is_then_taken_up(trained, tmp_path):
+    run_id, suite = trained
+    process = subprocess.Popen(
+        [
+            *(sys.executable, str(PROJECT / "evaluate.py"), "--set"),
+            f"suite={suite} run={run_id} checkpoints=all threads=1 workers=2",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PROJECT.parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "2 worker(s)" in line:
+            break
+    workers: list[psutil.Process] = []
+    while len(workers) < 2:  # which then import for seconds
+        assert process.poll() is None
+        children = psutil.Process(process.pid).children()
+        workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    workers[0].kill()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "one of 2 worker processes died" in errors
+    psutil.wait_procs(workers, timeout=20)
+    assert not any(child.is_running() for child in workers)
+    failed = unfinished(run_id, "FAILED")
+    evaluate(tmp_path, "--resume", failed)
+    assert all(len(history) == 4 for history in points(failed).values())
+
+
 def test_a_suite_that_has_changed_is_not_gone_on_with(trained, tmp_path):
     run_id, suite = trained
     evaluate(tmp_path, "--set", f"suite={suite} run={run_id} threads=1", killed=True)
-    killed = left_running(run_id)
+    killed = unfinished(run_id)
     suite.write_text(suite.read_text().replace("max_new_tokens: 6", "max_new_tokens: 7"))
     with pytest.raises(AssertionError, match=r"has changed since.*start a new evaluation"):
         evaluate(tmp_path, "--resume", killed)
