@@ -27,7 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
     path = find_recipe(arguments.recipe, Path())
     read = read_recipe(path, settings=parse_settings(arguments.set))
     folder = path.resolve().parent
-    projects = folder.parents[1] if folder.name == "recipes" else Path.cwd() / "projects"
+    shipped = (folder.parent.name, folder.name) == (read.stage, "recipes")
+    projects = folder.parents[1] if shipped else Path.cwd() / "projects"
     if isinstance(read, MainRecipe):
         check_parts(read, projects)
     if isinstance(read, EvaluateRecipe):

@@ -76,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 def lines(recipe: Any, size: Any, plan: Plan, *, bounded: bool) -> list[tuple[str, str]]:
     """Names and values of a plan, for reading."""
     most = "at most " if bounded else ""
+    generated = [("tokens generated", f"{most}{plan.tokens_generated:,}")]
     memory, gb = plan.memory, 1e9
     told = [
         ("model", f"{recipe.model}, {size.parameters / 1e6:,.1f} M parameters"),
@@ -83,6 +84,7 @@ def lines(recipe: Any, size: Any, plan: Plan, *, bounded: bool) -> list[tuple[st
         ("steps", f"{plan.steps:,}"),
         ("sequences", f"{plan.sequences:,}, of {plan.problems:,} draws of a problem"),
         ("tokens trained on", f"{most}{plan.tokens_trained:,}"),
+        *(generated if plan.tokens_generated else []),
         ("FLOPs", f"{most}{plan.flops:.3g}"),
         (
             "memory a GPU",
@@ -94,8 +96,6 @@ def lines(recipe: Any, size: Any, plan: Plan, *, bounded: bool) -> list[tuple[st
         ("disk, stored", f"{plan.disk_stored / gb:.4g} GB ({recipe.checkpoints.count} and base)"),
         ("disk, while training", f"{plan.disk_working / gb:.4g} GB"),
     ]
-    if plan.tokens_generated:
-        told.insert(5, ("tokens generated", f"{most}{plan.tokens_generated:,}"))
     if getattr(recipe.train, "use_vllm", False):
         share = recipe.train.vllm_gpu_memory_utilization
         where = "a GPU of its own" if recipe.train.vllm_mode == "server" else "each GPU, beside it"

@@ -143,11 +143,14 @@ def test_the_command_prints_a_plan(first_model, capsys, monkeypatch):
     assert main(["plan", "grpo/tiny", "--config", config, "--tokens", "40"]) == 0
     told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert told["steps"] == "60"
+    assert "generated" in " ".join(told.values())
     assert told["sequences"] == "5,760, of 720 draws of a problem"
     parameters = sum(weight.numel() for weight in _model(first_model).parameters())
     assert f"{parameters / 1e6:,.1f} M" in told["model"]
     assert main(["plan", "sft/tiny", "--config", "nowhere.json"]) == 2
     assert "nowhere.json: there is no such file" in capsys.readouterr().err
+    assert main(["plan", "sft/tiny", "--config", "pyproject.toml"]) == 2
+    assert "--config pyproject.toml: is no configuration" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main(["plan", "sft/tiny", "--config", config, "--tokens", "0"])
     assert "0 is no number from 1 on" in capsys.readouterr().err
