@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -116,7 +118,7 @@ def histogram(
             head = (f"{run.name}, step {at_step:g}: {key}",)
             if metric == ULPS:
                 line = mean_line(cells, "edge", head, over="layers", name="units from")
-                line.x = [f"{edge:g}" for edge in line.x]  # type: ignore[misc]
+                line.x = [edge_name(edge) for edge in line.x]  # type: ignore[misc]
             else:
                 name = "log\u2082 of the size in the base:"
                 line = mean_line(cells, "edge", head, over="layers", weight="n", name=name)
@@ -126,8 +128,18 @@ def histogram(
             remark(grid.figure, f"no value: {esc(reasons(own['reason']), 120)}", *at)
     share_y(grid.figure, grid.at, axis_title, log_y)
     if metric == ULPS:
-        names = [f"{edge:g}" for edge in edges]
+        names = [edge_name(edge) for edge in edges]
         grid.figure.update_xaxes(
             type="category", categoryorder="array", categoryarray=names, tickangle=-90
         )
+    elif not log_y:
+        grid.figure.update_yaxes(autorangeoptions={"maxallowed": 1.02})  # it is a fraction
     return grid.figure
+
+
+def edge_name(edge: float) -> str:
+    """A bin's lower edge as the axis names it: 0, 1, 2, ... 512, then powers of two."""
+    if edge < 1024:
+        return f"{edge:g}"
+    power = str(round(math.log2(edge)))
+    return "2" + power.translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))

@@ -12,15 +12,10 @@ from mlflow_scalpel.views.tidy import per_matrix, read
 from mlflow_scalpel.views.wording import absent
 from mlflow_scalpel.views.xaxis import lacking_words, nowhere, set_x, x_of
 
-#: way -> (its KL without the token set, its norm, how it is drawn)
+#: way -> (its KL without the token set, its norm, how its lines are drawn)
 WAYS = {
-    "ours": ("kl", "weights/relative_frobenius", "solid", "circle"),
-    "the authors' way": (
-        "kl_paper_compat",
-        "weights_paper_compat/relative_frobenius",
-        "dash",
-        "diamond",
-    ),
+    "ours": ("kl", "weights/relative_frobenius", "solid"),
+    "the authors' way": ("kl_paper_compat", "weights_paper_compat/relative_frobenius", "dash"),
 }
 TITLE = "Our way beside the authors' (arXiv 2507.10616)"
 
@@ -36,8 +31,8 @@ def paper_compat(
     """KL over all tokens and the mean relative norm, ours (solid) beside the authors' (dashed).
 
     The authors compute in bfloat16, which puts a floor under KL and rounds norms. A panel for the
-    KL on each probe set and one for the norms (mean over layers and matrices); a colour a run.
-    Reads `run_id, algorithm, step, layer, matrix, value, stderr, texts, status, reason` of
+    KL on each probe set and one for the norms (mean over layers and matrices); a colour and a mark
+    a run. Reads `run_id, algorithm, step, layer, matrix, value, stderr, texts, status, reason` of
     `kl/all_tokens`, `kl_paper_compat/all_tokens`, `weights/relative_frobenius` and
     `weights_paper_compat/relative_frobenius`.
 
@@ -46,7 +41,7 @@ def paper_compat(
     clean = read(table)
     looks = styles(clean, runs)
     found = []
-    for way, (kl, norm, _, _) in WAYS.items():
+    for way, (kl, norm, _) in WAYS.items():
         rows = token_rows(clean, looks, kl)
         rows = rows[(rows["tokens"] == "all tokens") & (rows["bin"] == "")]
         found.append(
@@ -86,7 +81,7 @@ def paper_compat(
     legend = set[str]()
     for name, at in zip(names_of, grid.at, strict=True):
         for run in shown:
-            for way, (_, _, dash, symbol) in WAYS.items():
+            for way, (_, _, dash) in WAYS.items():
                 own = rows[(rows["panel"] == name) & (rows["run_id"] == run.run_id)]
                 own = own[own["way"] == way].sort_values("step")
                 head = f"{run.name}, {way}"
@@ -104,7 +99,7 @@ def paper_compat(
                         name=labels[run.run_id, way],
                         colour=run.colour,
                         dash=dash,
-                        symbol=symbol,
+                        symbol=run.symbol,
                         panel=name,
                         series=head,
                         legend=legend,

@@ -187,6 +187,9 @@ def test_histogram_of_units_in_the_last_place(table, runs):
     line = trace(figure, "sft", "q_proj")
     assert list(line.x) == ["0", "1", "2", "4"]
     assert list(line.y) == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    far = table.assign(bin=table["bin"].astype(str).replace(["4", "4.0"], "1048576"))
+    line = trace(views.change_histogram(far, runs), "sft", "q_proj")
+    assert list(line.x) == ["0", "1", "2", "2\N{SUPERSCRIPT TWO}\N{SUPERSCRIPT ZERO}"]
     one = views.change_histogram(table, runs, layer=1, matrix="k_proj", step=10)
     assert [t.meta for t in one.data] == [{"panel": "grpo", "series": "k_proj"}]
     assert not views.change_histogram(table, runs, step=11).data
