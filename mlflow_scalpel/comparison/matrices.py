@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from mlflow_scalpel.metrics.changes import Bin, count_changes, row_counts
 from mlflow_scalpel.metrics.compiling import compiled
 from mlflow_scalpel.metrics.moments import (
     COMPILED_FROM,
+    Moments,
     NotKnown,
     Training,
     row_sums,
@@ -29,12 +30,16 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Row = dict[str, Any]
 
 
-Against = Callable[[Tensor, Training, Sequence[Metric]], Iterator[Row]]
-"""Gives the rows of metrics of a W_t and its training, against one W_0."""
+class Update(NamedTuple):
+    """A checkpoint's state of a matrix, and what is asked of it."""
+
+    wt: Tensor
+    training: Training
+    metrics: Sequence[Metric]
 
 
 class MatrixMetrics:
-    """Computes the metrics of one pair of matrices after another.
+    """Computes the metrics of one matrix after another.
 
     Args:
         metrics: all that will be asked for.
@@ -48,25 +53,32 @@ class MatrixMetrics:
         self._counts = compiled(row_counts) if worth and _of("histograms", metrics) else None
         self._device = device
 
-    def base_of(self, w0: Tensor) -> Against:
-        """For all checkpoints against one W_0, of which what they share is computed once."""
+    def rows(self, w0: Tensor, updates: Sequence[Update]) -> Iterator[Iterator[Row]]:
+        """The rows of each update of W_0, in their order; what they share is computed once."""
+        summed = [
+            at
+            for at, one in enumerate(updates)
+            if _of("weights", one.metrics) and _no_float(w0, one.wt) is None
+        ]
+        moments = update_moments(w0, *(updates[at].wt for at in summed), sums=self._sums)
+        of_update = dict(zip(summed, moments, strict=True))
         values = functools.cache(lambda: singular_values(w0, device=self._device))
-        return lambda wt, training, metrics: self._rows(w0, wt, training, metrics, values)
+        for at, one in enumerate(updates):
+            yield self._rows(w0, one, of_update.get(at), values)
 
     def _rows(
         self,
         w0: Tensor,
-        wt: Tensor,
-        training: Training,
-        metrics: Sequence[Metric],
+        update: Update,
+        moments: Moments | None,
         base_values: Callable[[], Tensor],
     ) -> Iterator[Row]:
+        wt, training, metrics = update
         if reason := _no_float(w0, wt):
             yield from failed(metrics, "not comparable", reason)
             return
-        if chosen := _of("weights", metrics):
-            moments = update_moments(w0, wt, self._sums)
-            yield from _single(chosen, lambda one: one.function(moments, training))
+        if moments is not None:
+            yield from _single(_of("weights", metrics), lambda one: one.function(moments, training))
         if chosen := _of("histograms", metrics):
             changes = count_changes(w0, wt, self._counts)
             yield from _binned(chosen, lambda one: one.function(changes))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mlflow_scalpel.checkpoints.weights import stored_tensors
-from mlflow_scalpel.comparison.matrices import GROUPS, MatrixMetrics, failed, pair_rows
+from mlflow_scalpel.comparison.matrices import GROUPS, MatrixMetrics, Update, failed, pair_rows
 from mlflow_scalpel.metrics.moments import Training
 from mlflow_scalpel.metrics.registry import Metric
 
@@ -148,23 +148,32 @@ def weight_rows(
     for place in sorted({*before, *(key for names in after for key in names)}, key=in_order):
         where: dict[str, Any] = {"layer": place[0], "matrix": place[1], "n": 1}
         w0 = base.read(before[place]) if place in before else None
-        against = None if w0 is None else measures.base_of(w0)
-        like: dict[int, Tensor] = {}
-        problems: dict[int, tuple[str, str]] = {}
-        for index, (checkpoint, training) in enumerate(checkpoints):
-            wt = checkpoint.read(after[index][place]) if place in after[index] else None
-            chosen = [one for one in single if wanted(index, one.group)]
-            dtype = {} if wt is None else {"dtype": _named(wt.dtype)}
-            if w0 is None or wt is None or against is None or w0.shape != wt.shape:
-                problems[index] = _problem(w0, wt, base, checkpoint)
-                rows = failed(chosen, *problems[index])
-            else:
-                like[index] = wt
-                rows = against(wt, training, chosen)
-            for row in rows:
+        read = {
+            index: checkpoint.read(after[index][place])
+            for index, (checkpoint, _) in enumerate(checkpoints)
+            if place in after[index]
+        }
+        like = {at: wt for at, wt in read.items() if w0 is not None and w0.shape == wt.shape}
+        problems = {
+            index: _problem(w0, read.get(index), base, checkpoint)
+            for index, (checkpoint, _) in enumerate(checkpoints)
+            if index not in like
+        }
+        chosen = [
+            [one for one in single if wanted(at, one.group)] for at in range(len(checkpoints))
+        ]
+        found: dict[int, Iterator[dict[str, Any]]] = {
+            index: failed(chosen[index], *problem) for index, problem in problems.items()
+        }
+        if w0 is not None:
+            updates = [Update(wt, checkpoints[at][1], chosen[at]) for at, wt in like.items()]
+            found |= zip(like, measures.rows(w0, updates), strict=True)
+        for index in range(len(checkpoints)):
+            dtype = {"dtype": _named(read[index].dtype)} if index in read else {}
+            for row in found[index]:
                 yield index, {**where, **dtype, **row}
-            if progress is not None and wt is not None:
-                progress(wt.numel() * wt.element_size())
+            if progress is not None and index in read:
+                progress(read[index].numel() * read[index].element_size())
         for pair in pairs:
             odd = next((problems[index] for index in pair if index in problems), None)
             if odd is not None or w0 is None:

@@ -1,8 +1,8 @@
-"""The one pass over a pair of matrices from which every metric of the group `weights` comes."""
+"""The one pass over a matrix and its later states from which the metrics of `weights` come."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +10,14 @@ from torch import Tensor
 
 ROW = 4096  # elements summed in float32 before float64 takes over: an error of 1e-7 a row
 SLICE_ROWS = 32  # rows an eager slice: half a megabyte in float32, which fits the cache
+BLOCK = 1 << 23  # elements a compiled call, so that memory stays small where it has to run eagerly
+AT_ONCE = 5  # checkpoints a compiled call: W_0 is read and converted once for them
 COMPILED_FROM = 1 << 28  # elements from which compiling (seconds) is worth its time
 
 # Sums of squares outside these may have lost terms to float32's range, and are taken in float64.
 _SMALLEST, _LARGEST = 1e-20, 1e30
 
-RowSums = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+RowSums = Callable[..., tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -49,71 +51,113 @@ class NotKnown(ValueError):
     """What a metric needs of the training is not known; the message says what."""
 
 
-def row_sums(base: Tensor, checkpoint: Tensor) -> tuple[Tensor, ...]:
+def row_sums(base: Tensor, *checkpoints: Tensor) -> tuple[Tensor, ...]:
     """Float32 sums of each row; a pure function of tensors, for eager use or `torch.compile`.
 
     Args:
         base: W_0, (R, N) of float32 or a narrower dtype, N at most `ROW`.
-        checkpoint: W_t, the same shape.
+        checkpoints: W_t of each checkpoint, the same shape.
 
     Returns:
-        (R,) float32 each: squares of W_0, squares of the update, their products, the largest
-        change, how many are equal, the smallest square of W_0.
+        (R,) float32 each: squares of W_0, the smallest of them; then, for each checkpoint,
+        squares of the update, its products with W_0, the largest change, how many are equal.
     """
-    w0, wt = base.float(), checkpoint.float()
-    update, squares = wt - w0, w0 * w0
-    # Counts are sums of floats: an integer sum keeps the compiler from using vectors.
-    return (
-        squares.sum(1),
-        (update * update).sum(1),
-        (w0 * update).sum(1),
-        update.abs().amax(1),
-        torch.where(w0 == wt, 1.0, 0.0).sum(1),
-        squares.amin(1),
-    )
+    w0 = base.float()
+    squares = w0 * w0
+    sums = [squares.sum(1), squares.amin(1)]
+    for checkpoint in checkpoints:
+        wt = checkpoint.float()
+        update = wt - w0
+        sums += [
+            (update * update).sum(1),
+            (w0 * update).sum(1),
+            update.abs().amax(1),
+            # Counts are sums of floats: an integer sum keeps the compiler from using vectors.
+            torch.where(w0 == wt, 1.0, 0.0).sum(1),
+        ]
+    return tuple(sums)
 
 
-def update_moments(base: Tensor, checkpoint: Tensor, sums: RowSums = row_sums) -> Moments:
-    """Moments of an update, to a relative error below 1e-6; nothing as large as a matrix is made.
+def update_moments(base: Tensor, *checkpoints: Tensor, sums: RowSums = row_sums) -> list[Moments]:
+    """Moments of updates, to a relative error below 1e-6; nothing as large as a matrix is made.
 
     Rows of 4096 elements are summed in float32 and the rows in float64. What float32 cannot hold
     (float64 weights, sums out of its range, infinities, NaN) is summed in float64, in slices.
 
     Args:
         base: W_0, any shape and floating dtype.
-        checkpoint: W_t, the same shape; its dtype may differ.
+        checkpoints: W_t of each checkpoint, the same shape; their dtypes may differ.
         sums: `row_sums`, or what `compiled` gives for it.
 
     Raises:
         ValueError: the shapes differ.
     """
-    if base.shape != checkpoint.shape:
-        raise ValueError(f"shape {tuple(checkpoint.shape)} against the base's {tuple(base.shape)}")
-    before, after = base.reshape(-1), checkpoint.reshape(-1)
-    if torch.float64 in (before.dtype, after.dtype):
-        return _in_float64(before, after)
+    for one in checkpoints:
+        if one.shape != base.shape:
+            raise ValueError(f"shape {tuple(one.shape)} against the base's {tuple(base.shape)}")
+    before, after = base.reshape(-1), [one.reshape(-1) for one in checkpoints]
+    if not before.numel():
+        return [Moments(0, 0.0, 0.0, 0.0, 0.0, 0, 0)] * len(after)
+    found: dict[int, Moments] = {}
+    for together in _calls([one.dtype for one in after], compiled=sums is not row_sums):
+        if torch.float64 in (before.dtype, after[together[0]].dtype):
+            found |= {at: _in_float64(before, after[at]) for at in together}
+            continue
+        columns = _summed(before, [after[at] for at in together], sums)
+        for number, at in enumerate(together):
+            if at not in found:  # some fill up a call
+                own = columns[2 + 4 * number : 6 + 4 * number]
+                found[at] = _moments(before, after[at], columns[:2], own)
+    return [found[at] for at in range(len(after))]
+
+
+def _calls(dtypes: Sequence[torch.dtype], *, compiled: bool) -> Iterator[list[int]]:
+    """Indices of the checkpoints of each call, all of one dtype, at most `AT_ONCE`.
+
+    Each number of checkpoints is compiled anew, which takes seconds. So there are calls of one, and
+    full ones, in which the last index is repeated to fill a few places: that costs less than calls
+    of one for three.
+    """
+    for dtype in dict.fromkeys(dtypes):
+        filled = compiled and dtype != torch.float64
+        same = [at for at, one in enumerate(dtypes) if one == dtype]
+        for first in range(0, len(same), AT_ONCE):
+            together = same[first : first + AT_ONCE]
+            if not filled:
+                yield together
+            elif len(together) < 3:
+                yield from ([at] for at in together)
+            else:
+                yield together + together[-1:] * (AT_ONCE - len(together))
+
+
+def _summed(before: Tensor, after: Sequence[Tensor], sums: RowSums) -> list[Tensor]:
+    """The columns of `row_sums` over all rows, (R,) float64 each; the last row may be shorter."""
     whole = before.numel() // ROW * ROW
+    size = BLOCK if sums is not row_sums else ROW * SLICE_ROWS
     parts = []
-    if whole:
-        rows = before[:whole].view(-1, ROW), after[:whole].view(-1, ROW)
-        if sums is row_sums:
-            starts = range(0, len(rows[0]), SLICE_ROWS)
-            parts += [sums(*(part[at : at + SLICE_ROWS] for part in rows)) for at in starts]
-        else:
-            parts.append(sums(*rows))
+    for at in range(0, whole, size):
+        stop = min(at + size, whole)
+        # A compiled function is made anew for a single row.
+        function = sums if stop - at > ROW else row_sums
+        parts.append(function(*(one[at:stop].view(-1, ROW) for one in (before, *after))))
     if whole < before.numel():
-        parts.append(row_sums(before[None, whole:], after[None, whole:]))
-    if not parts:
-        return Moments(0, 0.0, 0.0, 0.0, 0.0, 0, 0)
-    columns = [torch.cat(column).double() for column in zip(*parts, strict=True)]
-    base_squares, update_squares, dot = (column.sum().item() for column in columns[:3])
-    largest = columns[3].max().item()
-    equal = int(columns[4].sum().item())
+        parts.append(row_sums(*(one[None, whole:] for one in (before, *after))))
+    return [torch.cat(column).double() for column in zip(*parts, strict=True)]
+
+
+def _moments(
+    before: Tensor, after: Tensor, of_base: Sequence[Tensor], own: Sequence[Tensor]
+) -> Moments:
+    """Moments from the columns of W_0 and of one checkpoint, where float32 could hold them."""
+    base_squares, update_squares, dot = (one.sum().item() for one in (of_base[0], *own[:2]))
+    equal = int(own[3].sum().item())
     if not (_in_range(base_squares) and (_in_range(update_squares) or equal == before.numel())):
         return _in_float64(before, after)
-    unchanged = equal + _zeros_of_other_sign(before, after, columns[5])
+    unchanged = equal + _zeros_of_other_sign(before, after, of_base[1])
     narrow = before.dtype == after.dtype == torch.bfloat16
     rounded = unchanged if narrow else _same_bits(before, after, torch.bfloat16)
+    largest = own[2].max().item()
     return Moments(before.numel(), base_squares, update_squares, dot, largest, unchanged, rounded)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def reference(w0: torch.Tensor, wt: torch.Tensor) -> dict[str, float]:
 
 
 def check_all(w0: torch.Tensor, wt: torch.Tensor, **sums) -> None:
-    moments = update_moments(w0, wt, **sums)
+    (moments,) = update_moments(w0, wt, **sums)
     expected = reference(w0, wt)
     metrics = choose_metrics(["weights"])
     assert {one.name for one in metrics} == set(expected)
@@ -97,7 +98,7 @@ def test_any_numbers_at_all(pairs, repeat):
     w0, wt = torch.tensor(pairs, dtype=torch.float32).T.contiguous()
     if repeat:
         w0, wt = w0.repeat(ROW // len(w0) + 1), wt.repeat(ROW // len(wt) + 1)
-    moments, expected = update_moments(w0, wt), reference(w0, wt)
+    (moments,), expected = update_moments(w0, wt), reference(w0, wt)
     for one in choose_metrics(["weights"]):
         if one.name == "weights/cosine_distance":
             continue  # its reference cancels
@@ -112,7 +113,7 @@ def test_a_small_turn_keeps_its_digits():
     """1 - cosine of a turn by 1e-9 is 5e-19, which 1 minus a float64 cosine gives as 0."""
     w0, wt = torch.tensor([1.0, 0.0]).double(), torch.tensor([1.0, 1e-9]).double()
     (distance,) = choose_metrics(["weights/cosine_distance"])
-    value = distance.function(update_moments(w0, wt), UNKNOWN)
+    value = distance.function(*update_moments(w0, wt), UNKNOWN)
     assert value == pytest.approx(5e-19, rel=1e-6)
 
 
@@ -126,24 +127,43 @@ def test_compiled_numbers_are_the_same(dtype):
     check_all(w0, wt, sums=compiled(row_sums))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 2, 3, 5, 8])
+def test_many_checkpoints_at_once_are_as_one_after_another(number):
+    """Calls of one and of five, some of them filled up, in two dtypes, and float64 between them."""
+    torch.manual_seed(0)
+    w0 = torch.randn(700, 300).bfloat16()
+    dtypes = [torch.bfloat16, torch.float32, torch.bfloat16, torch.float64, torch.float16]
+    many = [
+        (w0.double() + 10.0**-at * torch.randn(700, 300)).to(dtypes[at % 5 if number == 8 else 0])
+        for at in range(number)
+    ]
+    for sums in (row_sums, compiled(row_sums)):
+        together = update_moments(w0, *many, sums=sums)
+        assert len(together) == number
+        for moments, wt in zip(together, many, strict=True):
+            (alone,) = update_moments(w0, wt)
+            assert astuple(moments) == pytest.approx(astuple(alone), rel=1e-6)
+
+
 def test_large_sums_keep_their_digits():
     """Float32 accumulation over this many elements is off by more than 1e-4."""
     w0 = torch.ones(4096, 2048)
     wt = w0 + 1e-3
     exact = float((torch.tensor(1.0) + 1e-3).double() - 1.0)
-    assert relative_frobenius(update_moments(w0, wt), UNKNOWN) == pytest.approx(exact, rel=1e-6)
+    assert relative_frobenius(*update_moments(w0, wt), UNKNOWN) == pytest.approx(exact, rel=1e-6)
 
 
 def test_a_matrix_of_zeros_has_no_relative_norm():
     zeros = torch.zeros(3, 3)
-    moments = update_moments(zeros, torch.ones(3, 3))
+    (moments,) = update_moments(zeros, torch.ones(3, 3))
     assert math.isnan(relative_frobenius(moments, UNKNOWN))
     assert math.isnan(relative_frobenius_per_lr(moments, Training(1.0)))
     assert update_rms(moments, UNKNOWN) == 1.0
 
 
 def test_without_learning_rates_there_is_no_norm_per_rate():
-    moments = update_moments(torch.ones(2), torch.ones(2) * 2)
+    (moments,) = update_moments(torch.ones(2), torch.ones(2) * 2)
     with pytest.raises(NotKnown, match="learning rates of this model's training are not known"):
         relative_frobenius_per_lr(moments, UNKNOWN)
     assert relative_frobenius_per_lr(moments, Training(0.0)) is None  # no step: does not apply
@@ -151,12 +171,12 @@ def test_without_learning_rates_there_is_no_norm_per_rate():
 
 def test_what_did_not_change_has_norm_zero():
     weights = torch.randn(20, 20)
-    assert relative_frobenius(update_moments(weights, weights.clone()), UNKNOWN) == 0.0
+    assert relative_frobenius(*update_moments(weights, weights.clone()), UNKNOWN) == 0.0
 
 
 def test_denormals_count():
     tiny = torch.full((2, 2), 1e-40)
-    assert relative_frobenius(update_moments(tiny, 2 * tiny), UNKNOWN) == pytest.approx(1.0)
+    assert relative_frobenius(*update_moments(tiny, 2 * tiny), UNKNOWN) == pytest.approx(1.0)
 
 
 def test_without_a_compiler_the_function_runs_as_it_is(monkeypatch):
