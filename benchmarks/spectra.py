@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mlflow_scalpel.metrics import choose_metrics
-from mlflow_scalpel.metrics.singular_values import Spectra, singular_values
+from mlflow_scalpel.metrics.singular_values import Spectra, prepare, singular_values
 
 Pair = tuple[Tensor, Tensor]
 Values = list[Tensor]
@@ -83,8 +83,10 @@ def ours(pairs: list[Pair]) -> Values:
     found = []
     for w0, wt in pairs:
         spectra = Spectra(w0, wt, lambda w0=w0: singular_values(w0))
-        for one in choose_metrics(["spectra"]):
-            one.function(spectra)
+        functions = [one.function for one in choose_metrics(["spectra"])]
+        prepare([spectra], functions)
+        for function in functions:
+            function(spectra)
         found += [spectra.base, spectra.checkpoint, spectra.update]
     return found
 

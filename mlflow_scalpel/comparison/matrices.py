@@ -21,7 +21,7 @@ from mlflow_scalpel.metrics.moments import (
 )
 from mlflow_scalpel.metrics.paired import count_pair
 from mlflow_scalpel.metrics.registry import Metric
-from mlflow_scalpel.metrics.singular_values import Spectra, singular_values
+from mlflow_scalpel.metrics.singular_values import Spectra, prepare, singular_values
 
 GROUPS = ("weights", "histograms", "spectra", "weights_paper_compat")
 """The groups whose metrics are of a pair of matrices: one pass over the files gives them all."""
@@ -63,15 +63,26 @@ class MatrixMetrics:
         moments = update_moments(w0, *(updates[at].wt for at in summed), sums=self._sums)
         of_update = dict(zip(summed, moments, strict=True))
         values = functools.cache(lambda: singular_values(w0, device=self._device))
+        spectra = [Spectra(w0, one.wt, values, self._device) for one in updates if w0.ndim == 2]
         for at, one in enumerate(updates):
-            yield self._rows(w0, one, of_update.get(at), values)
+            if at % torch.get_num_threads() == 0:
+                self._prepare(w0, updates[at:], spectra[at : at + torch.get_num_threads()])
+            yield self._rows(w0, one, of_update.get(at), spectra[at] if spectra else None)
+
+    def _prepare(self, w0: Tensor, updates: Sequence[Update], spectra: Sequence[Spectra]) -> None:
+        """Compute the singular values of some updates side by side; a GPU takes one at a time."""
+        if self._device != "cpu":
+            return
+        asked = [
+            (values, _of("spectra", one.metrics))
+            for values, one in zip(spectra, updates, strict=False)
+            if _no_float(w0, one.wt) is None and _of("spectra", one.metrics)
+        ]
+        functions = dict.fromkeys(metric.function for _, metrics in asked for metric in metrics)
+        prepare([values for values, _ in asked], functions)
 
     def _rows(
-        self,
-        w0: Tensor,
-        update: Update,
-        moments: Moments | None,
-        base_values: Callable[[], Tensor],
+        self, w0: Tensor, update: Update, moments: Moments | None, spectra: Spectra | None
     ) -> Iterator[Row]:
         wt, training, metrics = update
         if reason := _no_float(w0, wt):
@@ -82,9 +93,8 @@ class MatrixMetrics:
         if chosen := _of("histograms", metrics):
             changes = count_changes(w0, wt, self._counts)
             yield from _binned(chosen, lambda one: one.function(changes))
-        if (chosen := _of("spectra", metrics)) and w0.ndim == 2:  # vectors have none
-            spectra = Spectra(w0, wt, base_values, self._device)
-            for metric in chosen:
+        if spectra is not None:  # vectors have none
+            for metric in _of("spectra", metrics):
                 try:
                     yield {**_names(metric), "value": metric.function(spectra)}
                 except ValueError as error:

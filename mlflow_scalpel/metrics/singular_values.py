@@ -2,41 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
 CHUNK = 1 << 22  # elements of a matrix that are in float64 at once
 BLOCK = 256  # columns of the Gram matrix made at once; only its lower triangle is needed
+MEMORY = (
+    512 << 20
+)  # bytes that singular values computed side by side may take, unless one needs more
 
 
-@dataclass
 class Spectra:
-    """Singular values, float64 in falling order, each computed when it is first asked for."""
+    """Singular values, float64 in falling order, each computed when it is first asked for.
 
-    w0: Tensor
-    wt: Tensor
-    base_values: Callable[[], Tensor]
-    """Gives those of W_0, which many checkpoints share."""
-    device: str = "cpu"
+    Args:
+        w0: W_0, (R, C) of any floating dtype.
+        wt: W_t, the same shape.
+        base_values: gives the singular values of W_0, which many checkpoints share.
+        device: where to compute.
+    """
 
-    @cached_property
+    def __init__(
+        self, w0: Tensor, wt: Tensor, base_values: Callable[[], Tensor], device: str = "cpu"
+    ) -> None:
+        self._ways: dict[str, Callable[[], Tensor]] = {
+            "base": base_values,
+            "checkpoint": lambda: singular_values(wt, device=device),
+            "update": lambda: singular_values(wt, w0, device=device),
+        }
+        self._known: dict[str, Tensor] = {}
+        self.columns = min(w0.shape)
+        """Of the Gram matrices."""
+
+    @property
     def base(self) -> Tensor:
         """Those of W_0, (min(R, C),)."""
-        return self.base_values()
+        return self.values("base")
 
-    @cached_property
+    @property
     def checkpoint(self) -> Tensor:
         """Those of W_t."""
-        return singular_values(self.wt, device=self.device)
+        return self.values("checkpoint")
 
-    @cached_property
+    @property
     def update(self) -> Tensor:
         """Those of W_t - W_0."""
-        return singular_values(self.wt, self.w0, device=self.device)
+        return self.values("update")
+
+    def values(self, name: str) -> Tensor:
+        """Those of `base`, `checkpoint` or `update`."""
+        if name not in self._known:
+            self._known[name] = self._ways[name]()
+        return self._known[name]
+
+    @property
+    def asked(self) -> set[str]:
+        """What was asked for so far."""
+        return set(self._known)
+
+
+def prepare(spectra: Sequence[Spectra], functions: Iterable[Callable[[Spectra], object]]) -> None:
+    """Compute what the functions will ask of the spectra of one W_0, side by side on the CPU.
+
+    Half of an eigenvalue solver waits for memory, and two threads on one matrix hardly help it: two
+    matrices, each with one thread, are done in two thirds of the time. What cannot be computed is
+    left to the functions to raise.
+    """
+    ones = torch.ones(1, 1)
+    example = Spectra(ones, 2 * ones, lambda: ones[0].double())
+    for function in functions:
+        function(example)
+    jobs = [
+        (one, name)
+        for number, one in enumerate(spectra)
+        for name in sorted(example.asked)
+        if name != "base" or number == 0
+    ]
+    threads = torch.get_num_threads()
+    each = max((16 * one.columns**2 + 16 * CHUNK for one in spectra), default=1)
+    at_once = max(1, min(threads, MEMORY // each))
+    for first in range(0, len(jobs), at_once):
+        together = jobs[first : first + at_once]
+        share = threads // len(together)
+        with ThreadPoolExecutor(
+            len(together), initializer=torch.set_num_threads, initargs=(share,)
+        ) as pool:
+            for job in [pool.submit(one.values, name) for one, name in together]:
+                if not isinstance(job.exception(), ValueError | None):
+                    job.result()
 
 
 def singular_values(
@@ -44,8 +100,7 @@ def singular_values(
 ) -> Tensor:
     """Singular values as roots of the eigenvalues of the Gram matrix, which costs less than an SVD.
 
-    About 3 times as fast as `torch.linalg.svdvals` in float64, 1.7 times as fast as in float32
-    (`benchmarks/spectra.py`). Each is right to 1e-6 of the largest one, and what lies below the
+    `benchmarks/spectra.py` holds it against `torch.linalg.svdvals`. Each is right to 1e-6 of the largest one, and what lies below the
     rounding is 0. In float32 the Gram matrix would leave about 2e-4 of the largest where there
     should be 0, and errors of 1e-6 in the drift, which is all that a small update has.
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_scalpel.metrics import choose_metrics
-from mlflow_scalpel.metrics.singular_values import BLOCK, CHUNK, Spectra, singular_values
+from mlflow_scalpel.metrics.singular_values import BLOCK, CHUNK, Spectra, prepare, singular_values
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -120,3 +120,44 @@ def test_nan_and_infinities_are_refused(bad):
 
 def test_an_empty_matrix_has_no_values():
     assert singular_values(torch.zeros(0, 4)).shape == (0,)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_what_is_computed_side_by_side_is_the_same(threads):
+    """Only what the functions need, W_0 once for all; and the threads are as before."""
+    torch.manual_seed(0)
+    w0 = torch.randn(40, 30)
+    updates = [w0 + 0.1 * torch.randn(40, 30) for _ in range(3)]
+    asked = []
+
+    def base_values():
+        asked.append(1)
+        return alone
+
+    alone = singular_values(w0)
+    functions = {one.name: one.function for one in choose_metrics(["spectra"])}
+    torch.set_num_threads(threads)
+    try:
+        many = [Spectra(w0, wt, base_values) for wt in updates]
+        prepare(many, functions.values())
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(1)
+    assert asked == [1]
+    assert many[0].asked == {"base", "checkpoint", "update"}
+    for spectra, wt in zip(many, updates, strict=True):
+        assert torch.equal(spectra.update, singular_values(wt, w0))
+        assert torch.equal(spectra.checkpoint, singular_values(wt))
+    few = Spectra(w0, updates[0], base_values)
+    prepare([few], [functions["spectra/stable_rank"]])
+    assert few.asked == {"update"}
+
+
+def test_what_cannot_be_computed_side_by_side_is_told_by_the_metric():
+    w0, wt = torch.ones(4, 3), torch.full((4, 3), math.nan)
+    spectra = Spectra(w0, wt, lambda: singular_values(w0))
+    functions = [one.function for one in choose_metrics(["spectra"])]
+    prepare([spectra], functions)
+    assert spectra.asked == {"base"}
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        spectra.update  # noqa: B018
