@@ -241,7 +241,8 @@ def table_line(selection: Selection, stem: str, make: Callable[..., Any]) -> byt
 def unslid(figure: Any) -> list[dict[str, Any]]:
     """Take the slider out of a figure, and its room: the page has one for all its figures.
 
-    Returns its steps: label, and what changes in traces and in the layout.
+    Returns its steps: label, and what changes in traces and in the layout. The figure shows the
+    last one, digit for digit.
     """
     from mlflow_scalpel.views.png import slider_room
 
@@ -249,6 +250,8 @@ def unslid(figure: Any) -> list[dict[str, Any]]:
     if not room:
         return []
     steps = [{"label": step.label, "args": step.args} for step in figure.layout.sliders[0].steps]
+    for trace, z in zip(figure.data, steps[-1]["args"][0]["z"], strict=True):
+        trace.z = z
     figure.layout.sliders = []
     figure.layout.height -= room
     figure.layout.margin.b -= room

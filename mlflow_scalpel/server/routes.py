@@ -27,6 +27,7 @@ ROOT = "/scalpel"
 STATIC = {
     "scalpel.js": "text/javascript",
     "start.js": "text/javascript",
+    "drawing.js": "text/javascript",
     "page.js": "text/javascript",
     "scalpel.css": "text/css",
     "plotly.js": "text/javascript",
