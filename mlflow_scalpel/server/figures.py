@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from mlflow_scalpel.errors import ScalpelError
@@ -223,9 +224,10 @@ def without(table: pd.DataFrame, groups: frozenset[str]) -> pd.DataFrame:
     """
     if not groups:
         return table
-    metrics = {metric: metric.split("/")[0] in groups for metric in table["metric"].unique()}
+    codes, metrics = pd.factorize(table["metric"])
+    left_out = np.array([metric.split("/")[0] in groups for metric in metrics], dtype=bool)
     first = ~table.duplicated(["run_id", "step"])
-    return table[~table["metric"].map(metrics).astype(bool) | first]
+    return table[~left_out[codes] | first]
 
 
 def empty_words(shown: Shown) -> str:

@@ -75,11 +75,12 @@ def scores_over_training(
         legend=[*(run.label for run in shown), *([NO_VALUE] if rows["value"].isna().any() else [])],
     )
     figure, legend = grid.figure, set[str]()
+    bases = {run.run_id: before(rows, run.run_id) for run in shown}
     for (domain, skill, k), at in zip(places, grid.at, strict=True):
         panel = rows[(rows["domain"] == domain) & (rows["skill"] == skill) & (rows["kind"] == k)]
         for run in shown:
             own = panel[(panel["run_id"] == run.run_id) & (panel["step"] > 0)]
-            base = before(rows, run.run_id)
+            base = bases[run.run_id]
             start = base[
                 (base["domain"] == domain) & (base["skill"] == skill) & (base["kind"] == k)
             ]

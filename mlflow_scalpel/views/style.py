@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import html
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -224,9 +225,19 @@ def dress(
     text_length = sum(len(html.unescape(name)) * 7 + 62 for name in legend)
     rows = -(-text_length // (NARROW - left)) if legend else 0
     under = bottom + 22 * rows + (10 if rows else 0)
-    figure.update_layout(
-        template="none",
-        title={
+    axis = {
+        "gridcolor": GRID_COLOUR,
+        "linecolor": LINE_COLOUR,
+        "showline": True,
+        "zeroline": False,
+        "ticks": "outside",
+        "tickcolor": LINE_COLOUR,
+        "ticklen": 4,
+        "tickfont": {"size": 12},
+    }
+    look = {
+        "template": "none",
+        "title": {
             "text": title,
             "subtitle": {"text": "<br>".join(lines), "font": {"size": 12}},
             "x": 0,
@@ -238,13 +249,13 @@ def dress(
             "pad": {"t": 12, "l": 12},
             "font": {"size": 17},
         },
-        font={"family": FONT, "size": 13, "color": TEXT_COLOUR},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        height=top + height + under,
-        margin={"l": left, "r": 24, "t": top, "b": under},
-        showlegend=bool(legend),
-        legend={
+        "font": {"family": FONT, "size": 13, "color": TEXT_COLOUR},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "height": top + height + under,
+        "margin": {"l": left, "r": 24, "t": top, "b": under},
+        "showlegend": bool(legend),
+        "legend": {
             "orientation": "h",
             "x": 0,
             "xanchor": "left",
@@ -254,28 +265,30 @@ def dress(
             "bgcolor": "rgba(0,0,0,0)",
             "itemwidth": 42,
         },
-        hoverlabel={"align": "left", "namelength": -1},
-        bargap=0.25,
-        modebar={
+        "hoverlabel": {"align": "left", "namelength": -1},
+        "bargap": 0.25,
+        "modebar": {
             "bgcolor": "rgba(0,0,0,0)",
             "color": LINE_COLOUR,
             "activecolor": TEXT_COLOUR,
         },
-    )
-    axis = {
-        "gridcolor": GRID_COLOUR,
-        "linecolor": LINE_COLOUR,
-        "showline": True,
-        "zeroline": False,
-        "ticks": "outside",
-        "tickcolor": LINE_COLOUR,
-        "ticklen": 4,
-        "tickfont": {"size": 12},
-        "title_font_size": 13,
     }
-    figure.update_xaxes(**axis, title_standoff=6)
-    figure.update_yaxes(**axis, title_standoff=8)
-    figure.update_annotations(font_size=13)
+    # Set at once: Plotly's own update of each axis takes most of the time that a figure takes.
+    layout = figure.layout.to_plotly_json()
+    for name in {"xaxis", "yaxis", *(one for one in layout if one[1:5] == "axis")}:
+        look[name] = axis | {"title": {"font": {"size": 13}, "standoff": 6 + 2 * (name[0] == "y")}}
+    for note in layout.get("annotations", ()):
+        note["font"] = note.get("font", {}) | {"size": 13}
+    figure.layout = merged(layout, look)
+
+
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """`old` with what `new` says, within what both hold too."""
+    result = {**old, **new}
+    for key in old.keys() & new.keys():
+        if isinstance(old[key], Mapping) and isinstance(new[key], Mapping):
+            result[key] = merged(old[key], new[key])
+    return result
 
 
 def remark(figure: go.Figure, text: str, row: int = 1, column: int = 1) -> None:

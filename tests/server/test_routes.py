@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -306,3 +308,14 @@ def test_a_cache_makes_once_forgets_the_oldest_and_no_failure():
     cache.get("a", lambda: make("a"))
     assert made == ["a", "bad", "bad", "c", "a"]
     assert cache.bytes <= 100
+
+
+def test_warming_imports_what_a_page_needs():
+    code = (
+        "import sys; from mlflow_scalpel.server.warming import warm_in_background\n"
+        "assert 'plotly' not in sys.modules; warm_in_background().join()\n"
+        "print({'pyarrow.parquet', 'plotly.graph_objs._scatter'} <= set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n", done.stderr
+    assert done.stderr == ""
