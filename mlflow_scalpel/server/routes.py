@@ -138,9 +138,9 @@ def static_file(name: str) -> Response:
 @functools.cache
 def _static(name: str) -> tuple[bytes, str]:
     if name == "plotly.js":
-        from plotly.offline import get_plotlyjs
+        from mlflow_scalpel.views.plotlyjs import plotly_js
 
-        content = get_plotlyjs().encode()
+        content = plotly_js().encode()
     else:
         folder = importlib.resources.files("mlflow_scalpel.server") / "static"
         content = (folder / name).read_bytes()

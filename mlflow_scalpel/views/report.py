@@ -10,12 +10,12 @@ import pandas as pd
 import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.io import to_html
-from plotly.offline import get_plotlyjs
 
 from mlflow_scalpel.views.confounding import SHOWN, confounder_table, confounders
 from mlflow_scalpel.views.findings import findings, seed_words
 from mlflow_scalpel.views.keys import SLIDER_KEYS
 from mlflow_scalpel.views.numbers import numbers
+from mlflow_scalpel.views.plotlyjs import plotly_js
 from mlflow_scalpel.views.png import to_png
 from mlflow_scalpel.views.problems import lost_problems
 from mlflow_scalpel.views.report_page import PAGE
@@ -77,7 +77,7 @@ def write_report(
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(PAGE)
     text = page.render(
         title=title,
-        plotly_js=Markup(get_plotlyjs()),
+        plotly_js=Markup(plotly_js()),
         slider_keys=Markup(SLIDER_KEYS),
         bases=[base for base in clean["base"].unique() if base],
         names=list(names.values()),
