@@ -21,7 +21,7 @@ from mlflow_scalpel.views.scores import (
     scores,
     shared_skills,
 )
-from mlflow_scalpel.views.style import Run, styles
+from mlflow_scalpel.views.style import Run, styles, unturned
 from mlflow_scalpel.views.tidy import Z, last_step, per_matrix, probe, read
 
 NORM = "weights/relative_frobenius"
@@ -48,7 +48,7 @@ def findings(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> list[str]
             norm_words(norms[run.run_id], rates[run.run_id]),
         ]
         sentences.append(f"{run.name}: " + "; ".join(parts) + ".")
-    return sentences + norm_ratios(looks, norms, rates)
+    return [unturned(one) for one in [*sentences, *norm_ratios(looks, norms, rates)]]
 
 
 def score_words(rows: pd.DataFrame, run: Run, kinds: dict[str, dict[str, str]]) -> list[str]:
@@ -186,4 +186,4 @@ def seed_words(runs: pd.DataFrame | None, names: Sequence[str]) -> str:
         text = f"One seed{each} ({'; '.join(single)}): {spread}"
     if unknown:
         text += f" Seed not recorded: {'; '.join(unknown)}."
-    return text.strip() or "Every arm has more than one seed; each is drawn as a run of its own."
+    return unturned(text) or "Every arm has more than one seed; each is drawn as a run of its own."

@@ -19,6 +19,7 @@ from mlflow_scalpel.views.tidy import Z, last_step, ordered, reasons
 DOMAINS = {"in": "in-domain", "out": "out-of-domain"}
 KINDS = ("greedy", "sampled")
 KEYS = ["domain", "skill", "kind"]
+PUBLISHED = "published, the end of training (step not recorded)"
 _READ = ["value", "stderr", "n", "reason"]
 
 #: A score's row: value, stderr, n and reason by name.

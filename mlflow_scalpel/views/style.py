@@ -36,8 +36,17 @@ GRID_COLOUR = "rgba(128,128,128,0.22)"
 LINE_COLOUR = "rgba(128,128,128,0.65)"
 FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
 
+#: Signs that change the direction of the text after them, and show nothing themselves.
+DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+_UNTURNED = dict.fromkeys(map(ord, DIRECTIONS))
+
 #: The narrowest page the figures are laid out for, in pixels.
 NARROW = 760
+
+
+def unturned(text: object) -> str:
+    """Other people's text on one line, which turns none of what stands behind it."""
+    return " ".join(str(text).translate(_UNTURNED).split())
 
 
 def esc(text: object, limit: int = 0) -> str:
@@ -45,7 +54,7 @@ def esc(text: object, limit: int = 0) -> str:
 
     `limit` cuts it to so many characters. Quotes stay: Plotly has no name for them and needs none.
     """
-    line = " ".join(str(text).split())
+    line = unturned(text)
     if limit and len(line) > limit:
         line = line[: limit - 1] + "\u2026"
     return html.escape(line, quote=False)
@@ -55,7 +64,7 @@ def hover(*lines: object) -> str:
     """Lines for a hover box, each escaped and wrapped."""
     wrapped: list[str] = []
     for line in lines:
-        wrapped += textwrap.wrap(" ".join(str(line).split())[:600], 80)
+        wrapped += textwrap.wrap(unturned(line)[:600], 80)
     return "<br>".join(html.escape(line, quote=False) for line in wrapped)
 
 
