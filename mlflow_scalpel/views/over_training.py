@@ -56,7 +56,7 @@ def scores_over_training(
         for k in ordered(rows.loc[(rows["domain"] == d) & (rows["skill"] == skill), "kind"], KINDS)
     ]
     grid = panels(
-        [f"{DOMAINS[d]}: {esc(skill, 18)}, {esc(k, 12)}" for d, skill, k in places],
+        [f"{DOMAINS[d]}<br>{esc(skill, 18)}, {esc(k, 12)}" for d, skill, k in places],
         title=TITLE,
         subtitle="; ".join(
             [
@@ -71,7 +71,7 @@ def scores_over_training(
         ),
         columns=3,
         row_height=180,
-        gap=70,
+        gap=86,
         spacing=0.03,
         legend=[*(run.label for run in shown), *([NO_VALUE] if rows["value"].isna().any() else [])],
     )

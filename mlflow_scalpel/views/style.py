@@ -214,7 +214,16 @@ def panels(
     for row, column in [(i // across + 1, i % across + 1) for i in range(count, down * across)]:
         figure.update_xaxes(visible=False, row=row, col=column)
         figure.update_yaxes(visible=False, row=row, col=column)
-    dress(figure, height, title=title, subtitle=subtitle, left=left, bottom=bottom, legend=legend)
+    dress(
+        figure,
+        height,
+        title=title,
+        subtitle=subtitle,
+        left=left,
+        bottom=bottom,
+        legend=legend,
+        over=16 * max((one.count("<br>") for one in titles), default=0),
+    )
     return Grid(figure, at)
 
 
@@ -227,10 +236,14 @@ def dress(
     left: int = 76,
     bottom: int = 56,
     legend: Sequence[str] = (),
+    over: int = 0,
 ) -> None:
-    """Set title, margins, fonts, axes and legend; `height` is that of the panels alone."""
+    """Set title, margins, fonts, axes and legend; `height` is that of the panels alone.
+
+    `over` is the room for further lines of the panels' titles.
+    """
     lines = wrapped(subtitle)
-    top = 74 + 16 * len(lines)
+    top = 74 + 16 * len(lines) + over
     text_length = sum(len(html.unescape(name)) * 7 + 62 for name in legend)
     rows = -(-text_length // (NARROW - left)) if legend else 0
     under = bottom + 22 * rows + (10 if rows else 0)
