@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 
 import pandas as pd
 from mlflow.entities import Run
@@ -14,6 +15,9 @@ TOKENS = "scalpel/tokens"  # folder of a table a step: step-000100.parquet
 ARGUMENTS = "training_arguments.json"
 EVALUATED_RUN_TAG = "scalpel.evaluated_run"
 
+#: MLflow's filter for the finished runs of the stage that sets training runs side by side.
+COMPARISONS_WHERE = "tags.`scalpel.stage` = 'compare' AND status = 'FINISHED'"
+
 # Params that differ between any two runs and say nothing about what was done.
 _UNTOLD = {"output_dir", "run_name", "logging_dir", "recipe", "set", "_name_or_path"}
 
@@ -21,6 +25,19 @@ _UNTOLD = {"output_dir", "run_name", "logging_dir", "recipe", "set", "_name_or_p
 def evaluations_where(run_id: str) -> str:
     """MLflow's filter for the finished evaluation runs of a training run."""
     return f"tags.`{EVALUATED_RUN_TAG}` = '{run_id}' AND status = 'FINISHED'"
+
+
+def compared_by(run: Run) -> set[str]:
+    """The IDs of the training runs that a run of the stage `compare` set side by side."""
+    return {value for key, value in run.data.params.items() if re.fullmatch(r"run_\d+", key)}
+
+
+def between(table: pd.DataFrame, run_ids: Collection[str]) -> pd.DataFrame:
+    """The rows of the group `pairs` of which both checkpoints are of these runs."""
+    pairs = table["metric"].str.startswith("pairs/") & table["run_id"].isin(run_ids)
+    owners = dict(zip(table["model_id"], table["run_id"], strict=True))
+    rows = table[pairs.fillna(False)]
+    return rows[rows["other"].map(owners).isin(run_ids)]
 
 
 def joined(tables: list[pd.DataFrame]) -> pd.DataFrame:

@@ -40,5 +40,8 @@ def _add_pages(app: Any) -> list[str]:
 
     from mlflow_scalpel.server.inside import Inside, static_prefix
     from mlflow_scalpel.server.routes import add_pages
+    from mlflow_scalpel.server.warming import warm_in_background
 
-    return add_pages(app, lambda: Inside(app, request), prefix=static_prefix())
+    paths = add_pages(app, lambda: Inside(app, request), prefix=static_prefix())
+    warm_in_background()
+    return paths

@@ -16,7 +16,10 @@ from mlflow.entities import Run
 
 from mlflow_scalpel.comparison.stored import (
     ARGUMENTS,
+    COMPARISONS_WHERE,
     TABLE,
+    between,
+    compared_by,
     description,
     evaluations_where,
     joined,
@@ -74,15 +77,17 @@ class Tables:
         """
         runs = self.readable(source, run_ids)
         versions = tuple(self._versions(source, run) for run in runs)
+        comparisons = self._comparisons(source, runs)
+        version = (versions, comparisons)
         table, described, damaged = self._joined.get(
-            versions, lambda: self._join(source, runs, versions)
+            version, lambda: self._join(source, runs, versions, comparisons)
         )
         unmeasured = tuple(
             str(run.info.run_name)
             for run, parts in zip(runs, versions, strict=True)
             if not any(part[1] == TABLE for part in parts)
         )
-        return Selection(runs, versions, table, described, unmeasured, damaged)
+        return Selection(runs, version, table, described, unmeasured, damaged)
 
     @staticmethod
     def readable(source: Source, run_ids: Sequence[str]) -> tuple[Run, ...]:
@@ -103,11 +108,8 @@ class Tables:
     def _versions(self, source: Source, run: Run) -> tuple[Version, ...]:
         """(run ID, path, what changes with the content) of each file that the run's table needs."""
         key = (source.user, run.info.run_id)
-        now = time.monotonic()
-        with self._lock:
-            known = self._files.get(key)
-        if known is not None and now - known[0] < _FRESH:
-            return known[1]
+        if (known := self._known(key)) is not None:
+            return known
         where = evaluations_where(run.info.run_id)
         evaluations = source.runs(run.info.experiment_id, where)
         found: list[Version] = []
@@ -124,22 +126,54 @@ class Tables:
             found.append((run.info.run_id, ARGUMENTS, top[ARGUMENTS]))
         # What a run is called may change too, and is said in every figure.
         found.append((run.info.run_id, "", run.info.run_name, len(run.data.params)))
+        return self._keep(key, found)
+
+    def _comparisons(self, source: Source, runs: tuple[Run, ...]) -> tuple[Version, ...]:
+        """As `_versions`, the tables of the runs that set any two of these side by side."""
+        ids = {run.info.run_id for run in runs}
+        key = (source.user, "comparisons", *sorted(ids))
+        found: list[Version] = []
+        if len(ids) < 2:
+            return ()
+        if (known := self._known(key)) is not None:
+            return known
+        for experiment_id in sorted({str(run.info.experiment_id) for run in runs}):
+            for one in source.runs(experiment_id, COMPARISONS_WHERE):
+                if len(compared_by(one) & ids) > 1:
+                    files = source.files(one.info.run_id, _FOLDER)
+                    if TABLE in files:
+                        found.append((one.info.run_id, TABLE, files[TABLE], one.info.end_time))
+        return self._keep(key, found)
+
+    def _known(self, key: Hashable) -> tuple[Version, ...] | None:
+        with self._lock:
+            known = self._files.get(key)
+        return known[1] if known is not None and time.monotonic() - known[0] < _FRESH else None
+
+    def _keep(self, key: Hashable, found: list[Version]) -> tuple[Version, ...]:
         with self._lock:
             if len(self._files) > 10_000:
                 self._files.clear()
-            self._files[key] = now, tuple(found)
+            self._files[key] = time.monotonic(), tuple(found)
         return tuple(found)
 
     def _join(
-        self, source: Source, runs: tuple[Run, ...], versions: tuple[tuple[Version, ...], ...]
+        self,
+        source: Source,
+        runs: tuple[Run, ...],
+        versions: tuple[tuple[Version, ...], ...],
+        comparisons: tuple[Version, ...],
     ) -> tuple[pd.DataFrame, pd.DataFrame, tuple[str, ...]]:
         from mlflow_scalpel.views.tidy import read
 
         wanted = [part for parts in versions for part in parts if part[1] == TABLE]
         with ThreadPoolExecutor(4) as pool:
             found = list(pool.map(lambda part: self._table(source, part), wanted))
+            pairs = list(pool.map(lambda part: self._table(source, part), comparisons))
+        ids = {run.info.run_id for run in runs}
         tables = [one for one in found if isinstance(one, pd.DataFrame)]
-        damaged = [one for one in found if isinstance(one, str)]
+        tables += [between(one, ids) for one in pairs if isinstance(one, pd.DataFrame)]
+        damaged = [one for one in (*found, *pairs) if isinstance(one, str)]
         table = joined(tables) if tables else pd.DataFrame()
         rows = {}
         for run, parts in zip(runs, versions, strict=True):

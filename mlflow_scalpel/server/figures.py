@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from mlflow_scalpel.errors import ScalpelError
@@ -223,9 +224,10 @@ def without(table: pd.DataFrame, groups: frozenset[str]) -> pd.DataFrame:
     """
     if not groups:
         return table
-    metrics = {metric: metric.split("/")[0] in groups for metric in table["metric"].unique()}
+    codes, metrics = pd.factorize(table["metric"])
+    left_out = np.array([metric.split("/")[0] in groups for metric in metrics], dtype=bool)
     first = ~table.duplicated(["run_id", "step"])
-    return table[~table["metric"].map(metrics).astype(bool) | first]
+    return table[~left_out[codes] | first]
 
 
 def empty_words(shown: Shown) -> str:
@@ -241,7 +243,8 @@ def table_line(selection: Selection, stem: str, make: Callable[..., Any]) -> byt
 def unslid(figure: Any) -> list[dict[str, Any]]:
     """Take the slider out of a figure, and its room: the page has one for all its figures.
 
-    Returns its steps: label, and what changes in traces and in the layout.
+    Returns its steps: label, and what changes in traces and in the layout. The figure shows the
+    last one, digit for digit.
     """
     from mlflow_scalpel.views.png import slider_room
 
@@ -249,6 +252,8 @@ def unslid(figure: Any) -> list[dict[str, Any]]:
     if not room:
         return []
     steps = [{"label": step.label, "args": step.args} for step in figure.layout.sliders[0].steps]
+    for trace, z in zip(figure.data, steps[-1]["args"][0]["z"], strict=True):
+        trace.z = z
     figure.layout.sliders = []
     figure.layout.height -= room
     figure.layout.margin.b -= room

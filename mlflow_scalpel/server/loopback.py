@@ -11,6 +11,7 @@ from werkzeug.serving import BaseWSGIServer, make_server
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server.routes import ROOT, add_pages
 from mlflow_scalpel.server.sources import ByClient
+from mlflow_scalpel.server.warming import warm_in_background
 
 HOST = "127.0.0.1"
 # A page of another site that has its own name point here still sends that name as the host.
@@ -56,6 +57,7 @@ def without_credentials(uri: str) -> str:
 def serve(tracking_uri: str, port: int) -> None:
     """Serve until interrupted."""
     server = open_server(tracking_uri, port)
+    warm_in_background()
     store = without_credentials(tracking_uri)
     print(f"views of {store}: http://{HOST}:{server.port}{ROOT}/ (Ctrl-C ends it)", flush=True)
     server.serve_forever()

@@ -27,6 +27,7 @@ ROOT = "/scalpel"
 STATIC = {
     "scalpel.js": "text/javascript",
     "start.js": "text/javascript",
+    "drawing.js": "text/javascript",
     "page.js": "text/javascript",
     "scalpel.css": "text/css",
     "plotly.js": "text/javascript",
@@ -96,11 +97,16 @@ def add_pages(
 
 def start_page(stock: str) -> Response:
     """The start page's shell."""
-    return _html("start.html", title="mlflow-scalpel", stock=stock, most=MOST_RUNS)
+    return _html(_shell("start.html", title="mlflow-scalpel", stock=stock, most=MOST_RUNS))
 
 
 def view_page(name: str, stock: str) -> Response:
-    """A view page's shell: its figures' headings, before any data is read."""
+    """A view page's shell."""
+    return _html(shell(name, stock))
+
+
+def shell(name: str, stock: str) -> str:
+    """The HTML of a view page: its figures' headings, before any data is read."""
     from mlflow_scalpel.views import pages
 
     page = pages.page_named(name)
@@ -115,7 +121,7 @@ def view_page(name: str, stock: str) -> Response:
         }
         for section in page.sections()
     ]
-    return _html("page.html", title=page.title, page=page, sections=sections, stock=stock)
+    return _shell("page.html", title=page.title, page=page, sections=sections, stock=stock)
 
 
 def static_file(name: str) -> Response:
@@ -132,9 +138,9 @@ def static_file(name: str) -> Response:
 @functools.cache
 def _static(name: str) -> tuple[bytes, str]:
     if name == "plotly.js":
-        from plotly.offline import get_plotlyjs
+        from mlflow_scalpel.views.plotlyjs import plotly_js
 
-        content = get_plotlyjs().encode()
+        content = plotly_js().encode()
     else:
         folder = importlib.resources.files("mlflow_scalpel.server") / "static"
         content = (folder / name).read_bytes()
@@ -147,10 +153,14 @@ def _pages() -> tuple[Any, ...]:
     return PAGES
 
 
-def _html(template: str, **values: Any) -> Response:
+def _shell(template: str, **values: Any) -> str:
     # Addresses are relative, so that the pages work behind any prefix and proxy.
     static = {name: f"static/{name}?v={_static(name)[1]}" for name in STATIC}
     text = _templates().get_template(template).render(static=static, pages=_pages(), **values)
+    return str(text)
+
+
+def _html(text: str) -> Response:
     response = Response(text, mimetype="text/html")
     response.cache_control.no_cache = True
     return response

@@ -6,7 +6,16 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mlflow_scalpel.views.lines import NO_VALUE
-from mlflow_scalpel.views.scores import DOMAINS, KINDS, after, before, cells, scores, stepless
+from mlflow_scalpel.views.scores import (
+    DOMAINS,
+    KINDS,
+    Cell,
+    after,
+    before,
+    cells,
+    scores,
+    stepless,
+)
 from mlflow_scalpel.views.style import (
     BASE_COLOUR,
     LINE_COLOUR,
@@ -26,12 +35,12 @@ from mlflow_scalpel.views.tidy import Z, ordered, read
 TITLE = "Scores before and after"
 
 #: One bar series: name (safe), name (plain), colour, pattern, its cells.
-Bars = tuple[str, str, str, str, dict[tuple[str, str, str], pd.Series]]
+Bars = tuple[str, str, str, str, dict[tuple[str, str, str], Cell]]
 
 
 def base_bars(rows: pd.DataFrame, shown: list[Run]) -> list[Bars]:
     """One series for the base where all runs agree on its scores, else one for each reading."""
-    readings: dict[str, tuple[list[Run], dict[tuple[str, str, str], pd.Series]]] = {}
+    readings: dict[str, tuple[list[Run], dict[tuple[str, str, str], Cell]]] = {}
     for run in shown:
         found = cells(before(rows, run.run_id))
         if found:

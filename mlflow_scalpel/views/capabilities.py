@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from mlflow_scalpel.views.scores import DOMAINS, KINDS
 from mlflow_scalpel.views.tidy import ordered, probe
@@ -97,8 +96,3 @@ def cell(rows: pd.DataFrame, metric: str) -> tuple[float, float, float, str]:
         return math.nan, math.nan, math.nan, "not measured"
     row = own.iloc[-1]
     return float(row["value"]), float(row["stderr"]), float(row["n"]), str(row["reason"])
-
-
-def two_lines(figure: go.Figure) -> None:
-    """Make room above the first row for panel titles of two lines."""
-    figure.update_layout(margin_t=figure.layout.margin.t + 16, height=figure.layout.height + 16)

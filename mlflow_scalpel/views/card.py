@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ from mlflow_scalpel.views.confounding import FIRST, text_of
 from mlflow_scalpel.views.scores import scores
 from mlflow_scalpel.views.style import (
     LINE_COLOUR,
+    NARROW,
     TEXT_COLOUR,
     Run,
     column_of,
@@ -119,17 +121,22 @@ def card(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.Figure:
     longest = max(len(run.name[:28]) for run in shown)
     some_open = any(p.known and p.open for own in found.values() for p in own.values())
     some_chance = any(one.chance > 0 for one in balances.values())
+    left = min(230, 30 + 8 * longest)
+    characters = (NARROW - left) // 2 // 8  # of a line under a panel, on the narrowest page
+    below = {axis.key: basis_lines(axis, found.get(axis.key, {}), characters) for axis in axes}
+    more = 16 * max(0, *(len(lines) - 1 for lines in below.values()))
     grid = panels(
-        [f"{axis.title} ({axis.reading})" for axis in axes],
+        [f"{axis.title}<br>{axis.reading}" for axis in axes],
         title=TITLE,
         subtitle=f"at the last measured checkpoint; bars: {Z} standard errors over problems, "
         "not over seeds. Each axis by itself: there is no total and no threshold"
         + (f". Not measured for any run: {', '.join(empty)}" if empty else ""),
         columns=2,
         row_height=36 + 44 * len(shown),
-        gap=96,
+        gap=112 + more,
         spacing=0.07,
-        left=min(230, 30 + 8 * longest),
+        left=left,
+        bottom=56 + more,
         legend=[*([CLAIM] if some_open else []), *([CHANCE] if some_chance else []),
                 *(["lost", "gained"] if BALANCE not in empty else [])],
     )  # fmt: skip
@@ -152,16 +159,7 @@ def card(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.Figure:
         )
         zero = {"zeroline": True, "zerolinecolor": LINE_COLOUR, "zerolinewidth": 1.5}
         figure.update_xaxes(
-            title_text="<br>".join(
-                [
-                    axis.unit,
-                    *(
-                        [esc(below, 52)]
-                        if (below := shared_basis(axis, found.get(axis.key, {})))
-                        else []
-                    ),
-                ]
-            ),
+            title_text="<br>".join([axis.unit, *below[axis.key]]),
             dtick="D2" if axis.log else None,
             type="log" if axis.log else "linear",
             row=at[0],
@@ -177,6 +175,14 @@ def card(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.Figure:
         )  # fmt: skip
     figure.update_layout(barmode="overlay", bargap=0.55)
     return figure
+
+
+def basis_lines(axis: Axis, own: dict[str, Point], width: int) -> list[str]:
+    """What all points of an axis rest on, as at most two safe lines of so many characters."""
+    lines = textwrap.wrap(
+        shared_basis(axis, own), width, max_lines=2, placeholder="\u2026", break_on_hyphens=False
+    )
+    return [esc(line) for line in lines]
 
 
 def axis_panel(

@@ -14,7 +14,7 @@ from mlflow_scalpel.views.capabilities import (
     cell,
     preferred,
 )
-from mlflow_scalpel.views.findings import NORM, PER_RATE, mean_norm
+from mlflow_scalpel.views.findings import NORM, PER_RATE, mean_norms
 from mlflow_scalpel.views.scores import after, before, change, chosen_kinds, stepless
 from mlflow_scalpel.views.style import Run, column_of
 from mlflow_scalpel.views.tidy import Z, last_step, probe, reasons
@@ -140,7 +140,7 @@ def of_first(clean: pd.DataFrame, run: Run, bases: dict[str, str], what: str, un
 
 def norm(clean: pd.DataFrame, run: Run, runs: pd.DataFrame | None, dtypes: dict[str, str]) -> Point:
     """The mean relative norm, with the learning rate and the dtype that it depends on."""
-    found, per_rate = mean_norm(clean, run, NORM), mean_norm(clean, run, PER_RATE)
+    found, per_rate = (mean_norms(clean, [run], one)[run.run_id] for one in (NORM, PER_RATE))
     if found is None:
         return absent("Norm of the update", COMPARE)
     value, step, known, cells = found

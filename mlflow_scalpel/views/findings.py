@@ -6,7 +6,7 @@ sentence says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -21,11 +21,14 @@ from mlflow_scalpel.views.scores import (
     scores,
     shared_skills,
 )
-from mlflow_scalpel.views.style import Run, styles
+from mlflow_scalpel.views.style import Run, styles, unturned
 from mlflow_scalpel.views.tidy import Z, last_step, per_matrix, probe, read
 
 NORM = "weights/relative_frobenius"
 PER_RATE = "weights/relative_frobenius_per_lr"
+
+#: Mean over layers and matrices at the last checkpoint, its step, cells with a value, cells.
+Norm = tuple[float, float, int, int]
 
 
 def findings(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> list[str]:
@@ -35,16 +38,17 @@ def findings(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> list[str]
     rows = scores(clean)
     scored = [run.run_id for run in looks if len(after(rows, run.run_id))]
     kinds = {domain: shared_skills(rows, scored, domain)[0] for domain in DOMAINS}
+    norms, rates = mean_norms(clean, looks, NORM), mean_norms(clean, looks, PER_RATE)
+    tokens = clean[clean["metric"].isin(TOKEN_SETS)]
     sentences = []
     for run in looks:
         parts = [
             *score_words(rows, run, kinds),
-            kl_words(clean, run),
-            norm_words(clean, run),
+            kl_words(tokens, run),
+            norm_words(norms[run.run_id], rates[run.run_id]),
         ]
-        if parts:
-            sentences.append(f"{run.name}: " + "; ".join(parts) + ".")
-    return sentences + norm_ratios(clean, looks)
+        sentences.append(f"{run.name}: " + "; ".join(parts) + ".")
+    return [unturned(one) for one in [*sentences, *norm_ratios(looks, norms, rates)]]
 
 
 def score_words(rows: pd.DataFrame, run: Run, kinds: dict[str, dict[str, str]]) -> list[str]:
@@ -81,9 +85,12 @@ def change_words(found: Change, name: str) -> str:
     return text + ")"
 
 
-def kl_words(clean: pd.DataFrame, run: Run) -> str:
-    """The KL from the base at the last checkpoint: answer tokens where measured, else all."""
-    rows = clean[(clean["run_id"] == run.run_id) & clean["metric"].isin(TOKEN_SETS)]
+def kl_words(tokens: pd.DataFrame, run: Run) -> str:
+    """The KL from the base at the last checkpoint: answer tokens where measured, else all.
+
+    `tokens` are the rows of TOKEN_SETS.
+    """
+    rows = tokens[tokens["run_id"] == run.run_id]
     rows = rows[(rows["step"] > 0) & rows["value"].notna()]
     if not len(rows):
         return "KL from the base not measured"
@@ -100,20 +107,24 @@ def kl_words(clean: pd.DataFrame, run: Run) -> str:
     return f"KL, {TOKEN_SETS[metric]}, {', '.join(said)} nats/token at step {step:g}"
 
 
-def mean_norm(clean: pd.DataFrame, run: Run, metric: str) -> tuple[float, float, int, int] | None:
-    """Mean over layers and matrices at the last checkpoint, its step, cells with a value, cells."""
+def mean_norms(clean: pd.DataFrame, looks: Sequence[Run], metric: str) -> dict[str, Norm | None]:
+    """The mean of a metric at each run's last checkpoint, by run ID; None without a value."""
     rows = per_matrix(clean, metric)
-    rows = rows[(rows["run_id"] == run.run_id) & (rows["step"] > 0)]
-    step = last_step(rows)
-    rows = rows[rows["step"] == step]
-    if step is None or rows["value"].isna().all():
-        return None
-    return float(rows["value"].mean()), step, int(rows["value"].notna().sum()), len(rows)
+    rows = rows[rows["step"] > 0]
+    found: dict[str, Norm | None] = {}
+    for run in looks:
+        own = rows[rows["run_id"] == run.run_id]
+        step = last_step(own)
+        own = own[own["step"] == step]
+        found[run.run_id] = None
+        if step is not None and own["value"].notna().any():
+            known = int(own["value"].notna().sum())
+            found[run.run_id] = float(own["value"].mean()), step, known, len(own)
+    return found
 
 
-def norm_words(clean: pd.DataFrame, run: Run) -> str:
+def norm_words(norm: Norm | None, rate: Norm | None) -> str:
     """The mean relative norm, and the same for each unit of learning rate spent."""
-    norm, rate = mean_norm(clean, run, NORM), mean_norm(clean, run, PER_RATE)
     if norm is None:
         return "weights not compared"
     value, step, known, cells = norm
@@ -122,7 +133,9 @@ def norm_words(clean: pd.DataFrame, run: Run) -> str:
     return text if rate is None else f"{text}, {rate[0]:.3g} per unit of summed learning rate"
 
 
-def norm_ratios(clean: pd.DataFrame, looks: Sequence[Run]) -> list[str]:
+def norm_ratios(
+    looks: Sequence[Run], norms: Mapping[str, Norm | None], rates: Mapping[str, Norm | None]
+) -> list[str]:
     """For each pair of runs, how many times as far one moved, before and after the rate is divided.
 
     Only where both were compared in full: a mean over fewer matrices is another mean.
@@ -130,15 +143,13 @@ def norm_ratios(clean: pd.DataFrame, looks: Sequence[Run]) -> list[str]:
     sentences = []
     for i, one in enumerate(looks):
         for other in looks[i + 1 :]:
-            norms = mean_norm(clean, one, NORM), mean_norm(clean, other, NORM)
-            rates = mean_norm(clean, one, PER_RATE), mean_norm(clean, other, PER_RATE)
-            a, b = norms
+            a, b = norms[one.run_id], norms[other.run_id]
             if a is None or b is None or a[2:] != b[2:] or a[2] != a[3] or 0 in (a[0], b[0]):
                 continue
             far, near = (one, other) if a[0] >= b[0] else (other, one)
             ratio = max(a[0], b[0]) / min(a[0], b[0])
             text = f"{far.name} has {ratio:.3g} times the mean relative norm of {near.name}"
-            c, d = rates if far is one else rates[::-1]
+            c, d = rates[far.run_id], rates[near.run_id]
             if c is not None and d is not None and d[0] > 0:
                 text += f", and {c[0] / d[0]:.3g} times its norm per unit of summed learning rate"
             sentences.append(text + ".")
@@ -175,4 +186,4 @@ def seed_words(runs: pd.DataFrame | None, names: Sequence[str]) -> str:
         text = f"One seed{each} ({'; '.join(single)}): {spread}"
     if unknown:
         text += f" Seed not recorded: {'; '.join(unknown)}."
-    return text.strip() or "Every arm has more than one seed; each is drawn as a run of its own."
+    return unturned(text) or "Every arm has more than one seed; each is drawn as a run of its own."

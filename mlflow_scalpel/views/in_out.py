@@ -5,7 +5,15 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from mlflow_scalpel.views.scores import DOMAINS, before, change, scores, shared_skills
+from mlflow_scalpel.views.scores import (
+    DOMAINS,
+    PUBLISHED,
+    before,
+    change,
+    scores,
+    shared_skills,
+    stepless,
+)
 from mlflow_scalpel.views.style import (
     BASE_COLOUR,
     LINE_COLOUR,
@@ -55,8 +63,9 @@ def in_versus_out(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.F
         )
     figure = go.Figure()
     notes = []
+    published = stepless(ids, runs)
     for run in shown:
-        note = trajectory(figure, rows, run, kinds)
+        note = trajectory(figure, rows, run, kinds, published=run.run_id in published)
         if note:
             notes.append(note)
     subtitle = "mean accuracy minus the base's; "
@@ -97,9 +106,17 @@ def in_versus_out(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.F
 
 
 def trajectory(
-    figure: go.Figure, rows: pd.DataFrame, run: Run, kinds: dict[str, dict[str, str]]
+    figure: go.Figure,
+    rows: pd.DataFrame,
+    run: Run,
+    kinds: dict[str, dict[str, str]],
+    *,
+    published: bool,
 ) -> str:
-    """Draw one run's way; say (as safe text) why, where there is nothing to draw."""
+    """Draw one run's way; say (as safe text) why, where there is nothing to draw.
+
+    Of a `published` model only the end is known, and not its step.
+    """
     start = before(rows, run.run_id)
     own = rows[(rows["run_id"] == run.run_id) & (rows["step"] > 0)]
     x: list[float | None] = [0.0]
@@ -109,9 +126,10 @@ def trajectory(
     why = ""
     for step, end in own.groupby("step", sort=True):
         both = [change(start, end, domain, kinds[domain]) for domain in DOMAINS]
-        text = [run.name, f"step {step:g}"]
+        when = PUBLISHED if published else f"step {step:g}"
+        text = [run.name, when]
         if any(c.change is None for c in both):
-            why = f"step {step:g}: " + "; ".join(c.why for c in both if c.why)
+            why = f"{when}: " + "; ".join(c.why for c in both if c.why)
             x.append(None)
             y.append(None)
             halves.append((None, None))

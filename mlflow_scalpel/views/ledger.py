@@ -19,7 +19,6 @@ from mlflow_scalpel.views.capabilities import (
     benchmarks_in,
     capability_rows,
     cell,
-    two_lines,
 )
 from mlflow_scalpel.views.style import (
     Run,
@@ -96,8 +95,6 @@ def ledger(
         legend=[*STATUS_WORDS.values(), *([CHANCE] if some_null else [])],
     )
     figure, listed = grid.figure, set[str]()
-    if len(shown) > 1:
-        two_lines(figure)
     for (one, run), at in zip(places, grid.at, strict=True):
         own = rows[(rows["benchmark"] == one.key) & (rows["run_id"] == run.run_id)]
         if len(own):

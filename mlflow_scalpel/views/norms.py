@@ -218,8 +218,9 @@ def draw_members(
     """
     some = set(listed(lines))
     hidden = {look["name"] for look in lines.values()} - some
+    held = dict(list(own[own["x"].notna()].groupby(by)))
     for key, look in lines.items():
-        cells = own[(own[by] == key) & own["x"].notna()]
+        cells = held.get(key, own.iloc[:0])
         head = (f"{panel}: {look['series']}",)
         over = "layers" if by == "matrix" else "matrices"
         line = mean_line(cells, "x", head, over=over, name=name or x)

@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mlflow_scalpel.views.lines import NO_VALUE, Line, draw_run
-from mlflow_scalpel.views.scores import DOMAINS, KINDS, before, scores, stepless
+from mlflow_scalpel.views.scores import DOMAINS, KINDS, PUBLISHED, before, scores, stepless
 from mlflow_scalpel.views.style import esc, hover, measured, nothing, panels, remark, styles
 from mlflow_scalpel.views.tidy import Z, ordered, read, reasons
 from mlflow_scalpel.views.xaxis import lacking_words, set_x, x_of
@@ -35,14 +35,15 @@ def scores_over_training(
     clean = read(table)
     looks = styles(clean, runs)
     rows = scores(clean)
+    published = stepless(looks, runs)
     if x != "fraction":  # a published model of unknown training is the end of its run, no more
-        rows = rows[~rows["run_id"].isin(stepless(looks, runs))]
+        rows = rows[~rows["run_id"].isin(published)]
     places_on_x = x_of(clean, rows, x, runs)
     rows = rows.assign(where=places_on_x.where)
     lacking = lacking_words(places_on_x, looks)
     if kind is not None:
         rows = rows[rows["kind"] == kind]
-    if not len(rows[rows["step"] > 0]) and len(stepless(looks, runs)):
+    if not len(rows[rows["step"] > 0]) and published:
         return nothing(TITLE, "No step is recorded for these runs: pass x='fraction'.")
     if not len(rows):
         which = "" if kind is None else f" of the kind {esc(kind, 24)}"
@@ -55,7 +56,7 @@ def scores_over_training(
         for k in ordered(rows.loc[(rows["domain"] == d) & (rows["skill"] == skill), "kind"], KINDS)
     ]
     grid = panels(
-        [f"{DOMAINS[d]}: {esc(skill, 18)}, {esc(k, 12)}" for d, skill, k in places],
+        [f"{DOMAINS[d]}<br>{esc(skill, 18)}, {esc(k, 12)}" for d, skill, k in places],
         title=TITLE,
         subtitle="; ".join(
             [
@@ -70,22 +71,25 @@ def scores_over_training(
         ),
         columns=3,
         row_height=180,
-        gap=70,
+        gap=86,
         spacing=0.03,
         legend=[*(run.label for run in shown), *([NO_VALUE] if rows["value"].isna().any() else [])],
     )
     figure, legend = grid.figure, set[str]()
+    bases = {run.run_id: before(rows, run.run_id) for run in shown}
     for (domain, skill, k), at in zip(places, grid.at, strict=True):
         panel = rows[(rows["domain"] == domain) & (rows["skill"] == skill) & (rows["kind"] == k)]
         for run in shown:
             own = panel[(panel["run_id"] == run.run_id) & (panel["step"] > 0)]
-            base = before(rows, run.run_id)
+            base = bases[run.run_id]
             start = base[
                 (base["domain"] == domain) & (base["skill"] == skill) & (base["kind"] == k)
             ]
             line = Line()
             for row in pd.concat([start, own]).sort_values("step").itertuples():
-                head = (run.name, f"{skill}, {k}, step {row.step:g}" + " (base)" * (row.step == 0))
+                when = PUBLISHED if run.run_id in published else f"step {row.step:g}"
+                when = "the base" if row.step == 0 else when
+                head = (run.name, f"{skill}, {k}, {when}")
                 if pd.isna(row.where) or (log_x and row.where <= 0):
                     continue
                 if pd.notna(row.value):

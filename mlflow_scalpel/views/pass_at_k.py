@@ -14,7 +14,6 @@ from mlflow_scalpel.views.capabilities import (
     benchmarks_in,
     capability_rows,
     cell,
-    two_lines,
 )
 from mlflow_scalpel.views.style import (
     BASE_COLOUR,
@@ -81,8 +80,6 @@ def pass_at_k(
         legend=["base", *(run.label for run in shown), "earlier checkpoints", CROSSING],
     )
     figure, listed = grid.figure, set[str]()
-    if len(shown) > 1:
-        two_lines(figure)
     for (one, run), at in zip(places, grid.at, strict=True):
         own = rows[(rows["benchmark"] == one.key) & (rows["run_id"] == run.run_id)]
         one_panel(figure, at, own, one, run, listed, step)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pandas as pd
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from mlflow_scalpel.views.capabilities import STATUS_WORDS
+from mlflow_scalpel.views.style import unturned
 
 NEEDED = ("domain", "label", "kind", "problem_id", "k", "base_right", "right", "status", "problem",
           "gold", "base_completion", "completion")  # fmt: skip
@@ -88,7 +89,7 @@ def lost_problems(ledgers: Mapping[str, pd.DataFrame], names: Mapping[str, str])
             continue
         table = problem_table(ledger, status="lost", most=REPORTED, longest=REPORTED_TEXT)
         parts += Markup("<details><summary>{}: {}</summary>{}</details>").format(
-            names.get(run_id, run_id),
+            unturned(names.get(run_id, run_id)),
             "problems it lost, with both answers" if len(lost) else "lost no problem",
             table if len(lost) else "",
         )
@@ -96,7 +97,7 @@ def lost_problems(ledgers: Mapping[str, pd.DataFrame], names: Mapping[str, str])
 
 
 def _row(row: pd.Series, key: str, named: bool, longest: int) -> Markup:
-    said = Markup("{}<br><span class='soft'>{}{}</span>").format(
+    said = Markup("<bdi>{}</bdi><br><span class='soft'>{}{}</span>").format(
         _text(key), _text(row["problem_id"]), f", {row['status']}" if named else ""
     )
     # of one evaluation, so that both have as many samples as the suite asks for
@@ -125,8 +126,8 @@ def _folded(text: object, limit: int, longest: int) -> Markup:
     """Text as it is where it is short, else behind its beginning."""
     whole = _text(text)[:longest]
     if len(whole) <= limit:
-        return escape(whole)
-    return Markup("<details><summary>{}\u2026</summary><pre>{}</pre></details>").format(
+        return Markup("<bdi>{}</bdi>").format(whole)
+    return Markup("<details><summary><bdi>{}</bdi>\u2026</summary><pre>{}</pre></details>").format(
         " ".join(whole[:limit].split()), whole
     )
 

@@ -10,12 +10,12 @@ import pandas as pd
 import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.io import to_html
-from plotly.offline import get_plotlyjs
 
 from mlflow_scalpel.views.confounding import SHOWN, confounder_table, confounders
 from mlflow_scalpel.views.findings import findings, seed_words
 from mlflow_scalpel.views.keys import SLIDER_KEYS
 from mlflow_scalpel.views.numbers import numbers
+from mlflow_scalpel.views.plotlyjs import plotly_js
 from mlflow_scalpel.views.png import to_png
 from mlflow_scalpel.views.problems import lost_problems
 from mlflow_scalpel.views.report_page import PAGE
@@ -24,15 +24,8 @@ from mlflow_scalpel.views.style import styles
 from mlflow_scalpel.views.tidy import read, reasons
 
 REASONS = 2  # of one metric's gaps, in words
-#: How the reasons begin that say that a statistic does not apply: results, of which no value lacks.
-INAPPLICABLE = (
-    "no problem was gained",
-    "no problem was lost",
-    "one sample a problem",
-    "the base has one sample",
-    "the base has k = 1 sample",
-    "the in-domain gain",
-)
+#: Statuses without a value that are results: looked for and not there, or nothing to measure.
+RESULTS = ("none found", "not applicable")
 
 
 def write_report(
@@ -77,7 +70,7 @@ def write_report(
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(PAGE)
     text = page.render(
         title=title,
-        plotly_js=Markup(get_plotlyjs()),
+        plotly_js=Markup(plotly_js()),
         slider_keys=Markup(SLIDER_KEYS),
         bases=[base for base in clean["base"].unique() if base],
         names=list(names.values()),
@@ -148,12 +141,11 @@ def stepless_words(clean: pd.DataFrame) -> list[str]:
 def gap_words(clean: pd.DataFrame, needs: Sequence[str] = ("",)) -> list[str]:
     """For each metric with missing values, how many and why; of the metrics that begin so.
 
-    That something was looked for and not found (status `none found`), or that a statistic does not
-    apply, is a result and no gap; nor is the base against itself (step 0), which nobody measures.
+    That something was looked for and not found, or that a statistic does not apply, is a result and
+    no gap (see RESULTS); nor is the base against itself (step 0), which nobody measures.
     """
     own = clean[(clean["step"] != 0) & clean["metric"].str.startswith(tuple(needs))]
-    missing = own[own["value"].isna() & (own["status"] != "none found")]
-    missing = missing[~missing["reason"].str.startswith(INAPPLICABLE)]
+    missing = own[own["value"].isna() & ~own["status"].isin(RESULTS)]
     words = []
     for metric, rows in missing.groupby("metric", sort=True):
         total = int((own["metric"] == metric).sum())

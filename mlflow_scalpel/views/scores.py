@@ -7,8 +7,9 @@ the suite and is read off the name. Step 0 is the base.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
@@ -18,6 +19,11 @@ from mlflow_scalpel.views.tidy import Z, last_step, ordered, reasons
 DOMAINS = {"in": "in-domain", "out": "out-of-domain"}
 KINDS = ("greedy", "sampled")
 KEYS = ["domain", "skill", "kind"]
+PUBLISHED = "published, the end of training (step not recorded)"
+_READ = ["value", "stderr", "n", "reason"]
+
+#: A score's row: value, stderr, n and reason by name.
+Cell = Mapping[str, Any]
 
 
 def scores(clean: pd.DataFrame) -> pd.DataFrame:
@@ -41,13 +47,14 @@ def stepless(looks: Iterable[str], runs: pd.DataFrame | None) -> list[str]:
     return [i for i in published if not column_of(runs, i, "steps")]
 
 
-def cells(rows: pd.DataFrame) -> dict[tuple[str, str, str], pd.Series]:
+def cells(rows: pd.DataFrame) -> dict[tuple[str, str, str], Cell]:
     """Rows of one run at one step by (domain, skill, kind)."""
-    found: dict[tuple[str, str, str], pd.Series] = {}
-    for _, row in rows.iterrows():
-        key = (row["domain"], row["skill"], row["kind"])
-        if key not in found or pd.isna(found[key]["value"]):
-            found[key] = row
+    found: dict[tuple[str, str, str], Cell] = {}
+    keys = zip(*(rows[column].tolist() for column in KEYS), strict=True)
+    values = zip(*(rows[column].tolist() for column in _READ), strict=True)
+    for key, row in zip(keys, values, strict=True):
+        if key not in found or math.isnan(found[key]["value"]):
+            found[key] = dict(zip(_READ, row, strict=True))
     return found
 
 

@@ -129,9 +129,10 @@ def places_of(columns: dict[str, np.ndarray]) -> np.ndarray:
 
 def per_matrix(clean: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The rows of `metric` that belong to one matrix of one layer as a whole."""
-    whole = clean["layer"].notna() & (clean["matrix"] != "")
-    parts = clean["head"].notna() | (clean["bin"] != "")
-    return clean[(clean["metric"] == metric) & whole & ~parts & clean["step"].notna()]
+    own = clean[clean["metric"] == metric]
+    whole = own["layer"].notna() & (own["matrix"] != "")
+    parts = own["head"].notna() | (own["bin"] != "")
+    return own[whole & ~parts & own["step"].notna()]
 
 
 def matrices_in(rows: pd.DataFrame) -> list[str]:

@@ -16,6 +16,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from mlflow_scalpel.views.maps import short
+from mlflow_scalpel.views.style import DIRECTIONS
 from mlflow_scalpel.views.tidy import probe
 from mlflow_scalpel.views.tokens_page import RANKING, READER, STYLE
 from mlflow_scalpel.views.wording import to_run
@@ -155,8 +156,11 @@ def piece_of(row: dict[str, Any]) -> dict[str, Any]:
     longest = max(map(len, tops))
     blank = ("", "")
     padded = [[*top, *[blank] * (longest - len(top))] for top in tops]
+    text = shown(row["token"])
     return {
-        "text": shown(row["token"]),
+        "text": text,
+        # Only these: the tokens of a text in Hebrew or Arabic are to be read as one line.
+        "alone": any(sign in DIRECTIONS for sign in text),
         "level": level,
         "answer": bool(row.get("answer", True)),
         "facts": facts,

@@ -19,6 +19,7 @@ STYLE = """<style>
   font: 14px/1.85 ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace;
   border: 1px solid var(--edge); border-radius: 6px; padding: 12px 14px; }
 .scalpel-tokens .t { border-radius: 2px; padding: 2px 0; cursor: help; }
+.scalpel-tokens .alone { unicode-bidi: isolate; }
 .scalpel-tokens .prompt { color: var(--soft); }
 .scalpel-tokens .k0 { background: var(--k0); }
 .scalpel-tokens .k1 { background: var(--k1); color: var(--t); }
@@ -77,9 +78,10 @@ for both models' most likely tokens; \u00b7 is a space.</p>
 <div class="text" dir="auto">
 {%- for piece in pieces -%}
 {%- if piece.gap is defined -%}
-<span class="gap">{{ "\\n" if not loop.first }}\u2026 {{ piece.gap }}</span>
+<span class="gap">{{ "\\n" if not loop.first }}\u2026 <bdi>{{ piece.gap }}</bdi></span>
 {%- else -%}
-<span class="t k{{ piece.level }}{{ "" if piece.answer else " prompt" }}" tabindex="0">
+<span class="t k{{ piece.level }}{{ "" if piece.answer else " prompt" }}
+{{- " alone" if piece.alone }}" tabindex="0">
 {{- piece.text -}}
 <span class="tip" role="tooltip">
 {%- for name, value in piece.facts -%}
@@ -117,8 +119,8 @@ RANKING = (
 <tbody>{% for piece in pieces %}
 <tr><td class="n">{{ piece.facts[0][1] | replace(" nats", "") }}</td>
 <td class="n">{{ piece.problem }}</td>
-<td class="words" dir="auto">{{ piece.context }}<span class="k{{ piece.level }}">
-{{- piece.text }}</span></td>
+<td class="words" dir="auto"><bdi>{{ piece.context }}</bdi><bdi class="k{{ piece.level }}">
+{{- piece.text }}</bdi></td>
 {%- if piece.tops %}<td class="words"><bdi>{{ piece.tops[0][0][0] }}</bdi> {{ piece.tops[0][0][1] }}
 </td><td class="words"><bdi>{{ piece.tops[0][1][0] }}</bdi> {{ piece.tops[0][1][1] }}</td>
 {%- else %}<td></td><td></td>{% endif %}</tr>

@@ -152,7 +152,7 @@ def test_the_null_and_its_scatter_against_simulation():
 
 def test_the_null_needs_two_samples_and_says_k():
     (found,) = gained_null(benchmark([[1], [0]], [[1], [1]]))
-    assert (found.status, found.n) == ("not measured", 2)
+    assert (found.status, found.n) == ("not applicable", 2)
     assert "raise samples" in found.reason
     made = benchmark([[1, 0, 0], [1, 1, 1]], [[1, 0, 0], [1, 1, 1]])
     for function in (gained_null, lost_null):
@@ -230,7 +230,7 @@ def test_no_crossing_is_none_found_up_to_k():
     same = drawn([0.5] * 9, 4, 7)
     assert crossing_k(benchmark(same, same))[0].status == "none found"
     (single,) = crossing_k(benchmark([[1]], [[0]]))
-    assert single.status == "not measured"
+    assert single.status == "not applicable"
 
 
 def test_the_bootstrap_interval_is_that_of_a_plain_loop():
@@ -319,7 +319,7 @@ def test_no_ratio_where_nothing_was_surely_gained():
     outside = dataclasses.replace(same, domain="out")
     for inside in (same, worse):
         (found,) = gain_loss_ratio([inside, outside])
-        assert found.status == "not measured"
+        assert found.status == "not applicable"
         assert "is not above 0" in found.reason
 
 

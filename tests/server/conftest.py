@@ -193,7 +193,8 @@ def chromium(browser: Any) -> Iterator[Any]:
 def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
     """`open_page(address)` opens it, waits until it waits for nothing, and gives the page.
 
-    The test fails on any console message of trouble, and on any request to another machine.
+    The test fails on any console message of trouble, and on any request to another machine. Those
+    that begin with one of `expected` are no trouble.
     """
     opened, trouble = [], []
 
@@ -202,13 +203,22 @@ def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
             trouble.append(f"asked for {url}")
 
     def open_one(
-        address: str, *, wait: bool = True, width: int = 1400, scheme: str = "light"
+        address: str,
+        *,
+        wait: bool = True,
+        width: int = 1400,
+        scheme: str = "light",
+        expected: tuple[str, ...] = (),
     ) -> Any:
+        def hear(said: Any) -> None:
+            if said.type not in QUIET and not said.text.startswith(expected or ("\0",)):
+                trouble.append(said.text)
+
         page = chromium.new_page()
         opened.append(page)
         page.set_viewport_size({"width": width, "height": 900})
         page.emulate_media(color_scheme=scheme)
-        page.on("console", lambda said: None if said.type in QUIET else trouble.append(said.text))
+        page.on("console", hear)
         page.on("pageerror", lambda error: trouble.append(str(error)))
         page.on("request", lambda request: check(request.url))
         page.goto(address)

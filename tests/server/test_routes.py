@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,7 @@ from flask import Flask
 from mlflow import MlflowClient
 
 from mlflow_scalpel.comparison.stored import ARGUMENTS, LEDGER, TABLE
+from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server import data
 from mlflow_scalpel.server.caching import Cache
@@ -306,3 +309,52 @@ def test_a_cache_makes_once_forgets_the_oldest_and_no_failure():
     cache.get("a", lambda: make("a"))
     assert made == ["a", "bad", "bad", "c", "a"]
     assert cache.bytes <= 100
+
+
+def test_warming_imports_what_a_page_needs():
+    code = (
+        "import sys; from mlflow_scalpel.server.warming import warm_in_background\n"
+        "assert 'plotly' not in sys.modules; warm_in_background().join()\n"
+        "print({'pyarrow.parquet', 'plotly.graph_objs._scatter'} <= set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n", done.stderr
+    assert done.stderr == ""
+
+
+def test_what_a_comparison_says_of_two_chosen_runs_stands_on_their_page(get, logged):
+    client, experiment_id, first = logged
+    second, other = (log_run(client, experiment_id, arm) for arm in ("bbbb2222", "cccc3333"))
+    models = {first: "m-1", second: "m-2", other: "m-3"}
+    rows = [
+        {
+            "run_id": run,
+            "model_id": model,
+            "step": 300,
+            "metric": "weights/update_rms",
+            "layer": 0,
+            "matrix": "q_proj",
+            "value": 1.0,
+        }
+        for run, model in models.items()
+    ]
+    rows += [{"run_id": first, "model_id": "m-1", "step": 300, "metric": "pairs/update_cosine",
+              "layer": 0, "matrix": "q_proj", "value": value, "other": models[run]}
+             for run, value in ((second, 0.25), (other, 0.75))]  # fmt: skip
+    tags = {"scalpel.stage": "compare"}
+    comparison = client.create_run(experiment_id, tags=tags, run_name="compare").info.run_id
+    for number, run_id in enumerate(models):
+        client.log_param(comparison, f"run_{number}", run_id)
+    log_parquet(client, comparison, tidy(rows), TABLE)
+    client.set_terminated(comparison)
+
+    def cosines(*runs):
+        address = f"data/figures?page=weights&figures=pair_cosines&runs={','.join(runs)}"
+        (_, line) = lines(get(address))
+        return (
+            [trace["meta"]["panel"] for trace in line["figure"]["data"]] if "figure" in line else []
+        )
+
+    assert cosines(first) == cosines(second, other) == []
+    assert len(cosines(first, second)) == 1
+    assert len(cosines(first, second, other)) == 2

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from plotly.offline import get_plotlyjs
 
 from mlflow_scalpel import views
 from mlflow_scalpel.views.keys import SLIDER_KEYS
+from mlflow_scalpel.views.plotlyjs import plotly_js
 from tests.views.detailed import ARMS, detailed_table
 
 
@@ -25,7 +25,7 @@ def show(browser, tmp_path) -> Iterator[Any]:
 
     def opened(*fragments: str, mode: str = "light") -> Any:
         path = tmp_path / "page.html"
-        script = f"<script>{get_plotlyjs()}</script><script>{SLIDER_KEYS}</script>"
+        script = f"<script>{plotly_js()}</script><script>{SLIDER_KEYS}</script>"
         path.write_text(
             f"<!doctype html><meta charset='utf-8'>{script}<body>{''.join(fragments)}</body>",
             encoding="utf-8",

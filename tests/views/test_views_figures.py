@@ -14,6 +14,7 @@ import pytest
 from mlflow_scalpel import views
 from mlflow_scalpel.views.lines import NO_VALUE
 from mlflow_scalpel.views.slider import ROOM
+from mlflow_scalpel.views.style import DIRECTIONS
 
 VIEWS = [
     views.norms_over_training,
@@ -33,6 +34,13 @@ def trace(figure: go.Figure, panel: str, series: str):
     found = [t for t in figure.data if t.meta == {"panel": panel, "series": series}]
     assert len(found) == 1, [t.meta for t in figure.data]
     return found[0]
+
+
+def words_of(figure: go.Figure) -> str:
+    """All that a figure shows, as text; not the plain names that go into its numbers."""
+    content = json.loads(figure.to_json())
+    traces = [{k: v for k, v in one.items() if k != "meta"} for one in content["data"]]
+    return json.dumps([traces, content["layout"]], ensure_ascii=False)
 
 
 def gap(table: pd.DataFrame, where: pd.Series, reason: str = "could not load") -> pd.DataFrame:
@@ -363,3 +371,21 @@ def test_importing_the_package_does_not_import_the_views():
     code = "import sys, mlflow_scalpel; sys.exit('plotly' in sys.modules or "
     code += "'mlflow_scalpel.views' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_names_turn_nothing_of_what_stands_behind_them(table, runs):
+    runs = runs.assign(name=[f"\u202e\u2067run {i}" for i in range(len(runs))])
+    for view in set(VIEWS) - {views.weight_heatmap}:  # which takes one run
+        assert not set(DIRECTIONS) & set(words_of(view(table, runs))), view.__name__
+    assert not set(DIRECTIONS) & set("".join(views.findings(table, runs)))
+
+
+def test_a_published_model_of_unknown_steps_stands_at_no_step(table, runs):
+    published = runs.drop(columns="steps", errors="ignore").assign(imported_from="a paper")
+    last = table["step"].groupby(table["run_id"]).transform("max")
+    table = table[(table["step"] == 0) | (table["step"] == last)].copy()
+    table.loc[table["step"] > 0, "step"] = 1
+    for view, x in ((views.in_versus_out, {}), (views.scores_over_training, {"x": "fraction"})):
+        said = words_of(view(table, published, **x))
+        assert "published, the end of training" in said
+        assert "step 1" not in said

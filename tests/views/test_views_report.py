@@ -16,6 +16,8 @@ from mlflow_scalpel import views
 from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.comparison.weights import MATRICES
 from mlflow_scalpel.metrics import all_metrics
+from mlflow_scalpel.views import png_traces
+from mlflow_scalpel.views.plotlyjs import plotly_js
 from mlflow_scalpel.views.report import gap_words
 from mlflow_scalpel.views.tidy import read
 from tests.metrics.test_capabilities import benchmark
@@ -49,8 +51,8 @@ def write(tmp_path):
     def writer(table, runs, **options) -> str:
         path = views.write_report(table, runs, tmp_path / "a" / "r.html", title="T", **options)
         text = path.read_text(encoding="utf-8")
-        assert text.count(get_plotlyjs()) == 1
-        return text.replace(get_plotlyjs(), "")
+        assert text.count(plotly_js()) == 1
+        return text.replace(plotly_js(), "")
 
     return writer
 
@@ -279,3 +281,11 @@ def test_a_large_report_is_small_and_quick(tmp_path):
     before = time.process_time()
     assert len(views.findings(table)) == 3
     assert time.process_time() - before < 1
+
+
+def test_plotlys_script_is_of_the_version_of_the_package_and_draws_what_the_views_draw():
+    versions = [re.search(r"plotly\.js.* v(\d\S+)", text[:200])[1] for text in
+                (plotly_js(), get_plotlyjs())]  # fmt: skip
+    assert versions[0] == versions[1]
+    for kind in png_traces.DRAW:
+        assert f'name:"{kind}"' in plotly_js()

@@ -163,3 +163,32 @@ def test_ranked_tokens_in_their_order(tokens):
     assert words(views.token_ranking(tokens)).index("before ten") < words(
         views.token_ranking(tokens)
     ).index("one and one are two")
+
+
+def test_an_override_turns_no_token_after_it(tokens, browser):
+    odd = tokens.astype(object)
+    odd.loc[0, "token"] = "turned \u202e"
+    odd.loc[1, "token"] = " not turned"
+    odd.loc[[8, 9], "context"] = "\u202etext"
+    page = browser.new_page()
+    for fragment in (views.token_reader(odd, problem=3), views.token_reader(odd, problem=9),
+                     views.token_ranking(odd)):  # fmt: skip
+        page.set_content(str(fragment))
+        turned = page.evaluate(
+            """() => [...document.querySelectorAll(".t, td.words [class^=k]")].filter((one) => {
+                const text = one.firstChild, range = document.createRange();
+                const x = (i) => (range.setStart(text, i), range.setEnd(text, i + 1),
+                                  range.getBoundingClientRect().x);
+                return text.length > 2 && x(1) > x(2);
+            }).map((one) => one.firstChild.data)"""
+        )
+        assert turned == []
+    page.close()
+    text = words(views.token_reader(odd, problem=3))
+    assert "turned \u202e not turned" in text
+
+
+def test_tokens_of_a_right_to_left_text_are_one_line(tokens):
+    odd = tokens.astype(object)
+    odd.loc[1, "token"] = " \u05e9\u05dc\u05d5\u05dd"
+    assert ' alone"' not in views.token_reader(odd, problem=3)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from mlflow_scalpel.metrics.capabilities.benchmark import (
+    NOT_APPLICABLE,
     Benchmark,
     Finding,
     benchmark_metric,
@@ -18,10 +19,11 @@ def _share(benchmark: Benchmark, members: np.ndarray, said: str) -> list[Finding
     gained = benchmark.gained
     n = int(gained.sum())
     if not n:
-        return [none("no problem was gained")]
+        return [none("no problem was gained", status=NOT_APPLICABLE)]
     k = int(benchmark.base_samples[gained].min())
     if k < 2:
-        return [none("the base has k = 1 sample a problem, which is wrong in every gained one", n)]
+        why = "the base has k = 1 sample a problem, which is wrong in every gained one"
+        return [none(why, n, NOT_APPLICABLE)]
     share = float(members[gained].mean())
     return [Finding(share, math.sqrt(share * (1 - share) / n), n, reason=said.format(k=k))]
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from mlflow_scalpel.metrics.capabilities.benchmark import (
     NONE_FOUND,
+    NOT_APPLICABLE,
     Benchmark,
     Finding,
     benchmark_metric,
@@ -61,7 +62,7 @@ def _crossing(benchmark: Benchmark, quantile: float | None) -> list[Finding]:
     if not n:
         return [none("no problem was graded of both models")]
     if k < 2:
-        return [none("one sample a problem gives no curve; raise samples", n)]
+        return [none("one sample a problem gives no curve; raise samples", n, NOT_APPLICABLE)]
     after = pass_at_k(benchmark.right, benchmark.samples, k)  # (P, K)
     before = pass_at_k(benchmark.base_right, benchmark.base_samples, k)
     found, resampled, leader = crossings(after - before)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from mlflow_scalpel.metrics.capabilities.benchmark import (
+    NOT_APPLICABLE,
     Benchmark,
     Finding,
     Z,
@@ -114,7 +115,7 @@ def _ratio(benchmarks: Sequence[Benchmark], bound: int | None) -> list[Finding]:
             f"the in-domain gain, {gain.value:.3g} ± {Z * gain.stderr:.2g}, is not above 0 with "
             "its 95 % interval, so nothing can be divided by it"
         )
-        return [replace(none(why, n), texts=texts)]
+        return [replace(none(why, n, NOT_APPLICABLE), texts=texts)]
     ratio = loss.value / gain.value
     if bound is not None:
         ends = fieller(loss.value, loss.stderr, gain.value, gain.stderr)

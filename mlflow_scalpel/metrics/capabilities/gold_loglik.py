@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from mlflow_scalpel.metrics.capabilities.benchmark import (
+    NOT_APPLICABLE,
     Benchmark,
     Finding,
     benchmark_metric,
@@ -17,7 +18,7 @@ from mlflow_scalpel.metrics.capabilities.benchmark import (
 def _change(benchmark: Benchmark, before: np.ndarray, after: np.ndarray) -> list[Finding]:
     lost = int(benchmark.lost.sum())
     if not lost:
-        return [none("no problem was lost")]
+        return [none("no problem was lost", status=NOT_APPLICABLE)]
     changes = (after - before)[benchmark.lost]
     changes = changes[np.isfinite(changes)]
     n = len(changes)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from mlflow_scalpel.metrics.capabilities.benchmark import (
+    NOT_APPLICABLE,
     Benchmark,
     Finding,
     benchmark_metric,
@@ -37,11 +38,8 @@ def _null(benchmark: Benchmark) -> list[Finding]:
         return [none("no problem was graded of both models")]
     k = int(benchmark.base_samples.min())
     if k < 2:
-        return [
-            none(
-                "the base has one sample a problem, and two are needed; raise samples", benchmark.n
-            )
-        ]
+        why = "the base has one sample a problem, and two are needed; raise samples"
+        return [none(why, benchmark.n, NOT_APPLICABLE)]
     value, scatter = changed_by_chance(benchmark.base_right, benchmark.base_samples)
     return [Finding(value, scatter, benchmark.n, reason=f"from k = {k} samples of the base")]
 

@@ -1,47 +1,49 @@
-// A view page: asks for its figures, draws each as it comes, and keeps the address up to date.
+// A view page: asks for its figures, and keeps the address up to date.
 "use strict";
 
 (() => {
-  const { element, get, say, set, wanted } = scalpel;
+  const { drawing, element, get, say, set, wanted } = scalpel;
   const { page, stock } = document.body.dataset;
-  const config = { responsive: true, displaylogo: false, showSendToCloud: false };
-  const places = new Map(
-    [...document.querySelectorAll("[data-figure]")].map((place) => [place.dataset.figure, place]),
-  );
-  const sliders = new Map(); // stem -> its steps: label, and what Plotly.update is to change
-  const busy = new Map(); // stem -> whether Plotly is at work on it once, or has to begin again
+  const status = document.getElementById("status");
   const bar = document.getElementById("controls");
   const details = [...document.querySelectorAll("[data-detail]")].map((one) => one.dataset.detail);
-  let asked = 0; // the newest request wins, for each figure and for each of the details
+  // Of each figure, and of each of the details, the newest request wins.
   const newest = new Map();
+  const requests = new Set(); // those under way
+  const waiting = new Set(); // stems of figures that are not drawn as the page's settings have them
+  const failed = new Map(); // stem -> why there is no such figure; the next request tries it again
+  let last = null; // the newest request of all
+  let leaving = false;
   let slider = null;
   let controls = [];
 
   // --- asking -----------------------------------------------------------------------------------
 
   async function load(stems) {
-    const mine = ++asked;
-    const done = new Set();
-    for (const stem of stems) {
+    const mine = { stems: new Set([...stems, ...failed.keys()]), stop: new AbortController() };
+    for (const stem of mine.stems) {
       newest.set(stem, mine);
-      places.get(stem).classList.add("stale");
+      waiting.add(stem);
+      failed.delete(stem);
+      drawing.expect(stem);
     }
-    const query = Object.fromEntries(wanted);
-    const part = stems.length < places.size ? { figures: stems.join(",") } : {};
+    for (const other of requests) {
+      if (![...other.stems].some((stem) => newest.get(stem) === other)) other.stop.abort();
+    }
+    last = mine;
+    requests.add(mine);
+    tell();
+    const all = mine.stems.size === drawing.figures.size;
+    const part = all ? {} : { figures: [...mine.stems].join(",") };
     try {
-      const response = await get("figures", { ...query, ...part, page });
-      for await (const text of lines(response)) {
-        const line = JSON.parse(text);
-        await take(line, mine);
-        done.add(line.stem);
-      }
-      say("");
+      const query = { ...Object.fromEntries(wanted), ...part, page };
+      const response = await get("figures", query, mine.stop.signal);
+      for await (const text of lines(response)) take(JSON.parse(text), mine);
+      if (mine.stems.size) throw new Error("The server's answer broke off.");
     } catch (error) {
-      say(error.message, true);
-      for (const stem of stems) {
-        if (newest.get(stem) === mine && !done.has(stem)) note(stem, "Not drawn: see above.");
-      }
+      fail(mine, error);
     }
+    requests.delete(mine);
   }
 
   async function* lines(response) {
@@ -51,70 +53,67 @@
       const { value, done } = await reader.read();
       const parts = (rest + (value || "")).split("\n");
       rest = parts.pop();
-      yield* parts.filter((part) => part);
+      yield* parts;
       if (done) break;
     }
-    if (rest) yield rest;
+    if (rest) throw new Error("The server's answer broke off.");
   }
 
-  async function take(line, mine) {
-    if (line.controls && mine === asked) showControls((controls = line.controls));
+  function take(line, mine) {
+    if (line.controls && mine === last) showControls((controls = line.controls));
     if (line.about) showAbout(line.about);
-    if (!line.stem || newest.get(line.stem) !== mine) return;
-    if (line.figure) await tryToDraw(line);
-    else if (line.html !== undefined) showHtml(line.stem, line.html);
-    else note(line.stem, line.empty || `This figure could not be drawn: ${line.error}`, !line.empty);
+    if (!line.stem) return;
+    mine.stems.delete(line.stem);
+    if (newest.get(line.stem) === mine) drawing.show(line.stem, line);
   }
+
+  // What was to come of a request, and is not asked for anew, will not come.
+  function fail(mine, error) {
+    if (leaving) return;
+    for (const stem of mine.stems) {
+      if (newest.get(stem) !== mine) continue;
+      failed.set(stem, error.message);
+      drawing.show(stem, { empty: "Not drawn: its numbers did not come." });
+    }
+    tell();
+  }
+
+  drawing.told.drawn = (stem, problem) => {
+    if (!last) return; // nothing was asked for
+    waiting.delete(stem);
+    if (problem) failed.set(stem, problem);
+    tell();
+  };
+
+  // What the page waits for, or what went wrong. Once it has been drawn, this stands over the page
+  // and not in it: nothing moves, and it is seen wherever the reader is.
+  function tell() {
+    const [problem] = failed.values();
+    if (problem) {
+      if (status.classList.contains("bad")) return; // what went wrong first
+      say(problem, true);
+      const again = element("button", { type: "button" }, "Try again");
+      again.addEventListener("click", () => load([]));
+      status.append(" ", again);
+    } else if (!waiting.size) {
+      say("");
+      status.classList.add("over");
+    } else if (status.hidden || status.classList.contains("bad")) {
+      say("Waiting for the figures.");
+    }
+  }
+
+  // A page that is left stops asking. Where the browser shows it again as it was, it goes on.
+  addEventListener("pagehide", () => {
+    leaving = true;
+    for (const request of requests) request.stop.abort();
+  });
+  addEventListener("pageshow", (event) => {
+    leaving = false;
+    if (event.persisted && waiting.size) begin([...waiting]);
+  });
 
   // --- showing ----------------------------------------------------------------------------------
-
-  function place(stem) {
-    const found = places.get(stem);
-    found.classList.remove("stale");
-    found.querySelector(".waiting")?.remove();
-    return found;
-  }
-
-  function note(stem, text, bad = false) {
-    const found = place(stem);
-    if (found.classList.contains("js-plotly-plot")) Plotly.purge(found);
-    delete found.dataset.heard;
-    sliders.delete(stem);
-    found.replaceChildren(element("p", { class: `card missing${bad ? " bad" : ""}` }, text));
-    showSlider();
-  }
-
-  async function tryToDraw({ stem, figure, steps }) {
-    try {
-      await draw(stem, figure, steps);
-    } catch (error) {
-      console.error(error);
-      note(stem, `This figure could not be drawn: ${error.message}`, true);
-    }
-  }
-
-  async function draw(stem, figure, steps) {
-    const found = place(stem);
-    if (!found.classList.contains("js-plotly-plot")) found.replaceChildren();
-    await Plotly.react(found, { ...figure, config });
-    delete found.dataset.at;
-    if (steps) sliders.set(stem, steps);
-    else sliders.delete(stem);
-    if (!found.dataset.heard) {
-      found.dataset.heard = "yes";
-      found.on("plotly_click", ({ points }) => clicked(points[0]));
-    }
-    showSlider();
-    if (steps) await showMoment(stem);
-    found.dataset.drawn = "yes";
-  }
-
-  // HTML that the server made of escaped text; the page's policy lets no script in it run.
-  function showHtml(stem, html) {
-    const found = place(stem);
-    found.innerHTML = html;
-    found.dataset.drawn = "yes";
-  }
 
   function showAbout(about) {
     const parts = [
@@ -177,7 +176,7 @@
     return element("span", { class: "field" }, element("label", { for: field.id }, label), field);
   }
 
-  function clicked(point) {
+  drawing.told.clicked = (point) => {
     if (point.data.type === "heatmap") choose(point);
     else if (details.includes("problems") && point.data.meta?.benchmark) {
       const { run, benchmark, steps, series } = point.data.meta;
@@ -186,7 +185,7 @@
       more("problems");
       document.getElementById("problems").scrollIntoView();
     }
-  }
+  };
 
   // A cell of a map of layers and matrices chooses both, and shows what is drawn of one matrix.
   function choose(point) {
@@ -204,14 +203,8 @@
 
   // --- checkpoints ------------------------------------------------------------------------------
 
-  // The labels of the longest of the figures' sliders, which all go over the same training.
-  function moments() {
-    const all = [...sliders.values()].map((steps) => steps.map((step) => step.label));
-    return all.sort((a, b) => b.length - a.length)[0] || [];
-  }
-
-  function showSlider() {
-    const labels = moments();
+  drawing.told.moments = () => {
+    const labels = drawing.moments();
     const there = bar.querySelector(".slider");
     if (labels.length < 2) {
       there?.remove();
@@ -227,45 +220,22 @@
       slider.max = labels.length - 1;
       const at = labels.indexOf(wanted.get("at"));
       slider.value = at < 0 ? labels.length - 1 : at;
-      tell(labels[slider.value]);
+      tellMoment(labels[slider.value]);
     }
     bar.hidden = bar.children.length === 0;
-  }
+  };
 
-  function tell(label) {
+  function tellMoment(label) {
     const said = /^[0-9.]+$/.test(label) ? `step ${label}` : label;
     slider.nextElementSibling.textContent = said;
     slider.setAttribute("aria-valuetext", said);
   }
 
   function slide() {
-    const label = moments()[slider.value];
-    tell(label);
+    const label = drawing.moments()[slider.value];
+    tellMoment(label);
     set("at", Number(slider.value) === Number(slider.max) ? "" : label);
-    for (const stem of sliders.keys()) showMoment(stem);
-  }
-
-  // Shows the moment of the address. While Plotly is busy with one, only the newest one waits.
-  async function showMoment(stem) {
-    if (busy.has(stem)) return busy.set(stem, "again");
-    const found = places.get(stem);
-    try {
-      do {
-        busy.set(stem, "once");
-        const steps = sliders.get(stem);
-        if (!steps) break; // it has no slider any more
-        const labels = moments();
-        const at = labels.indexOf(wanted.get("at"));
-        let i = steps.findIndex((step) => step.label === wanted.get("at"));
-        if (i < 0) i = at < 0 ? steps.length - 1 : Math.round((at / (labels.length - 1)) * (steps.length - 1));
-        if (found.dataset.at !== steps[i].label) {
-          found.dataset.at = steps[i].label;
-          await Plotly.update(found, ...steps[i].args);
-        }
-      } while (busy.get(stem) === "again");
-    } finally {
-      busy.delete(stem);
-    }
+    drawing.slide();
   }
 
   // --- what is read beside the table ------------------------------------------------------------
@@ -310,10 +280,15 @@
 
   // --- beginning --------------------------------------------------------------------------------
 
+  function begin(stems) {
+    load(stems).then(() => details.forEach(more));
+    drawing.ready().catch(() => {}); // whoever draws says so
+  }
+
   if (!scalpel.runs().length) {
     say("No run is chosen: choose some on the start page.");
-    for (const stem of places.keys()) note(stem, "Waits for runs to be chosen.");
-  } else {
-    load([...places.keys()]).then(() => details.forEach(more));
-  }
+    for (const stem of drawing.figures.keys()) {
+      drawing.show(stem, { empty: "Waits for runs to be chosen." });
+    }
+  } else begin(drawing.figures.keys());
 })();

@@ -48,11 +48,11 @@ const scalpel = {
   },
 
   // A response that is not 200, as an error with what the server says.
-  async get(path, query = {}) {
+  async get(path, query = {}, signal = undefined) {
     const address = `data/${path}?${new URLSearchParams(query)}`;
     let response;
     try {
-      response = await fetch(address, { credentials: "same-origin" });
+      response = await fetch(address, { credentials: "same-origin", signal });
     } catch (error) {
       throw new Error(`The server does not answer (${error.message}). Is it running? Then reload.`);
     }

@@ -32,13 +32,13 @@
     const list = element("details");
     const many = `${run.checkpoints.length}: steps ${run.checkpoints[0]} to ${run.checkpoints.at(-1)}`;
     list.append(element("summary", {}, many));
-    list.addEventListener("toggle", () => list.open && fillSteps(list, run), { once: true });
+    list.addEventListener("toggle", () => list.open && !list.querySelector("ul") && fillSteps(list, run));
     return list;
   }
 
   async function fillSteps(list, run) {
     const waiting = element("p", { class: "soft" }, "Waiting for the checkpoints.");
-    list.append(waiting);
+    list.replaceChildren(list.querySelector("summary"), waiting);
     try {
       const { checkpoints } = await (await get("checkpoints", { run: run.id })).json();
       const items = checkpoints.map((one) => {
@@ -96,6 +96,8 @@
     const mine = experiment.value;
     const name = experiment.selectedOptions[0]?.textContent || "";
     say(`Waiting for the runs of ${name}.`);
+    body.replaceChildren(); // those of another experiment
+    table.hidden = true;
     try {
       const answer = await (await get("runs", { experiment: mine })).json();
       if (experiment.value !== mine) return; // another one was chosen meanwhile
