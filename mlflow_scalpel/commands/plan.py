@@ -51,12 +51,13 @@ def _at_least_one(text: str, value: float) -> float:
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan."""
     from mlflow_scalpel.errors import RecipeError
-    from mlflow_scalpel.recipes.load import find_recipe, parse_settings, read_recipe
+    from mlflow_scalpel.recipes.load import BY_COMMAND, find_recipe, parse_settings, read_recipe
     from mlflow_scalpel.recipes.training import TrainingRecipe
     from mlflow_scalpel.training.planning import model_size, plan_run
 
     path = find_recipe(arguments.recipe, Path())
-    recipe = read_recipe(path, settings=parse_settings(arguments.set))
+    settings = parse_settings(arguments.set, BY_COMMAND)
+    recipe = read_recipe(path, settings=settings, option=BY_COMMAND)
     if not isinstance(recipe, TrainingRecipe):
         raise RecipeError(f"{path}: stage = {recipe.stage}: only sft and grpo are planned")
     size = model_size(_config(arguments.config, recipe.model), recipe)

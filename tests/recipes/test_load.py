@@ -146,6 +146,24 @@ def test_a_copy_of_a_recipe_may_be_checked_anywhere(stage, tmp_path, monkeypatch
     assert main(["check", str(copy)]) == 0
 
 
+@pytest.mark.parametrize("command", ["check", "plan"])
+@pytest.mark.parametrize("text", ["train.learning_rate=-1", "model=null", "nothing"])
+def test_a_command_names_its_own_option(command, text, monkeypatch, capsys):
+    monkeypatch.chdir(PROJECTS.parent)
+    assert main([command, "sft/tiny", "--set", text]) == 2
+    said = capsys.readouterr().err
+    assert '--set "' in said
+    assert "-P set" not in said
+
+
+def test_a_field_of_an_experiments_part_is_given_by_that_part():
+    with pytest.raises(RecipeError, match=r"the experiment's base\.set: \"train\.steps="):
+        load("main", "base.set.train.steps=0")
+    arms = "'arms=[{name: a, stage: sft, recipe: tiny, set: {train.max_steps: 0}}]' compare=null"
+    with pytest.raises(RecipeError, match=r"arms\.0\.set: \"train\.max_steps="):
+        load("main", arms)
+
+
 def test_check_is_quick_and_imports_nothing_heavy():
     code = (
         "import sys\n"
