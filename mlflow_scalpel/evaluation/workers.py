@@ -80,7 +80,8 @@ class Measurer:
         recipe = self._order.recipe
         self._evaluator.load_weights(subject.directory)
         # With the base's seed an unchanged checkpoint would give the base's own samples.
-        found = self._evaluator.run(seed=recipe.seed + (subject.step or 0))
+        step = subject.step or 0
+        found = self._evaluator.run(seed=recipe.seed + step, title=f"step {step}")
         finished = now()
         if recipe.gold_loglik and self._order.plan.run is not None:
             base = None if is_base else self._base_rows()
