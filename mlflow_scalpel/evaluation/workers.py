@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -15,6 +16,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from mlflow_scalpel.comparison import Subject
 from mlflow_scalpel.errors import ScalpelError
@@ -172,6 +175,8 @@ def _begin(order: Order, tracking_uri: str, gpus: Any) -> None:
     global _order
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this
     end_with_parent()
+    # tqdm's own lock is a semaphore of the system, which a process that is ended leaves behind.
+    tqdm.set_lock(threading.RLock())
     gpu = gpus.get()
     if gpu is not None:
         os.environ[_GPUS] = gpu  # before torch has looked at any
