@@ -12,7 +12,7 @@ from typing import Any, Literal
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.recipes.training import GrpoRecipe, SftRecipe, TrainingRecipe
 from mlflow_scalpel.training.arguments import problems_a_step, sequences_a_step, total_steps
-from mlflow_scalpel.training.cost import estimate_flops
+from mlflow_scalpel.training.cost import estimate_flops, multiplied_parameters
 from mlflow_scalpel.training.freezing import apply_freeze
 
 Sharding = Literal["zero2", "zero3", "fsdp"]
@@ -28,8 +28,8 @@ class ModelSize:
     parameters: int
     trainable: int
     """Parameters that the recipe does not freeze."""
-    embedding: int
-    """Parameters of the input embedding, which costs memory and no multiplications."""
+    multiplied: int
+    """Parameters that each token is multiplied with: see `multiplied_parameters`."""
     layers: int
     hidden: int
     attention: int
@@ -93,7 +93,7 @@ def model_size(config: Any, recipe: TrainingRecipe) -> ModelSize:
     return ModelSize(
         parameters=trained.trainable + trained.frozen,
         trainable=trained.trainable,
-        embedding=model.get_input_embeddings().weight.numel(),
+        multiplied=multiplied_parameters(model),
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         attention=heads * size,
@@ -115,7 +115,7 @@ def plan_run(
 
     Steps as the trainer takes them; sequences = steps x batch x accumulation x processes; tokens
     trained on = sequences x tokens of a sequence, prompt included; FLOPs by `estimate_flops` with
-    all parameters but the input embedding (frozen ones too, though they need a third less).
+    `multiplied_parameters` (frozen ones too, though they need a third less).
 
     Args:
         rows: problems of the data, which a length in epochs needs.
@@ -144,7 +144,7 @@ def plan_run(
     trained, generated = round(sequences * mean), 0
     if isinstance(recipe, GrpoRecipe):
         generated = round(sequences * (completion_tokens or recipe.train.max_completion_length))
-    flops = estimate_flops(size.parameters - size.embedding, trained, trained if generated else 0)
+    flops = estimate_flops(size.multiplied, trained, trained if generated else 0)
     weights = size.parameters * _BYTES[recipe.train.dtype]
     states = optimizer_bytes(size, recipe, sharding)
     count, kept = recipe.checkpoints.count, recipe.checkpoints.keep_local
