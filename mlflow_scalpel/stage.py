@@ -286,7 +286,7 @@ def _launch_processes(recipe: Any, name: str, configurations: Path) -> None:
         os.environ["MLFLOW_RUN_ID"] = mlflow.start_run(run_name=name).info.run_id
     os.environ[_OUTPUT] = f"outputs/{os.environ['MLFLOW_RUN_ID']}"
     words = launch_options(recipe.processes, recipe.sharding, recipe.train.bf16, configurations)
-    command = [sys.executable, "-m", "accelerate.commands.launch", *words, *sys.argv]
+    command = [sys.executable, "-m", "mlflow_scalpel.launcher", *words, *sys.argv]
     os.execv(sys.executable, command)
 
 
