@@ -56,6 +56,10 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key is a list or a mapping and no word", key.start_mark
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} is given twice", key.start_mark
@@ -97,7 +101,7 @@ def read_recipe(
     for field, value in (settings or {}).items():
         _set_field(fields, field, value, path)
     named = fields.get("stage")
-    if named not in STAGES:
+    if not isinstance(named, str) or named not in STAGES:
         raise RecipeError(
             f"{path}: stage = {named!r} is no stage; set it to one of {', '.join(STAGES)}."
         )
@@ -197,7 +201,8 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         fields = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: is no readable YAML: {error}.") from error
+        why = " ".join(str(error).split())
+        raise RecipeError(f"{path}: is no readable YAML: {why}; correct it there.") from error
     if not isinstance(fields, dict):
         raise RecipeError(f"{path}: holds no fields; a recipe is a mapping such as `stage: sft`.")
     parent = fields.pop("extends", None)

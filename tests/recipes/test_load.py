@@ -108,15 +108,19 @@ def test_a_recipe_inherits_all_but_what_it_states(tmp_path):
         ("stage: sft\nstage: grpo\n", "'stage' is given twice"),
         ("- a\n", "holds no fields"),
         ("stage: [\n", "no readable YAML"),
+        ("? [a]\n: b\n", "no readable YAML: a key is a list"),
+        ("\0", "no readable YAML: unacceptable character"),
         ("stage: dpo\n", "'dpo' is no stage"),
+        ("stage: [sft]\n", r"\['sft'\] is no stage"),
         ("stage: sft\n", "model: field required"),
     ],
 )
 def test_a_broken_file_is_told(tmp_path, text, said):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=said) as error:
         read_recipe(path)
+    assert all(line.startswith(str(path)) for line in str(error.value).split("\n\n"))
 
 
 def test_an_unknown_recipe_names_the_nearest():
