@@ -108,6 +108,7 @@ def lines(recipe: Any, size: Any, plan: Plan, *, bounded: bool) -> list[tuple[st
 
 def _config(file: str | None, model: str) -> Any:
     import httpx2
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     from mlflow_scalpel.checkpoints import resolve
@@ -124,8 +125,8 @@ def _config(file: str | None, model: str) -> Any:
         repository, _, revision = model.partition("@")
         _ask_hub(repository, revision or None)
         return AutoConfig.from_pretrained(repository, revision=revision or "main")
-    except (OSError, ValueError, httpx2.HTTPError) as error:
-        why = (str(error) or type(error).__name__).splitlines()[0]
+    except (OSError, ValueError, StrictDataclassError, httpx2.HTTPError) as error:
+        why = " ".join(str(error).split()[:40]) or type(error).__name__
         if file is not None:
             raise ScalpelError(
                 f"--config {file}: is no configuration of a model that transformers knows "

@@ -79,13 +79,21 @@ class Plan:
 def model_size(config: Any, recipe: TrainingRecipe) -> ModelSize:
     """Sizes of the model that a Transformers configuration describes; no weight is made.
 
-    Raises ScalpelError where the recipe freezes what the model does not have.
+    A configuration that names no width of its MLP has the one of GPT-2, 4 times the hidden size.
+    Raises ScalpelError where it is of no causal language model, or the recipe freezes what the
+    model does not have.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(config)
+    except (ValueError, AttributeError) as error:
+        raise ScalpelError(
+            f"{type(config).__name__} is no configuration of a causal language model "
+            f"({str(error).splitlines()[0]}); give the one of the recipe's model"
+        ) from error
     trained = apply_freeze(model, recipe.train.freeze)
     text = config.get_text_config()
     heads = text.num_attention_heads
@@ -98,7 +106,7 @@ def model_size(config: Any, recipe: TrainingRecipe) -> ModelSize:
         hidden=text.hidden_size,
         attention=heads * size,
         keys_values=(getattr(text, "num_key_value_heads", None) or heads) * size,
-        intermediate=text.intermediate_size,
+        intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForCausalLM, Olmo2Config
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, Olmo2Config
 
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
@@ -202,6 +202,28 @@ def test_a_plan_without_a_hub_says_at_once_what_to_do():
     (line,) = done.stderr.splitlines()
     assert line.startswith("model = allenai/OLMo-2-1124-7B-Instruct: its configuration cannot be")
     assert "--config" in line
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ('{"model_type": "t5"}', "is no configuration of a causal language model"),
+        ('{"model_type": "olmo2", "hidden_size": "x"}', "is no configuration of a model"),
+        ('{"model_type": "nothing"}', "is no configuration of a model"),
+    ],
+)
+def test_a_configuration_of_another_kind_is_one_line(tmp_path, monkeypatch, capsys, config, said):
+    monkeypatch.chdir(PROJECTS.parent)
+    file = tmp_path / "config.json"
+    file.write_text(config)
+    assert main(["plan", "sft/olmo2-1b", "--config", str(file)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_a_model_that_names_its_sizes_otherwise_is_planned():
+    size = model_size(GPT2Config(n_embd=64, n_layer=2, n_head=2), recipe_of("sft"))
+    assert (size.hidden, size.intermediate, size.layers) == (64, 256, 2)
 
 
 @pytest.mark.parametrize("model", ["./nowhere", "org/name@branch", "a b"])
