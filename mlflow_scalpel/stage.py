@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import ctypes
+import errno
 import math
 import os
 import signal
@@ -44,6 +45,8 @@ _TAG_LIMIT = 5000  # characters; MLflow's stores refuse tags above 8000
 _MOMENT = 30.0  # seconds that an interrupted process goes on sending
 _ONE_INTERRUPT = 2.0  # seconds within which two signals are one interrupt
 _LOST = 10.0  # seconds after which an interrupt that nobody has heard is raised again
+_LOST_PEER = "by peer"  # closed or reset, as gloo says
+_NO_SPACE = os.strerror(errno.ENOSPC)
 _TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h
 
 
@@ -134,9 +137,11 @@ def _ending_at_once() -> Iterator[None]:
         yield
     finally:
         error = sys.exception()
+        _ignore_signals()  # of a launcher that ends the others
         code: Any = error.code if isinstance(error, SystemExit) else 0 if error is None else 1
-        # What stops all of them is said by the main process.
-        if not isinstance(error, SystemExit | KeyboardInterrupt | ScalpelError | None):
+        # What stops all of them is said by the main process, and a lost peer by that one.
+        said = isinstance(error, SystemExit | KeyboardInterrupt | ScalpelError | None)
+        if not said and _LOST_PEER not in str(error):
             traceback.print_exc()
         atexit._run_exitfuncs()
         sys.stdout.flush()
@@ -176,6 +181,7 @@ def _settled_run(mlflow: Any, name: str) -> Iterator[tuple[str, Path]]:
     run_id = mlflow.start_run(run_name=None if made_before else name).info.run_id
     output = Path(os.environ.get(_OUTPUT, f"outputs/{run_id}"))
     try:
+        _check_writable(output)
         if "mlflow.parentRunId" not in mlflow.active_run().data.tags:
             mlflow.set_tag("mlflow.runName", name)
         yield run_id, output
@@ -200,10 +206,29 @@ def _settled_run(mlflow: Any, name: str) -> Iterator[tuple[str, Path]]:
         sys.exit(1)
     except BaseException as error:
         _leave_rest_in_spool()
+        if _NO_SPACE in str(error):  # whichever library was writing
+            reason = (
+                f"{output}: its disk is full ({error}); make room, and take the run up with "
+                f"-P resume={run_id}, or start it again"
+            )
+            _end(mlflow, run_id, output, "FAILED", reason)
+            print(f"\n{reason}\n", file=sys.stderr)
+            sys.exit(1)
         _end(mlflow, run_id, output, "FAILED", f"{type(error).__name__}: {error}")
         raise
     else:
         _end(mlflow, run_id, output, "FINISHED")
+
+
+def _check_writable(output: Path) -> None:
+    """Raise ScalpelError where the output directory cannot be made, before hours go by."""
+    place = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        what = "may not be written" if place.is_dir() else "is no directory"
+        raise ScalpelError(
+            f"{output}: cannot be written, because {place} {what}; start the stage in a directory "
+            "that you may write to"
+        )
 
 
 def _leave_rest_in_spool(limit: float = _MOMENT) -> None:
