@@ -13,7 +13,9 @@ server is away at the end, what it was to be told waits in the run's spool.
 from __future__ import annotations
 
 import argparse
+import atexit
 import ctypes
+import errno
 import math
 import os
 import signal
@@ -21,10 +23,10 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -38,10 +40,13 @@ from mlflow_scalpel.takeup import RECIPE_ARTIFACT, RESUMABLE, STAGE_TAG, take_up
 FAILURE_TAG = "scalpel.failure"
 NESTED = "SCALPEL_NESTED"  # set where an experiment of ours started the stage, not `mlflow run`
 _OUTPUT = "SCALPEL_OUTPUT"  # tells every process of one stage the same output directory
+_ABOVE = "SCALPEL_ABOVE"  # and which process is `mlflow run`, where it began the stage
 _TAG_LIMIT = 5000  # characters; MLflow's stores refuse tags above 8000
 _MOMENT = 30.0  # seconds that an interrupted process goes on sending
 _ONE_INTERRUPT = 2.0  # seconds within which two signals are one interrupt
 _LOST = 10.0  # seconds after which an interrupt that nobody has heard is raised again
+_LOST_PEER = "by peer"  # closed or reset, as gloo says
+_NO_SPACE = os.strerror(errno.ENOSPC)
 _TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h
 
 
@@ -84,6 +89,8 @@ def open_stage(
     where the stage fails, with 130 where it was interrupted.
     """
     _quiet_libraries()
+    if "MLFLOW_RUN_ID" in os.environ and "RANK" not in os.environ:
+        os.environ[_ABOVE] = str(os.getppid())
     try:
         arguments = _parse_arguments(stage, argv)
         if arguments.resume:
@@ -92,7 +99,8 @@ def open_stage(
             recipe = load_recipe(arguments.recipe, recipes, stage=stage, settings=arguments.set)
         if check is not None:
             check(recipe)
-        _launch_processes(recipe, recipes.resolve().parents[1] / "accelerate")
+        name = f"{recipe.name}-{stage}"
+        _launch_processes(recipe, name, recipes.resolve().parents[1] / "accelerate")
     except RecipeError as error:
         print(f"\n{error}\n", file=sys.stderr)
         _fail_waiting_run(str(error))
@@ -104,18 +112,48 @@ def open_stage(
     is_main_process = int(os.environ.get("RANK", "0")) == 0
     if not is_main_process:  # the main process speaks to MLflow for all of them
         output = Path(os.environ[_OUTPUT])
-        yield OpenStage(recipe, run_id="", output=output, resumed=bool(arguments.resume))
-        return
+        _use_threads(recipe)
+        with _ending_at_once():
+            yield OpenStage(recipe, run_id="", output=output, resumed=bool(arguments.resume))
 
-    with _settled_run(mlflow, f"{recipe.name}-{stage}") as (run_id, output):
+    several = _ending_at_once() if "RANK" in os.environ else nullcontext()
+    with several, _settled_run(mlflow, name) as (run_id, output):
         note = run_note(run_id, recipe.description)
         mlflow.log_dict(recipe.model_dump(mode="json"), RECIPE_ARTIFACT)
         mlflow.set_tags({STAGE_TAG: stage, "scalpel.recipe": recipe.name, DESCRIPTION_TAG: note})
-        if recipe.threads is not None:
-            import torch
-
-            torch.set_num_threads(recipe.threads)
+        _use_threads(recipe)
         yield OpenStage(recipe, run_id, output, resumed=bool(arguments.resume))
+
+
+@contextmanager
+def _ending_at_once() -> Iterator[None]:
+    """End one of several processes without the interpreter's own end.
+
+    There Python frees the process group of training, with a lock that gloo's threads may want for
+    what they hold: the process aborts (pytorch#179291), which its launcher takes for a failure of
+    all, or it waits for ever.
+    """
+    try:
+        yield
+    finally:
+        error = sys.exception()
+        _ignore_signals()  # of a launcher that ends the others
+        code: Any = error.code if isinstance(error, SystemExit) else 0 if error is None else 1
+        # What stops all of them is said by the main process, and a lost peer by that one.
+        said = isinstance(error, SystemExit | KeyboardInterrupt | ScalpelError | None)
+        if not said and _LOST_PEER not in str(error):
+            traceback.print_exc()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def _use_threads(recipe: Any) -> None:
+    if recipe.threads is not None:
+        import torch
+
+        torch.set_num_threads(recipe.threads)
 
 
 def _quiet_libraries() -> None:
@@ -143,6 +181,7 @@ def _settled_run(mlflow: Any, name: str) -> Iterator[tuple[str, Path]]:
     run_id = mlflow.start_run(run_name=None if made_before else name).info.run_id
     output = Path(os.environ.get(_OUTPUT, f"outputs/{run_id}"))
     try:
+        _check_writable(output)
         if "mlflow.parentRunId" not in mlflow.active_run().data.tags:
             mlflow.set_tag("mlflow.runName", name)
         yield run_id, output
@@ -151,8 +190,8 @@ def _settled_run(mlflow: Any, name: str) -> Iterator[tuple[str, Path]]:
         _ignore_signals()  # a second Ctrl-C must not cut off the note that there was a first
         _leave_rest_in_spool()
         _end(mlflow, run_id, output, "KILLED", "interrupted (SIGINT or SIGTERM)")
-        if made_before and NESTED not in os.environ:
-            _stay_killed(run_id)
+        if _ABOVE in os.environ and NESTED not in os.environ:
+            _stay_killed(run_id, os.environ[_ABOVE])
         print(f"\n{name}: interrupted; run {run_id} is KILLED", file=sys.stderr)
         sys.exit(130)
     except Undelivered as error:
@@ -167,10 +206,29 @@ def _settled_run(mlflow: Any, name: str) -> Iterator[tuple[str, Path]]:
         sys.exit(1)
     except BaseException as error:
         _leave_rest_in_spool()
+        if _NO_SPACE in str(error):  # whichever library was writing
+            reason = (
+                f"{output}: its disk is full ({error}); make room, and take the run up with "
+                f"-P resume={run_id}, or start it again"
+            )
+            _end(mlflow, run_id, output, "FAILED", reason)
+            print(f"\n{reason}\n", file=sys.stderr)
+            sys.exit(1)
         _end(mlflow, run_id, output, "FAILED", f"{type(error).__name__}: {error}")
         raise
     else:
         _end(mlflow, run_id, output, "FINISHED")
+
+
+def _check_writable(output: Path) -> None:
+    """Raise ScalpelError where the output directory cannot be made, before hours go by."""
+    place = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        what = "may not be written" if place.is_dir() else "is no directory"
+        raise ScalpelError(
+            f"{output}: cannot be written, because {place} {what}; start the stage in a directory "
+            "that you may write to"
+        )
 
 
 def _leave_rest_in_spool(limit: float = _MOMENT) -> None:
@@ -232,8 +290,11 @@ def _parse_arguments(stage: str, argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _launch_processes(recipe: Any, configurations: Path) -> None:
-    """Start this script again under `accelerate launch` where the recipe asks for processes."""
+def _launch_processes(recipe: Any, name: str, configurations: Path) -> None:
+    """Start this script again under `accelerate launch` where the recipe asks for processes.
+
+    The run is made before, since all of them work in the directory of its name.
+    """
     processes = getattr(recipe, "processes", 1)
     if processes == 1 or "RANK" in os.environ:
         return
@@ -242,9 +303,15 @@ def _launch_processes(recipe: Any, configurations: Path) -> None:
             f"processes = {processes}: accelerate did not start as many; set processes=1, or see "
             "what its own configuration (`accelerate env`) says of this machine"
         )
-    os.environ[_OUTPUT] = f"outputs/{os.environ.get('MLFLOW_RUN_ID') or uuid.uuid4().hex}"
+    if _ABOVE in os.environ:
+        end_with_parent()  # holds for the launcher too, which then ends its processes
+    if "MLFLOW_RUN_ID" not in os.environ:
+        import mlflow
+
+        os.environ["MLFLOW_RUN_ID"] = mlflow.start_run(run_name=name).info.run_id
+    os.environ[_OUTPUT] = f"outputs/{os.environ['MLFLOW_RUN_ID']}"
     words = launch_options(recipe.processes, recipe.sharding, recipe.train.bf16, configurations)
-    command = [sys.executable, "-m", "accelerate.commands.launch", *words, *sys.argv]
+    command = [sys.executable, "-m", "mlflow_scalpel.launcher", *words, *sys.argv]
     os.execv(sys.executable, command)
 
 
@@ -273,10 +340,10 @@ def _fail_waiting_run(reason: str) -> None:
     client.set_terminated(run_id, "FAILED")
 
 
-def _stay_killed(run_id: str) -> None:
-    """Leave a process behind that says KILLED again after `mlflow run` has said FAILED."""
+def _stay_killed(run_id: str, above: str) -> None:
+    """Leave a process behind that says KILLED again after `mlflow run`, `above`, said FAILED."""
     subprocess.Popen(
-        [sys.executable, "-m", "mlflow_scalpel.afterwards", run_id, str(os.getppid())],
+        [sys.executable, "-m", "mlflow_scalpel.afterwards", run_id, above],
         start_new_session=True,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -84,6 +84,34 @@ def test_failed_with_the_reason(start, body, status, reason):
     assert ("Traceback" in errors) == ("ValueError" in reason)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        "OSError(28, 'No space left on device')",
+        "ValueError('Error while serializing: I/O error: No space left on device (os error 28)')",
+    ],
+)
+def test_a_full_disk_is_named_with_what_to_do(start, error):
+    process, run_id = start(f"raise {error}")
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    status, reason = ended(run_id)
+    assert status == "FAILED"
+    assert reason.startswith(f"outputs/{run_id}: its disk is full (")
+    assert f"-P resume={run_id}" in reason
+    assert errors.strip() == reason
+
+
+def test_an_output_directory_that_cannot_be_is_told(start, tmp_path):
+    (tmp_path / "outputs").write_text("a file")
+    process, run_id = start("pass")
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert ended(run_id) == ("FAILED", errors.strip())
+    assert errors.strip().startswith(f"outputs/{run_id}: cannot be written")
+    assert "Traceback" not in errors
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_killed_by_a_signal_even_by_two(start, number):
     process, run_id = start("time.sleep(60)")

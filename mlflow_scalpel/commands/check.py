@@ -21,11 +21,18 @@ def run(arguments: argparse.Namespace) -> int:
     """Print that the recipe is valid; raises RecipeError where it is not."""
     from mlflow_scalpel.evaluation.suite import load_suite
     from mlflow_scalpel.recipes.experiment import MainRecipe
-    from mlflow_scalpel.recipes.load import check_parts, find_recipe, parse_settings, read_recipe
+    from mlflow_scalpel.recipes.load import (
+        BY_COMMAND,
+        check_parts,
+        find_recipe,
+        parse_settings,
+        read_recipe,
+    )
     from mlflow_scalpel.recipes.measuring import EvaluateRecipe
 
     path = find_recipe(arguments.recipe, Path())
-    read = read_recipe(path, settings=parse_settings(arguments.set))
+    settings = parse_settings(arguments.set, BY_COMMAND)
+    read = read_recipe(path, settings=settings, option=BY_COMMAND)
     folder = path.resolve().parent
     shipped = (folder.parent.name, folder.name) == (read.stage, "recipes")
     projects = folder.parents[1] if shipped else Path.cwd() / "projects"

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlflow_scalpel.training.planning import Plan
 
+CONFIG = "config.json"
 NAME = "plan"
 HELP = "memory, disk, steps, tokens and FLOPs of a recipe"
+_PATIENCE = 5.0  # seconds that the hub may take to answer
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -51,12 +53,13 @@ def _at_least_one(text: str, value: float) -> float:
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan."""
     from mlflow_scalpel.errors import RecipeError
-    from mlflow_scalpel.recipes.load import find_recipe, parse_settings, read_recipe
+    from mlflow_scalpel.recipes.load import BY_COMMAND, find_recipe, parse_settings, read_recipe
     from mlflow_scalpel.recipes.training import TrainingRecipe
     from mlflow_scalpel.training.planning import model_size, plan_run
 
     path = find_recipe(arguments.recipe, Path())
-    recipe = read_recipe(path, settings=parse_settings(arguments.set))
+    settings = parse_settings(arguments.set, BY_COMMAND)
+    recipe = read_recipe(path, settings=settings, option=BY_COMMAND)
     if not isinstance(recipe, TrainingRecipe):
         raise RecipeError(f"{path}: stage = {recipe.stage}: only sft and grpo are planned")
     size = model_size(_config(arguments.config, recipe.model), recipe)
@@ -104,6 +107,8 @@ def lines(recipe: Any, size: Any, plan: Plan, *, bounded: bool) -> list[tuple[st
 
 
 def _config(file: str | None, model: str) -> Any:
+    import httpx2
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     from mlflow_scalpel.checkpoints import resolve
@@ -111,18 +116,34 @@ def _config(file: str | None, model: str) -> Any:
 
     if file is not None and not Path(file).is_file():
         raise ScalpelError(f"--config {file}: there is no such file")
-    # A hub name is not resolved: that would fetch the weights.
-    local = model.startswith(("models:/", "runs:/"))
-    source = file or (str(resolve(model)) if local else model)
     try:
-        return AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
+        if file is not None:
+            return AutoConfig.from_pretrained(file)
+        if Path(model).is_dir() or model.startswith(("models:/", "runs:/")):
+            return AutoConfig.from_pretrained(resolve(model))
+        # A hub name is not resolved: that would fetch the weights.
+        repository, _, revision = model.partition("@")
+        _ask_hub(repository, revision or None)
+        return AutoConfig.from_pretrained(repository, revision=revision or "main")
+    except (OSError, ValueError, StrictDataclassError, httpx2.HTTPError) as error:
+        why = " ".join(str(error).split()[:40]) or type(error).__name__
         if file is not None:
             raise ScalpelError(
                 f"--config {file}: is no configuration of a model that transformers knows "
-                f"({str(error).splitlines()[0]}); give the model's config.json"
+                f"({why}); give the model's config.json"
             ) from error
         raise ScalpelError(
-            f"model = {model}: its configuration cannot be had ({str(error).splitlines()[0]}); "
-            "connect to the hub, or give its config.json with --config"
+            f"model = {model}: its configuration cannot be had ({why}); name a local directory, "
+            "give the model's config.json with --config, or connect to the hub"
         ) from error
+
+
+def _ask_hub(repository: str, revision: str | None) -> None:
+    """Ask the hub once whether it has the configuration, where it is not in the cache here.
+
+    Transformers asks for half a minute where nobody answers.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    if not isinstance(try_to_load_from_cache(repository, CONFIG, revision=revision), str):
+        get_hf_file_metadata(hf_hub_url(repository, CONFIG, revision=revision), timeout=_PATIENCE)

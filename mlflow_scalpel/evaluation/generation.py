@@ -17,7 +17,6 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import postprocess_generated_text
-from tqdm import tqdm
 from transformers import (
     GenerationConfig,
     PreTrainedModel,
@@ -51,6 +50,7 @@ class BatchedLM(HFLM, SuiteLM):
         )
         self._base = base
         self.lengths = {}
+        self.announce("a model", {})
         self.end_tokens = end_tokens_of(model.generation_config, self.tokenizer)
         model.generation_config = GenerationConfig(
             eos_token_id=self.end_tokens,
@@ -84,8 +84,7 @@ class BatchedLM(HFLM, SuiteLM):
 
         texts = [""] * len(requests)
         lengths = [(0, False)] * len(requests)
-        quiet = True if disable_tqdm else None  # None: only where a terminal watches
-        with tqdm(total=len(requests), desc="generate", disable=quiet, mininterval=2) as bar:
+        with self.bar(total=len(requests), disable=disable_tqdm, mininterval=2) as bar:
             for batch in batches:
                 settings = dict(requests[batch[0]].args[1])
                 made = self._generate_batch([tokens[number] for number in batch], settings)

@@ -20,7 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import lm_eval.api.model
 import lm_eval.api.task
+import lm_eval.models.huggingface
 import numpy as np
 import pandas as pd
 import torch
@@ -37,6 +39,7 @@ from mlflow_scalpel.metrics.capabilities.success_rate import clustered_mean
 
 logger = logging.getLogger(__name__)
 
+_WITH_BARS: list[Any] = [lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface]
 BUILD_SEED = 1234  # lm-eval's own: order of choices and examples, the same whatever is sampled
 
 SAMPLE_COLUMNS = [
@@ -139,8 +142,8 @@ class Evaluator:
         """
         self._lm.load_weights(Path(directory))
 
-    def run(self, seed: int | None = None) -> Evaluation:
-        """Generate, grade and score every task.
+    def run(self, seed: int | None = None, title: str = "the model") -> Evaluation:
+        """Generate, grade and score every task; `title` names the weights to who watches.
 
         The same seed (None: the evaluator's) gives the same samples on one machine with one
         batch size; the process's own random state is left as it was.
@@ -148,7 +151,7 @@ class Evaluator:
         with _quiet(), _own_random(BUILD_SEED):
             torch.manual_seed(self.seed if seed is None else seed)
             self._lm.lengths.clear()
-            self._answer_requests()
+            self._answer_requests(title)
             parts = [self._graded(work, entry) for work in self._works for entry in work.entries]
         order = {task.metric_name: place for place, task in enumerate(self.suite.tasks)}
         parts.sort(key=lambda part: order[part[0].metric])
@@ -181,9 +184,10 @@ class Evaluator:
                 f"{self.system_prompt[:60]!r}; set system_prompt to null, or mend the template"
             )
 
-    def _answer_requests(self) -> None:
+    def _answer_requests(self, title: str) -> None:
         """Build every task's prompts and get the model's answers, all tasks together."""
         requests: dict[str, list[Instance]] = {}
+        labels = {}
         for work in self._works:
             entry = work.entries[0]
             for task in work.tasks:
@@ -197,9 +201,12 @@ class Evaluator:
                     tokenizer_name=self._lm.tokenizer_name,
                 )
                 for request in task.instances:
+                    labels[id(request)] = entry.label
                     clones = [request] * entry.samples
                     requests.setdefault(request.request_type, []).extend(clones)
         for kind, clones in requests.items():
+            self._lm.announce(title, {id(clone): labels[id(clone)] for clone in clones})
+            lm_eval.models.huggingface.tqdm = self._lm.bar  # put back by _quiet
             for request, answer in zip(clones, getattr(self._lm, kind)(clones), strict=True):
                 request.resps.append(answer)
 
@@ -354,18 +361,20 @@ def _own_random(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """lm-eval without its notes on defaults and its bar for the prompts of each task."""
-    log = logging.getLogger("lm_eval")
-    level, bar = log.level, lm_eval.api.task.tqdm
+    """lm-eval without its notes on defaults and its bars for the prompts of each task."""
+    log, modules = logging.getLogger("lm_eval"), _WITH_BARS
+    level, bars = log.level, [module.tqdm for module in modules]
     shows_bars = transformers.logging.is_progress_bar_enabled()
     log.setLevel(logging.ERROR)
     transformers.logging.disable_progress_bar()
-    lm_eval.api.task.tqdm = _no_bar
+    for module in modules:
+        module.tqdm = _no_bar
     try:
         yield
     finally:
         log.setLevel(level)
-        lm_eval.api.task.tqdm = bar
+        for module, bar in zip(modules, bars, strict=True):
+            module.tqdm = bar
         if shows_bars:
             transformers.logging.enable_progress_bar()
 

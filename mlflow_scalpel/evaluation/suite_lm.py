@@ -10,6 +10,7 @@ from lm_eval.api.model import TemplateLM
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.evaluation.progress import Bar, bar_about
 
 
 class SuiteLM(TemplateLM):
@@ -23,8 +24,17 @@ class SuiteLM(TemplateLM):
     tokenizer: PreTrainedTokenizerBase
     lengths: dict[int, list[tuple[int, bool]]]
     end_tokens: list[int]
+    labels: dict[int, str]
+    """The benchmark of each request that is asked, by id(request)."""
+    bar: Bar
+    """Makes the bar of what is asked, for who watches."""
     max_length: int
     """The model's context, in tokens."""
+
+    def announce(self, title: str, labels: dict[int, str]) -> None:
+        """Name what is asked next: `title` says of which model, `labels` which benchmarks."""
+        self.labels = labels
+        self.bar = bar_about(", ".join([title, *dict.fromkeys(labels.values())]))
 
     @property
     @abc.abstractmethod

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -49,6 +48,7 @@ class VllmLM(SuiteLM):
         super().__init__()
         self.tokenizer = tokenizer
         self.lengths = {}
+        self.announce("a model", {})
         self.end_tokens = end_tokens_of(_generation_config(base), tokenizer)
         self._base = base
         try:
@@ -102,7 +102,7 @@ class VllmLM(SuiteLM):
                 )
             parameters.append(SamplingParams(**wanted))
             searched.append(strings)
-        shown = not disable_tqdm and sys.stderr.isatty()
+        shown = False if disable_tqdm else self.bar
         outputs = self._engine.generate(_inputs(prompts), parameters, use_tqdm=shown)
         texts = []
         for request, output, strings in zip(requests, outputs, searched, strict=True):
@@ -144,7 +144,7 @@ class VllmLM(SuiteLM):
         parameters = SamplingParams(
             temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False
         )
-        shown = not disable_tqdm and sys.stderr.isatty()
+        shown = False if disable_tqdm else self.bar
         outputs = self._engine.generate(_inputs(read), parameters, use_tqdm=shown)
         found = []
         for (_, _, text), output in zip(requests, outputs, strict=True):

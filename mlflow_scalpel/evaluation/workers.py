@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -15,6 +16,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from mlflow_scalpel.comparison import Subject
 from mlflow_scalpel.errors import ScalpelError
@@ -80,7 +83,8 @@ class Measurer:
         recipe = self._order.recipe
         self._evaluator.load_weights(subject.directory)
         # With the base's seed an unchanged checkpoint would give the base's own samples.
-        found = self._evaluator.run(seed=recipe.seed + (subject.step or 0))
+        step = subject.step or 0
+        found = self._evaluator.run(seed=recipe.seed + step, title=f"step {step}")
         finished = now()
         if recipe.gold_loglik and self._order.plan.run is not None:
             base = None if is_base else self._base_rows()
@@ -171,6 +175,8 @@ def _begin(order: Order, tracking_uri: str, gpus: Any) -> None:
     global _order
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this
     end_with_parent()
+    # tqdm's own lock is a semaphore of the system, which a process that is ended leaves behind.
+    tqdm.set_lock(threading.RLock())
     gpu = gpus.get()
     if gpu is not None:
         os.environ[_GPUS] = gpu  # before torch has looked at any

@@ -32,6 +32,9 @@ STAGES: dict[str, type[Recipe]] = {
 }
 
 
+BY_RUN = "-P set="  # how a field is given to `mlflow run`
+BY_COMMAND = "--set "  # and to a command of ours
+
 _NUMBERS = {
     "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9]*)|0x[0-9a-fA-F]+",
     "tag:yaml.org,2002:float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
@@ -53,6 +56,10 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key is a list or a mapping and no word", key.start_mark
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} is given twice", key.start_mark
@@ -72,21 +79,29 @@ def load_recipe(name: str, folder: Path, *, stage: str, settings: str = "") -> R
     RecipeError with field, value, file and remedy.
     """
     path = find_recipe(name, folder)
-    recipe = read_recipe(path, stage=stage, settings=parse_settings(settings))
+    recipe = read_recipe(path, stage=stage, settings=parse_settings(settings), option=BY_RUN)
     if isinstance(recipe, MainRecipe):
         check_parts(recipe, folder.parents[1])
     return recipe
 
 
 def read_recipe(
-    path: Path, *, stage: str | None = None, settings: Mapping[str, Any] | None = None
+    path: Path,
+    *,
+    stage: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    option: str | None = None,
 ) -> Recipe:
-    """The recipe in the file `path`, for `stage` or for the one that it names."""
+    """The recipe in the file `path`, for `stage` or for the one that it names.
+
+    `option` is how the user gives single fields, for what is said of a mistake; None where there
+    is no way but the file.
+    """
     fields = read_yaml(path)
     for field, value in (settings or {}).items():
         _set_field(fields, field, value, path)
     named = fields.get("stage")
-    if named not in STAGES:
+    if not isinstance(named, str) or named not in STAGES:
         raise RecipeError(
             f"{path}: stage = {named!r} is no stage; set it to one of {', '.join(STAGES)}."
         )
@@ -96,7 +111,7 @@ def read_recipe(
             f"`mlflow run . -e {named}`, or give a recipe of {stage}."
         )
     fields.setdefault("name", path.stem)
-    return validate(STAGES[named], fields, path)
+    return validate(STAGES[named], fields, path, option)
 
 
 def check_parts(recipe: MainRecipe, projects: Path) -> None:
@@ -104,12 +119,13 @@ def check_parts(recipe: MainRecipe, projects: Path) -> None:
 
     `projects` is the folder with a folder a stage. Raises RecipeError as each stage would.
     """
-    parts = [("base", recipe.base), *((arm.stage, arm) for arm in recipe.arms)]
-    parts += [("evaluate", recipe.evaluate), ("compare", recipe.compare)]
-    for stage, part in parts:
+    arms = [(arm.stage, f"arms.{number}", arm) for number, arm in enumerate(recipe.arms)]
+    rest = [(name, name, getattr(recipe, name)) for name in ("base", "evaluate", "compare")]
+    for stage, field, part in rest[:1] + arms + rest[1:]:
         if part is not None:
             path = find_recipe(part.recipe, projects / stage / "recipes")
-            read_recipe(path, stage=stage, settings=part.set)
+            option = f"the experiment's {field}.set: "
+            read_recipe(path, stage=stage, settings=part.set, option=option)
 
 
 def find_recipe(name: str, folder: Path) -> Path:
@@ -133,8 +149,11 @@ def find_recipe(name: str, folder: Path) -> Path:
     )
 
 
-def parse_settings(text: str) -> dict[str, Any]:
-    """Read `a.b=1 c=[x, y]` as dotted names and YAML values; raises RecipeError."""
+def parse_settings(text: str, option: str = BY_RUN) -> dict[str, Any]:
+    """Read `a.b=1 c=[x, y]`, given by `option`, as dotted names and YAML values.
+
+    Raises RecipeError.
+    """
     try:
         words = shlex.split(text)
     except ValueError as error:
@@ -145,7 +164,7 @@ def parse_settings(text: str) -> dict[str, Any]:
         if not equals or not field:
             raise RecipeError(
                 f"set = {text}: {word!r} is not FIELD=VALUE; write for example "
-                '-P set="train.learning_rate=1e-5 train.max_steps=50".'
+                f'{option}"train.learning_rate=1e-5 train.max_steps=50".'
             )
         try:
             parsed = yaml.load(value, _Loader)
@@ -161,12 +180,14 @@ def parse_settings(text: str) -> dict[str, Any]:
     return settings
 
 
-def validate(kind: type[BaseModel], fields: dict[str, Any], path: Path) -> Any:
+def validate(
+    kind: type[BaseModel], fields: dict[str, Any], path: Path, option: str | None = None
+) -> Any:
     """`fields` as a `kind`; raises RecipeError with one paragraph for each thing that is wrong."""
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        paragraphs = [_explain(detail, kind, path) for detail in error.errors()]
+        paragraphs = [_explain(detail, kind, path, option) for detail in error.errors()]
         raise RecipeError("\n\n".join(paragraphs)) from error
 
 
@@ -180,7 +201,8 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         fields = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: is no readable YAML: {error}.") from error
+        why = " ".join(str(error).split())
+        raise RecipeError(f"{path}: is no readable YAML: {why}; correct it there.") from error
     if not isinstance(fields, dict):
         raise RecipeError(f"{path}: holds no fields; a recipe is a mapping such as `stage: sft`.")
     parent = fields.pop("extends", None)
@@ -215,17 +237,17 @@ def _set_field(fields: dict[str, Any], dotted: str, value: Any, path: Path) -> N
     inner[last] = value
 
 
-def _explain(detail: Any, kind: type[BaseModel], path: Path) -> str:
+def _explain(detail: Any, kind: type[BaseModel], path: Path, option: str | None) -> str:
     field = ".".join(str(part) for part in detail["loc"])
     value = detail["input"]
     shown = "" if isinstance(value, dict) or detail["type"] == "missing" else f" = {value!r}"
     message = detail["msg"].removeprefix("Value error, ").rstrip(".")
     message = message[0].lower() + message[1:]
     place = f"{path}: {field}{shown}: " if field else f"{path}: "
-    return f"{place}{message}. {_remedy(detail, kind)}".rstrip()
+    return f"{place}{message}. {_remedy(detail, kind, option)}".rstrip()
 
 
-def _remedy(detail: Any, kind: type[BaseModel]) -> str:
+def _remedy(detail: Any, kind: type[BaseModel], option: str | None) -> str:
     loc, why = detail["loc"], detail["type"]
     if why == "extra_forbidden":
         known = _fields_at(kind, loc[:-1])
@@ -233,11 +255,10 @@ def _remedy(detail: Any, kind: type[BaseModel]) -> str:
         if near:
             return f"Did you mean {near[0]}?"
         return f"Remove it; known here: {', '.join(sorted(known))}."
-    if why == "missing":
-        return "Add it to the recipe, or give it with -P set=" + f'"{".".join(map(str, loc))}=...".'
     if why == "value_error":
         return ""
-    return "Correct it in the file, or give it with -P set=" + f'"{".".join(map(str, loc))}=...".'
+    given = f', or give it with {option}"{".".join(map(str, loc))}=..."' if option else ""
+    return f"{'Add it to' if why == 'missing' else 'Correct it in'} the file{given}."
 
 
 def _fields_at(kind: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:

@@ -116,7 +116,7 @@ def _shared_fields(recipe: TrainingRecipe, output: Path, steps: int) -> dict[str
         "run_name": recipe.name,
         "save_strategy": "steps",
         "save_steps": recipe.checkpoints.save_steps(steps),
-        "save_total_limit": recipe.checkpoints.keep_local,
+        "save_total_limit": None,  # the trainer would drop a checkpoint before the next is whole
         "dataloader_drop_last": True,  # every step has the same number of sequences
         "dataloader_pin_memory": not on_cpu,
         "use_cpu": on_cpu,

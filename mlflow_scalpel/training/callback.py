@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +22,36 @@ from mlflow_scalpel.metrics.registry import GROUPS
 from mlflow_scalpel.recipes.training import GrpoRecipe, TrainingRecipe
 from mlflow_scalpel.training.alarms import Watch
 from mlflow_scalpel.training.arguments import problems_a_step, sequences_a_step
-from mlflow_scalpel.training.cost import UNITS, Cost, estimate_flops
-from mlflow_scalpel.training.freezing import METRIC, UNIT, changed_elements, complaint, elements
+from mlflow_scalpel.training.cost import UNITS, Cost, estimate_flops, multiplied_parameters
+from mlflow_scalpel.training.freezing import METRIC, UNIT, changed_elements, complaint
 from mlflow_scalpel.training.heatmap import heatmap_image
 from mlflow_scalpel.training.journal import Journal
-from mlflow_scalpel.training.resume import Past
+from mlflow_scalpel.training.resume import Past, keep_newest
 from mlflow_scalpel.training.session import OpenBase
 
 if TYPE_CHECKING:
     from mlflow_scalpel.training.rewards import Rewards  # needs math-verify, which SFT does not
 
 WARNING_TAG = "scalpel.warning"
+
+
+class TogetherCallback(TrainerCallback):
+    """Has no process go on from a save before every one has written its part of the checkpoint.
+
+    Else the main one logs, and drops the checkpoint before, while the others still write.
+    """
+
+    def __init__(self, wait_for_everyone: Callable[[], None]) -> None:
+        self._wait_for_everyone = wait_for_everyone
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        self._wait_for_everyone()
 
 
 class CheckpointCallback(TrainerCallback, ExportableState):
@@ -86,8 +104,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         self._began = time.monotonic()
-        embedded = elements(model.get_input_embeddings().weight)
-        self._parameters = sum(elements(weight) for weight in model.parameters()) - embedded
+        self._parameters = multiplied_parameters(model)
         self._steps = state.max_steps
         if state.global_step > 0:
             self._restore(state)
@@ -119,20 +136,6 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         # Here the scheduler has not moved on yet: this is the rate that the step was taken with.
         self._learning_rate_sum += float(optimizer.param_groups[0]["lr"])
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        if state.is_world_process_zero and control.should_save:
-            # What is stored may be a hard link to the files of an earlier save of this step, which
-            # must not be written into.
-            directory = _directory(args, state)
-            if directory.is_dir():
-                shutil.rmtree(directory)
-
     def on_log(
         self,
         args: TrainingArguments,
@@ -163,6 +166,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         if state.is_world_process_zero:
+            keep_newest(Path(str(args.output_dir)), self._recipe.checkpoints.keep_local)
             self._take_in(_directory(args, state), state)
 
     def on_train_end(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import asdict, dataclass
+from typing import Any
+
+from mlflow_scalpel.training.freezing import elements
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,24 @@ UNITS = {
 }
 
 
+def multiplied_parameters(model: Any) -> int:
+    """N: the parameters that each token is multiplied with.
+
+    N = all parameters - input embedding (a look-up) + head where it is tied to that embedding: one
+    matrix in memory, and a product with it all the same. The head thus counts once, tied or not.
+    """
+    embedding = model.get_input_embeddings().weight
+    head = model.get_output_embeddings()
+    total = sum(elements(weight) for weight in model.parameters())  # a tied matrix once
+    return total if head is not None and head.weight is embedding else total - elements(embedding)
+
+
 def estimate_flops(parameters: int, tokens_trained: int, tokens_sampled: int) -> float:
     """6 N tokens_trained + 2 N tokens_sampled, the usual estimate (arXiv 2001.08361).
 
-    2 N a token for a forward pass and 4 N for a backward pass, with N the parameters without the
-    input embedding (a look-up); attention's own products are left out, which is small where
-    sequences are shorter than the hidden size times 12. `tokens_sampled` counts prompts too:
-    generation reads them.
+    2 N a token for a forward pass and 4 N for a backward pass, with N by `multiplied_parameters`;
+    attention's own products are left out, which is small where sequences are shorter than the
+    hidden size times 12. `tokens_sampled` counts prompts too: generation reads them.
     """
     return 6.0 * parameters * tokens_trained + 2.0 * parameters * tokens_sampled
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.recipes.training import GrpoRecipe, SftRecipe, TrainingRecipe
 from mlflow_scalpel.training.arguments import problems_a_step, sequences_a_step, total_steps
-from mlflow_scalpel.training.cost import estimate_flops
+from mlflow_scalpel.training.cost import estimate_flops, multiplied_parameters
 from mlflow_scalpel.training.freezing import apply_freeze
 
 Sharding = Literal["zero2", "zero3", "fsdp"]
@@ -28,8 +28,8 @@ class ModelSize:
     parameters: int
     trainable: int
     """Parameters that the recipe does not freeze."""
-    embedding: int
-    """Parameters of the input embedding, which costs memory and no multiplications."""
+    multiplied: int
+    """Parameters that each token is multiplied with: see `multiplied_parameters`."""
     layers: int
     hidden: int
     attention: int
@@ -79,13 +79,21 @@ class Plan:
 def model_size(config: Any, recipe: TrainingRecipe) -> ModelSize:
     """Sizes of the model that a Transformers configuration describes; no weight is made.
 
-    Raises ScalpelError where the recipe freezes what the model does not have.
+    A configuration that names no width of its MLP has the one of GPT-2, 4 times the hidden size.
+    Raises ScalpelError where it is of no causal language model, or the recipe freezes what the
+    model does not have.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(config)
+    except (ValueError, AttributeError) as error:
+        raise ScalpelError(
+            f"{type(config).__name__} is no configuration of a causal language model "
+            f"({str(error).splitlines()[0]}); give the one of the recipe's model"
+        ) from error
     trained = apply_freeze(model, recipe.train.freeze)
     text = config.get_text_config()
     heads = text.num_attention_heads
@@ -93,12 +101,12 @@ def model_size(config: Any, recipe: TrainingRecipe) -> ModelSize:
     return ModelSize(
         parameters=trained.trainable + trained.frozen,
         trainable=trained.trainable,
-        embedding=model.get_input_embeddings().weight.numel(),
+        multiplied=multiplied_parameters(model),
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         attention=heads * size,
         keys_values=(getattr(text, "num_key_value_heads", None) or heads) * size,
-        intermediate=text.intermediate_size,
+        intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
     )
 
 
@@ -115,7 +123,7 @@ def plan_run(
 
     Steps as the trainer takes them; sequences = steps x batch x accumulation x processes; tokens
     trained on = sequences x tokens of a sequence, prompt included; FLOPs by `estimate_flops` with
-    all parameters but the input embedding (frozen ones too, though they need a third less).
+    `multiplied_parameters` (frozen ones too, though they need a third less).
 
     Args:
         rows: problems of the data, which a length in epochs needs.
@@ -144,7 +152,7 @@ def plan_run(
     trained, generated = round(sequences * mean), 0
     if isinstance(recipe, GrpoRecipe):
         generated = round(sequences * (completion_tokens or recipe.train.max_completion_length))
-    flops = estimate_flops(size.parameters - size.embedding, trained, trained if generated else 0)
+    flops = estimate_flops(size.multiplied, trained, trained if generated else 0)
     weights = size.parameters * _BYTES[recipe.train.dtype]
     states = optimizer_bytes(size, recipe, sharding)
     count, kept = recipe.checkpoints.count, recipe.checkpoints.keep_local

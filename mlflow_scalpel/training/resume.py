@@ -37,39 +37,55 @@ class Past:
     summary: list[dict[str, Any]] = field(default_factory=list)
 
 
-def newest_whole(output: Path) -> Path | None:
+def newest_whole(output: Path, processes: int) -> Path | None:
     """The newest checkpoint directory under `output` that training can go on from."""
-    whole = [directory for directory in _checkpoints(output) if is_whole(directory)]
+    whole = [directory for directory in _checkpoints(output) if is_whole(directory, processes)]
     return whole[-1] if whole else None
 
 
-def is_whole(directory: Path) -> bool:
-    """Whether weights, optimizer state and trainer state are all there to the end.
+def is_whole(directory: Path, processes: int) -> bool:
+    """Whether weights, optimizer state, random states and trainer state are all there to the end.
 
-    A trainer writes them in this order, so the last one says that the others were begun; sizes and
-    endings say that they were finished (which matters after a power cut).
+    The main process writes them in this order, so the last one says that the others were begun;
+    sizes and endings say that they were finished (which matters after a power cut). The random
+    state of another process comes when it comes, without which that one would draw other numbers.
     """
+    ranks = [""] if processes == 1 else [f"_{rank}" for rank in range(processes)]
+    if not all((directory / f"rng_state{rank}.pth").is_file() for rank in ranks):
+        return False
     try:
         check_whole(directory)
         json.loads((directory / _STATE).read_text(encoding="utf-8"))
     except (ScalpelError, OSError, ValueError):
         return False
-    pickles = [*directory.glob("*.pt"), *directory.glob("*.pth")]
-    return bool(pickles) and all(zipfile.is_zipfile(file) for file in pickles)
+    # DeepSpeed's are in a folder of their own.
+    pickles = [*directory.rglob("*.pt"), *directory.rglob("*.pth")]
+    return all(zipfile.is_zipfile(file) for file in pickles)
 
 
-def remove_broken(output: Path) -> list[Path]:
-    """Remove checkpoints that were cut off while they were written, and return what was removed."""
-    broken = [directory for directory in _checkpoints(output) if not is_whole(directory)]
+def remove_broken(output: Path, processes: int) -> list[Path]:
+    """Remove checkpoints that were cut off while they were written, and return what was removed.
+
+    What is stored may be a hard link to their files, which must not be written into.
+    """
+    broken = [directory for directory in _checkpoints(output) if not is_whole(directory, processes)]
     for directory in broken:
         shutil.rmtree(directory)
     return broken
 
 
-def past_of(run_id: str, output: Path) -> Past:
-    """What MLflow has of the run, once everything that its processes left has been sent."""
+def keep_newest(output: Path, count: int) -> None:
+    """Remove all checkpoints but the newest `count`."""
+    for directory in _checkpoints(output)[:-count]:
+        shutil.rmtree(directory)
+
+
+def past_of(run_id: str, from_here: Path | None) -> Past:
+    """What MLflow has of the run, once everything that its processes left has been sent.
+
+    `from_here` is the checkpoint that training goes on from.
+    """
     client = MlflowClient()
-    from_here = newest_whole(output)
     losses = client.get_metric_history(run_id, "loss")
     try:
         _, checkpoints = checkpoints_of_run(run_id)

@@ -20,6 +20,7 @@ from mlflow_scalpel.training.cost import hardware
 
 if TYPE_CHECKING:
     from mlflow_scalpel.training.examples import Pool
+    from mlflow_scalpel.training.resume import Past
     from mlflow_scalpel.training.rewards import Rewards
 
 
@@ -59,38 +60,30 @@ def follow(
 
     That is None for a run that begins, and the newest whole checkpoint of one that is taken up.
     """
+    from accelerate.utils import broadcast_object_list
     from transformers import PrinterCallback
 
     from mlflow_scalpel.checkpoints.log import courier_for
-    from mlflow_scalpel.training.callback import CheckpointCallback
+    from mlflow_scalpel.training.callback import CheckpointCallback, TogetherCallback
     from mlflow_scalpel.training.freezing import apply_freeze
     from mlflow_scalpel.training.journal import Journal
-    from mlflow_scalpel.training.resume import (
-        Past,
-        newest_whole,
-        past_of,
-        remove_broken,
-        seam_of,
-    )
+    from mlflow_scalpel.training.resume import Past
 
     check_spread(stage.recipe.sharding, trainer.accelerator.distributed_type.value)
     trained = apply_freeze(trainer.model, stage.recipe.train.freeze)
     trainer.remove_callback(PrinterCallback)  # a line a step; the callback prints what counts
-    from_here = newest_whole(stage.output) if stage.resumed else None
+    trainer.add_callback(TogetherCallback(trainer.accelerator.wait_for_everyone))
+    chosen: list[Path | None] = [None]
     if not stage.run_id:
-        return from_here
-    courier = courier_for(stage.run_id, stage.output)
-    past = Past()
+        return broadcast_object_list(chosen)[0]
+    courier, past = courier_for(stage.run_id, stage.output), Past()
     if stage.resumed:
         courier.drain()  # what the killed process had not sent yet
-        past = past_of(stage.run_id, stage.output)
-        mlflow.set_tags(seam_tag(stage.run_id, seam_of(past)))
-        for directory in remove_broken(stage.output):
-            print(f"{directory}: was cut off while it was written, and is made again")
-        print(f"run {stage.run_id} goes on from step {past.step}", flush=True)
+        chosen[0], past = _take_up(stage)
     else:
         log_settings(stage.recipe, base, algorithm, trainer.args)
         mlflow.log_params({**pool.params(), **trained.params()})
+    broadcast_object_list(chosen)  # the others must not look while files are removed here
     trainer.add_callback(
         CheckpointCallback(
             stage.recipe,
@@ -105,7 +98,20 @@ def follow(
             rewards=rewards,
         )
     )
-    return from_here
+    return chosen[0]
+
+
+def _take_up(stage: OpenStage) -> tuple[Path | None, Past]:
+    """Where a run that was killed goes on from, and what it has left; what is broken is removed."""
+    from mlflow_scalpel.training.resume import newest_whole, past_of, remove_broken, seam_of
+
+    from_here = newest_whole(stage.output, stage.recipe.processes)
+    past = past_of(stage.run_id, from_here)
+    mlflow.set_tags(seam_tag(stage.run_id, seam_of(past)))
+    for directory in remove_broken(stage.output, stage.recipe.processes):
+        print(f"{directory}: was cut off while it was written, and is made again")
+    print(f"run {stage.run_id} goes on from step {past.step}", flush=True)
+    return from_here, past
 
 
 def check_spread(sharding: str | None, kind: str) -> None:

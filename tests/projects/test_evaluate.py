@@ -210,6 +210,34 @@ def test_a_worker_that_dies_fails_the_run_which_is_then_taken_up(trained, tmp_pa
     assert all(len(history) == 4 for history in points(failed).values())
 
 
+def test_ctrl_c_ends_the_workers_without_a_word_of_theirs(trained, tmp_path):
+    run_id, suite = trained
+    process = subprocess.Popen(
+        [
+            *(sys.executable, str(PROJECT / "evaluate.py"), "--set"),
+            f"suite={suite} run={run_id} checkpoints=all threads=1 workers=2",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PROJECT.parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a terminal's Ctrl-C reaches all of it
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step "):  # of the first model: both workers are at work
+            break
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    killed = unfinished(run_id, "KILLED")
+    assert errors.strip() == f"tiny-evaluate: interrupted; run {killed} is KILLED"
+    psutil.wait_procs(family, timeout=20)
+    assert not any(one.is_running() for one in family)
+
+
 def test_a_suite_that_has_changed_is_not_gone_on_with(trained, tmp_path):
     run_id, suite = trained
     evaluate(tmp_path, "--set", f"suite={suite} run={run_id} threads=1", killed=True)

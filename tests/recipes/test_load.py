@@ -108,15 +108,19 @@ def test_a_recipe_inherits_all_but_what_it_states(tmp_path):
         ("stage: sft\nstage: grpo\n", "'stage' is given twice"),
         ("- a\n", "holds no fields"),
         ("stage: [\n", "no readable YAML"),
+        ("? [a]\n: b\n", "no readable YAML: a key is a list"),
+        ("\0", "no readable YAML: unacceptable character"),
         ("stage: dpo\n", "'dpo' is no stage"),
+        ("stage: [sft]\n", r"\['sft'\] is no stage"),
         ("stage: sft\n", "model: field required"),
     ],
 )
 def test_a_broken_file_is_told(tmp_path, text, said):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=said) as error:
         read_recipe(path)
+    assert all(line.startswith(str(path)) for line in str(error.value).split("\n\n"))
 
 
 def test_an_unknown_recipe_names_the_nearest():
@@ -144,6 +148,24 @@ def test_a_copy_of_a_recipe_may_be_checked_anywhere(stage, tmp_path, monkeypatch
     copy = tmp_path / "copy.yaml"
     copy.write_text((PROJECTS / stage / "recipes" / "tiny.yaml").read_text())
     assert main(["check", str(copy)]) == 0
+
+
+@pytest.mark.parametrize("command", ["check", "plan"])
+@pytest.mark.parametrize("text", ["train.learning_rate=-1", "model=null", "nothing"])
+def test_a_command_names_its_own_option(command, text, monkeypatch, capsys):
+    monkeypatch.chdir(PROJECTS.parent)
+    assert main([command, "sft/tiny", "--set", text]) == 2
+    said = capsys.readouterr().err
+    assert '--set "' in said
+    assert "-P set" not in said
+
+
+def test_a_field_of_an_experiments_part_is_given_by_that_part():
+    with pytest.raises(RecipeError, match=r"the experiment's base\.set: \"train\.steps="):
+        load("main", "base.set.train.steps=0")
+    arms = "'arms=[{name: a, stage: sft, recipe: tiny, set: {train.max_steps: 0}}]' compare=null"
+    with pytest.raises(RecipeError, match=r"arms\.0\.set: \"train\.max_steps="):
+        load("main", arms)
 
 
 def test_check_is_quick_and_imports_nothing_heavy():

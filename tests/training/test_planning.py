@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, Olmo2Config
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, Olmo2Config
 
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.recipes import load_recipe
+from mlflow_scalpel.training.cost import estimate_flops, multiplied_parameters
 from mlflow_scalpel.training.planning import activation_bytes, memory, model_size, plan_run
 
 PROJECTS = Path(__file__).parents[2] / "projects"
@@ -82,6 +88,23 @@ def test_activations_are_about_what_the_forward_pass_keeps(shape):
     assert sum(kept.values()) == pytest.approx(planned, rel=0.35)
     less = activation_bytes(size, ids.numel(), 4, checkpointing=True)
     assert less < planned / 4
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_flops_are_what_pytorch_counts(tied):
+    config = tiny(tie_word_embeddings=tied)
+    size = model_size(config, recipe_of("sft"))
+    model = AutoModelForCausalLM.from_config(config)
+    assert size.multiplied == multiplied_parameters(model)
+    ids = torch.arange(32).view(2, 16)
+    with FlopCounterMode(display=False) as counter:
+        logits = model(input_ids=ids).logits
+        sampled = counter.get_total_flops()
+        logits.sum().backward()
+    # Attention's own products and the norms are 1 % here.
+    trained = estimate_flops(size.multiplied, tokens_trained=ids.numel(), tokens_sampled=0)
+    assert counter.get_total_flops() == pytest.approx(trained, rel=0.02)
+    assert sampled == pytest.approx(estimate_flops(size.multiplied, 0, ids.numel()), rel=0.02)
 
 
 def test_the_papers_grpo_run():
@@ -156,6 +179,60 @@ def test_the_command_prints_a_plan(first_model, capsys, monkeypatch):
     assert "0 is no number from 1 on" in capsys.readouterr().err
     assert main(["plan", "evaluate/tiny"]) == 2
     assert "only sft and grpo are planned" in capsys.readouterr().err
+
+
+def test_a_plan_without_a_hub_says_at_once_what_to_do():
+    """In a process of its own, with an address where nobody answers."""
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_CACHE": "/nowhere",
+    }
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "mlflow_scalpel.cli", "plan", "grpo/olmo2-7b"],
+        cwd=PROJECTS.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert time.monotonic() - started < 15  # most of it imports
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("model = allenai/OLMo-2-1124-7B-Instruct: its configuration cannot be")
+    assert "--config" in line
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ('{"model_type": "t5"}', "is no configuration of a causal language model"),
+        ('{"model_type": "olmo2", "hidden_size": "x"}', "is no configuration of a model"),
+        ('{"model_type": "nothing"}', "is no configuration of a model"),
+    ],
+)
+def test_a_configuration_of_another_kind_is_one_line(tmp_path, monkeypatch, capsys, config, said):
+    monkeypatch.chdir(PROJECTS.parent)
+    file = tmp_path / "config.json"
+    file.write_text(config)
+    assert main(["plan", "sft/olmo2-1b", "--config", str(file)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_a_model_that_names_its_sizes_otherwise_is_planned():
+    size = model_size(GPT2Config(n_embd=64, n_layer=2, n_head=2), recipe_of("sft"))
+    assert (size.hidden, size.intermediate, size.layers) == (64, 256, 2)
+
+
+@pytest.mark.parametrize("model", ["./nowhere", "org/name@branch", "a b"])
+def test_a_model_that_is_nowhere_is_one_line(model, monkeypatch, capsys):
+    monkeypatch.chdir(PROJECTS.parent)
+    assert main(["plan", "sft/tiny", "--set", f"'model={model}'"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"model = {model}: its configuration cannot be had")
+    assert "a local directory" in line
 
 
 def _model(directory: Path):
