@@ -100,9 +100,10 @@ def singular_values(
 ) -> Tensor:
     """Singular values as roots of the eigenvalues of the Gram matrix, which costs less than an SVD.
 
-    `benchmarks/spectra.py` holds it against `torch.linalg.svdvals`. Each is right to 1e-6 of the largest one, and what lies below the
-    rounding is 0. In float32 the Gram matrix would leave about 2e-4 of the largest where there
-    should be 0, and errors of 1e-6 in the drift, which is all that a small update has.
+    `benchmarks/spectra.py` holds it against `torch.linalg.svdvals`. Each is right to 1e-6 of the
+    largest one, and what lies below the rounding is 0. In float32 the Gram matrix would leave about
+    2e-4 of the largest where there should be 0, and errors of 1e-6 in the drift, which is all that
+    a small update has.
 
     Memory: two float64 squares of the shorter side. R C^2 + 4/3 C^3 FLOPs for C <= R. On a GPU
     (`device="cuda"`, not run by us) slices travel there, and only values return.
