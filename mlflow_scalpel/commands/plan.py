@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from mlflow_scalpel.training.planning import Plan
@@ -107,7 +108,6 @@ def lines(recipe: Any, size: Any, plan: Plan, *, bounded: bool) -> list[tuple[st
 
 
 def _config(file: str | None, model: str) -> Any:
-    import httpx2
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -125,7 +125,7 @@ def _config(file: str | None, model: str) -> Any:
         repository, _, revision = model.partition("@")
         _ask_hub(repository, revision or None)
         return AutoConfig.from_pretrained(repository, revision=revision or "main")
-    except (OSError, ValueError, StrictDataclassError, httpx2.HTTPError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         why = " ".join(str(error).split()[:40]) or type(error).__name__
         if file is not None:
             raise ScalpelError(
@@ -139,11 +139,16 @@ def _config(file: str | None, model: str) -> Any:
 
 
 def _ask_hub(repository: str, revision: str | None) -> None:
-    """Ask the hub once whether it has the configuration, where it is not in the cache here.
+    """Raise OSError where the configuration is not in the cache here, and no hub answers.
 
-    Transformers asks for half a minute where nobody answers.
+    Transformers asks for half a minute where nobody answers; what an answer says, it tells.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    import requests
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
 
     if not isinstance(try_to_load_from_cache(repository, CONFIG, revision=revision), str):
-        get_hf_file_metadata(hf_hub_url(repository, CONFIG, revision=revision), timeout=_PATIENCE)
+        url = hf_hub_url(repository, CONFIG, revision=revision)
+        try:
+            requests.head(url, timeout=_PATIENCE)
+        except requests.RequestException as error:
+            raise OSError(f"{urlsplit(url).netloc} does not answer") from error
