@@ -105,25 +105,24 @@ def divergences(probe: Probe, base: Side, checkpoint: Side) -> list[TokenDiverge
     # Slices go across texts: products of one good size, however short the texts are.
     following = [torch.tensor([*item.ids[1:], -1]) for item in probe.items]  # (T,) each
     device = base.head.weight.device  # what is kept on disk is read by the CPU
-    parts = [
-        function(
+    lengths = [len(item.ids) for item in probe.items]
+    # Made before the first slice: a small tensor that stays, taken from the room of logits that
+    # were just freed, would leave too little for the next ones, and the heap would grow by each.
+    columns = torch.empty(len(fields(TokenDivergence)), sum(lengths), dtype=torch.float64)
+    done = 0
+    for before, after, tokens in zip(
+        *(_slices(states, step) for states in (base.hidden, checkpoint.hidden, following)),
+        strict=True,
+    ):
+        found = function(
             base.head.logits(before.to(device)),
             checkpoint.head.logits(after.to(device)),
             tokens.to(device),
         )
-        for before, after, tokens in zip(
-            *(_slices(states, step) for states in (base.hidden, checkpoint.hidden, following)),
-            strict=True,
-        )
-    ]
-    if not parts:
-        return []
-    lengths = [len(item.ids) for item in probe.items]
-    columns = [
-        torch.cat([getattr(part, field.name) for part in parts]).cpu().split(lengths)
-        for field in fields(TokenDivergence)
-    ]
-    return [TokenDivergence(*values) for values in zip(*columns, strict=True)]
+        for column, field in zip(columns, fields(found), strict=True):
+            column[done : done + len(tokens)] = getattr(found, field.name)
+        done += len(tokens)
+    return [TokenDivergence(*text.clone()) for text in columns.split(lengths, dim=1)]
 
 
 def _slices(states: Sequence[Tensor], size: int) -> Iterator[Tensor]:

@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 
-# Products are added without rounding them first, and all sums over a row are taken in one loop.
+# Products are added without rounding them first, and all sums over a row are taken in one loop, in
+# which what several of them need is computed again rather than written to memory.
 _OPTIONS: dict[str, Any] = {
     "cpp.enable_floating_point_contract_flag": "fast",
     "cpp.max_horizontal_fusion_size": 64,
+    "realize_reads_threshold": 2000,
+    "realize_opcount_threshold": 2000,
 }
 
 
