@@ -20,7 +20,7 @@ from mlflow_scalpel.metrics.registry import Metric
 # eager passes; the compiled pass is one, and the products before it are faster when they are large.
 # 32 MB are the most that glibc hands out without asking the kernel for pages each time.
 SLICE_LOGITS, COMPILED_SLICE_LOGITS = 1 << 20, 1 << 23
-FLOOR = "kl/floor/"  # the metrics that are of the base alone
+FLOOR = "/floor/"  # in the names of the metrics that are of the base alone
 COMPILED_FROM = 1 << 27  # logits of a probe from which compiling (seconds) is worth its time
 
 
@@ -67,7 +67,7 @@ class Divergence:
         """Rows of each metric on each probe, of the checkpoint whose weights the model has."""
         head = self.model.head()
         self.last = []
-        wanted = any(one.name.startswith(FLOOR) for one in metrics)
+        wanted = any(FLOOR in one.name for one in metrics)
         floors = self._floor if wanted else [[] for _ in self.probes]
         for probe, base, floor in zip(self.probes, self._base, floors, strict=True):
             checkpoint = Side(self.model.hidden(probe.items, progress), head)
@@ -150,7 +150,7 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     answers = [item.answer for item in probe.items]
     for one in metrics:
-        chosen = floor if one.name.startswith(FLOOR) else texts
+        chosen = floor if FLOOR in one.name else texts
         if one.name.endswith("/answer_tokens"):
             chosen = [text.of(answer) for text, answer in zip(chosen, answers, strict=True)]
         for estimate in one.function(chosen):

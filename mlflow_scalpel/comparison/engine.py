@@ -29,8 +29,7 @@ from mlflow_scalpel.comparison.subjects import Subject
 from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.comparison.tokens import named, token_table
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.metrics.kl.tokens import TOKEN_SETS
-from mlflow_scalpel.metrics.registry import Metric, choose_metrics
+from mlflow_scalpel.metrics.registry import Metric, all_metrics, choose_metrics
 
 STANDARD = ("weights", "kl/all_tokens", "kl/answer_tokens")
 """What is measured where nobody asks for more: it costs a read of the weights, and a forward."""
@@ -83,8 +82,12 @@ class Comparison:
         chosen = choose_metrics(metrics)
         if dtype != "float32":
             # A KL says nothing without the noise that its dtype puts under it.
-            sets = {one.name.rsplit("/", 1)[1] for one in chosen if one.group == "kl"}
-            floors = [f"{FLOOR}{tokens}" for tokens in TOKEN_SETS if tokens in sets]
+            asked = {(one.group, one.name.rsplit("/", 1)[1]) for one in chosen}
+            floors = [
+                one.name
+                for one in all_metrics()
+                if FLOOR in one.name and (one.group, one.name.rsplit("/", 1)[1]) in asked
+            ]
             chosen = choose_metrics([*(one.name for one in chosen), *floors])
         self._weights = [one for one in chosen if one.group in FROM_WEIGHTS]
         self._attention, self._kl, self._kl_paper, self._kl_samples = (

@@ -93,8 +93,9 @@ def kl_on_base_samples(
     """KL(base || checkpoint) over tokens that the base sampled itself, against training.
 
     The divergence on what the base would have said; on texts of another author KL also counts how
-    each model takes to that author. A panel a probe set, a line a run. Axes and bars are those of
-    `kl_over_training`. Reads the same columns of `kl_on_base_samples/answer_tokens`.
+    each model takes to that author. A panel a probe set, a line a run. Axes, bars and the grey line
+    of the noise floor are those of `kl_over_training`. Reads the same columns of
+    `kl_on_base_samples/answer_tokens`.
 
     Raises ValueError for another `x`, or if columns are missing.
     """
@@ -105,10 +106,18 @@ def kl_on_base_samples(
     rows = rows[rows["bin"] == ""]
     if not len(rows):
         return nothing(title, absent(BASE_SAMPLES))
-    figure = lines_over_training(
-        clean, rows, looks, runs, title=title, y_title=NATS, x=x, log_x=log_x, log_y=log_y
+    return lines_over_training(
+        clean,
+        rows,
+        looks,
+        runs,
+        title=title,
+        y_title=NATS,
+        x=x,
+        log_x=log_x,
+        log_y=log_y,
+        floors=token_rows(clean, looks, "kl_on_base_samples/floor"),
     )
-    return figure
 
 
 def kl_concentration(

@@ -94,13 +94,16 @@ def test_the_floor_stands_beside_every_kl_that_is_not_in_float32(models, monkeyp
     assert "kl/floor/answer_tokens" not in set(
         mlflow_scalpel.compare(base, checkpoint, **ask)["metric"]
     )
-    monkeypatch.setattr(
-        divergence, "OneModel", None
-    )  # nobody asks for a floor, so none is measured
-    sampled = mlflow_scalpel.compare(
-        base, checkpoint, dtype="bfloat16", metrics=["kl_on_base_samples"], texts=TEXTS
-    )
-    assert set(sampled["status"]) == {"ok"}
+    of_samples = "kl_on_base_samples/answer_tokens", "kl_on_base_samples/floor/answer_tokens"
+    ask["metrics"] = [of_samples[0]]
+    sampled = mlflow_scalpel.compare(base, checkpoint, dtype="bfloat16", **ask)
+    values = sampled.set_index("metric")["value"]
+    assert set(values.index) == set(of_samples)
+    assert 0.0 < values[of_samples[1]] < values[of_samples[0]]
+    assert sampled["texts"].nunique() == 1  # the floor is of the same samples
+    monkeypatch.setattr(divergence, "OneModel", None)  # in float32 no model is run for a floor
+    exact = mlflow_scalpel.compare(base, checkpoint, metrics=["kl_on_base_samples"], texts=TEXTS)
+    assert exact.set_index("metric")["value"][of_samples[1]] == 0.0
 
 
 def test_asking_again_costs_nothing_and_one_more_costs_one(models, texts, monkeypatch):

@@ -102,6 +102,8 @@ def text_rows(run_id: str, step: int, part: float) -> list[dict[str, Any]]:
     rows.append({**own, "metric": "kl_paper_compat/all_tokens", "value": kl * 1.2, "texts": TEXTS})
     metric, texts = "kl_on_base_samples/answer_tokens", "base_samples sha256:9"
     rows.append({**own, "metric": metric, "value": kl / 3, "stderr": kl / 9, "texts": texts})
+    floor = "kl_on_base_samples/floor/answer_tokens"
+    rows.append({**own, "metric": floor, "value": 1e-4, "texts": texts})
     return rows
 
 

@@ -43,6 +43,11 @@ def test_the_noise_floor_lies_under_the_kl(table, runs):
     floors = [t for t in figure.data if t.meta["series"] == FLOOR]
     assert {t.meta["panel"] for t in floors} == {"math: all tokens", "math: answer tokens"}
     assert all(list(t.y) == [2e-4, 2e-4] and list(t.x) == [10, 82] for t in floors)
+    figure = views.kl_on_base_samples(table, runs)
+    floors = [t for t in figure.data if t.meta["series"] == FLOOR]
+    assert [(t.meta["panel"], list(t.y)) for t in floors] == [
+        ("base_samples: answer tokens", [1e-4, 1e-4])
+    ]
     exact = table.assign(value=table["value"].where(~table["metric"].str.contains("floor"), 0.0))
     figure = views.kl_over_training(exact, runs)
     assert not [t for t in figure.data if t.meta["series"] == FLOOR]
