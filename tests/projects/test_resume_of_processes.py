@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.slow
 # In place of a stage's script, for the launcher and its workers alike: ends all of them without a
 # word where one worker comes to the given place. Workers are in sessions of their own.
 KILLER = """
-import os, time
+import os, signal, time
 from pathlib import Path
 
 import psutil
@@ -31,7 +32,9 @@ place, step = os.environ["KILL_PLACE"], int(os.environ["KILL_STEP"])
 Trainer, rank = transformers.Trainer, os.environ.get("RANK")
 
 def die():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of a launcher that is gone
     launcher = psutil.Process(os.getppid())
+    launcher.suspend()  # or it may say which worker died before it is ended itself
     for process in [*launcher.children(recursive=True), launcher]:
         if process.pid != os.getpid():
             process.kill()
@@ -96,7 +99,14 @@ def train(home: Path, algorithm: str, place: str, step: int, settings: str = "")
 
 
 def left_behind(home: Path) -> list[psutil.Process]:  # noqa: F811
-    """Processes that are at work in the directory."""
+    """Processes that stay at work in the directory; what was killed takes a moment to be gone."""
+    late = time.monotonic() + 10
+    while (found := _at_work(home)) and time.monotonic() < late:
+        time.sleep(0.1)
+    return found
+
+
+def _at_work(home: Path) -> list[psutil.Process]:  # noqa: F811
     found = []
     for process in psutil.process_iter():
         try:
