@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 
 from mlflow_scalpel.stage import FAILURE_TAG
 
@@ -21,6 +22,8 @@ def main(words: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # Another run on this machine has the usual port, and accelerate takes another one.
+    warnings.filterwarnings("ignore", message=r"Port `\d+` is already in use")
     try:
         launch_command(launch_command_parser().parse_args(words))
     except SignalException as error:

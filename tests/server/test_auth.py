@@ -69,7 +69,8 @@ def routes(guarded: Guarded) -> dict[str, str]:
     return {
         "": "",
         **{page.name: runs for page in PAGES},
-        **{f"static/{name}": "" for name in ("scalpel.js", "start.js", "page.js", "scalpel.css")},
+        **{f"static/{name}.js": "" for name in ("scalpel", "start", "page", "drawing")},
+        "static/scalpel.css": "",
         "static/plotly.js": "",
         "data/experiments": "",
         "data/runs": f"experiment={guarded.experiment_id}",
