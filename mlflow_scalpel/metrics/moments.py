@@ -101,7 +101,7 @@ def update_moments(base: Tensor, *checkpoints: Tensor, sums: RowSums = row_sums)
     found: dict[int, Moments] = {}
     for together in _calls([one.dtype for one in after], compiled=sums is not row_sums):
         if torch.float64 in (before.dtype, after[together[0]].dtype):
-            found |= {at: _in_float64(before, after[at]) for at in together}
+            found |= {at: _in_float64(before, after[at]) for at in {*together}}
             continue
         columns = _summed(before, [after[at] for at in together], sums)
         for number, at in enumerate(together):
@@ -119,11 +119,10 @@ def _calls(dtypes: Sequence[torch.dtype], *, compiled: bool) -> Iterator[list[in
     of one for three.
     """
     for dtype in dict.fromkeys(dtypes):
-        filled = compiled and dtype != torch.float64
         same = [at for at, one in enumerate(dtypes) if one == dtype]
         for first in range(0, len(same), AT_ONCE):
             together = same[first : first + AT_ONCE]
-            if not filled:
+            if not compiled:
                 yield together
             elif len(together) < 3:
                 yield from ([at] for at in together)
