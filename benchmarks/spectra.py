@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mlflow_scalpel.metrics import choose_metrics
-from mlflow_scalpel.metrics.singular_values import Spectra, prepare, singular_values
+from mlflow_scalpel.metrics.singular_values import Spectra, needed, prepare, singular_values
 
 Pair = tuple[Tensor, Tensor]
 Values = list[Tensor]
@@ -84,7 +84,7 @@ def ours(pairs: list[Pair]) -> Values:
     for w0, wt in pairs:
         spectra = Spectra(w0, wt, lambda w0=w0: singular_values(w0))
         functions = [one.function for one in choose_metrics(["spectra"])]
-        prepare([spectra], functions)
+        prepare([spectra], needed(functions))
         for function in functions:
             function(spectra)
         found += [spectra.base, spectra.checkpoint, spectra.update]

@@ -21,7 +21,7 @@ from mlflow_scalpel.metrics.moments import (
 )
 from mlflow_scalpel.metrics.paired import count_pair
 from mlflow_scalpel.metrics.registry import Metric
-from mlflow_scalpel.metrics.singular_values import Spectra, prepare, singular_values
+from mlflow_scalpel.metrics.singular_values import Spectra, needed, prepare, singular_values
 
 GROUPS = ("weights", "histograms", "spectra", "weights_paper_compat")
 """The groups whose metrics are of a pair of matrices: one pass over the files gives them all."""
@@ -52,6 +52,9 @@ class MatrixMetrics:
         self._sums = compiled(row_sums) if worth and _of("weights", metrics) else row_sums
         self._counts = compiled(row_counts) if worth and _of("histograms", metrics) else None
         self._device = device
+        # A GPU takes one matrix at a time.
+        spectra = _of("spectra", metrics) if device == "cpu" else []
+        self._prepared = needed(one.function for one in spectra)
 
     def rows(self, w0: Tensor, updates: Sequence[Update]) -> Iterator[Iterator[Row]]:
         """The rows of each update of W_0, in their order; what they share is computed once."""
@@ -64,22 +67,22 @@ class MatrixMetrics:
         of_update = dict(zip(summed, moments, strict=True))
         values = functools.cache(lambda: singular_values(w0, device=self._device))
         spectra = [Spectra(w0, one.wt, values, self._device) for one in updates if w0.ndim == 2]
+        step = torch.get_num_threads()
         for at, one in enumerate(updates):
-            if at % torch.get_num_threads() == 0:
-                self._prepare(w0, updates[at:], spectra[at : at + torch.get_num_threads()])
+            if at % step == 0 and self._prepared:
+                # W_0's are known after the first time.
+                names = self._prepared - {"base"} if at else self._prepared
+                prepare(
+                    [
+                        values
+                        for values, other in zip(
+                            spectra[at:], updates[at : at + step], strict=False
+                        )
+                        if _of("spectra", other.metrics) and _no_float(w0, other.wt) is None
+                    ],
+                    names,
+                )
             yield self._rows(w0, one, of_update.get(at), spectra[at] if spectra else None)
-
-    def _prepare(self, w0: Tensor, updates: Sequence[Update], spectra: Sequence[Spectra]) -> None:
-        """Compute the singular values of some updates side by side; a GPU takes one at a time."""
-        if self._device != "cpu":
-            return
-        asked = [
-            (values, _of("spectra", one.metrics))
-            for values, one in zip(spectra, updates, strict=False)
-            if _no_float(w0, one.wt) is None and _of("spectra", one.metrics)
-        ]
-        functions = dict.fromkeys(metric.function for _, metrics in asked for metric in metrics)
-        prepare([values for values, _ in asked], functions)
 
     def _rows(
         self, w0: Tensor, update: Update, moments: Moments | None, spectra: Spectra | None

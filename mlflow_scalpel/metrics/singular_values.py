@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -10,9 +11,7 @@ from torch import Tensor
 
 CHUNK = 1 << 22  # elements of a matrix that are in float64 at once
 BLOCK = 256  # columns of the Gram matrix made at once; only its lower triangle is needed
-MEMORY = (
-    512 << 20
-)  # bytes that singular values computed side by side may take, unless one needs more
+MEMORY = 512 << 20  # bytes that matrices side by side may take; one alone may need more
 
 
 class Spectra:
@@ -33,7 +32,8 @@ class Spectra:
             "checkpoint": lambda: singular_values(wt, device=device),
             "update": lambda: singular_values(wt, w0, device=device),
         }
-        self._known: dict[str, Tensor] = {}
+        self.known: dict[str, Tensor] = {}
+        """What was asked for so far."""
         self.columns = min(w0.shape)
         """Of the Gram matrices."""
 
@@ -54,31 +54,32 @@ class Spectra:
 
     def values(self, name: str) -> Tensor:
         """Those of `base`, `checkpoint` or `update`."""
-        if name not in self._known:
-            self._known[name] = self._ways[name]()
-        return self._known[name]
-
-    @property
-    def asked(self) -> set[str]:
-        """What was asked for so far."""
-        return set(self._known)
+        if name not in self.known:
+            self.known[name] = self._ways[name]()
+        return self.known[name]
 
 
-def prepare(spectra: Sequence[Spectra], functions: Iterable[Callable[[Spectra], object]]) -> None:
-    """Compute what the functions will ask of the spectra of one W_0, side by side on the CPU.
-
-    Half of an eigenvalue solver waits for memory, and two threads on one matrix hardly help it: two
-    matrices, each with one thread, are done in two thirds of the time. What cannot be computed is
-    left to the functions to raise.
-    """
+def needed(functions: Iterable[Callable[[Spectra], object]]) -> set[str]:
+    """What the functions ask of a `Spectra`, seen on an example, which they may refuse."""
     ones = torch.ones(1, 1)
     example = Spectra(ones, 2 * ones, lambda: ones[0].double())
     for function in functions:
-        function(example)
+        with contextlib.suppress(ValueError):
+            function(example)
+    return set(example.known)
+
+
+def prepare(spectra: Sequence[Spectra], names: Collection[str]) -> None:
+    """Compute what is named of the spectra of one W_0, side by side on the CPU.
+
+    Half of an eigenvalue solver waits for memory, and two threads on one matrix hardly help it: two
+    matrices, each with one thread, are done in two thirds of the time. What cannot be computed is
+    left to who asks for it to raise.
+    """
     jobs = [
         (one, name)
         for number, one in enumerate(spectra)
-        for name in sorted(example.asked)
+        for name in sorted(names)
         if name != "base" or number == 0
     ]
     threads = torch.get_num_threads()

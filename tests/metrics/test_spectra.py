@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_scalpel.metrics import choose_metrics
-from mlflow_scalpel.metrics.singular_values import BLOCK, CHUNK, Spectra, prepare, singular_values
+from mlflow_scalpel.metrics.singular_values import (
+    BLOCK,
+    CHUNK,
+    Spectra,
+    needed,
+    prepare,
+    singular_values,
+)
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -139,25 +146,24 @@ def test_what_is_computed_side_by_side_is_the_same(threads):
     torch.set_num_threads(threads)
     try:
         many = [Spectra(w0, wt, base_values) for wt in updates]
-        prepare(many, functions.values())
+        prepare(many, needed(functions.values()))
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(1)
     assert asked == [1]
-    assert many[0].asked == {"base", "checkpoint", "update"}
+    assert set(many[0].known) == {"base", "checkpoint", "update"}
     for spectra, wt in zip(many, updates, strict=True):
         assert torch.equal(spectra.update, singular_values(wt, w0))
         assert torch.equal(spectra.checkpoint, singular_values(wt))
     few = Spectra(w0, updates[0], base_values)
-    prepare([few], [functions["spectra/stable_rank"]])
-    assert few.asked == {"update"}
+    prepare([few], needed([functions["spectra/stable_rank"]]))
+    assert set(few.known) == {"update"}
 
 
 def test_what_cannot_be_computed_side_by_side_is_told_by_the_metric():
     w0, wt = torch.ones(4, 3), torch.full((4, 3), math.nan)
     spectra = Spectra(w0, wt, lambda: singular_values(w0))
-    functions = [one.function for one in choose_metrics(["spectra"])]
-    prepare([spectra], functions)
-    assert spectra.asked == {"base"}
+    prepare([spectra], needed(one.function for one in choose_metrics(["spectra"])))
+    assert set(spectra.known) == {"base"}
     with pytest.raises(ValueError, match="NaN or infinite"):
         spectra.update  # noqa: B018
