@@ -133,7 +133,8 @@ def histogram(
             type="category", categoryorder="array", categoryarray=names, tickangle=-90
         )
     elif not log_y:
-        grid.figure.update_yaxes(autorangeoptions={"maxallowed": 1.02})  # it is a fraction
+        # It is a fraction; where all of them are 1 an axis of its own would begin there.
+        grid.figure.update_yaxes(autorangeoptions={"maxallowed": 1.02, "include": 0})
     return grid.figure
 
 

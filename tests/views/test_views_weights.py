@@ -196,7 +196,9 @@ def test_histogram_of_units_in_the_last_place(table, runs):
 
 
 def test_changes_by_magnitude_are_weighted_by_their_elements(table, runs):
-    line = trace(views.change_by_magnitude(table, runs), "grpo", "down_proj")
+    figure = views.change_by_magnitude(table, runs)
+    assert figure.layout.yaxis.autorangeoptions.include == 0
+    line = trace(figure, "grpo", "down_proj")
     assert list(line.x) == [-3, -2, -1]
     assert line.y[0] == pytest.approx((0.1 + 0.2 * 10 + 0.3 * 100) / 111)
 
