@@ -75,24 +75,22 @@ def row_counts(base: Tensor, checkpoint: Tensor, dtype: torch.dtype) -> tuple[Te
         k = 0, 2, 4, ..., elements that moved by at least 2^k units in the last place, and `_PACK`
         times those that moved by twice that.
     """
-    *powers, infinity = (float(threshold) for threshold in _THRESHOLDS[dtype])
+    *powers, infinity = _THRESHOLDS[dtype]
     parts = []
     for before, after in zip(_halves(base), _halves(checkpoint), strict=True):
-        magnitude = before & 0x7FFF
+        size = before & 0x7FFF
         weight = torch.where(before == after, 1.0, _PACK)
-        # As floats, which hold these integers exactly: the compiler's vectors of integers compare
-        # into full masks, which have to be converted before they choose between floats.
-        size, larger = magnitude.float(), torch.maximum(magnitude, after & 0x7FFF).float()
-        distance = (_in_order(after) - _in_order(before)).abs().float()
+        distance = (_in_order(after) - _in_order(before)).abs()
+        bad = (size >= infinity) | ((after & 0x7FFF) >= infinity)
         parts.append(
             (
                 *(torch.where(size >= power, weight, 0.0) for power in powers),
-                torch.where(larger >= infinity, 1.0, 0.0),
+                bad.float(),
                 *(
                     torch.where(
-                        distance >= float(2 << power),
+                        distance >= 2 << power,
                         1.0 + _PACK,
-                        torch.where(distance >= float(1 << power), 1.0, 0.0),
+                        torch.where(distance >= 1 << power, 1.0, 0.0),
                     )
                     for power in range(0, _CLASSES, 2)
                 ),
