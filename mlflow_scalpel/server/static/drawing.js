@@ -131,6 +131,7 @@ scalpel.drawing = (() => {
   function drawn({ place, awaited }) {
     if (!awaited) place.classList.remove("stale");
     place.dataset.drawn = "yes";
+    performance.mark(`drawn: ${place.dataset.figure}`);
   }
 
   function note(one, text, bad = false) {
