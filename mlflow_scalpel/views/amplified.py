@@ -14,7 +14,7 @@ from mlflow_scalpel.views.capabilities import (
     capability_rows,
     cell,
 )
-from mlflow_scalpel.views.style import esc, filled, hover, nothing, panels, remark, styles
+from mlflow_scalpel.views.style import esc, filled, hover, in_rows, nothing, panels, remark, styles
 from mlflow_scalpel.views.tidy import Z, last_step, read, reasons
 
 TITLE = "Of the problems gained, how many the base solved at least once"
@@ -43,7 +43,7 @@ def amplified(
     ks = sorted({int(k) for text in rows["reason"] for k in _K.findall(text)})
     samples = f"k = {' or '.join(map(str, ks))}" if ks else "k (not recorded)"
     names = (f"solved by the base at least once in {samples}", f"unsolved by it in {samples}")
-    shown = [run for run in looks.values() if run.run_id in set(rows["run_id"])]
+    shown = in_rows(looks, rows)
     grid = panels(
         [esc(one.words, 40) for one in kept],
         title=TITLE,

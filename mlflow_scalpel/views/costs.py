@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from mlflow_scalpel.views.style import esc, filled, hover, nothing, panels, remark, styles
+from mlflow_scalpel.views.style import esc, filled, hover, in_rows, nothing, panels, remark, styles
 from mlflow_scalpel.views.tidy import last_step, ordered, read, reasons
 
 #: metric -> (panel title, unit where the table gives none)
@@ -47,7 +47,7 @@ def cost(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.Figure:
     if not len(rows):
         return nothing(TITLE, "This table has no rows of cost/...")
     metrics = ordered(rows["metric"], tuple(WORDS))
-    shown = [run for run in looks.values() if run.run_id in set(rows["run_id"])]
+    shown = in_rows(looks, rows)
     longest = max(len(run.name[:28]) for run in shown)
     left = min(230, 30 + 8 * longest)
     titles = [WORDS.get(m, (esc(m.removeprefix("cost/"), 28), ""))[0] for m in metrics]

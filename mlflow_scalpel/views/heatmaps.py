@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from mlflow_scalpel.views.lines import say_why
 from mlflow_scalpel.views.maps import (
     NUMBERED,
     Scale,
@@ -17,8 +18,8 @@ from mlflow_scalpel.views.maps import (
     short,
 )
 from mlflow_scalpel.views.slider import Series, slider_maps
-from mlflow_scalpel.views.style import dress, esc, nothing, remark, styles
-from mlflow_scalpel.views.tidy import last_step, matrices_in, per_matrix, read, reasons
+from mlflow_scalpel.views.style import dress, nothing, styles
+from mlflow_scalpel.views.tidy import last_step, matrices_in, per_matrix, read
 from mlflow_scalpel.views.wording import SIGNED, absent, words
 from mlflow_scalpel.views.xaxis import x_of
 
@@ -142,6 +143,5 @@ def weight_heatmap(
     figure.update_layout(margin_r=100)  # for the colour bar
     figure.update_yaxes(title_text="layer")
     plain_axes(figure)
-    if own["value"].isna().all():
-        remark(figure, f"no value: {esc(reasons(own['reason']), 120)}")
+    say_why(figure, own)
     return figure

@@ -7,10 +7,10 @@ import math
 import pandas as pd
 import plotly.graph_objects as go
 
-from mlflow_scalpel.views.lines import NO_VALUE, draw, mean_line
+from mlflow_scalpel.views.lines import draw, gaps_listed, mean_line, say_why
 from mlflow_scalpel.views.norms import listed, members, share_y
-from mlflow_scalpel.views.style import esc, nothing, panels, remark, styles
-from mlflow_scalpel.views.tidy import last_step, read, reasons
+from mlflow_scalpel.views.style import esc, nothing, panels, styles
+from mlflow_scalpel.views.tidy import last_step, read
 from mlflow_scalpel.views.wording import absent, words
 
 ULPS = "histograms/ulp_change"
@@ -108,7 +108,7 @@ def histogram(
         spacing=0.03,
         left=84,
         bottom=74,
-        legend=[*listed(lines), *([NO_VALUE] if rows["value"].isna().any() else [])],
+        legend=[*listed(lines), *gaps_listed(rows)],
     )
     legend = set[str]()
     edges = sorted(set(rows["edge"].dropna()))
@@ -124,8 +124,7 @@ def histogram(
                 line = mean_line(cells, "edge", head, over="layers", weight="n", name=name)
             if line.x:
                 draw(grid.figure, at, line, panel=run.name, legend=legend, **look)
-        if own["value"].isna().all():
-            remark(grid.figure, f"no value: {esc(reasons(own['reason']), 120)}", *at)
+        say_why(grid.figure, own, at)
     share_y(grid.figure, grid.at, axis_title, log_y)
     if metric == ULPS:
         names = [edge_name(edge) for edge in edges]

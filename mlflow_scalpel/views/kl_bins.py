@@ -6,10 +6,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mlflow_scalpel.views.kl import NATS, token_rows
-from mlflow_scalpel.views.lines import NO_VALUE, draw_run, line_of
+from mlflow_scalpel.views.lines import draw_run, gaps_listed, line_of, say_why
 from mlflow_scalpel.views.norms import share_y
-from mlflow_scalpel.views.style import Run, esc, nothing, panels, remark, styles
-from mlflow_scalpel.views.tidy import Z, last_step, read, reasons
+from mlflow_scalpel.views.style import Run, esc, in_rows, nothing, panels, styles
+from mlflow_scalpel.views.tidy import Z, last_step, read
 from mlflow_scalpel.views.wording import absent
 
 
@@ -109,7 +109,7 @@ def binned(
     if not len(rows):
         return nothing(title, f"No run has a checkpoint at step {step}.")
     rows = rows.assign(edge=pd.to_numeric(rows["bin"]))
-    shown = [run for run in looks.values() if run.run_id in set(rows["run_id"])]
+    shown = in_rows(looks, rows)
     bars = f"bars: {Z} standard errors over problems"
     grid = panels(
         [esc(name, 60) for name in panels_of],
@@ -120,7 +120,7 @@ def binned(
         gap=80,
         spacing=0.03,
         left=84,
-        legend=[*(run.label for run in shown), *([NO_VALUE] if rows["value"].isna().any() else [])],
+        legend=[*(run.label for run in shown), *gaps_listed(rows)],
     )
     legend = set[str]()
     for name, at in zip(panels_of, grid.at, strict=True):
@@ -136,8 +136,7 @@ def binned(
             line = line_of(own, where, heads)
             if line.x:
                 draw_run(grid.figure, at, line, run, panel=name, legend=legend)
-        if panel["value"].isna().all():
-            remark(grid.figure, f"no value: {esc(reasons(panel['reason']), 120)}", *at)
+        say_why(grid.figure, panel, at)
     grid.figure.update_xaxes(title_text=x_title)
     if names:
         edges = [f"{edge:g}" for edge in sorted(set(rows["edge"].dropna()))]

@@ -10,13 +10,14 @@ import plotly.graph_objects as go
 
 from mlflow_scalpel.views.kl import NATS, token_rows
 from mlflow_scalpel.views.kl_bins import at_one_step
-from mlflow_scalpel.views.lines import NO_VALUE, draw_run, line_of
+from mlflow_scalpel.views.lines import draw_run, gaps_listed, line_of
 from mlflow_scalpel.views.style import (
     BASE_COLOUR,
     Run,
     esc,
     filled,
     hover,
+    in_rows,
     measured,
     nothing,
     panels,
@@ -70,7 +71,7 @@ def kl_statistics(
     if not len(rows):
         return nothing(TITLE, f"No run has a checkpoint at step {step}.")
     probes = list(dict.fromkeys(rows["probe"]))
-    shown = [run for run in looks.values() if run.run_id in set(rows["run_id"])]
+    shown = in_rows(looks, rows)
     several = len(probes) > 1
     titles = ["KL of single tokens, by quantile", *MEANS]
     grid = panels(
@@ -82,7 +83,7 @@ def kl_statistics(
         gap=86,
         spacing=0.1,
         left=84,
-        legend=[*(run.label for run in shown), *([NO_VALUE] if rows["value"].isna().any() else [])],
+        legend=[*(run.label for run in shown), *gaps_listed(rows)],
     )
     legend = set[str]()
     for i, name in enumerate(probes):

@@ -25,6 +25,7 @@ from mlflow_scalpel.views.style import (
     esc,
     filled,
     hover,
+    in_rows,
     nothing,
     panels,
     remark,
@@ -71,7 +72,7 @@ def ledger(
     rows = rows[rows["where"].notna()]
     if not len(rows):
         return nothing(TITLE, f"No checkpoint has a place on this axis: {lacking}")
-    shown = [run for run in looks.values() if run.run_id in set(rows["run_id"])]
+    shown = in_rows(looks, rows)
     places = [(one, run) for one in shown_benchmarks for run in shown]
     some_null = rows.loc[rows["metric"].str.endswith("_null"), "value"].notna().any()
     grid = panels(

@@ -10,10 +10,21 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from mlflow_scalpel.views.style import LINE_COLOUR, Run, hover, measured
+from mlflow_scalpel.views.style import LINE_COLOUR, Run, esc, hover, measured, remark
 from mlflow_scalpel.views.tidy import Z, reasons
 
 NO_VALUE = "no value (why: on hover)"
+
+
+def gaps_listed(rows: pd.DataFrame) -> list[str]:
+    """For a legend: what marks the gaps, where any of these rows has no value."""
+    return [NO_VALUE] if rows["value"].isna().any() else []
+
+
+def say_why(figure: go.Figure, rows: pd.DataFrame, at: tuple[int, int] = (1, 1)) -> None:
+    """Write into a panel why it is empty, where none of its rows has a value."""
+    if rows["value"].isna().all():
+        remark(figure, f"no value: {esc(reasons(rows['reason']), 120)}", *at)
 
 
 @dataclass

@@ -9,9 +9,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from mlflow_scalpel.views.lines import NO_VALUE, draw, line_of, mean_line
-from mlflow_scalpel.views.style import MATRIX_COLOURS, esc, nothing, panels, remark, styles
-from mlflow_scalpel.views.tidy import matrices_in, per_matrix, read, reasons
+from mlflow_scalpel.views.lines import draw, gaps_listed, line_of, mean_line, say_why
+from mlflow_scalpel.views.style import MATRIX_COLOURS, esc, in_rows, nothing, panels, styles
+from mlflow_scalpel.views.tidy import matrices_in, per_matrix, read
 from mlflow_scalpel.views.wording import SIGNED, absent, words
 from mlflow_scalpel.views.xaxis import lacking_words, nowhere, set_x, x_of
 
@@ -54,7 +54,7 @@ def weights_over_training(
         return nothing(title, why)
     rows = rows.assign(x=places.where)
     log_y = log_y and metric not in SIGNED and not (rows["value"] < 0).any()
-    shown = [run for run in looks.values() if run.run_id in set(rows["run_id"])]
+    shown = in_rows(looks, rows)
     lines = members(rows, by)
     said = ["mean over layers, by matrix" if by == "matrix" else "mean over matrices, by layer"]
     said.append("logarithmic axis" if log_y else "linear axis")
@@ -69,7 +69,7 @@ def weights_over_training(
         row_height=300,
         spacing=0.03,
         left=84,
-        legend=[*listed(lines), *([NO_VALUE] if rows["value"].isna().any() else [])],
+        legend=[*listed(lines), *gaps_listed(rows)],
     )
     legend = set[str]()
     for run, at in zip(shown, grid.at, strict=True):
@@ -124,7 +124,7 @@ def weight_trajectory(
         return nothing(f"{name}: {cell}", why)
     rows = rows.assign(x=places.where)
     log_y = log_y and metric not in SIGNED and not (rows["value"] < 0).any()
-    shown = [run for run in looks.values() if run.run_id in set(rows["run_id"])]
+    shown = in_rows(looks, rows)
     grid = panels(
         [""],
         title=f"{name}: {cell}",
@@ -136,7 +136,7 @@ def weight_trajectory(
         ),
         row_height=300,
         left=84,
-        legend=[*(run.label for run in shown), *([NO_VALUE] if rows["value"].isna().any() else [])],
+        legend=[*(run.label for run in shown), *gaps_listed(rows)],
     )
     legend = set[str]()
     for run in shown:
@@ -154,8 +154,7 @@ def weight_trajectory(
             series=run.name,
             legend=legend,
         )
-    if rows["value"].isna().all():
-        remark(grid.figure, f"no value: {esc(reasons(rows['reason']), 120)}")
+    say_why(grid.figure, rows)
     set_x(grid.figure, x, log_x=log_x)
     share_y(grid.figure, grid.at, axis_title, log_y)
     return grid.figure
@@ -227,8 +226,7 @@ def draw_members(
         if line.x:
             legend |= hidden  # drawn, and not listed
             draw(figure, at, line, panel=panel, legend=legend, **look)
-    if own["value"].isna().all():
-        remark(figure, f"no value: {esc(reasons(own['reason']), 120)}", *at)
+    say_why(figure, own, at)
 
 
 def share_y(figure: go.Figure, at: Sequence[tuple[int, int]], axis_title: str, log_y: bool) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from mlflow_scalpel.views.lines import NO_VALUE, Line, draw_run
+from mlflow_scalpel.views.lines import Line, draw_run, gaps_listed, say_why
 from mlflow_scalpel.views.scores import DOMAINS, KINDS, PUBLISHED, before, scores, stepless
-from mlflow_scalpel.views.style import esc, hover, measured, nothing, panels, remark, styles
-from mlflow_scalpel.views.tidy import Z, ordered, read, reasons
+from mlflow_scalpel.views.style import esc, hover, in_rows, measured, nothing, panels, styles
+from mlflow_scalpel.views.tidy import Z, ordered, read
 from mlflow_scalpel.views.xaxis import lacking_words, set_x, x_of
 
 TITLE = "Scores over training"
@@ -48,7 +48,7 @@ def scores_over_training(
     if not len(rows):
         which = "" if kind is None else f" of the kind {esc(kind, 24)}"
         return nothing(TITLE, f"This table has no rows of eval/in/... or eval/out/...{which}")
-    shown = [run for run in looks.values() if run.run_id in set(rows["run_id"])]
+    shown = in_rows(looks, rows)
     places = [
         (d, skill, k)
         for d in ordered(rows["domain"], tuple(DOMAINS))
@@ -73,7 +73,7 @@ def scores_over_training(
         row_height=180,
         gap=86,
         spacing=0.03,
-        legend=[*(run.label for run in shown), *([NO_VALUE] if rows["value"].isna().any() else [])],
+        legend=[*(run.label for run in shown), *gaps_listed(rows)],
     )
     figure, legend = grid.figure, set[str]()
     bases = {run.run_id: before(rows, run.run_id) for run in shown}
@@ -102,8 +102,7 @@ def scores_over_training(
                 draw_run(
                     figure, at, line, run, panel=f"{DOMAINS[domain]}: {skill}, {k}", legend=legend
                 )
-        if panel["value"].isna().all():
-            remark(figure, f"no value: {esc(reasons(panel['reason']), 120)}", *at)
+        say_why(figure, panel, at)
         first = at[1] == 1
         figure.update_yaxes(
             range=[-0.03, 1.05],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from mlflow_scalpel.views.lines import NO_VALUE, Line, draw, mean_line
+from mlflow_scalpel.views.lines import Line, draw, gaps_listed, mean_line, say_why
 from mlflow_scalpel.views.slider import Series, slider_maps
 from mlflow_scalpel.views.style import (
     BASE_COLOUR,
@@ -17,10 +17,9 @@ from mlflow_scalpel.views.style import (
     hover,
     nothing,
     panels,
-    remark,
     styles,
 )
-from mlflow_scalpel.views.tidy import last_step, matrices_in, read, reasons
+from mlflow_scalpel.views.tidy import last_step, matrices_in, read
 from mlflow_scalpel.views.wording import absent, words
 from mlflow_scalpel.views.xaxis import x_of
 
@@ -121,7 +120,7 @@ def pair_overlap(
         subtitle="mean over layers and matrices, weighted by their elements; logarithmic axis",
         row_height=320,
         left=84,
-        legend=[chance, *names, *([NO_VALUE] if rows["value"].isna().any() else [])],
+        legend=[chance, *names, *gaps_listed(rows)],
     )
     figure, legend = grid.figure, set[str]()
     edges = rows["exponent"].min(), rows["exponent"].max()
@@ -160,8 +159,7 @@ def pair_overlap(
             series=str(pair),
             legend=legend,
         )
-    if rows["value"].isna().all():
-        remark(figure, f"no value: {esc(reasons(rows['reason']), 120)}")
+    say_why(figure, rows)
     figure.update_xaxes(title_text="log\u2082 |W\u2080| of the element")
     figure.update_yaxes(type="log", title_text=axis_title, nticks=6)
     return figure

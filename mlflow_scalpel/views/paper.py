@@ -6,8 +6,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mlflow_scalpel.views.kl import token_rows
-from mlflow_scalpel.views.lines import NO_VALUE, draw, line_of, mean_line
-from mlflow_scalpel.views.style import esc, nothing, panels, styles
+from mlflow_scalpel.views.lines import draw, gaps_listed, line_of, mean_line
+from mlflow_scalpel.views.style import esc, in_rows, nothing, panels, styles
 from mlflow_scalpel.views.tidy import per_matrix, read
 from mlflow_scalpel.views.wording import absent
 from mlflow_scalpel.views.xaxis import lacking_words, nowhere, set_x, x_of
@@ -63,7 +63,7 @@ def paper_compat(
     if why := nowhere(places, looks):
         return nothing(TITLE, why)
     rows = rows.assign(x=places.where)
-    shown = [run for run in looks.values() if run.run_id in set(rows["run_id"])]
+    shown = in_rows(looks, rows)
     labels = {(run.run_id, way): f"{run.label}, {way}" for run in shown for way in WAYS}
     said = ["solid: ours; dashed: as the authors compute it, in bfloat16"]
     said.append("logarithmic axes" if log_y else "linear axes")
@@ -76,7 +76,7 @@ def paper_compat(
         gap=80,
         spacing=0.09,
         left=84,
-        legend=[*labels.values(), *([NO_VALUE] if rows["value"].isna().any() else [])],
+        legend=[*labels.values(), *gaps_listed(rows)],
     )
     legend = set[str]()
     for name, at in zip(names_of, grid.at, strict=True):

@@ -21,6 +21,7 @@ from mlflow_scalpel.views.style import (
     Run,
     esc,
     hover,
+    in_rows,
     measured,
     nothing,
     panels,
@@ -64,7 +65,7 @@ def pass_at_k(
     rows = rows[rows["benchmark"].isin([one.key for one in kept])]
     if not len(rows):
         return nothing(TITLE, f"This table has no curves of pass@k: {EVALUATE}.")
-    shown = [run for run in looks.values() if run.run_id in set(rows["run_id"])]
+    shown = in_rows(looks, rows)
     places = [(one, run) for one in kept for run in shown]
     grid = panels(
         [

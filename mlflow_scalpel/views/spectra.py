@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from mlflow_scalpel.views.lines import NO_VALUE
+from mlflow_scalpel.views.lines import gaps_listed
 from mlflow_scalpel.views.norms import BY, draw_members, listed, members
 from mlflow_scalpel.views.style import Grid, Run, nothing, panels, styles
 from mlflow_scalpel.views.tidy import last_step, per_matrix, read
@@ -145,7 +145,7 @@ def grid_of(
         gap=86,
         spacing=0.06,
         left=84,
-        legend=[*listed(members(rows, by)), *([NO_VALUE] if rows["value"].isna().any() else [])],
+        legend=[*listed(members(rows, by)), *gaps_listed(rows)],
     )
     return grid, shown
 

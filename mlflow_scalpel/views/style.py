@@ -166,6 +166,12 @@ def styles(clean: pd.DataFrame, runs: pd.DataFrame | None) -> dict[str, Run]:
     return result
 
 
+def in_rows(looks: Mapping[str, Run], rows: pd.DataFrame) -> list[Run]:
+    """The runs that have any of these rows, in the order of all figures."""
+    there = set(rows["run_id"])
+    return [run for run in looks.values() if run.run_id in there]
+
+
 def wrapped(text: str, width: int = 104) -> list[str]:
     """Safe text in lines that fit the narrowest page."""
     return textwrap.wrap(text, width, break_on_hyphens=False) if text else []

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from mlflow_scalpel.views.lines import NO_VALUE, Line, draw, draw_run, line_of
+from mlflow_scalpel.views.lines import Line, draw, draw_run, gaps_listed, line_of, say_why
 from mlflow_scalpel.views.norms import share_y
-from mlflow_scalpel.views.style import BASE_COLOUR, Run, esc, hover, nothing, panels, remark
-from mlflow_scalpel.views.tidy import Z, reasons
+from mlflow_scalpel.views.style import BASE_COLOUR, Run, esc, hover, in_rows, nothing, panels
+from mlflow_scalpel.views.tidy import Z
 from mlflow_scalpel.views.xaxis import end_of, lacking_words, nowhere, set_x, x_of
 
 FLOOR = "noise floor of the dtype"
@@ -41,7 +41,7 @@ def lines_over_training(
     if why := nowhere(places, looks):
         return nothing(title, why)
     rows = rows.assign(x=places.where)
-    shown = [run for run in looks.values() if run.run_id in set(rows["run_id"])]
+    shown = in_rows(looks, rows)
     names = list(dict.fromkeys(rows["panel"]))
     said = [f"bars: {Z} standard errors over problems"] if rows["stderr"].notna().any() else []
     said = said or ["no standard errors in the table"]
@@ -54,7 +54,6 @@ def lines_over_training(
         drawn = floors[floors["value"] > 0].assign(x=lambda f: x_of(clean, f, x, runs).where)
         if not len(drawn):
             said.append("the dtype puts no noise under it (floor 0)")
-    gaps = [NO_VALUE] if rows["value"].isna().any() else []
     under = [FLOOR] if drawn is not None and len(drawn) else []
     grid = panels(
         [esc(name, 60) for name in names],
@@ -65,7 +64,7 @@ def lines_over_training(
         gap=76,
         spacing=0.03,
         left=84,
-        legend=[*(run.label for run in shown), *under, *gaps],
+        legend=[*(run.label for run in shown), *under, *gaps_listed(rows)],
     )
     legend = set[str]()
     for name, at in zip(names, grid.at, strict=True):
@@ -82,8 +81,7 @@ def lines_over_training(
                 draw_run(grid.figure, at, line, run, panel=name, legend=legend)
         if drawn is not None:
             add_floor(grid.figure, at, drawn[drawn["panel"] == name], name, legend)
-        if panel["value"].isna().all():
-            remark(grid.figure, f"no value: {esc(reasons(panel['reason']), 120)}", *at)
+        say_why(grid.figure, panel, at)
     set_x(grid.figure, x, log_x=log_x)
     share_y(grid.figure, grid.at, y_title, log_y)
     return grid.figure
