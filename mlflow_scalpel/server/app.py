@@ -37,11 +37,17 @@ def create_app_with_basic_auth() -> Any:
 
 def _add_pages(app: Any) -> list[str]:
     from flask import request
+    from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
 
     from mlflow_scalpel.server.inside import Inside, static_prefix
     from mlflow_scalpel.server.routes import add_pages
     from mlflow_scalpel.server.warming import warm_in_background
 
-    paths = add_pages(app, lambda: Inside(app, request), prefix=static_prefix())
+    paths = add_pages(
+        app,
+        lambda: Inside(app, request),
+        prefix=static_prefix(),
+        workspaces=bool(MLFLOW_ENABLE_WORKSPACES.get()),
+    )
     warm_in_background()
     return paths

@@ -42,11 +42,17 @@ _YEAR = 365 * 24 * 3600
 
 
 def add_pages(
-    app: Flask, source: Callable[[], Source], *, prefix: str = "", stock: str = "../"
+    app: Flask,
+    source: Callable[[], Source],
+    *,
+    prefix: str = "",
+    stock: str = "../",
+    workspaces: bool = False,
 ) -> list[str]:
     """Add the pages to an app; `source` says what the sender of the current request may read.
 
-    `prefix` goes before every path, and `stock` is the address of MLflow's own UI ("" for none).
+    `prefix` goes before every path, and `stock` is the address of MLflow's own UI ("" for none);
+    with `workspaces` the pages say in which of MLflow's workspaces the reader is, as that UI does.
     Returns the paths of all routes that were added, which take GET only.
     """
     blueprint = Blueprint("scalpel", __name__)
@@ -79,9 +85,10 @@ def add_pages(
         runs = tables.readable(chosen, _listed(request.args.get("runs", "")))
         return _json(details(request.args.get("kind", ""), chosen, runs, request.args.to_dict()))
 
-    route("/", functools.partial(start_page, stock), "start")
+    route("/", functools.partial(start_page, stock, workspaces), "start")
     for page in _pages():
-        route(f"/{page.name}", functools.partial(view_page, page.name, stock), f"page_{page.name}")
+        shown = functools.partial(view_page, page.name, stock, workspaces)
+        route(f"/{page.name}", shown, f"page_{page.name}")
     for name in STATIC:
         route(
             f"/static/{name}",
@@ -95,17 +102,18 @@ def add_pages(
     return paths
 
 
-def start_page(stock: str) -> Response:
+def start_page(stock: str, workspaces: bool) -> Response:
     """The start page's shell."""
-    return _html(_shell("start.html", title="mlflow-scalpel", stock=stock, most=MOST_RUNS))
+    values = {"stock": stock, "workspaces": workspaces, "most": MOST_RUNS}
+    return _html(_shell("start.html", title="mlflow-scalpel", **values))
 
 
-def view_page(name: str, stock: str) -> Response:
+def view_page(name: str, stock: str, workspaces: bool) -> Response:
     """A view page's shell."""
-    return _html(shell(name, stock))
+    return _html(shell(name, stock, workspaces))
 
 
-def shell(name: str, stock: str) -> str:
+def shell(name: str, stock: str, workspaces: bool) -> str:
     """The HTML of a view page: its figures' headings, before any data is read."""
     from mlflow_scalpel.views import pages
 
@@ -121,7 +129,8 @@ def shell(name: str, stock: str) -> str:
         }
         for section in page.sections()
     ]
-    return _shell("page.html", title=page.title, page=page, sections=sections, stock=stock)
+    values = {"page": page, "sections": sections, "stock": stock, "workspaces": workspaces}
+    return _shell("page.html", title=page.title, **values)
 
 
 def static_file(name: str) -> Response:

@@ -28,7 +28,7 @@ def warm() -> None:
     from mlflow_scalpel.views.kl import kl_over_training
 
     for page in pages.PAGES:
-        routes.shell(page.name, stock="")
+        routes.shell(page.name, stock="", workspaces=False)
     row = {"run_id": "warm", "step": 1, "metric": "kl/all_tokens", "value": 1.0, "texts": "warm"}
     stored = io.BytesIO()
     tidy([row]).to_parquet(stored)

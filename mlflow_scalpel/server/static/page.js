@@ -138,7 +138,7 @@
     return runs.flatMap((run, i) => [
       i ? ", " : "",
       stock
-        ? element("a", { href: `${stock}#/experiments/${run.experiment}/runs/${run.id}`, dir: "auto" }, run.name)
+        ? element("a", { href: scalpel.stock(`/experiments/${run.experiment}/runs/${run.id}`), dir: "auto" }, run.name)
         : element("bdi", {}, run.name),
     ]);
   }

@@ -18,10 +18,28 @@ const scalpel = {
     return (scalpel.wanted.get("runs") || "").split(",").filter((run) => run);
   },
 
+  // Of a server with MLflow's workspaces: the one that the address names, or that MLflow's own UI,
+  // which keeps it there, was in last. The address then names it: a link means the same to others.
+  workspace: "",
+  enter() {
+    if (!document.body.dataset.workspaces) return;
+    scalpel.workspace =
+      scalpel.wanted.get("workspace") || localStorage.getItem("mlflow.activeWorkspace") || "";
+    if (!scalpel.workspace) return;
+    scalpel.set("workspace", scalpel.workspace);
+    for (const link of document.querySelectorAll("a.away")) link.href = scalpel.stock("/");
+  },
+
+  // The address of a page of MLflow's own UI.
+  stock(path) {
+    const query = scalpel.workspace ? `?${new URLSearchParams({ workspace: scalpel.workspace })}` : "";
+    return `${document.body.dataset.stock}#${path}${query}`;
+  },
+
   // Links to other pages take the chosen runs along, and what was chosen on the start page.
   keep() {
     const kept = new URLSearchParams();
-    for (const name of ["experiment", "base", "runs"]) {
+    for (const name of ["workspace", "experiment", "base", "runs"]) {
       if (scalpel.wanted.get(name)) kept.set(name, scalpel.wanted.get(name));
     }
     const query = kept.toString().replaceAll("%2C", ",");
@@ -50,9 +68,10 @@ const scalpel = {
   // A response that is not 200, as an error with what the server says.
   async get(path, query = {}, signal = undefined) {
     const address = `data/${path}?${new URLSearchParams(query)}`;
+    const headers = scalpel.workspace ? { "X-MLFLOW-WORKSPACE": scalpel.workspace } : {};
     let response;
     try {
-      response = await fetch(address, { credentials: "same-origin", signal });
+      response = await fetch(address, { credentials: "same-origin", headers, signal });
     } catch (error) {
       throw new Error(`The server does not answer (${error.message}). Is it running? Then reload.`);
     }
@@ -71,3 +90,4 @@ const scalpel = {
 };
 
 scalpel.keep();
+scalpel.enter();

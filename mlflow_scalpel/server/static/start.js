@@ -42,7 +42,9 @@
     try {
       const { checkpoints } = await (await get("checkpoints", { run: run.id })).json();
       const items = checkpoints.map((one) => {
-        const link = element("a", { href: `weights?runs=${run.id}&by=step&at=${one.step}&step=${one.step}` }, `step ${one.step}`);
+        const where = { runs: run.id, by: "step", at: one.step, step: one.step };
+        if (scalpel.workspace) where.workspace = scalpel.workspace;
+        const link = element("a", { href: `weights?${new URLSearchParams(where)}` }, `step ${one.step}`);
         const state = one.state === "READY" ? "" : ` ${one.state}${one.reason ? `: ${one.reason}` : ""}`;
         return element("li", {}, link, state);
       });
