@@ -18,6 +18,7 @@ import mlflow_scalpel
 from mlflow_scalpel.checkpoints import log_base, log_checkpoint
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.comparison import divergence, engine, weights
+from mlflow_scalpel.comparison.store import gather
 from mlflow_scalpel.comparison.tokens import stored_tokens, token_steps
 from mlflow_scalpel.errors import ScalpelError
 
@@ -253,6 +254,31 @@ def test_the_command_on_a_runs_checkpoints(tracking, models, texts, tmp_path, ca
     (model,) = set(tokens["model_id"])
     assert model == table[table["step"] == 10]["model_id"].iloc[0]
     assert set(tokens["step"]) == {10}
+
+
+def test_a_logged_comparison_is_found_again_with_its_runs(tracking, models, monkeypatch, capsys):
+    base, *checkpoints = models
+    ids = []
+    for directory in checkpoints:
+        with mlflow.start_run() as run:
+            logged = log_base(base)
+            log_checkpoint(directory, step=5, base=logged.model_id).wait()
+        ids.append(run.info.run_id)
+    # What the views print is run in a shell where no experiment is set.
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
+    words = ["compare", f"models:/{logged.model_id}", *(f"runs:/{run_id}" for run_id in ids)]
+    assert main([*words, "--metrics", "pairs", "histograms", "--log"]) == 0
+    compared = capsys.readouterr().out.rsplit("logged as run ", 1)[1].strip()
+    found = MlflowClient().get_run(compared)
+    assert found.info.experiment_id == MlflowClient().get_run(ids[0]).info.experiment_id
+    assert {found.data.params[f"run_{number}"] for number in (0, 1)} == set(ids)
+    table = gather(ids)
+    pairs = table[table["metric"] == "pairs/update_cosine"]
+    assert set(pairs["run_id"]) == {ids[0]}
+    assert set(table.loc[table["metric"] == "histograms/ulp_change", "run_id"]) == set(ids)
+    assert not gather(ids[:1])["metric"].str.startswith("pairs/").any()
 
 
 def test_the_command_on_a_directory_whose_name_tells_no_step(models, tmp_path, capsys):
