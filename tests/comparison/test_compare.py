@@ -329,3 +329,26 @@ def test_groups_on_texts_in_one_call_run_nothing_again(models, texts, monkeypatc
     monkeypatch.setattr(engine, "OneModel", None)  # nothing may be run
     again = mlflow_scalpel.compare(models[0], models[1], metrics=groups, texts=texts)
     pd.testing.assert_frame_equal(once, again, check_exact=True)
+
+
+def test_what_the_views_say_to_run_is_a_command(monkeypatch, tmp_path):
+    """Each printed command is read, names metrics that there are, and texts where they need any."""
+    from mlflow_scalpel.comparison import compare as module
+    from mlflow_scalpel.metrics.registry import choose_metrics
+    from mlflow_scalpel.views import report_sections
+
+    asked = []
+
+    def compared(base, checkpoints, *, metrics, texts, **settings):
+        groups = {one.group for one in choose_metrics(metrics)}
+        assert texts is not None or not groups & set(engine.ON_TEXTS), metrics
+        asked.append(metrics)
+        raise ScalpelError("enough")
+
+    monkeypatch.setattr(module, "compare", compared)
+    printed = {shown.remedy for one in report_sections.SECTIONS for shown in one.figures.values()}
+    commands = [one for one in printed if one.startswith("mlflow-scalpel compare")]
+    assert len(commands) > 4
+    for command in commands:
+        assert main(command.split()[1:]) == 2
+    assert len(asked) == len(commands)

@@ -122,6 +122,12 @@ def test_the_start_page_lists_runs_with_their_checkpoints(get, logged):
     client, experiment_id, run_id = logged
     found = get(f"data/runs?experiment={experiment_id}").json["runs"]
     assert [run["id"] for run in found] == [run_id]  # and not its evaluation
+    assert found[0]["measured"] == ["kl"]
+    log_compared(logged, [{"run_id": run_id, "metric": "weights/x"}])
+    (comparison,) = client.search_runs([experiment_id], "tags.`scalpel.stage` = 'compare'")
+    client.log_metric(comparison.info.run_id, "weights/x/mean", 1.0)
+    found = get(f"data/runs?experiment={experiment_id}").json["runs"]
+    assert [(run["id"], run["measured"]) for run in found] == [(run_id, ["kl", "weights"])]
     assert found[0]["checkpoints"] == [100, 200, 300]
     assert found[0]["name"] == " ".join(f"run {ODD}".split())
     client.set_tag(run_id, "mlflow.runName", LONG[:4000])
