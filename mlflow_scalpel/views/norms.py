@@ -234,7 +234,7 @@ def draw_members(
 def y_axis(log_y: bool) -> dict[str, object]:
     """A y axis; where it is logarithmic, with no more digits between the powers than have room."""
     axis: dict[str, object] = {"type": "log" if log_y else "linear", "exponentformat": "power"}
-    return axis | ({"nticks": 5} if log_y else {})
+    return axis | ({"nticks": 6} if log_y else {})
 
 
 def share_y(figure: go.Figure, at: Sequence[tuple[int, int]], axis_title: str, log_y: bool) -> None:

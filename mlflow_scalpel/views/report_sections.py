@@ -168,7 +168,9 @@ SECTIONS = (
         "attention",
         "Whether heads attend elsewhere",
         "Jensen-Shannon divergence between the attention of base and checkpoint, a cell a head. "
-        "Norms of query and key weights cannot say this: some models normalise both.",
+        "Norms of query and key weights cannot say this: some models normalise both. The other "
+        "metrics are changes from the base: of the entropy of what a head looks at, of the weight "
+        "on the first token, and of how many tokens back it looks.",
         {
             "attention_heatmaps": Shown(
                 attention_heatmaps, "attention maps", "attention/js", ATTENTION

@@ -115,8 +115,8 @@ RANKING = (
     + """
 <div class="wide"><table>
 <thead><tr><th class="n">KL, nats</th><th class="n">problem</th><th>text, and the token</th>
-<th>base would say, probability</th>
-<th>checkpoint would say, probability</th></tr></thead>
+<th>base would say (p)</th>
+<th>checkpoint would say (p)</th></tr></thead>
 <tbody>{% for piece in pieces %}
 <tr><td class="n">{{ piece.facts[0][1] | replace(" nats", "") }}</td>
 <td class="n">{{ piece.problem }}</td>
