@@ -75,11 +75,10 @@ def log_comparison(table: pd.DataFrame) -> str:
     The views show it with those runs, and look for it in their experiment: it is logged there,
     unless an experiment is set. Returns its run ID.
     """
-    models = list(dict.fromkeys(table["model_id"]))
     compared = [get_run(run_id) for run_id in _runs_in(table)]
     chosen = any(os.environ.get(f"MLFLOW_EXPERIMENT_{of}") for of in ("ID", "NAME"))
     with mlflow.start_run(
-        run_name=f"compare {len(models)} with {table['base'].iloc[0]}",
+        run_name=_title(table, compared),
         experiment_id=compared[0].info.experiment_id if compared and not chosen else None,
     ) as run:
         mlflow.set_tags({"scalpel.stage": "compare", DESCRIPTION_TAG: run_note(run.info.run_id)})
@@ -87,6 +86,15 @@ def log_comparison(table: pd.DataFrame) -> str:
         log_table(table, run.info.run_id)
         log_summary(table, run.info.run_id)
     return str(run.info.run_id)
+
+
+def _title(table: pd.DataFrame, compared: Sequence[Run]) -> str:
+    """What was measured of what; MLflow's list of runs shows little else of it."""
+    groups = ", ".join(dict.fromkeys(one.split("/")[0] for one in table["metric"].unique()))
+    if compared:
+        return f"{groups} of {', '.join(str(run.info.run_name) for run in compared)}"[:200]
+    models = table["model_id"].nunique()
+    return f"compare {models} with {table['base'].iloc[0]}"
 
 
 def _runs_in(table: pd.DataFrame) -> list[str]:

@@ -47,19 +47,18 @@ def with_comparisons(
     Measurements against another base than that of the own tables are left out, and so are pairs of
     which one checkpoint is of another run.
     """
-    own = joined(tables)
-    every = [own, *comparisons]
-    named = pd.concat([one[["model_id", "run_id"]] for one in every]).dropna().drop_duplicates()
+    every = [one[["model_id", "run_id"]].drop_duplicates() for one in (*tables, *comparisons)]
+    named = pd.concat(every).dropna() if every else tidy([])
     owners = dict(zip(named["model_id"], named["run_id"], strict=True))
-    bases = set(own["base_digest"].dropna())
-    found = [own]
+    bases = {digest for one in tables for digest in one["base_digest"].dropna().unique()}
+    found = list(tables)
     for table in comparisons:
         kept = table["run_id"].isin(run_ids)
         kept &= table["other"].isna() | table["other"].map(owners).isin(run_ids)
         if bases:
             kept &= table["base_digest"].isna() | table["base_digest"].isin(bases)
         found.append(table[kept.fillna(False)])
-    return joined(found) if len(found) > 1 else own
+    return joined(found)
 
 
 def joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
