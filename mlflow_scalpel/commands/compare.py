@@ -108,11 +108,13 @@ def _log_report(table: pd.DataFrame, run_id: str) -> None:
 
     from mlflow import MlflowClient
 
+    from mlflow_scalpel.comparison.store import describe_runs
     from mlflow_scalpel.views.report import write_report
 
+    runs = describe_runs(list(table["run_id"].dropna().unique()))
     with tempfile.TemporaryDirectory() as scratch:
         title = f"Compared with {table['base'].iloc[0]}"
-        path = write_report(table, None, Path(scratch) / "report.html", title=title)
+        path = write_report(table, runs, Path(scratch) / "report.html", title=title)
         MlflowClient().log_artifact(run_id, str(path), "scalpel")
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,12 +21,15 @@ from mlflow_scalpel.comparison.capabilities import LEDGER_DTYPES
 from mlflow_scalpel.comparison.engine import Comparison
 from mlflow_scalpel.comparison.stored import (
     ARGUMENTS,
+    COMPARISONS_WHERE,
     LEDGER,
     SAMPLES,
     TABLE,
+    compared_by,
+    compared_params,
     description,
     evaluations_where,
-    joined,
+    with_comparisons,
 )
 from mlflow_scalpel.comparison.subjects import Subject
 from mlflow_scalpel.comparison.summary import summarise
@@ -66,16 +70,39 @@ def log_summary(table: pd.DataFrame, run_id: str) -> None:
 
 
 def log_comparison(table: pd.DataFrame) -> str:
-    """Log a comparison as a run of the active experiment: table, and summary at each step.
+    """Log a comparison as a run: table, summary at each step, and the runs it is of as `run_0`, ...
 
-    Returns its run ID.
+    The views show it with those runs, and look for it in their experiment: it is logged there,
+    unless an experiment is set. Returns its run ID.
     """
-    models = list(dict.fromkeys(table["model_id"]))
-    with mlflow.start_run(run_name=f"compare {len(models)} with {table['base'].iloc[0]}") as run:
+    compared = [get_run(run_id) for run_id in _runs_in(table)]
+    chosen = any(os.environ.get(f"MLFLOW_EXPERIMENT_{of}") for of in ("ID", "NAME"))
+    with mlflow.start_run(
+        run_name=_title(table, compared),
+        experiment_id=compared[0].info.experiment_id if compared and not chosen else None,
+    ) as run:
         mlflow.set_tags({"scalpel.stage": "compare", DESCRIPTION_TAG: run_note(run.info.run_id)})
+        mlflow.log_params(compared_params(one.info.run_id for one in compared))
         log_table(table, run.info.run_id)
         log_summary(table, run.info.run_id)
     return str(run.info.run_id)
+
+
+def _title(table: pd.DataFrame, compared: Sequence[Run]) -> str:
+    """What was measured of what; MLflow's list of runs shows little else of it."""
+    groups = ", ".join(dict.fromkeys(one.split("/")[0] for one in table["metric"].unique()))
+    if compared:
+        return f"{groups} of {', '.join(str(run.info.run_name) for run in compared)}"[:200]
+    models = table["model_id"].nunique()
+    return f"compare {models} with {table['base'].iloc[0]}"
+
+
+def _runs_in(table: pd.DataFrame) -> list[str]:
+    """The runs that made the models of a table, those of pairs included."""
+    client = MlflowClient()
+    others = [one for one in table["other"].dropna().unique() if one.startswith("m-")]
+    made = [client.get_logged_model(one).source_run_id for one in others]
+    return list(dict.fromkeys(one for one in (*table["run_id"].dropna(), *made) if one))
 
 
 def stored_table(run_id: str) -> pd.DataFrame | None:
@@ -113,14 +140,15 @@ def _stored(run_id: str, artifact: str, read: Callable[[str], pd.DataFrame]) -> 
 
 
 def gather(run_ids: list[str]) -> pd.DataFrame:
-    """One tidy table of training runs: what was measured as they trained, and every evaluation.
+    """One tidy table of training runs: what was measured as they trained, evaluations, comparisons.
 
     A run that has logged checkpoints but no table (one that another trainer made) has its weights
     measured now. Raises ScalpelError for a run that does not exist or has no checkpoint.
     """
     tables = []
-    for run_id in run_ids:
-        run = get_run(run_id)
+    runs = [get_run(run_id) for run_id in run_ids]
+    for run in runs:
+        run_id = run.info.run_id
         table = stored_table(run_id)
         tables.append(measure_run(run) if table is None else table)
         tables += [
@@ -128,7 +156,8 @@ def gather(run_ids: list[str]) -> pd.DataFrame:
             for evaluation in evaluations_of(run)
             if (evaluated := stored_table(evaluation.info.run_id)) is not None
         ]
-    return joined(tables)
+    found = [stored_table(one.info.run_id) for one in comparisons_of(runs)]
+    return with_comparisons(tables, [one for one in found if one is not None], set(run_ids))
 
 
 def measure_run(run: Run) -> pd.DataFrame:
@@ -201,6 +230,17 @@ def evaluations_of(run: Run) -> list[Run]:
             order_by=["start_time DESC"],
         )
     )
+
+
+def comparisons_of(runs: Sequence[Run]) -> list[Run]:
+    """Finished comparisons that measured any of these runs, the newest first."""
+    found = MlflowClient().search_runs(
+        list({run.info.experiment_id for run in runs}),
+        COMPARISONS_WHERE,
+        order_by=["start_time DESC"],
+    )
+    ids = {run.info.run_id for run in runs}
+    return [one for one in found if compared_by(one) & ids and one.info.run_id not in ids]
 
 
 def describe_runs(run_ids: list[str]) -> pd.DataFrame:

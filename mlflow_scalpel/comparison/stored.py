@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import pandas as pd
 from mlflow.entities import Run
+
+from mlflow_scalpel.comparison.table import tidy
 
 TABLE = "scalpel/table.parquet"
 SAMPLES = "scalpel/samples.parquet"
@@ -15,7 +17,7 @@ TOKENS = "scalpel/tokens"  # folder of a table a step: step-000100.parquet
 ARGUMENTS = "training_arguments.json"
 EVALUATED_RUN_TAG = "scalpel.evaluated_run"
 
-#: MLflow's filter for the finished runs of the stage that sets training runs side by side.
+#: MLflow's filter for the finished runs that measured others: the stage and the command `compare`.
 COMPARISONS_WHERE = "tags.`scalpel.stage` = 'compare' AND status = 'FINISHED'"
 
 # Params that differ between any two runs and say nothing about what was done.
@@ -28,16 +30,35 @@ def evaluations_where(run_id: str) -> str:
 
 
 def compared_by(run: Run) -> set[str]:
-    """The IDs of the training runs that a run of the stage `compare` set side by side."""
+    """The IDs of the training runs whose checkpoints a comparison measured."""
     return {value for key, value in run.data.params.items() if re.fullmatch(r"run_\d+", key)}
 
 
-def between(table: pd.DataFrame, run_ids: Collection[str]) -> pd.DataFrame:
-    """The rows of the group `pairs` of which both checkpoints are of these runs."""
-    pairs = table["metric"].str.startswith("pairs/") & table["run_id"].isin(run_ids)
-    owners = dict(zip(table["model_id"], table["run_id"], strict=True))
-    rows = table[pairs.fillna(False)]
-    return rows[rows["other"].map(owners).isin(run_ids)]
+def compared_params(run_ids: Iterable[str]) -> dict[str, str]:
+    """The params of a comparison that `compared_by` reads."""
+    return {f"run_{number}": run_id for number, run_id in enumerate(run_ids)}
+
+
+def with_comparisons(
+    tables: list[pd.DataFrame], comparisons: list[pd.DataFrame], run_ids: Collection[str]
+) -> pd.DataFrame:
+    """The runs' own tables as one, and what comparisons measured of these runs and no others.
+
+    Measurements against another base than that of the own tables are left out, and so are pairs of
+    which one checkpoint is of another run.
+    """
+    every = [one[["model_id", "run_id"]].drop_duplicates() for one in (*tables, *comparisons)]
+    named = pd.concat(every).dropna() if every else tidy([])
+    owners = dict(zip(named["model_id"], named["run_id"], strict=True))
+    bases = {digest for one in tables for digest in one["base_digest"].dropna().unique()}
+    found = list(tables)
+    for table in comparisons:
+        kept = table["run_id"].isin(run_ids)
+        kept &= table["other"].isna() | table["other"].map(owners).isin(run_ids)
+        if bases:
+            kept &= table["base_digest"].isna() | table["base_digest"].isin(bases)
+        found.append(table[kept.fillna(False)])
+    return joined(found)
 
 
 def joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
@@ -45,6 +66,8 @@ def joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
 
     As in the views a row without a run is its model's, but for those of a base (step 0).
     """
+    if not tables:
+        return tidy([])
     whole = pd.concat(tables, ignore_index=True)
     keys = ["step", "metric", "layer", "head", "other", "matrix", "bin", "texts"]
     unnamed = whole["run_id"].isna() & whole["step"].ne(0).fillna(True)

@@ -16,18 +16,15 @@ from mlflow.entities import Run
 
 from mlflow_scalpel.comparison.stored import (
     ARGUMENTS,
-    COMPARISONS_WHERE,
     TABLE,
-    between,
-    compared_by,
     description,
     evaluations_where,
-    joined,
+    with_comparisons,
 )
 from mlflow_scalpel.comparison.table import read_table
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server.caching import Cache
-from mlflow_scalpel.server.sources import Source
+from mlflow_scalpel.server.sources import Source, comparisons_of
 
 MOST_RUNS = 24
 """Runs on one page; more make no figure that can be read."""
@@ -82,10 +79,11 @@ class Tables:
         table, described, damaged = self._joined.get(
             version, lambda: self._join(source, runs, versions, comparisons)
         )
+        known = set(table["run_id"])
         unmeasured = tuple(
             str(run.info.run_name)
             for run, parts in zip(runs, versions, strict=True)
-            if not any(part[1] == TABLE for part in parts)
+            if run.info.run_id not in known and not any(part[1] == TABLE for part in parts)
         )
         return Selection(runs, version, table, described, unmeasured, damaged)
 
@@ -129,20 +127,16 @@ class Tables:
         return self._keep(key, found)
 
     def _comparisons(self, source: Source, runs: tuple[Run, ...]) -> tuple[Version, ...]:
-        """As `_versions`, the tables of the runs that set any two of these side by side."""
+        """As `_versions`, the tables of the runs that measured any of these."""
         ids = {run.info.run_id for run in runs}
         key = (source.user, "comparisons", *sorted(ids))
         found: list[Version] = []
-        if len(ids) < 2:
-            return ()
         if (known := self._known(key)) is not None:
             return known
-        for experiment_id in sorted({str(run.info.experiment_id) for run in runs}):
-            for one in source.runs(experiment_id, COMPARISONS_WHERE):
-                if len(compared_by(one) & ids) > 1:
-                    files = source.files(one.info.run_id, _FOLDER)
-                    if TABLE in files:
-                        found.append((one.info.run_id, TABLE, files[TABLE], one.info.end_time))
+        for one in comparisons_of(source, runs):
+            files = source.files(one.info.run_id, _FOLDER)
+            if TABLE in files:
+                found.append((one.info.run_id, TABLE, files[TABLE], one.info.end_time))
         return self._keep(key, found)
 
     def _known(self, key: Hashable) -> tuple[Version, ...] | None:
@@ -169,12 +163,13 @@ class Tables:
         wanted = [part for parts in versions for part in parts if part[1] == TABLE]
         with ThreadPoolExecutor(4) as pool:
             found = list(pool.map(lambda part: self._table(source, part), wanted))
-            pairs = list(pool.map(lambda part: self._table(source, part), comparisons))
-        ids = {run.info.run_id for run in runs}
-        tables = [one for one in found if isinstance(one, pd.DataFrame)]
-        tables += [between(one, ids) for one in pairs if isinstance(one, pd.DataFrame)]
-        damaged = [one for one in (*found, *pairs) if isinstance(one, str)]
-        table = joined(tables) if tables else pd.DataFrame()
+            compared = list(pool.map(lambda part: self._table(source, part), comparisons))
+        table = with_comparisons(
+            [one for one in found if isinstance(one, pd.DataFrame)],
+            [one for one in compared if isinstance(one, pd.DataFrame)],
+            {run.info.run_id for run in runs},
+        )
+        damaged = [one for one in (*found, *compared) if isinstance(one, str)]
         rows = {}
         for run, parts in zip(runs, versions, strict=True):
             arguments = {}

@@ -12,7 +12,7 @@ from mlflow.entities import Run
 
 from mlflow_scalpel.comparison.stored import LEDGER, TOKENS, evaluations_where
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.server.sources import Source
+from mlflow_scalpel.server.sources import Source, comparisons_of
 
 NO_TOKENS = (
     "No tokens are stored of these runs. Training with the stages of this project stores them, and "
@@ -47,7 +47,8 @@ def tokens(source: Source, runs: Sequence[Run], wanted: Mapping[str, str]) -> di
     files = stored[run_id]
     steps = [(str(step), f"step {step}") for step in sorted(files)]
     step = fields.choose("step", "checkpoint", steps, last=True)
-    table = pd.read_parquet(io.BytesIO(source.artifact(run_id, files[int(step or 0)])))
+    (run,) = (one for one in runs if one.info.run_id == run_id)
+    table = _token_table(source, run, files[int(step or 0)])
     texts = fields.choose(
         "texts", "texts", [(one, one.split()[0]) for one in _distinct(table, "texts")]
     )
@@ -126,10 +127,27 @@ def _distinct(table: pd.DataFrame, column: str) -> list[str]:
     return [str(one) for one in dict.fromkeys(table[column].dropna())]
 
 
-def _token_files(source: Source, run: Run) -> dict[int, str]:
-    """Step -> path of the table of tokens."""
-    paths = source.files(run.info.run_id, TOKENS)
-    return {int(found[1]): path for path in paths if (found := _NAME.fullmatch(path))}
+def _token_files(source: Source, run: Run) -> dict[int, list[tuple[str, str]]]:
+    """Step -> (run ID, path) of the tables of tokens: the run's own, then those of comparisons."""
+    files: dict[int, list[tuple[str, str]]] = {}
+    for one in (run, *comparisons_of(source, [run])):
+        for path in source.files(one.info.run_id, TOKENS):
+            if found := _NAME.fullmatch(path):
+                files.setdefault(int(found[1]), []).append((one.info.run_id, path))
+    return files
+
+
+def _token_table(source: Source, run: Run, files: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """The tokens of a run's checkpoint over all texts; of the same texts the first file's."""
+    models = {made.model_id for made in (run.outputs.model_outputs if run.outputs else ())}
+    tables: list[pd.DataFrame] = []
+    for run_id, path in files:
+        table = pd.read_parquet(io.BytesIO(source.artifact(run_id, path)))
+        if run_id != run.info.run_id:  # which may hold models of other runs too
+            table = table[table["model_id"].isin(models)]
+        known = {texts for one in tables for texts in one["texts"]}
+        tables.append(table[~table["texts"].isin(known)])
+    return pd.concat(tables, ignore_index=True)
 
 
 def _ledger(source: Source, run: Run) -> str:

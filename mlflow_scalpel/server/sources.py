@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
 
 from mlflow_scalpel.checkpoints.find import all_experiments, every, made_by
+from mlflow_scalpel.comparison.stored import COMPARISONS_WHERE, compared_by
 from mlflow_scalpel.errors import ScalpelError
 
 RUNS_A_PAGE = 1000
@@ -92,6 +93,14 @@ class ByClient:
                 run_id=run_id, artifact_path=path, dst_path=scratch, tracking_uri=self._uri
             )
             return Path(file).read_bytes()
+
+
+def comparisons_of(source: Source, runs: Sequence[Run]) -> list[Run]:
+    """The finished comparisons that measured any of these runs, the newest first."""
+    ids = {run.info.run_id for run in runs}
+    experiments = sorted({str(run.info.experiment_id) for run in runs})
+    found = [one for each in experiments for one in source.runs(each, COMPARISONS_WHERE)]
+    return [one for one in found if compared_by(one) & ids and one.info.run_id not in ids]
 
 
 def last_changed(experiment: Experiment) -> int:

@@ -8,7 +8,7 @@ from mlflow.entities import Run
 
 from mlflow_scalpel.checkpoints.find import by_step, check_run_id, state_of, step_of
 from mlflow_scalpel.checkpoints.layout import FAILURE_TAG, PRUNED_TAG
-from mlflow_scalpel.comparison.stored import EVALUATED_RUN_TAG
+from mlflow_scalpel.comparison.stored import EVALUATED_RUN_TAG, compared_by
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server.sources import Source
 
@@ -25,13 +25,19 @@ def experiment_rows(source: Source) -> list[dict[str, str]]:
 def run_rows(source: Source, experiment_id: str) -> dict[str, Any]:
     """The runs of an experiment that a view can show, the newest first.
 
-    Those are the runs with checkpoints or with something measured; evaluations belong to the run
-    that they evaluated and are not listed.
+    Those are the runs with checkpoints or with something measured; evaluations and comparisons
+    belong to the runs that they measured and are not listed.
     """
     if not experiment_id.isdecimal():
         raise ScalpelError(f"experiment {experiment_id[:80]!r}: is no experiment's ID, a number")
-    runs = [run for run in source.runs(experiment_id) if _can_be_shown(run)]
-    return {"runs": [_row(run) for run in runs[:MOST_SHOWN]], "left_off": len(runs[MOST_SHOWN:])}
+    every = source.runs(experiment_id)
+    later: dict[str, set[str]] = {}  # run ID -> groups that other runs measured of it
+    for one in every:
+        for run_id in _measures(one):
+            later.setdefault(run_id, set()).update(_measured(one))
+    runs = [run for run in every if _can_be_shown(run)]
+    rows = [_row(run, later.get(run.info.run_id, set())) for run in runs[:MOST_SHOWN]]
+    return {"runs": rows, "left_off": len(runs[MOST_SHOWN:])}
 
 
 def checkpoint_rows(source: Source, run_id: str) -> list[dict[str, Any]]:
@@ -51,19 +57,25 @@ def checkpoint_rows(source: Source, run_id: str) -> list[dict[str, Any]]:
 
 
 def _can_be_shown(run: Run) -> bool:
-    if EVALUATED_RUN_TAG in run.data.tags:
+    if _measures(run):
         return False
     made = run.outputs.model_outputs if run.outputs else []
     return bool(made) or bool(_measured(run)) or "scalpel.imported" in run.data.tags
 
 
-def _measured(run: Run) -> list[str]:
+def _measures(run: Run) -> set[str]:
+    """The IDs of the runs that this one evaluated or compared."""
+    evaluated = run.data.tags.get(EVALUATED_RUN_TAG)
+    return compared_by(run) | ({evaluated} if evaluated else set())
+
+
+def _measured(run: Run) -> set[str]:
     """The groups of metrics of which the run has a summary."""
     groups = {key.split("/")[0] for key in run.data.metrics if "/" in key}
-    return sorted(groups & {"weights", "kl", "attention", "capabilities", "eval", "frozen"})
+    return groups & {"weights", "kl", "attention", "capabilities", "eval", "frozen"}
 
 
-def _row(run: Run) -> dict[str, Any]:
+def _row(run: Run, later: set[str]) -> dict[str, Any]:
     params, tags = run.data.params, run.data.tags
     made = run.outputs.model_outputs if run.outputs else []
     base = params.get("base_model") or params.get("base") or params.get("base_model_id") or ""
@@ -77,7 +89,7 @@ def _row(run: Run) -> dict[str, Any]:
         "learning_rate": _cut(params.get("learning_rate", "")),
         "steps": _cut(params.get("max_steps", "")),
         "checkpoints": sorted({int(output.step) for output in made if output.step > 0}),
-        "measured": _measured(run),
+        "measured": sorted(_measured(run) | later),
         "imported": "scalpel.imported" in tags,
     }
 

@@ -60,13 +60,13 @@ def amplified(
     for one, at in zip(kept, grid.at, strict=True):
         here = rows[rows["benchmark"] == one.key]
         bars: list[tuple[str, float, float | None, float, str]] = []
-        missing = []
+        missing: dict[str, list[str]] = {}
         for run in reversed(shown):  # horizontal bars stack upwards
             own = here[here["run_id"] == run.run_id]
             last = own[own["step"] == last_step(own)]
             share, error, n, why = cell(last, "amplified")
             if pd.isna(share):
-                missing.append(f"{run.label}: {esc(why if len(own) else 'not evaluated', 70)}")
+                missing.setdefault(why if len(own) else "not evaluated", []).insert(0, run.label)
                 continue
             said = hover(
                 f"{run.name}: {one.words}",
@@ -99,7 +99,7 @@ def amplified(
                     cliponaxis=False,
                     name=name,
                     legendgroup=name,
-                    showlegend=name not in listed,
+                    showlegend=bool(bars) and name not in listed,
                     marker=filled(*STATUS_LOOKS[look]),
                     customdata=[said for *_, said in bars],
                     hovertemplate="%{customdata}<extra></extra>",
@@ -108,13 +108,17 @@ def amplified(
                 row=at[0],
                 col=at[1],
             )
-            listed.add(name)
+            if bars:  # Plotly's legend leaves out a trace without any
+                listed.add(name)
         if not bars:
-            remark(figure, "no value: " + reasons(missing), *at)
+            whys = [f"{', '.join(labels)}: {esc(why, 120)}" for why, labels in missing.items()]
+            remark(figure, "no value: " + reasons(whys), *at)
         figure.update_yaxes(
             type="category",
             categoryorder="array",
             categoryarray=[run.label for run in reversed(shown)],
+            # The names stand at the left panel only, which may have fewer bars.
+            range=[-0.5, len(shown) - 0.5],
             showgrid=False,
             ticks="",
             showticklabels=at[1] == 1,

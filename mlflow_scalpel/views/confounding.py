@@ -36,7 +36,7 @@ def text_of(value: object) -> str:
     if pd.isna(value) or str(value) == "":
         return ABSENT
     parsed = None if isinstance(value, bool) else number(value)
-    return str(value) if parsed is None else f"{parsed:.12g}"
+    return str(value) if parsed is None else f"{parsed:.15g}"
 
 
 def confounders(runs: pd.DataFrame, *, always: Sequence[str] = ()) -> pd.DataFrame:

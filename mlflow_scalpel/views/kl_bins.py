@@ -34,7 +34,7 @@ def kl_by_position(
         "kl/by_position",
         step,
         title="KL by position in the text",
-        x_title="position from (bins double)",
+        x_title="first position of the bin, counted from 0",
         word="positions from",
         log_y=log_y,
         names=True,

@@ -205,7 +205,7 @@ def told(group: pd.DataFrame) -> list[str]:
         null, error, _, unknown = cell(group, f"{status}_null")
         if status in ("lost", "gained"):
             chance = f"{null:.3g}" + ("" if math.isnan(error) else f" \u00b1 {Z * error:.2g}")
-            line += f"; by chance {unknown if math.isnan(null) else chance}"
+            line += f"; by chance {f'not known: {unknown}' if math.isnan(null) else chance}"
         lines.append(line)
     p = cell(group, "mcnemar_p")[0]
     if not math.isnan(p):

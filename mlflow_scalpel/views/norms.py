@@ -229,9 +229,15 @@ def draw_members(
     say_why(figure, own, at)
 
 
+def y_axis(log_y: bool) -> dict[str, object]:
+    """A y axis; where it is logarithmic, with no more digits between the powers than have room."""
+    axis: dict[str, object] = {"type": "log" if log_y else "linear", "exponentformat": "power"}
+    return axis | ({"nticks": 6} if log_y else {})
+
+
 def share_y(figure: go.Figure, at: Sequence[tuple[int, int]], axis_title: str, log_y: bool) -> None:
     """One y axis for all panels, written on the first of each row."""
-    figure.update_yaxes(type="log" if log_y else "linear", matches="y", exponentformat="power")
+    figure.update_yaxes(y_axis(log_y), matches="y")
     figure.layout.yaxis.matches = None  # Plotly warns of an axis that matches itself
     for row, column in at:
         first = column == 1

@@ -103,8 +103,9 @@ OVER_RUNS = (
     Section(
         "confounders",
         "In what the runs differ",
-        "Every recorded parameter in which the runs differ, and the five that always count. A "
-        "difference in results can come from any row that differs, not only from the algorithm.",
+        "Every recorded parameter and count in which the runs differ, and the five that always "
+        "count. In bold is what the comparison is not about: a difference in results can come from "
+        "any of these rows.",
         {},
         differences,
     ),

@@ -7,15 +7,17 @@ import plotly.graph_objects as go
 
 from mlflow_scalpel.views.kl import token_rows
 from mlflow_scalpel.views.lines import draw, gaps_listed, line_of, mean_line
+from mlflow_scalpel.views.norms import y_axis
 from mlflow_scalpel.views.style import esc, in_rows, nothing, panels, styles
 from mlflow_scalpel.views.tidy import per_matrix, read
 from mlflow_scalpel.views.wording import absent
 from mlflow_scalpel.views.xaxis import lacking_words, nowhere, set_x, x_of
 
-#: way -> (its KL without the token set, its norm, how its lines are drawn)
+_THEIR_NORM = "weights_paper_compat/relative_frobenius"
+#: way -> (its KL without the token set, its norm, how its lines and its marks are drawn)
 WAYS = {
-    "ours": ("kl", "weights/relative_frobenius", "solid"),
-    "the authors' way": ("kl_paper_compat", "weights_paper_compat/relative_frobenius", "dash"),
+    "ours": ("kl", "weights/relative_frobenius", "solid", ""),
+    "the authors' way": ("kl_paper_compat", _THEIR_NORM, "dash", "-open"),
 }
 TITLE = "Our way beside the authors' (arXiv 2507.10616)"
 
@@ -41,7 +43,7 @@ def paper_compat(
     clean = read(table)
     looks = styles(clean, runs)
     found = []
-    for way, (kl, norm, _) in WAYS.items():
+    for way, (kl, norm, *_) in WAYS.items():
         rows = token_rows(clean, looks, kl)
         rows = rows[(rows["tokens"] == "all tokens") & (rows["bin"] == "")]
         found.append(
@@ -65,7 +67,7 @@ def paper_compat(
     rows = rows.assign(x=places.where)
     shown = in_rows(looks, rows)
     labels = {(run.run_id, way): f"{run.label}, {way}" for run in shown for way in WAYS}
-    said = ["solid: ours; dashed: as the authors compute it, in bfloat16"]
+    said = ["solid: ours; dashed, open marks: as the authors compute it, in bfloat16"]
     said.append("logarithmic axes" if log_y else "linear axes")
     grid = panels(
         [esc(name, 60) for name in names_of],
@@ -81,7 +83,7 @@ def paper_compat(
     legend = set[str]()
     for name, at in zip(names_of, grid.at, strict=True):
         for run in shown:
-            for way, (_, _, dash) in WAYS.items():
+            for way, (_, _, dash, mark) in WAYS.items():
                 own = rows[(rows["panel"] == name) & (rows["run_id"] == run.run_id)]
                 own = own[own["way"] == way].sort_values("step")
                 head = f"{run.name}, {way}"
@@ -99,7 +101,7 @@ def paper_compat(
                         name=labels[run.run_id, way],
                         colour=run.colour,
                         dash=dash,
-                        symbol=run.symbol,
+                        symbol=run.symbol + mark,
                         panel=name,
                         series=head,
                         legend=legend,
@@ -107,5 +109,5 @@ def paper_compat(
         unit = "nats per token" if name.startswith("KL") else "relative norm"
         grid.figure.update_yaxes(title_text=unit, row=at[0], col=at[1])
     set_x(grid.figure, x, log_x=log_x)
-    grid.figure.update_yaxes(type="log" if log_y else "linear", exponentformat="power")
+    grid.figure.update_yaxes(y_axis(log_y))
     return grid.figure

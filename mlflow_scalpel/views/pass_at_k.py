@@ -189,7 +189,8 @@ def crossing(
         if "none found" not in statuses:
             text = f"crossing not measured: {esc(why, 60)}"
         said = hover(run.name, text, why)
-        y, x = 0.04, most
+        # Where the curves lie at the bottom, a capability was lost: the words stand above them.
+        y, x = (0.45 if points["value"].min() < 0.2 else 0.04), most
         mode, position = "text", "top left"
         bars = None
     else:

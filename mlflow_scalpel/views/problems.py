@@ -60,8 +60,8 @@ def problem_table(
         wanted &= (ledger["status"] == status).fillna(False)
     rows, keys = ledger[wanted], keys[wanted]
     at = "" if step is None else f" at step {step:g}"
-    what = STATUS_WORDS.get(status or "", "problems")
-    caption = Markup("<caption>{} problem{}{}, {}{}</caption>").format(
+    what = f", {STATUS_WORDS[status]}" if status else ""
+    caption = Markup("<caption>{} problem{}{}{}{}</caption>").format(
         len(rows), "" if len(rows) == 1 else "s", at, what,
         f"; the first {most} of them" if len(rows) > most else "",
     )  # fmt: skip
@@ -71,7 +71,7 @@ def problem_table(
     )
     return Markup(
         '<table class="problems">{}<thead><tr><th>benchmark</th><th>problem</th><th>gold</th>'
-        "<th>right of k samples: base, checkpoint</th><th>base\u2019s answer</th>"
+        "<th>right: base, checkpoint</th><th>base\u2019s answer</th>"
         "<th>checkpoint\u2019s answer</th></tr></thead><tbody>{}</tbody></table>"
     ).format(caption, body)
 

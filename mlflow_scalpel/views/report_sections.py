@@ -41,7 +41,10 @@ DETAILS = "mlflow-scalpel compare BASE runs:/RUN --metrics histograms spectra --
 PAIRS = "mlflow-scalpel compare BASE runs:/RUN runs:/OTHER --metrics pairs --log"
 ATTENTION = "mlflow-scalpel compare BASE runs:/RUN --metrics attention --texts FILE --log"
 SAMPLED = "mlflow-scalpel compare BASE runs:/RUN --metrics kl_on_base_samples --texts FILE --log"
-PAPER = "mlflow-scalpel compare BASE runs:/RUN --metrics weights_paper_compat kl_paper_compat --log"
+PAPER = (
+    "mlflow-scalpel compare BASE runs:/RUN --metrics weights_paper_compat kl_paper_compat "
+    "--texts FILE --log"
+)
 EVALUATE = "mlflow run . -e evaluate"
 SAMPLES = "mlflow run . -e evaluate, with a suite of several samples a problem"
 FREEZE = "mlflow run . -e sft with train.freeze in the recipe, then evaluate"
@@ -93,9 +96,9 @@ SECTIONS = (
         "How far the weights moved",
         "Each line is one kind of matrix: the size of its update relative to its size at the base, "
         "averaged over layers. AdamW moves every entry by about the learning rate at each step, so "
-        "these norms mostly compare learning rates and steps. The second figure divides by the sum "
-        "of the learning rates so far, which takes most of that out; what an algorithm does to "
-        "norms shows best between runs of equal rate and steps.",
+        "these norms mostly compare learning rates and steps. Divided by the sum of the learning "
+        "rates so far (relative_frobenius_per_lr) they do so far less; what an algorithm "
+        "does to norms shows best between runs of equal rate and steps.",
         {
             "norms_over_training": Shown(
                 partial(norms_over_training, metric=NORM, x=X),
@@ -130,7 +133,8 @@ SECTIONS = (
         "What the updates are like",
         "By how many units in the last place elements moved, and which elements moved, by their "
         "size in the base: steps smaller than half a unit in the last place of a large weight are "
-        "lost in rounding. Stable and effective rank say in how many directions an update goes; a "
+        "lost in rounding, and a change of sign is the largest move, since most numbers of the "
+        "format lie near 0. Stable and effective rank say in how many directions an update goes; a "
         "random one has nearly full rank. The cosine says whether two runs from one base went the "
         "same way, and the overlap whether they changed the same elements more often than chance.",
         {
@@ -164,7 +168,9 @@ SECTIONS = (
         "attention",
         "Whether heads attend elsewhere",
         "Jensen-Shannon divergence between the attention of base and checkpoint, a cell a head. "
-        "Norms of query and key weights cannot say this: some models normalise both.",
+        "Norms of query and key weights cannot say this: some models normalise both. The other "
+        "metrics are changes from the base: of the entropy of what a head looks at, of the weight "
+        "on the first token, and of how many tokens back it looks.",
         {
             "attention_heatmaps": Shown(
                 attention_heatmaps, "attention maps", "attention/js", ATTENTION

@@ -136,7 +136,8 @@ def slider_maps(
     all_moments = moments(series, by)
     sliding = len(all_moments) > 1
     subtitle = (
-        "one colour scale for all panels and checkpoints: compare how far"
+        "one colour scale for all panels and checkpoints: compare "
+        + ("the values" if signed else "how far")
         if shared_scale
         else "a colour scale for each panel, of all its checkpoints: compare where, not how far"
     )

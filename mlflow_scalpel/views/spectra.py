@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mlflow_scalpel.views.lines import gaps_listed
-from mlflow_scalpel.views.norms import BY, draw_members, listed, members
+from mlflow_scalpel.views.norms import BY, draw_members, listed, members, y_axis
 from mlflow_scalpel.views.style import Grid, Run, nothing, panels, styles
 from mlflow_scalpel.views.tidy import last_step, per_matrix, read
 from mlflow_scalpel.views.wording import absent, words
@@ -156,9 +156,8 @@ def match_y(grid: Grid, metrics: Sequence[str], log_y: bool | None) -> None:
         first = grid.at[metrics.index(metric)]
         axis = grid.figure.get_subplot(*first).yaxis.plotly_name.replace("axis", "")
         grid.figure.update_yaxes(
-            type="log" if (named(metric)[1] if log_y is None else log_y) else "linear",
+            y_axis(named(metric)[1] if log_y is None else log_y),
             matches=None if (row, column) == first else axis,
-            exponentformat="power",
             title_text=words(metric)[1] if column == 1 or metrics.count(metric) == 1 else None,
             row=row,
             col=column,

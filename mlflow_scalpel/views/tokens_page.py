@@ -53,7 +53,7 @@ STYLE = """<style>
 .scalpel-tokens th, .scalpel-tokens td { text-align: left; vertical-align: top; padding: 4px 12px
   4px 0; border-bottom: 1px solid var(--edge); }
 .scalpel-tokens th { font-weight: normal; color: var(--soft); white-space: nowrap; }
-.scalpel-tokens td.n { text-align: right; white-space: nowrap; }
+.scalpel-tokens .n { text-align: right; white-space: nowrap; }
 .scalpel-tokens td.words { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 16ch;
   font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 .scalpel-tokens .wide { overflow-x: auto; }
@@ -114,8 +114,9 @@ RANKING = (
     + _HEAD
     + """
 <div class="wide"><table>
-<thead><tr><th>KL, nats</th><th>problem</th><th>text, and the token</th><th>base would say</th>
-<th>checkpoint would say</th></tr></thead>
+<thead><tr><th class="n">KL, nats</th><th class="n">problem</th><th>text, and the token</th>
+<th>base would say (p)</th>
+<th>checkpoint would say (p)</th></tr></thead>
 <tbody>{% for piece in pieces %}
 <tr><td class="n">{{ piece.facts[0][1] | replace(" nats", "") }}</td>
 <td class="n">{{ piece.problem }}</td>

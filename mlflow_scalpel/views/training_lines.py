@@ -53,7 +53,7 @@ def lines_over_training(
     if floors is not None and len(floors):
         drawn = floors[floors["value"] > 0].assign(x=lambda f: x_of(clean, f, x, runs).where)
         if not len(drawn):
-            said.append("the dtype puts no noise under it (floor 0)")
+            said.append("noise floor of the dtype: 0")
     under = [FLOOR] if drawn is not None and len(drawn) else []
     grid = panels(
         [esc(name, 60) for name in names],

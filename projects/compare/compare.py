@@ -10,7 +10,7 @@ with open_stage("compare", Path(__file__).parent / "recipes") as stage:
 
     from mlflow_scalpel.comparison import write_table
     from mlflow_scalpel.comparison.store import describe_runs, gather, pair_table, stored_ledger
-    from mlflow_scalpel.comparison.stored import joined
+    from mlflow_scalpel.comparison.stored import compared_params, joined
     from mlflow_scalpel.views.report import write_figures, write_report
 
     recipe = stage.recipe
@@ -28,6 +28,5 @@ with open_stage("compare", Path(__file__).parent / "recipes") as stage:
     report = write_report(table, runs, path, title=recipe.title, ledgers=ledgers)
     write_figures(table, runs, stage.output / "figures")
     mlflow.log_artifacts(str(stage.output), "scalpel")
-    for number, run_id in enumerate(recipe.runs):
-        mlflow.log_param(f"run_{number}", run_id)
+    mlflow.log_params(compared_params(recipe.runs))
     print(f"report: {report.resolve()}")

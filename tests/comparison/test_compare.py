@@ -18,6 +18,7 @@ import mlflow_scalpel
 from mlflow_scalpel.checkpoints import log_base, log_checkpoint
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.comparison import divergence, engine, weights
+from mlflow_scalpel.comparison.store import gather
 from mlflow_scalpel.comparison.tokens import stored_tokens, token_steps
 from mlflow_scalpel.errors import ScalpelError
 
@@ -255,6 +256,31 @@ def test_the_command_on_a_runs_checkpoints(tracking, models, texts, tmp_path, ca
     assert set(tokens["step"]) == {10}
 
 
+def test_a_logged_comparison_is_found_again_with_its_runs(tracking, models, monkeypatch, capsys):
+    base, *checkpoints = models
+    ids = []
+    for directory in checkpoints:
+        with mlflow.start_run() as run:
+            logged = log_base(base)
+            log_checkpoint(directory, step=5, base=logged.model_id).wait()
+        ids.append(run.info.run_id)
+    # What the views print is run in a shell where no experiment is set.
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
+    words = ["compare", f"models:/{logged.model_id}", *(f"runs:/{run_id}" for run_id in ids)]
+    assert main([*words, "--metrics", "pairs", "histograms", "--log"]) == 0
+    compared = capsys.readouterr().out.rsplit("logged as run ", 1)[1].strip()
+    found = MlflowClient().get_run(compared)
+    assert found.info.experiment_id == MlflowClient().get_run(ids[0]).info.experiment_id
+    assert {found.data.params[f"run_{number}"] for number in (0, 1)} == set(ids)
+    table = gather(ids)
+    pairs = table[table["metric"] == "pairs/update_cosine"]
+    assert set(pairs["run_id"]) == {ids[0]}
+    assert set(table.loc[table["metric"] == "histograms/ulp_change", "run_id"]) == set(ids)
+    assert not gather(ids[:1])["metric"].str.startswith("pairs/").any()
+
+
 def test_the_command_on_a_directory_whose_name_tells_no_step(models, tmp_path, capsys):
     base, checkpoint, _ = models
     Path(checkpoint).rename(tmp_path / "sft")
@@ -303,3 +329,26 @@ def test_groups_on_texts_in_one_call_run_nothing_again(models, texts, monkeypatc
     monkeypatch.setattr(engine, "OneModel", None)  # nothing may be run
     again = mlflow_scalpel.compare(models[0], models[1], metrics=groups, texts=texts)
     pd.testing.assert_frame_equal(once, again, check_exact=True)
+
+
+def test_what_the_views_say_to_run_is_a_command(monkeypatch, tmp_path):
+    """Each printed command is read, names metrics that there are, and texts where they need any."""
+    from mlflow_scalpel.comparison import compare as module
+    from mlflow_scalpel.metrics.registry import choose_metrics
+    from mlflow_scalpel.views import report_sections
+
+    asked = []
+
+    def compared(base, checkpoints, *, metrics, texts, **settings):
+        groups = {one.group for one in choose_metrics(metrics)}
+        assert texts is not None or not groups & set(engine.ON_TEXTS), metrics
+        asked.append(metrics)
+        raise ScalpelError("enough")
+
+    monkeypatch.setattr(module, "compare", compared)
+    printed = {shown.remedy for one in report_sections.SECTIONS for shown in one.figures.values()}
+    commands = [one for one in printed if one.startswith("mlflow-scalpel compare")]
+    assert len(commands) > 4
+    for command in commands:
+        assert main(command.split()[1:]) == 2
+    assert len(asked) == len(commands)

@@ -13,7 +13,7 @@ import pytest
 from flask import Flask
 from mlflow import MlflowClient
 
-from mlflow_scalpel.comparison.stored import ARGUMENTS, LEDGER, TABLE
+from mlflow_scalpel.comparison.stored import ARGUMENTS, LEDGER, TABLE, TOKENS
 from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server import data
@@ -22,7 +22,7 @@ from mlflow_scalpel.server.data import Tables
 from mlflow_scalpel.server.loopback import make_app, open_server, without_credentials
 from mlflow_scalpel.server.sources import ByClient
 from mlflow_scalpel.views.pages import PAGES
-from tests.server.conftest import ODD, log_parquet, log_run, measured
+from tests.server.conftest import ODD, log_parquet, log_run, measured, tokens_of
 
 LONG = "x" * 1_000_000
 
@@ -122,6 +122,12 @@ def test_the_start_page_lists_runs_with_their_checkpoints(get, logged):
     client, experiment_id, run_id = logged
     found = get(f"data/runs?experiment={experiment_id}").json["runs"]
     assert [run["id"] for run in found] == [run_id]  # and not its evaluation
+    assert found[0]["measured"] == ["kl"]
+    log_compared(logged, [{"run_id": run_id, "metric": "weights/x"}])
+    (comparison,) = client.search_runs([experiment_id], "tags.`scalpel.stage` = 'compare'")
+    client.log_metric(comparison.info.run_id, "weights/x/mean", 1.0)
+    found = get(f"data/runs?experiment={experiment_id}").json["runs"]
+    assert [(run["id"], run["measured"]) for run in found] == [(run_id, ["kl", "weights"])]
     assert found[0]["checkpoints"] == [100, 200, 300]
     assert found[0]["name"] == " ".join(f"run {ODD}".split())
     client.set_tag(run_id, "mlflow.runName", LONG[:4000])
@@ -358,3 +364,70 @@ def test_what_a_comparison_says_of_two_chosen_runs_stands_on_their_page(get, log
     assert cosines(first) == cosines(second, other) == []
     assert len(cosines(first, second)) == 1
     assert len(cosines(first, second, other)) == 2
+
+
+def log_compared(logged, rows, **others):
+    """A finished run of the command `compare` that measured a run (and others: texts, a table)."""
+    client, experiment_id, run_id = logged
+    tags = {"scalpel.stage": "compare"}
+    comparison = client.create_run(experiment_id, tags=tags, run_name="compare").info.run_id
+    client.log_param(comparison, "run_0", run_id)
+    log_parquet(client, comparison, tidy(rows), TABLE)
+    for artifact, table in others.items():
+        log_parquet(client, comparison, table, f"{TOKENS}/{artifact.replace('_', '-')}.parquet")
+    client.set_terminated(comparison)
+
+
+def test_what_was_measured_of_a_run_later_stands_on_its_pages(get, logged):
+    run_id = logged[2]
+    address = f"data/figures?page=weights&figures=change_histogram&runs={run_id}"
+    assert "empty" in lines(get(address))[1]
+    rows = [
+        {
+            "run_id": run,
+            "model_id": f"m-of-{run}",
+            "step": 300,
+            "metric": "histograms/ulp_change",
+            "layer": 0,
+            "matrix": "q_proj",
+            "bin": edge,
+            "value": 0.5,
+        }
+        for run in (run_id, "f" * 32)
+        for edge in (0, 1)
+    ]
+    log_compared(logged, rows)
+    time.sleep(data._FRESH)
+    (about, line) = lines(get(address))
+    assert not about["about"]["notes"]
+    assert len({trace["meta"]["panel"] for trace in line["figure"]["data"]}) == 1
+
+
+def test_what_was_measured_against_another_base_stays_out(get, logged):
+    client, experiment_id, _ = logged
+    run_id = log_run(client, experiment_id, "bbbb2222", table=False)
+    row = {"run_id": run_id, "model_id": "m", "step": 300, "metric": "spectra/stable_rank",
+           "layer": 0, "matrix": "q_proj", "value": 1.0}  # fmt: skip
+    own = {**row, "metric": "weights/update_rms", "base": "one", "base_digest": "1"}
+    log_parquet(client, run_id, tidy([own]), TABLE)
+    address = f"data/figures?page=weights&figures=spectra_over_training&runs={run_id}"
+    other = {**row, "base": "two", "base_digest": "2"}
+    log_compared((client, experiment_id, run_id), [other])
+    assert "empty" in lines(get(address))[1]
+    log_compared((client, experiment_id, run_id), [{**row, "base": "one", "base_digest": "1"}])
+    time.sleep(data._FRESH)
+    assert "figure" in lines(get(address))[1]
+
+
+def test_tokens_of_later_texts_stand_beside_the_runs_own(get, logged):
+    client, _, run_id = logged
+    made = client.get_run(run_id).outputs.model_outputs
+    model = next(one.model_id for one in made if one.step == 300)
+    later = tokens_of(300).assign(texts="later sha256:1 template:4", model_id=model)
+    later.loc[later["problem"] == 1, "model_id"] = "a model of another run"
+    log_compared(logged, [{"run_id": run_id, "metric": "kl/js"}], step_000300=later)
+    answer = get(f"data/more?kind=tokens&runs={run_id}&texts=later sha256:1 template:4").json
+    fields = {field["name"]: field for field in answer["fields"]}
+    assert [label for _, label in fields["texts"]["choices"]] == ["base_style", "later"]
+    assert fields["texts"]["value"].startswith("later")
+    assert [label for _, label in fields["problem"]["choices"][1:]] == ["problem 0"]

@@ -111,6 +111,21 @@ def test_amplified_says_k(whole, runs):
     assert list(traces(figure, "out-of-domain: facts, sampled")[name].y) == ["sft", "grpo"]
 
 
+def test_amplified_keeps_rows_and_legend_where_the_first_panel_has_no_bar(whole, runs):
+    greedy = whole["texts"].str.startswith("in/add/sampled").fillna(False)
+    for name in ("amplified", "new"):
+        nothing = capability(whole, name) & greedy
+        whole.loc[nothing, ["value", "status"]] = [None, "undefined"]
+        whole.loc[nothing, "reason"] = "no problem was gained"
+    figure = views.amplified(whole, runs)
+    listed = [t.name for t in figure.data if t.showlegend and len(t.x)]
+    assert len(listed) == len(set(listed)) == 2
+    # The names of the left panel stand at the bars of the right one.
+    assert {tuple(figure.layout[axis].range) for axis in ("yaxis", "yaxis2")} == {(-0.5, 2.5)}
+    said = " ".join(note.text for note in figure.layout.annotations).replace("<br>", " ")
+    assert "no value: grpo, sft, sft-matched: no problem was gained" in said
+
+
 @pytest.mark.parametrize("view", VIEWS)
 def test_half_a_table_and_an_empty_one(view, whole, runs):
     for empty in (whole.iloc[:0], pd.DataFrame()):

@@ -51,7 +51,7 @@ def test_the_noise_floor_lies_under_the_kl(table, runs):
     exact = table.assign(value=table["value"].where(~table["metric"].str.contains("floor"), 0.0))
     figure = views.kl_over_training(exact, runs)
     assert not [t for t in figure.data if t.meta["series"] == FLOOR]
-    assert "no noise under it (floor 0)" in figure.layout.title.subtitle.text
+    assert "noise floor of the dtype: 0" in figure.layout.title.subtitle.text
 
 
 @pytest.mark.parametrize(
