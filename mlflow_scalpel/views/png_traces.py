@@ -149,7 +149,7 @@ def draw_bar(ax: Axes, trace: Any, figure: go.Figure) -> None:
         spots = (place + offset)[known]
         pair = (values[known], spots) if flat else (spots, values[known])
         ax.errorbar(*pair, fmt="none", ecolor="#444444", **options)
-    for spot, value, text in zip(place, values, trace.text or (), strict=False):
+    for spot, value, text in zip(place + offset, values, trace.text or (), strict=False):
         ax.annotate(
             text,
             (value, spot) if flat else (spot, value),
@@ -157,7 +157,8 @@ def draw_bar(ax: Axes, trace: Any, figure: go.Figure) -> None:
             textcoords="offset points",
             va="center" if flat else "bottom",
             ha="left" if flat else "center",
-            fontsize=points(12),
+            fontsize=points(trace.textfont.size or 12),
+            rotation=-(trace.textangle or 0),
             color=TEXT,
             parse_math=False,
         )

@@ -14,8 +14,10 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from markupsafe import Markup
 from plotly.subplots import make_subplots
 
+from mlflow_scalpel.comparison.table import IMPORTED
 from mlflow_scalpel.views.tidy import Z
 
 # Okabe and Ito's palette, safe for colour-blind readers. Blue and orange stand for the two
@@ -40,6 +42,9 @@ FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
 DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _UNTURNED = dict.fromkeys(map(ord, DIRECTIONS))
 
+#: Characters of a run's name in a figure, and of an imported one's before its mark.
+LABEL, MARKED_LABEL = 28, 24
+
 #: The narrowest page the figures are laid out for, in pixels.
 NARROW = 760
 
@@ -47,6 +52,11 @@ NARROW = 760
 def unturned(text: object) -> str:
     """Other people's text on one line, which turns none of what stands behind it."""
     return " ".join(str(text).translate(_UNTURNED).split())
+
+
+def isolated(text: object) -> Markup:
+    """Other people's text for a table: one read from right to left turns nothing beside it."""
+    return Markup("<bdi>{}</bdi>").format(unturned(text))
 
 
 def esc(text: object, limit: int = 0) -> str:
@@ -123,6 +133,22 @@ def unique(names: dict[str, str]) -> dict[str, str]:
     return result
 
 
+def short_labels(names: dict[str, str]) -> dict[str, str]:
+    """Names by run id, safe and short enough for a legend or a panel's title.
+
+    The mark of imported runs takes no room where all have it, since it tells none apart, and is
+    left whole where some have it. The name in full stands on hover and in tables.
+    """
+    if all(name.endswith(IMPORTED) for name in names.values()):
+        return {i: esc(name.removesuffix(IMPORTED), LABEL) for i, name in names.items()}
+    return {
+        i: esc(name.removesuffix(IMPORTED), MARKED_LABEL) + IMPORTED
+        if name.endswith(IMPORTED)
+        else esc(name, LABEL)
+        for i, name in names.items()
+    }
+
+
 def styles(clean: pd.DataFrame, runs: pd.DataFrame | None) -> dict[str, Run]:
     """The table's runs, in the order of `runs`, then of the table, each with its look.
 
@@ -141,7 +167,7 @@ def styles(clean: pd.DataFrame, runs: pd.DataFrame | None) -> dict[str, Run]:
         for i in order
     }
     names = unique(names)
-    labels = unique({i: esc(name, 28) for i, name in names.items()})
+    labels = unique(short_labels(names))
     others = sorted({a.lower() for a in algorithms.values()} - set(ALGORITHM_COLOURS))
     count: dict[str, int] = {}
     result = {}
@@ -244,8 +270,7 @@ def dress(
     """
     lines = wrapped(subtitle)
     top = 74 + 16 * len(lines) + over
-    text_length = sum(len(html.unescape(name)) * 7 + 62 for name in legend)
-    rows = -(-text_length // (NARROW - left)) if legend else 0
+    rows = legend_rows(legend, NARROW - left)
     under = bottom + 22 * rows + (10 if rows else 0)
     axis = {
         "gridcolor": GRID_COLOUR,
@@ -286,6 +311,7 @@ def dress(
             "yanchor": "bottom",
             "bgcolor": "rgba(0,0,0,0)",
             "itemwidth": 42,
+            "tracegroupgap": 2,
         },
         "hoverlabel": {"align": "left", "namelength": -1},
         "bargap": 0.25,
@@ -302,6 +328,17 @@ def dress(
     for note in layout.get("annotations", ()):
         note["font"] = note.get("font", {}) | {"size": 13}
     figure.layout = merged(layout, look)
+
+
+def legend_rows(names: Sequence[str], width: int) -> int:
+    """Rows that a legend of these names takes: a name that does not fit begins the next."""
+    rows, taken = 0, width
+    for name in names:
+        own = len(html.unescape(name)) * 7 + 62
+        if not rows or taken + own > width:
+            rows, taken = rows + 1, 0
+        taken += own
+    return rows
 
 
 def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
