@@ -374,15 +374,19 @@ def remark(figure: go.Figure, text: str, row: int = 1, column: int = 1) -> None:
 def nothing(title: str, text: str) -> go.Figure:
     """A figure that says why there is nothing to draw."""
     figure = go.Figure()
-    dress(figure, 120, title=title)
+    lines = wrapped(text, 90)
+    dress(figure, 8, title=title, left=12, bottom=16, over=16 * (len(lines) - 1))
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     figure.add_annotation(
-        text="<br>".join(wrapped(text, 90)),
-        x=0.5,
-        y=0.5,
+        text="<br>".join(lines),
+        align="left",
+        x=0,
+        y=1,
         xref="paper",
         yref="paper",
+        xanchor="left",
+        yanchor="bottom",
         showarrow=False,
     )
     return figure

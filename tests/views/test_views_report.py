@@ -97,8 +97,10 @@ def test_findings_claim_nothing_within_the_interval(table, runs):
     assert said["grpo"].count("an interval that includes 0") == 1
     assert "includes 0" not in said["sft"]
     table["stderr"] = pd.NA
-    bare = views.findings(table, runs)[0]
-    assert "no interval: standard errors are missing" in bare
+    bare = views.findings(table, runs)
+    assert "no interval: standard errors are missing" in bare[0]
+    assert "".join(bare).count("standard errors are missing") == 1
+    assert bare[1].count(", no interval)") == 2
 
 
 def test_findings_of_half_a_table(table, runs):
