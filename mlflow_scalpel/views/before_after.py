@@ -23,6 +23,7 @@ from mlflow_scalpel.views.style import (
     Run,
     esc,
     filled,
+    hollow,
     hover,
     measured,
     nothing,
@@ -145,7 +146,7 @@ def bars_of(
                     legendgroup=name,
                     offsetgroup=name,
                     showlegend=name not in listed,
-                    marker=filled(colour, pattern),
+                    marker=(hollow if colour == BASE_COLOUR else filled)(colour, pattern),
                     **(numbers_on([float(row["value"]) for _, row in pairs]) if written else {}),
                     customdata=[
                         hover(plain, f"{s}, {kind}", measured(r["value"], r["stderr"], r["n"]))

@@ -32,6 +32,7 @@ MATRIX_COLOURS = ("#4477AA", "#EE6677", "#228833", "#AA9922", "#33AACC", "#AA337
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "triangle-down", "cross")
 PATTERNS = ("", "/", ".", "x", "\\", "-")
+HOLLOW = 0.25  # opacity of what an outline holds
 
 TEXT_COLOUR = "#757B85"
 GRID_COLOUR = "rgba(128,128,128,0.22)"
@@ -116,6 +117,14 @@ def filled(colour: str, pattern: str) -> dict[str, object]:
     """A bar's marker: its algorithm's colour, with a pattern that tells runs of one apart."""
     hatch = {"shape": pattern, "bgcolor": colour, "fgcolor": "#FFFFFF", "solidity": 0.25}
     return {"color": colour, "pattern": hatch}
+
+
+def hollow(colour: str, pattern: str) -> dict[str, object]:
+    """The marker of a base's bar: an outline, which a greyscale print tells from any run's bar."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    within = f"rgba({red},{green},{blue},{HOLLOW})"
+    hatch = {"shape": pattern, "bgcolor": within, "fgcolor": colour, "solidity": 0.25}
+    return {"color": within, "pattern": hatch, "line": {"color": colour, "width": 1.5}}
 
 
 def unique(names: dict[str, str]) -> dict[str, str]:

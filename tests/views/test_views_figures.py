@@ -302,6 +302,13 @@ def test_an_algorithm_keeps_its_colour_and_its_runs_differ(table, runs):
     assert bars["sft"].marker.pattern.shape != bars["sft-matched"].marker.pattern.shape
 
 
+def test_the_bases_bars_are_outlines_and_no_runs_are(table, runs):
+    for bar in views.scores_before_after(table, runs).data:
+        is_base = bar.meta["series"] == "base"
+        assert (bar.marker.line.color is not None) == is_base
+        assert bar.marker.color.startswith("rgba(" if is_base else "#")
+
+
 def test_runs_are_named_by_algorithm_and_id_where_nothing_is_known(table):
     names = {t.meta["series"] for t in views.cost(table).data}
     assert names == {"grpo aaaa11", "sft bbbb22", "sft cccc33"}

@@ -67,7 +67,7 @@ def test_numbers_stand_above_their_own_bars(table):
     bare = go.Figure(figure).update_traces(text=None)
     pair = [np.asarray(views.to_image(one))[..., :3].astype(int) for one in (figure, bare)]
     written = (np.abs(pair[0] - pair[1]).max(axis=-1) > 40).any(axis=0)
-    bars = [bar.marker.color for bar in figure.data]
+    bars = [bar.marker.line.color or bar.marker.color for bar in figure.data]
     assert len(bars) == 4
     for colour in set(bars):
         wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
