@@ -105,7 +105,9 @@ def bars_of(
     grid = panels(
         [f"{DOMAINS[d]}: {esc(kind, 24)}" for kind in kinds for d in domains],
         title=title,
-        subtitle=("no standard errors in the table" if written else f"bars: {Z} standard errors")
+        subtitle=(
+            "no standard errors in the table" if written else f"error bars: {Z} standard errors"
+        )
         + ("" if scored else "; the base only: no checkpoint was evaluated"),
         columns=len(domains),
         row_height=230,
