@@ -34,6 +34,9 @@ DTYPES = {
 }
 COLUMNS = tuple(DTYPES)
 
+#: Behind the name of a run whose rows were imported, not measured here.
+IMPORTED = " (imported)"
+
 
 def tidy(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Rows as a tidy table; what a row leaves out is null, and `status` is ok unless said.

@@ -75,8 +75,12 @@ class Figures:
         said = self._about.get((version, page.name), lambda: about(selection, page))
         yield _as_line({"about": said, "controls": controls})
         for section in page.sections():
+            absent = empty_lines(selection.table, dict(pages.figures(page, section)))
             for stem, shown in pages.figures(page, section):
-                if not stems or stem in stems:
+                if stem in absent:
+                    if not stems or stem in stems:
+                        yield _as_line({"stem": stem, **absent[stem]})
+                elif not stems or stem in stems:
                     chosen = chosen_of(page, shown, settings)
                     key = (version, page.name, stem, tuple(sorted(chosen.items())))
                     make = partial(self._figure_line, selection, stem, shown, chosen)
@@ -89,11 +93,9 @@ class Figures:
     def _figure_line(
         self, selection: Selection, stem: str, shown: Shown, chosen: Mapping[str, Any]
     ) -> bytes:
-        """A figure as a line of JSON; what to run, where the table has nothing for it."""
+        """A figure as a line of JSON."""
         from plotly.io.json import to_json_plotly
 
-        if not has_rows(selection.table, shown):
-            return _as_line({"stem": stem, "empty": empty_words(shown)})
         # A metric that was chosen may be of another group than the one shown by default.
         left_out = superfluous(shown) - {str(chosen.get("metric", "")).split("/")[0]}
         table = self._rows.get(
@@ -118,11 +120,16 @@ def table_stem(section: str) -> str:
 
 
 def offers(page: Page, table: pd.DataFrame) -> dict[str, Choices]:
-    """The choices of each control of a page that the table leaves any."""
+    """The choices of each control of a page that the table leaves any, and a figure to set."""
     from mlflow_scalpel.views import controls, pages
 
     known = {control.name: control for control in controls.CONTROLS}
-    found = {name: known[name].offer(table, pages.groups(page)) for name in pages.controls(page)}
+    drawn = {stem for stem, one in pages.all_figures(page).items() if has_rows(table, one)}
+    found = {
+        name: known[name].offer(table, pages.groups(page))
+        for name, stems in pages.controls(page).items()
+        if drawn.intersection(stems)
+    }
     return {name: choices for name, choices in found.items() if len(choices) > 1}
 
 
@@ -230,9 +237,22 @@ def without(table: pd.DataFrame, groups: frozenset[str]) -> pd.DataFrame:
     return table[~left_out[codes] | first]
 
 
-def empty_words(shown: Shown) -> str:
-    """What to say where a figure has nothing to show."""
-    return f"Not measured: {shown.name}. Comes from: {shown.remedy}."
+def empty_lines(table: pd.DataFrame, section: Mapping[str, Shown]) -> dict[str, dict[str, str]]:
+    """What to say of a section's figures that have nothing to show, by stem.
+
+    Those that come from one command are named together in the place of the first of them, which the
+    lines of the others name as `told_at`.
+    """
+    together: dict[str, list[str]] = {}  # remedy -> stems
+    for stem, shown in section.items():
+        if not has_rows(table, shown):
+            together.setdefault(shown.remedy, []).append(stem)
+    found: dict[str, dict[str, str]] = {}
+    for remedy, stems in together.items():
+        names = ", ".join(section[stem].name for stem in stems)
+        found[stems[0]] = {"empty": f"Not measured: {names}. Comes from: {remedy}."}
+        found |= {stem: {"told_at": stems[0]} for stem in stems[1:]}
+    return found
 
 
 def table_line(selection: Selection, stem: str, make: Callable[..., Any]) -> bytes:

@@ -53,7 +53,7 @@ def amplified(
         row_height=30 + 34 * len(shown),
         gap=86,
         spacing=0.08,
-        left=min(230, 30 + 8 * max(len(run.name[:28]) for run in shown)),
+        left=min(230, 30 + 8 * max(len(run.label) for run in shown)),
         legend=names,
     )
     figure, listed = grid.figure, set[str]()

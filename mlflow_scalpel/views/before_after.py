@@ -23,6 +23,7 @@ from mlflow_scalpel.views.style import (
     Run,
     esc,
     filled,
+    hollow,
     hover,
     measured,
     nothing,
@@ -33,6 +34,9 @@ from mlflow_scalpel.views.style import (
 from mlflow_scalpel.views.tidy import Z, ordered, read
 
 TITLE = "Scores before and after"
+
+#: The upper end of the axis: above bars that carry their numbers there is room for those.
+TOP, TOP_WRITTEN = 1.05, 1.19
 
 #: One bar series: name (safe), name (plain), colour, pattern, its cells.
 Bars = tuple[str, str, str, str, dict[tuple[str, str, str], Cell]]
@@ -62,10 +66,10 @@ def scores_before_after(table: pd.DataFrame, runs: pd.DataFrame | None = None) -
     """Accuracy by skill: the base and each run's last evaluated checkpoint, side by side.
 
     In-domain left, out-of-domain right, a row of panels for each kind (greedy, sampled). Bars are
-    1.96 standard errors. Where runs carry different scores of the base, each reading gets its own
-    bar. Reads `base, base_digest, run_id, algorithm, step, metric, value, stderr, n, status,
-    reason` of `eval/<in|out>/<skill>/<kind>`; step 0 is the base. A score without a value draws
-    no bar but a cross, with the reason on hover.
+    1.96 standard errors; where the table has none, each bar carries its number. Where runs carry
+    different scores of the base, each reading gets its own bar. Reads `base, base_digest, run_id,
+    algorithm, step, metric, value, stderr, n, status, reason` of `eval/<in|out>/<skill>/<kind>`;
+    step 0 is the base. A score without a value draws no bar but a cross, with the reason on hover.
 
     Raises ValueError if columns are missing.
     """
@@ -93,6 +97,7 @@ def bars_of(
     kinds = ordered(rows["kind"], KINDS)
     skills = {d: ordered(rows.loc[rows["domain"] == d, "skill"], ()) for d in domains}
     some_gap = any(pd.isna(row["value"]) for *_, found in series for row in found.values())
+    written = bool(rows["stderr"].isna().all())  # a number above a bar, where no error bar stands
     # labels that would meet at the narrowest width are turned, and get room to hang into
     longest = max(min(24, len(skill)) for d in domains for skill in skills[d])
     turned = longest * 8 * sum(len(skills[d]) for d in domains) > NARROW - 160
@@ -101,9 +106,7 @@ def bars_of(
         [f"{DOMAINS[d]}: {esc(kind, 24)}" for kind in kinds for d in domains],
         title=title,
         subtitle=(
-            f"bars: {Z} standard errors"
-            if rows["stderr"].notna().any()
-            else "no standard errors in the table"
+            "no standard errors in the table" if written else f"error bars: {Z} standard errors"
         )
         + ("" if scored else "; the base only: no checkpoint was evaluated"),
         columns=len(domains),
@@ -145,7 +148,8 @@ def bars_of(
                     legendgroup=name,
                     offsetgroup=name,
                     showlegend=name not in listed,
-                    marker=filled(colour, pattern),
+                    marker=(hollow if colour == BASE_COLOUR else filled)(colour, pattern),
+                    **(numbers_on([float(row["value"]) for _, row in pairs]) if written else {}),
                     customdata=[
                         hover(plain, f"{s}, {kind}", measured(r["value"], r["stderr"], r["n"]))
                         for s, r in pairs
@@ -170,13 +174,26 @@ def bars_of(
             col=at[1],
         )
         figure.update_yaxes(
-            range=[0, 1.05],
+            range=[0, TOP_WRITTEN if written else TOP],
+            dtick=0.2,
             title_text="accuracy" if at[1] == 1 else None,
             row=at[0],
             col=at[1],
         )
     figure.update_layout(barmode="group")
     return figure
+
+
+def numbers_on(values: list[float]) -> dict[str, object]:
+    """Each bar's number above it, upright: a bar of 0 is then told from one that is not there."""
+    return {
+        "text": [f"{value:.2f}" for value in values],
+        "textposition": "outside",
+        "textangle": -90,
+        "textfont": {"size": 10},
+        "constraintext": "none",
+        "cliponaxis": False,
+    }
 
 
 def bars_on(errors: list[float]) -> dict[str, object] | None:

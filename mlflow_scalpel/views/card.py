@@ -34,6 +34,7 @@ from mlflow_scalpel.views.style import (
     esc,
     filled,
     hover,
+    isolated,
     nothing,
     panels,
     styles,
@@ -118,7 +119,7 @@ def card(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.Figure:
         or (axis.key == "balance" and any(one.n > 0 for one in balances.values()))
     ]
     empty = [axis.title for axis in AXES if axis not in axes]
-    longest = max(len(run.name[:28]) for run in shown)
+    longest = max(len(run.label) for run in shown)
     some_open = any(p.known and p.open for own in found.values() for p in own.values())
     some_chance = any(one.chance > 0 for one in balances.values())
     left = min(230, 30 + 8 * longest)
@@ -178,9 +179,9 @@ def card(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.Figure:
 
 
 def basis_lines(axis: Axis, own: dict[str, Point], width: int) -> list[str]:
-    """What all points of an axis rest on, as at most two safe lines of so many characters."""
+    """What all points of an axis rest on, as at most three safe lines of so many characters."""
     lines = textwrap.wrap(
-        shared_basis(axis, own), width, max_lines=2, placeholder="\u2026", break_on_hyphens=False
+        shared_basis(axis, own), width, max_lines=3, placeholder="\u2026", break_on_hyphens=False
     )
     return [esc(line) for line in lines]
 
@@ -329,11 +330,11 @@ def card_table(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> Markup:
     shown, found, balances = points(table, runs)
     if not shown:
         return Markup("")
-    head = Markup("").join(Markup("<th>{}</th>").format(run.name) for run in shown)
+    head = Markup("").join(Markup("<th>{}</th>").format(isolated(run.name)) for run in shown)
     body = Markup("")
     for parameter in FIRST:
         said = [text_of(column_of(runs, run.run_id, parameter)) for run in shown]
-        body += row_of(parameter, [Markup("{}").format(text) for text in said], "given")
+        body += row_of(parameter, [isolated(text) for text in said], "given")
     for axis in AXES:
         own = balances if axis.key == "balance" else found[axis.key]
         cells = []
@@ -352,6 +353,11 @@ def card_table(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> Markup:
 
 
 def row_of(title: str, cells: list[Markup], name: str) -> Markup:
-    """One row of the table."""
-    inside = Markup("").join(Markup("<td>{}</td>").format(cell) for cell in cells)
+    """One row of the table; a measured axis of which all runs say the same says it once."""
+    once = name != "given" and len(cells) > 1 and len(set(cells)) == 1
+    inside = (
+        Markup('<td colspan="{}">{}</td>').format(len(cells), cells[0])
+        if once
+        else Markup("").join(Markup("<td>{}</td>").format(cell) for cell in cells)
+    )
     return Markup('<tr class="{}"><th>{}</th>{}</tr>').format(name, title, inside)

@@ -53,7 +53,8 @@ class Point:
         if not self.known:
             return "not measured"
         within = "" if math.isnan(self.half) else f" \u00b1 {self.half:.2g}"
-        return f"{self.value:.3g}{within}{' ' + self.unit if self.unit else ''}"
+        sign = "\u2212" if self.value < 0 else ""
+        return f"{sign}{abs(self.value):.3g}{within}{' ' + self.unit if self.unit else ''}"
 
 
 def absent(what: str, remedy: str, why: str = "") -> Point:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 from markupsafe import Markup, escape
 
-from mlflow_scalpel.views.style import column_of, unique
+from mlflow_scalpel.views.style import column_of, isolated, unique
 from mlflow_scalpel.views.tidy import number
 
 #: What every comparison must show, whether it differs or not.
@@ -95,12 +95,12 @@ def confounder_table(runs: pd.DataFrame, *, about: Sequence[str] | None = None) 
 
 
 def _html_table(frame: pd.DataFrame, about: Sequence[str]) -> Markup:
-    head = Markup("").join(Markup("<th>{}</th>").format(name) for name in frame.columns)
+    head = Markup("").join(Markup("<th>{}</th>").format(isolated(name)) for name in frame.columns)
     body = Markup("")
     for parameter, cells in zip(frame.index, frame.itertuples(index=False), strict=True):
         same = len(cells) > 1 and len(set(cells)) == 1
         bold = not same and len(cells) > 1 and parameter not in about
-        inside = [Markup("<b>{}</b>").format(text) if bold else escape(text) for text in cells]
+        inside = [Markup("<b>{}</b>" if bold else "{}").format(isolated(text)) for text in cells]
         body += Markup('<tr class="{}"><th>{}</th>{}</tr>').format(
             "same" if same else "differs",
             Markup("<b>{}</b>").format(parameter) if bold else escape(parameter),

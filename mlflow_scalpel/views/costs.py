@@ -48,7 +48,7 @@ def cost(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.Figure:
         return nothing(TITLE, "This table has no rows of cost/...")
     metrics = ordered(rows["metric"], tuple(WORDS))
     shown = in_rows(looks, rows)
-    longest = max(len(run.name[:28]) for run in shown)
+    longest = max(len(run.label) for run in shown)
     left = min(230, 30 + 8 * longest)
     titles = [WORDS.get(m, (esc(m.removeprefix("cost/"), 28), ""))[0] for m in metrics]
     grid = panels(

@@ -27,6 +27,9 @@ from mlflow_scalpel.views.tidy import Z, last_step, per_matrix, probe, read
 NORM = "weights/relative_frobenius"
 PER_RATE = "weights/relative_frobenius_per_lr"
 
+#: Why a change has no interval.
+WHY = ": standard errors are missing"
+
 #: Mean over layers and matrices at the last checkpoint, its step, cells with a value, cells.
 Norm = tuple[float, float, int, int]
 
@@ -48,7 +51,18 @@ def findings(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> list[str]
             norm_words(norms[run.run_id], rates[run.run_id]),
         ]
         sentences.append(f"{run.name}: " + "; ".join(parts) + ".")
-    return [unturned(one) for one in [*sentences, *norm_ratios(looks, norms, rates)]]
+    sentences = once([*sentences, *norm_ratios(looks, norms, rates)], WHY)
+    return [unturned(one) for one in sentences]
+
+
+def once(sentences: Sequence[str], words: str) -> list[str]:
+    """The sentences with these words where they stand first, and nowhere else."""
+    first = next((i for i, one in enumerate(sentences) if words in one), len(sentences))
+    told = [one.replace(words, "") for one in sentences]
+    if first < len(sentences):
+        start, _, end = sentences[first].partition(words)
+        told[first] = start + words + end.replace(words, "")
+    return told
 
 
 def score_words(rows: pd.DataFrame, run: Run, kinds: dict[str, dict[str, str]]) -> list[str]:
@@ -78,7 +92,7 @@ def change_words(found: Change, name: str) -> str:
     skills = f"mean over {len(found.skills)} skills" if len(found.skills) > 1 else found.skills[0]
     text = f"{name} {kind} accuracy ({skills}) {found.before:.3f} \u2192 {found.after:.3f}"
     if found.half is None:
-        return f"{text} ({signed(found.change)}, no interval: standard errors are missing)"
+        return f"{text} ({signed(found.change)}, no interval{WHY})"
     text += f" ({signed(found.change)} \u00b1 {found.half:.3f}"
     if abs(found.change) <= found.half:
         text += ", an interval that includes 0"

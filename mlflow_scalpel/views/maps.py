@@ -90,7 +90,7 @@ def parts_of(cells: Cells, name: str, where: str, *, digits: bool = False) -> di
     """
     head = f"{template_of(name)}<br>{where}<br>"
     gaps = np.isnan(cells.z)
-    parts: dict[str, Any] = {"z": cells.z, "hovertemplate": head + "%{z:.6g}<extra></extra>"}
+    parts: dict[str, Any] = {"z": cells.z, "hovertemplate": head + "%{z:.6~g}<extra></extra>"}
     reasons = {cells.why.get(place, "not in the table") for place in np.ndindex(*cells.z.shape)}
     if gaps.all() and len(reasons) == 1:
         said = template_of(f"no value: {reasons.pop()}")

@@ -10,12 +10,13 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgba
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from mlflow_scalpel.views.png_axes import FRAME, TEXT, points, positions
+from mlflow_scalpel.views.style import HOLLOW
 
 DASHES: dict[str | None, Any] = {
     None: "-",
@@ -132,14 +133,13 @@ def draw_bar(ax: Axes, trace: Any, figure: go.Figure) -> None:
         groups = list(dict.fromkeys(slot(t) for t in figure.data if same_panel(t, trace)))
         width /= len(groups)
         offset = (groups.index(slot(trace)) - (len(groups) - 1) / 2) * width
-    looks = {"color": trace.marker.color, "hatch": HATCHES.get(trace.marker.pattern.shape, "")}
-    looks["alpha"] = trace.opacity
+    looks = bar_looks(trace)
     draw = ax.barh if flat else ax.bar
     if trace.width is not None:
         width = trace.width
     feet = np.zeros(len(values)) if trace.base is None else np.array(trace.base, dtype=float)
     foot: dict[str, Any] = {"left" if flat else "bottom": feet}
-    draw(place + offset, values, width, edgecolor="white", linewidth=0.5, **foot, **looks)
+    draw(place + offset, values, width, **foot, **looks)
     values = values + feet
     sides = half(trace.error_x if flat else trace.error_y, len(values))
     known = np.isfinite(sides).all(axis=0) & np.isfinite(values)
@@ -149,7 +149,7 @@ def draw_bar(ax: Axes, trace: Any, figure: go.Figure) -> None:
         spots = (place + offset)[known]
         pair = (values[known], spots) if flat else (spots, values[known])
         ax.errorbar(*pair, fmt="none", ecolor="#444444", **options)
-    for spot, value, text in zip(place, values, trace.text or (), strict=False):
+    for spot, value, text in zip(place + offset, values, trace.text or (), strict=False):
         ax.annotate(
             text,
             (value, spot) if flat else (spot, value),
@@ -157,10 +157,21 @@ def draw_bar(ax: Axes, trace: Any, figure: go.Figure) -> None:
             textcoords="offset points",
             va="center" if flat else "bottom",
             ha="left" if flat else "center",
-            fontsize=points(12),
+            fontsize=points(trace.textfont.size or 12),
+            rotation=-(trace.textangle or 0),
             color=TEXT,
             parse_math=False,
         )
+
+
+def bar_looks(trace: Any) -> dict[str, Any]:
+    """Fill, edge and hatch of bars: filled, or an outline."""
+    looks: dict[str, Any] = {"hatch": HATCHES.get(trace.marker.pattern.shape, "")}
+    edge = trace.marker.line.color
+    if edge is not None:
+        return looks | {"facecolor": to_rgba(edge, HOLLOW), "edgecolor": edge, "linewidth": 1.5}
+    looks |= {"facecolor": trace.marker.color, "alpha": trace.opacity}
+    return looks | {"edgecolor": "white", "linewidth": 0.5}
 
 
 def slot(trace: Any) -> str:
@@ -226,9 +237,7 @@ def colour_bar(ax: Axes, trace: Any, title: str, flat: bool) -> None:
 
 def patch(trace: Any) -> Patch:
     """The legend's sample of a bar."""
-    hatch = HATCHES.get(trace.marker.pattern.shape, "")
-    looks = {"hatch": hatch, "alpha": trace.opacity}
-    return Patch(facecolor=trace.marker.color, edgecolor="white", **looks)
+    return Patch(**bar_looks(trace))
 
 
 def legend_line(trace: Any) -> Line2D:

@@ -34,7 +34,7 @@ tbody th { font-weight: normal; }
 th { overflow-wrap: normal; }
 tr.moved td { color: #c2185b; font-weight: bold; }
 .axes td, .axes th { max-width: 34ch; }
-.axes thead th:first-child, .axes tbody th { white-space: nowrap; }
+.axes tbody th { min-width: 11ch; }
 details { margin: 6px 0; }
 .problems td { max-width: 30ch; }
 pre { white-space: pre-wrap; max-height: 30em; overflow: auto; margin: 4px 0; }

@@ -48,7 +48,7 @@ PAPER = (
 EVALUATE = "mlflow run . -e evaluate"
 SAMPLES = "mlflow run . -e evaluate, with a suite of several samples a problem"
 FREEZE = "mlflow run . -e sft with train.freeze in the recipe, then evaluate"
-STAGES = "training with the stages of this project, which count it"
+STAGES = "mlflow run . -e sft (or -e grpo), which counts it"
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,13 @@ SECTIONS = (
     Section(
         "update",
         "What the updates are like",
-        "By how many units in the last place elements moved, and which elements moved, by their "
-        "size in the base: steps smaller than half a unit in the last place of a large weight are "
-        "lost in rounding, and a change of sign is the largest move, since most numbers of the "
-        "format lie near 0. Stable and effective rank say in how many directions an update goes; a "
-        "random one has nearly full rank. The cosine says whether two runs from one base went the "
-        "same way, and the overlap whether they changed the same elements more often than chance.",
+        "How far each layer moved, averaged over its matrices. By how many units in the last place "
+        "elements moved, and which elements moved, by their size in the base: steps smaller than "
+        "half a unit in the last place of a large weight are lost in rounding, and a change of "
+        "sign is the largest move, since most numbers of the format lie near 0. Stable and "
+        "effective rank say in how many directions an update goes; a random one has nearly full "
+        "rank. The cosine says whether two runs from one base went the same way, and the overlap "
+        "whether they changed the same elements more often than chance.",
         {
             "weights_by_layer": Shown(
                 partial(weights_over_training, by="layer", x=X), "norms by layer", NORM, COMPARE

@@ -177,6 +177,7 @@ def slider_maps(
         figure.update_xaxes(title_text=across_title, tickangle=0)
     remarks(figure)
     held = [dict(list(one.rows.groupby("step"))) for one in series]
+    quantity = axis_title.replace("%{", "%\u200b{")  # in a template it would be filled in
     made = []
     for moment in all_moments:
         parts, notes = [], []
@@ -185,13 +186,14 @@ def slider_maps(
                 why = missing_words(one, moment, by)
                 everywhere = dict.fromkeys(np.ndindex(len(down), len(across)), why)
                 cells, said = Cells(np.full((len(down), len(across)), np.nan), everywhere), why
-                head = one.label
+                head, name = one.label, one.name
             else:
                 cells = cells_of(own[step], down, across, column)
+                name = f"{one.name}, step {step:g}"
                 unknown = own[step]["value"].isna().all()
                 said = f"no value: {reasons(own[step]['reason'])}" if unknown else ""
                 head = f"{one.label}, step {step:g}"
-            parts.append(parts_of(cells, one.name, where, digits=digits))
+            parts.append(parts_of(cells, name, f"{where}<br>{quantity}", digits=digits))
             notes.append((head, said))
         made.append((moment, parts, notes_of(figure, notes)))
     show(figure, made[-1][1], made[-1][2])

@@ -14,8 +14,10 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from markupsafe import Markup
 from plotly.subplots import make_subplots
 
+from mlflow_scalpel.comparison.table import IMPORTED
 from mlflow_scalpel.views.tidy import Z
 
 # Okabe and Ito's palette, safe for colour-blind readers. Blue and orange stand for the two
@@ -30,6 +32,7 @@ MATRIX_COLOURS = ("#4477AA", "#EE6677", "#228833", "#AA9922", "#33AACC", "#AA337
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "triangle-down", "cross")
 PATTERNS = ("", "/", ".", "x", "\\", "-")
+HOLLOW = 0.25  # opacity of what an outline holds
 
 TEXT_COLOUR = "#757B85"
 GRID_COLOUR = "rgba(128,128,128,0.22)"
@@ -40,6 +43,9 @@ FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
 DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _UNTURNED = dict.fromkeys(map(ord, DIRECTIONS))
 
+#: Characters of a run's name in a figure, and of an imported one's before its mark.
+LABEL, MARKED_LABEL = 28, 24
+
 #: The narrowest page the figures are laid out for, in pixels.
 NARROW = 760
 
@@ -47,6 +53,11 @@ NARROW = 760
 def unturned(text: object) -> str:
     """Other people's text on one line, which turns none of what stands behind it."""
     return " ".join(str(text).translate(_UNTURNED).split())
+
+
+def isolated(text: object) -> Markup:
+    """Other people's text for a table: one read from right to left turns nothing beside it."""
+    return Markup("<bdi>{}</bdi>").format(unturned(text))
 
 
 def esc(text: object, limit: int = 0) -> str:
@@ -110,6 +121,14 @@ def filled(colour: str, pattern: str) -> dict[str, object]:
     return {"color": colour, "pattern": hatch}
 
 
+def hollow(colour: str, pattern: str) -> dict[str, object]:
+    """The marker of a base's bar: an outline, which a greyscale print tells from any run's bar."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    within = f"rgba({red},{green},{blue},{HOLLOW})"
+    hatch = {"shape": pattern, "bgcolor": within, "fgcolor": colour, "solidity": 0.25}
+    return {"color": within, "pattern": hatch, "line": {"color": colour, "width": 1.5}}
+
+
 def unique(names: dict[str, str]) -> dict[str, str]:
     """Names by run id, made distinct: by the start of the id, by a count where that is shared."""
     twice = {name for name in names.values() if list(names.values()).count(name) > 1}
@@ -123,6 +142,22 @@ def unique(names: dict[str, str]) -> dict[str, str]:
             count += 1
         result[run_id] = name
     return result
+
+
+def short_labels(names: dict[str, str]) -> dict[str, str]:
+    """Names by run id, safe and short enough for a legend or a panel's title.
+
+    The mark of imported runs takes no room where all have it, since it tells none apart, and is
+    left whole where some have it. The name in full stands on hover and in tables.
+    """
+    if all(name.endswith(IMPORTED) for name in names.values()):
+        return {i: esc(name.removesuffix(IMPORTED), LABEL) for i, name in names.items()}
+    return {
+        i: esc(name.removesuffix(IMPORTED), MARKED_LABEL) + IMPORTED
+        if name.endswith(IMPORTED)
+        else esc(name, LABEL)
+        for i, name in names.items()
+    }
 
 
 def styles(clean: pd.DataFrame, runs: pd.DataFrame | None) -> dict[str, Run]:
@@ -143,7 +178,7 @@ def styles(clean: pd.DataFrame, runs: pd.DataFrame | None) -> dict[str, Run]:
         for i in order
     }
     names = unique(names)
-    labels = unique({i: esc(name, 28) for i, name in names.items()})
+    labels = unique(short_labels(names))
     others = sorted({a.lower() for a in algorithms.values()} - set(ALGORITHM_COLOURS))
     count: dict[str, int] = {}
     result = {}
@@ -252,8 +287,7 @@ def dress(
     """
     lines = wrapped(subtitle)
     top = 74 + 16 * len(lines) + over
-    text_length = sum(len(html.unescape(name)) * 7 + 62 for name in legend)
-    rows = -(-text_length // (NARROW - left)) if legend else 0
+    rows = legend_rows(legend, NARROW - left)
     under = bottom + 22 * rows + (10 if rows else 0)
     axis = {
         "gridcolor": GRID_COLOUR,
@@ -296,6 +330,7 @@ def dress(
             "yanchor": "bottom",
             "bgcolor": "rgba(0,0,0,0)",
             "itemwidth": 42,
+            "tracegroupgap": 2,
         },
         "hoverlabel": {"align": "left", "namelength": -1},
         "bargap": 0.25,
@@ -312,6 +347,17 @@ def dress(
     for note in layout.get("annotations", ()):
         note["font"] = note.get("font", {}) | {"size": 13}
     figure.layout = merged(layout, look)
+
+
+def legend_rows(names: Sequence[str], width: int) -> int:
+    """Rows that a legend of these names takes: a name that does not fit begins the next."""
+    rows, taken = 0, width
+    for name in names:
+        own = len(html.unescape(name)) * 7 + 62
+        if not rows or taken + own > width:
+            rows, taken = rows + 1, 0
+        taken += own
+    return rows
 
 
 def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -347,15 +393,19 @@ def remark(figure: go.Figure, text: str, row: int = 1, column: int = 1) -> None:
 def nothing(title: str, text: str) -> go.Figure:
     """A figure that says why there is nothing to draw."""
     figure = go.Figure()
-    dress(figure, 120, title=title)
+    lines = wrapped(text, 90)
+    dress(figure, 8, title=title, left=12, bottom=16, over=16 * (len(lines) - 1))
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     figure.add_annotation(
-        text="<br>".join(wrapped(text, 90)),
-        x=0.5,
-        y=0.5,
+        text="<br>".join(lines),
+        align="left",
+        x=0,
+        y=1,
         xref="paper",
         yref="paper",
+        xanchor="left",
+        yanchor="bottom",
         showarrow=False,
     )
     return figure

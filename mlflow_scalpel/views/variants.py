@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from mlflow_scalpel.views.before_after import bars_of
 from mlflow_scalpel.views.scores import before, scores
-from mlflow_scalpel.views.style import Run, column_of, esc, nothing, styles
+from mlflow_scalpel.views.style import Run, column_of, esc, isolated, nothing, styles
 from mlflow_scalpel.views.tidy import number, read, reasons
 
 TITLE = "Freezing variants"
@@ -72,7 +72,7 @@ def ablation_bars(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.F
         rows.loc[own],
         shown,
         title=TITLE,
-        names={i: f"{looks[i].label}, frozen: {esc(words, 30)}" for i, words in found.items()},
+        names={i: f"{looks[i].label}, frozen: {esc(words, 40)}" for i, words in found.items()},
     )
 
 
@@ -93,7 +93,7 @@ def frozen_table(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> Marku
         if words == "nothing" and not len(own):
             continue
         body += Markup('<tr class="{}"><th>{}</th><td>{}</td><td>{}</td><td>{}</td></tr>').format(
-            *_verdict(own)[:1], looks[run_id].name, words, *_verdict(own)[1:]
+            *_verdict(own)[:1], isolated(looks[run_id].name), isolated(words), *_verdict(own)[1:]
         )
     if not body:
         return Markup("")
@@ -106,7 +106,7 @@ def frozen_table(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> Marku
 def _verdict(own: pd.DataFrame) -> tuple[str, str, str]:
     """Class of the row, the answer, and what it rests on."""
     if not len(own):
-        return "unknown", "not checked", "no rows of frozen/changed_elements"
+        return "unknown", "not checked", "no frozen weight was compared with the base's"
     moved = own[own["value"] > 0]
     unknown = own[own["value"].isna()]
     tensors = number(own["n"].max())

@@ -61,7 +61,7 @@ def test_each_model_becomes_a_run_with_the_base_at_step_0(tracking, file, capsys
     assert "0.500 \u2192 0.750 (+0.250, no interval: standard errors are missing)" in said
     bars = {t.meta["series"]: t for t in views.scores_before_after(table, runs).data}
     assert list(bars["base"].y) == [0.9]
-    assert bars["sft (imported)"].name == "sft (imported)"  # no step is known
+    assert bars["sft (imported)"].name == "sft"  # no step is known, and no run is another's kind
     assert not views.scores_over_training(table, runs).data
     over = views.scores_over_training(table, runs, x="fraction").data
     assert list(over[0].x) == [0, 1]

@@ -157,6 +157,8 @@ def test_a_click_on_a_cell_shows_it_over_training(pages, open_page):
     page.mouse.click(box["x"] + 2, box["y"] + box["height"] - 2)
     page.get_by_text("layer 0, q_proj").first.wait_for()
     assert "layer=0&matrix=q_proj" in page.url
+    section = page.locator("#cell")
+    until(page, lambda: (box := section.bounding_box())["y"] + box["height"] <= 901)  # all of it
     page.get_by_label("matrix", exact=True).select_option("v_proj")
     page.get_by_text("layer 0, v_proj").first.wait_for()
 
@@ -229,7 +231,8 @@ def test_hover_says_the_value(pages, open_page):
     box = place.locator(".heatmaplayer").first.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
     page.locator(".hoverlayer .hovertext").first.wait_for()
-    assert "layer" in page.locator(".hoverlayer").first.text_content()
+    said = page.locator(".hoverlayer").first.text_content()
+    assert all(part in said for part in ("step 300", "layer", "\u2016W\u209c"))
 
 
 def test_the_start_page_says_how_many_runs_a_page_takes(pages, open_page):
@@ -241,6 +244,9 @@ def test_the_start_page_says_how_many_runs_a_page_takes(pages, open_page):
 def test_no_run_chosen(pages, open_page):
     page = open_page(f"{pages.root}weights", wait=False)
     page.get_by_text("No run is chosen").wait_for()
+    assert not any(section.is_visible() for section in page.locator("section").all())
+    page.get_by_role("link", name="choose some on the start page").click()
+    page.get_by_role("heading", name="Choose runs").wait_for()
 
 
 def test_behind_the_stock_ui(pages, open_page):

@@ -179,6 +179,26 @@ def test_a_run_that_nobody_measured_says_what_to_run(get, logged):
     assert not any("figure" in line for line in rest)
 
 
+def test_figures_of_one_command_are_told_once_and_nothing_is_to_be_set(get, logged):
+    client, experiment_id, _ = logged
+    run_id = log_run(client, experiment_id, "aaaa1111", table=False)
+    table = measured(run_id, "aaaa1111")
+    log_parquet(client, run_id, table[~table["metric"].str.startswith("attention/")], TABLE)
+    about, *rest = lines(get(f"data/figures?page=weights&runs={run_id}"))
+    found = {line["stem"]: line for line in rest}
+    assert found["change_histogram"]["empty"] == (
+        "Not measured: histograms of the change, change by magnitude, spectra of the updates, "
+        "spectra of the updates by layer. Comes from: mlflow-scalpel compare BASE runs:/RUN "
+        "--metrics histograms spectra --log."
+    )
+    for stem in ("change_by_magnitude", "spectra_over_training", "spectra_by_layer"):
+        assert found[stem] == {"stem": stem, "told_at": "change_histogram"}
+    assert {one["name"] for one in about["controls"]} >= {"by", "x", "layer"}
+    about, only = lines(get(f"data/figures?page=attention&runs={run_id}"))
+    assert "--metrics attention" in only["empty"]
+    assert about["controls"] == []
+
+
 def test_a_page_says_which_of_its_own_values_are_missing(get, logged):
     client, experiment_id, _ = logged
     table = measured("0" * 32, "aaaa1111")

@@ -79,3 +79,9 @@ def test_no_interval_decides_nothing(table, runs):
     assert text.count("the source gives no standard errors") == 6
     runs["learning_rate"] = None
     assert "without the learning rate it says little" in views.card_table(table, runs)
+
+
+def test_what_all_runs_say_of_an_axis_stands_once(table, runs):
+    text = views.card_table(table, runs)
+    assert text.count("The ledger was not measured") == 1
+    assert text.count('<td colspan="3">') == 2  # KL's concentration, and the ledger

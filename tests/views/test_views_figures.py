@@ -14,7 +14,7 @@ import pytest
 from mlflow_scalpel import views
 from mlflow_scalpel.views.lines import NO_VALUE
 from mlflow_scalpel.views.slider import ROOM
-from mlflow_scalpel.views.style import DIRECTIONS
+from mlflow_scalpel.views.style import DIRECTIONS, legend_rows
 
 VIEWS = [
     views.norms_over_training,
@@ -205,6 +205,15 @@ def test_scores_before_and_after(table, runs):
     assert any("no out-of-domain" in text for text in texts)
 
 
+def test_bars_without_standard_errors_carry_their_numbers(table, runs):
+    assert not any(t.text for t in views.scores_before_after(table, runs).data)
+    table["stderr"] = None
+    figure = views.scores_before_after(table, runs)
+    for bar in figure.data:
+        assert list(bar.text) == [f"{value:.2f}" for value in bar.y]
+    assert figure.layout.yaxis.range[1] > 1.1  # a number above a bar of 1 is not cut
+
+
 def test_scores_keep_two_readings_of_the_base_apart(table, runs):
     mine = (table["run_id"] == "bbbb2222") & (table["step"] == 0)
     table.loc[mine, "value"] = table.loc[mine, "value"] - 0.01
@@ -293,6 +302,13 @@ def test_an_algorithm_keeps_its_colour_and_its_runs_differ(table, runs):
     assert bars["sft"].marker.pattern.shape != bars["sft-matched"].marker.pattern.shape
 
 
+def test_the_bases_bars_are_outlines_and_no_runs_are(table, runs):
+    for bar in views.scores_before_after(table, runs).data:
+        is_base = bar.meta["series"] == "base"
+        assert (bar.marker.line.color is not None) == is_base
+        assert bar.marker.color.startswith("rgba(" if is_base else "#")
+
+
 def test_runs_are_named_by_algorithm_and_id_where_nothing_is_known(table):
     names = {t.meta["series"] for t in views.cost(table).data}
     assert names == {"grpo aaaa11", "sft bbbb22", "sft cccc33"}
@@ -302,6 +318,25 @@ def test_runs_of_one_name_stay_apart(table, runs):
     runs["name"] = "arm"
     names = {t.meta["series"] for t in views.cost(table, runs).data}
     assert names == {"arm aaaa11", "arm bbbb22", "arm cccc33"}
+
+
+def test_a_legend_has_room_for_names_that_leave_a_row_half_empty():
+    assert legend_rows([], 684) == 0
+    assert legend_rows(["base"], 684) == 1
+    assert legend_rows(["a" * 60, "b" * 50, "c" * 60], 684) == 3  # two fill no row together
+
+
+def test_the_mark_of_imported_runs_takes_no_room_where_all_have_it(table, runs):
+    long = "SFT (unfrozen Q and K)"
+    runs["name"] = [f"{name} (imported)" for name in ("GRPO", "SFT", long)]
+    assert [t.name for t in views.kl_over_training(table, runs).data][-1] == long
+    heads = {note.text for note in views.norms_over_training(table, runs).layout.annotations}
+    assert heads == {"GRPO", "SFT", long}
+    said = trace(views.cost(table, runs), "sequences", f"{long} (imported)")
+    assert f"{long} (imported)" in said.customdata[0]
+    runs["name"] = ["mine", "SFT (imported)", f"{long} (imported)"]
+    heads = {note.text for note in views.norms_over_training(table, runs).layout.annotations}
+    assert heads == {"mine", "SFT (imported)", f"{long} (imported)"}
 
 
 @pytest.mark.parametrize("view", VIEWS)

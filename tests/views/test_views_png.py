@@ -61,6 +61,20 @@ def test_bars_reach_as_far_as_their_values(make):
     assert widths[0] / widths[1] == pytest.approx(2, rel=0.02)
 
 
+def test_numbers_stand_above_their_own_bars(table):
+    table["stderr"] = None
+    figure = views.scores_before_after(table[table["metric"] == "eval/in/add/sampled"])
+    bare = go.Figure(figure).update_traces(text=None)
+    pair = [np.asarray(views.to_image(one))[..., :3].astype(int) for one in (figure, bare)]
+    written = (np.abs(pair[0] - pair[1]).max(axis=-1) > 40).any(axis=0)
+    bars = [bar.marker.line.color or bar.marker.color for bar in figure.data]
+    assert len(bars) == 4
+    for colour in set(bars):
+        wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        own = (np.abs(pair[1] - wanted).max(axis=-1) <= 3)[: pair[1].shape[0] // 2].any(axis=0)
+        assert (written & own).sum() >= 6, colour
+
+
 def test_labels_that_look_like_mathematics(table, runs):
     runs["name"] = ["$\\frac{$", "$a_b$", "%s {x} $"]
     for view in VIEWS:

@@ -97,8 +97,10 @@ def test_findings_claim_nothing_within_the_interval(table, runs):
     assert said["grpo"].count("an interval that includes 0") == 1
     assert "includes 0" not in said["sft"]
     table["stderr"] = pd.NA
-    bare = views.findings(table, runs)[0]
-    assert "no interval: standard errors are missing" in bare
+    bare = views.findings(table, runs)
+    assert "no interval: standard errors are missing" in bare[0]
+    assert "".join(bare).count("standard errors are missing") == 1
+    assert bare[1].count(", no interval)") == 2
 
 
 def test_findings_of_half_a_table(table, runs):
@@ -222,17 +224,27 @@ def test_confounder_table_always_shows_five_and_escapes(runs):
 
 def test_confounders_are_bold_but_for_what_is_asked(runs):
     text = views.confounder_table(runs)
-    assert "<th><b>learning_rate</b></th><td><b>1e-06</b></td>" in text
-    assert "<th>algorithm</th><td>grpo</td>" in text
-    assert "<th>steps</th><td>300</td>" in text
+    assert "<th><b>learning_rate</b></th><td><b><bdi>1e-06</bdi></b></td>" in text
+    assert "<th>algorithm</th><td><bdi>grpo</bdi></td>" in text
+    assert "<th>steps</th><td><bdi>300</bdi></td>" in text
     runs["algorithm"] = "sft"
     runs["frozen"] = [None, "MLPs", None]
     text = views.confounder_table(runs)
-    assert "<b>MLPs</b>" not in text
-    assert "<b>1e-06</b>" in text
+    assert "<td><bdi>MLPs</bdi></td>" in text
+    assert "<b><bdi>1e-06</bdi></b>" in text
     assert "<th><b>algorithm</b></th>" in views.confounder_table(
         runs.assign(algorithm=["a", "b", "c"]), about=["learning_rate"]
     )
+
+
+def test_names_read_from_right_to_left_turn_no_cell_beside_them(whole, runs):
+    runs["name"] = names = ["\u05de\u05d5\u05d3\u05dc 3", "\u0646\u0645\u0648\u0630\u062c", "sft"]
+    runs["frozen"] = ["None", "", "MLPs"]
+    card, differ = views.card_table(whole, runs), views.confounder_table(runs)
+    for table in (card, differ):
+        assert all(f"<th><bdi>{name}</bdi></th>" in table for name in names)
+    assert "<td><bdi>grpo</bdi></td>" in differ
+    assert "<th><bdi>sft</bdi></th><td><bdi>MLPs</bdi></td>" in views.frozen_table(whole, runs)
 
 
 def test_lost_problems_stand_in_the_report(write, whole, runs):

@@ -2,7 +2,7 @@
 "use strict";
 
 scalpel.drawing = (() => {
-  const { element, wanted } = scalpel;
+  const { element, wanted, whole } = scalpel;
   const config = { responsive: true, displaylogo: false, showSendToCloud: false };
   // awaited: whether the server's answer is not there yet; line: what of it is to be drawn;
   // plotted: whether Plotly draws there; steps: of its slider, each a label and what Plotly.update is
@@ -38,6 +38,7 @@ scalpel.drawing = (() => {
     const one = figures.get(stem);
     one.awaited = false;
     one.line = line;
+    one.place.hidden = Boolean(line.told_at);
     // Room is kept before anything is drawn, so that what is in view stays there.
     if (line.figure) one.place.style.minHeight = `${line.figure.layout.height}px`;
     bring(one);
@@ -107,6 +108,7 @@ scalpel.drawing = (() => {
   async function put(one, line) {
     if (line.figure) return draw(one, line);
     if (line.html === undefined) {
+      if (line.told_at) return note(one, ""); // words in another figure's place speak for it too
       return note(one, line.empty || `This figure could not be drawn: ${line.error}`, !line.empty);
     }
     // HTML that the server made of escaped text; the page's policy lets no script in it run.
@@ -142,7 +144,7 @@ scalpel.drawing = (() => {
     place.classList.remove("stale", "js-plotly-plot");
     place.style.minHeight = "";
     delete place.dataset.drawn;
-    place.replaceChildren(element("p", { class: `card missing${bad ? " bad" : ""}` }, text));
+    place.replaceChildren(element("p", { class: `card missing${bad ? " bad" : ""}` }, ...whole(text)));
     told.moments();
   }
 

@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const { drawing, element, get, say, set, wanted } = scalpel;
+  const { drawing, element, get, say, set, wanted, whole } = scalpel;
   const { page, stock } = document.body.dataset;
   const status = document.getElementById("status");
   const bar = document.getElementById("controls");
@@ -198,8 +198,10 @@
       fields[i].value = value;
       set(name, value);
     });
-    load(controls.find((one) => one.name === "layer").figures);
-    document.getElementById("cell")?.scrollIntoView({ block: "nearest" });
+    // Once it has its height: else only the first of it would be in view.
+    load(controls.find((one) => one.name === "layer").figures).then(() => {
+      document.getElementById("cell")?.scrollIntoView({ block: "nearest" });
+    });
   }
 
   // --- checkpoints ------------------------------------------------------------------------------
@@ -258,7 +260,7 @@
       const had = document.activeElement?.id;
       form.replaceChildren(...(answer.fields || []).map((field) => fieldOf(kind, field)));
       if (had) document.getElementById(had)?.focus();
-      if (answer.empty) found.replaceChildren(element("p", { class: "card missing" }, answer.empty));
+      if (answer.empty) found.replaceChildren(element("p", { class: "card missing" }, ...whole(answer.empty)));
       else found.innerHTML = answer.html; // made of escaped text, as in showHtml
     } catch (error) {
       if (newest.get(kind) !== mine) return;
@@ -287,9 +289,8 @@
   }
 
   if (!scalpel.runs().length) {
-    say("No run is chosen: choose some on the start page.");
-    for (const stem of drawing.figures.keys()) {
-      drawing.show(stem, { empty: "Waits for runs to be chosen." });
-    }
+    say("No run is chosen: ");
+    status.append(element("a", { href: `./${location.search}` }, "choose some on the start page"), ".");
+    for (const part of document.querySelectorAll("main section, .contents")) part.hidden = true;
   } else begin(drawing.figures.keys());
 })();

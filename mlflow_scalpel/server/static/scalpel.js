@@ -58,6 +58,13 @@ const scalpel = {
     return made;
   },
 
+  // Text whose words are not broken at their hyphens: commands and their options.
+  whole(text) {
+    return text
+      .split(/(\S*-\S+)/)
+      .map((part, i) => (i % 2 ? scalpel.element("span", { class: "whole" }, part) : part));
+  },
+
   say(text, bad = false) {
     const status = document.getElementById("status");
     status.textContent = text;

@@ -28,7 +28,7 @@
   }
 
   function steps(run) {
-    if (!run.checkpoints.length) return run.imported ? "published steps" : "none";
+    if (!run.checkpoints.length) return run.imported ? "published numbers" : "none";
     const list = element("details");
     const many = `${run.checkpoints.length}: steps ${run.checkpoints[0]} to ${run.checkpoints.at(-1)}`;
     list.append(element("summary", {}, many));
