@@ -17,7 +17,7 @@ test: install  ## Fast tests
 	$(BIN)/python -m pytest -m "not slow"
 
 test-all: install  ## Slow tests too: real training, servers, whole experiments
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=25
 
 lint: install  ## Format, lint and types
 	$(BIN)/ruff format --check .
