@@ -175,6 +175,12 @@ def test_read_tokens(pages, open_page):
     reader.get_by_text("Problem 1 of base_style").wait_for()
     reader.locator(".t").nth(4).hover()
     assert reader.locator(".tip").nth(4).is_visible()
+    # What the last token says is not cut off, and makes the page no longer.
+    reader.locator(".t").last.hover()
+    tip, room = reader.locator(".tip").last.bounding_box(), reader.bounding_box()
+    assert tip["height"] > 50
+    assert tip["y"] + tip["height"] <= room["y"] + room["height"]
+    assert reader.evaluate("(one) => getComputedStyle(one).overflowY") == "visible"
 
 
 def test_read_lost_problems(pages, open_page):
