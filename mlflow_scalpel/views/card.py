@@ -38,6 +38,7 @@ from mlflow_scalpel.views.style import (
     nothing,
     panels,
     styles,
+    unbroken,
 )
 from mlflow_scalpel.views.tidy import Z, read
 
@@ -342,7 +343,8 @@ def card_table(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> Markup:
             point = own[run.run_id]
             basis = getattr(point, "basis", "")
             lead = f"{point.words()}{f' ({basis})' if axis.key == 'norm' and basis else ''}"
-            cell = Markup("<b>{}</b><br><span class='soft'>{}</span>").format(lead, point.rests)
+            rests = unbroken(point.rests)
+            cell = Markup("<b>{}</b><br><span class='soft'>{}</span>").format(lead, rests)
             if point.open and point.open != MISSING:
                 cell += Markup("<br><i>decides nothing: {}</i>").format(point.open)
             cells.append(cell)

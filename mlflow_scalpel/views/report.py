@@ -20,7 +20,7 @@ from mlflow_scalpel.views.png import to_png
 from mlflow_scalpel.views.problems import lost_problems
 from mlflow_scalpel.views.report_page import PAGE
 from mlflow_scalpel.views.report_sections import SECTIONS
-from mlflow_scalpel.views.style import styles
+from mlflow_scalpel.views.style import styles, unbroken
 from mlflow_scalpel.views.tidy import read, reasons
 
 REASONS = 2  # of one metric's gaps, in words
@@ -84,7 +84,7 @@ def write_report(
         notes=[*notes, *stepless_words(clean)],
         gaps=gap_words(clean),
         sections=sections,
-        unmeasured=unmeasured,
+        unmeasured={unbroken(remedy): names for remedy, names in unmeasured.items()},
         confounders=confounder_table(runs) if runs is not None and known else "",
     )
     path = Path(path)

@@ -35,6 +35,7 @@ th { overflow-wrap: normal; }
 tr.moved td { color: #c2185b; font-weight: bold; }
 .axes td, .axes th { max-width: 34ch; }
 .axes tbody th { min-width: 11ch; }
+.axes td { min-width: 15ch; }
 details { margin: 6px 0; }
 .problems td { max-width: 30ch; }
 pre { white-space: pre-wrap; max-height: 30em; overflow: auto; margin: 4px 0; }

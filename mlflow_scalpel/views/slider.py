@@ -141,13 +141,15 @@ def slider_maps(
         if shared_scale
         else "a colour scale for each panel, of all its checkpoints: compare where, not how far"
     )
+    # Three panels abreast are too narrow for a name and a step on one line.
+    between = "<br>" if min(columns, len(series)) > 2 and len(series) != 4 else ", "
     grid = panels(
-        [one.label for one in series],
+        [f"{one.label}{between}" for one in series],
         title=title,
         subtitle=subtitle,
         columns=columns,
         row_height=min(560, max(190, 22 * len(down))),
-        gap=190,
+        gap=190 + 16 * (between == "<br>"),
         spacing=0.07,
         left=60,
         bottom=150 + ROOM * sliding,
@@ -192,7 +194,7 @@ def slider_maps(
                 name = f"{one.name}, step {step:g}"
                 unknown = own[step]["value"].isna().all()
                 said = f"no value: {reasons(own[step]['reason'])}" if unknown else ""
-                head = f"{one.label}, step {step:g}"
+                head = f"{one.label}{between}step {step:g}"
             parts.append(parts_of(cells, name, f"{where}<br>{quantity}", digits=digits))
             notes.append((head, said))
         made.append((moment, parts, notes_of(figure, notes)))

@@ -7,6 +7,7 @@ the same figure stands in a notebook, in a report and in a page that may be dark
 from __future__ import annotations
 
 import html
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,13 @@ def unturned(text: object) -> str:
 def isolated(text: object) -> Markup:
     """Other people's text for a table: one read from right to left turns nothing beside it."""
     return Markup("<bdi>{}</bdi>").format(unturned(text))
+
+
+def unbroken(text: str) -> Markup:
+    """Text for a narrow cell, whose commands and options are not broken at their hyphens."""
+    whole = Markup('<span style="white-space:nowrap">{}</span>')
+    parts = re.split(r"(mlflow-scalpel|--[a-z]\S*)", text)
+    return Markup("").join(whole.format(part) if i % 2 else part for i, part in enumerate(parts))
 
 
 def esc(text: object, limit: int = 0) -> str:

@@ -81,6 +81,13 @@ def test_no_interval_decides_nothing(table, runs):
     assert "without the learning rate it says little" in views.card_table(table, runs)
 
 
+def test_a_narrow_cell_breaks_no_option_of_a_command(table, runs):
+    text = views.card_table(table, runs)
+    assert '<span style="white-space:nowrap">--metrics</span> weights kl' in text
+    runs["dtype"] = "<b>--x</b>"
+    assert "<b>--x" not in views.card_table(table, runs)
+
+
 def test_what_all_runs_say_of_an_axis_stands_once(table, runs):
     text = views.card_table(table, runs)
     assert text.count("The ledger was not measured") == 1

@@ -112,6 +112,15 @@ def test_heat_maps_leave_a_cell_blank_and_say_why(table, runs):
     assert heat.hoverongaps
 
 
+def test_names_over_three_maps_have_a_line_for_themselves(table, runs):
+    three = views.weight_heatmaps(table, runs)
+    assert three.layout.annotations[0].text == "grpo<br>step 300"
+    both = table[table["run_id"].isin(["aaaa1111", "bbbb2222"])]
+    two = views.weight_heatmaps(both, runs)
+    assert two.layout.annotations[0].text == "grpo, step 300"
+    assert three.layout.margin.t == two.layout.margin.t + 16
+
+
 def test_heat_maps_at_a_step(table, runs):
     figure = views.weight_heatmaps(table, runs, step=100)
     assert "step 100" in figure.layout.annotations[0].text
