@@ -69,7 +69,7 @@
       steps(run),
       run.measured.join(", ") || "nothing yet",
       run.imported ? "imported" : run.status.toLowerCase(),
-      started,
+      element("span", {}, ...scalpel.whole(started)),
     ];
     const row = element("tr", {}, ...cells.map((cell) => element("td", {}, cell)));
     row.dataset.text = `${run.name} ${run.algorithm}`.toLowerCase();
