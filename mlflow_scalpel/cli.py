@@ -29,6 +29,8 @@ def main(argv: list[str] | None = None) -> int:
         command.add(subparser)
         subparser.set_defaults(run=command.run)
     arguments = parser.parse_args(argv)
+    # MLflow's bar for each small table that is read; what takes long says how far it is by itself.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         return int(arguments.run(arguments))
     except ScalpelError as error:

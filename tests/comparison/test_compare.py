@@ -256,7 +256,9 @@ def test_the_command_on_a_runs_checkpoints(tracking, models, texts, tmp_path, ca
     assert set(tokens["step"]) == {10}
 
 
-def test_a_logged_comparison_is_found_again_with_its_runs(tracking, models, monkeypatch, capsys):
+def test_a_logged_comparison_is_found_again_with_its_runs(
+    tracking, models, monkeypatch, capsys, tmp_path
+):
     base, *checkpoints = models
     ids = []
     for directory in checkpoints:
@@ -279,6 +281,14 @@ def test_a_logged_comparison_is_found_again_with_its_runs(tracking, models, monk
     assert set(pairs["run_id"]) == {ids[0]}
     assert set(table.loc[table["metric"] == "histograms/ulp_change", "run_id"]) == set(ids)
     assert not gather(ids[:1])["metric"].str.startswith("pairs/").any()
+    # In a report too, which says where it is and draws no bar for each table that it reads.
+    monkeypatch.delenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", raising=False)
+    capsys.readouterr()
+    assert main(["report", *ids, "--out", str(tmp_path / "report.html")]) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith("report: ")
+    assert "Downloading" not in told.err
+    assert "pair_cosines" in (tmp_path / "report.html").read_text()
 
 
 def test_the_command_on_a_directory_whose_name_tells_no_step(models, tmp_path, capsys):
