@@ -211,6 +211,7 @@ def opened(driver: Playwright, port: int, address: str, patience: float) -> dict
     marks = page.evaluate(
         """async (all) => {
             while (!performance.getEntriesByName(all).length) {
+                if (performance.now() > 120_000) throw new Error("the page was never drawn");
                 await new Promise((done) => setTimeout(done, 50));
             }
             const marks = performance.getEntriesByType("mark");

@@ -40,6 +40,7 @@ class Figures:
         self._rows: Cache[pd.DataFrame] = Cache(limit // 2, frame_bytes)
         self._offers: Cache[dict[str, Choices]] = Cache(_MOST_OFFERS, lambda _: 1)
         self._about: Cache[dict[str, Any]] = Cache(_MOST_OFFERS, lambda _: 1)
+        self._absent: Cache[dict[str, dict[str, str]]] = Cache(_MOST_OFFERS, lambda _: 1)
 
     def of_page(
         self, selection: Selection, page_name: str, wanted: Mapping[str, str], stems: set[str]
@@ -73,14 +74,15 @@ class Figures:
         }
         controls = told_controls(page, offered, settings)
         said = self._about.get((version, page.name), lambda: about(selection, page))
+        absent = self._absent.get((version, page.name), lambda: empty_lines(selection.table, page))
         yield _as_line({"about": said, "controls": controls})
         for section in page.sections():
-            absent = empty_lines(selection.table, dict(pages.figures(page, section)))
             for stem, shown in pages.figures(page, section):
+                if stems and stem not in stems:
+                    continue
                 if stem in absent:
-                    if not stems or stem in stems:
-                        yield _as_line({"stem": stem, **absent[stem]})
-                elif not stems or stem in stems:
+                    yield _as_line({"stem": stem, **absent[stem]})
+                else:
                     chosen = chosen_of(page, shown, settings)
                     key = (version, page.name, stem, tuple(sorted(chosen.items())))
                     make = partial(self._figure_line, selection, stem, shown, chosen)
@@ -237,19 +239,22 @@ def without(table: pd.DataFrame, groups: frozenset[str]) -> pd.DataFrame:
     return table[~left_out[codes] | first]
 
 
-def empty_lines(table: pd.DataFrame, section: Mapping[str, Shown]) -> dict[str, dict[str, str]]:
-    """What to say of a section's figures that have nothing to show, by stem.
+def empty_lines(table: pd.DataFrame, page: Page) -> dict[str, dict[str, str]]:
+    """What to say of a page's figures that have nothing to show, by stem.
 
-    Those that come from one command are named together in the place of the first of them, which the
-    lines of the others name as `told_at`.
+    Those of a section that come from one command are named together in the place of the first of
+    them, which the lines of the others name as `told_at`.
     """
-    together: dict[str, list[str]] = {}  # remedy -> stems
-    for stem, shown in section.items():
-        if not has_rows(table, shown):
-            together.setdefault(shown.remedy, []).append(stem)
+    from mlflow_scalpel.views import pages
+
+    together: dict[tuple[str, str], dict[str, str]] = {}  # section, remedy -> stem -> name
+    for section in page.sections():
+        for stem, shown in pages.figures(page, section):
+            if not has_rows(table, shown):
+                together.setdefault((section.stem, shown.remedy), {})[stem] = shown.name
     found: dict[str, dict[str, str]] = {}
-    for remedy, stems in together.items():
-        names = ", ".join(section[stem].name for stem in stems)
+    for (_, remedy), absent in together.items():
+        stems, names = list(absent), ", ".join(absent.values())
         found[stems[0]] = {"empty": f"Not measured: {names}. Comes from: {remedy}."}
         found |= {stem: {"told_at": stems[0]} for stem in stems[1:]}
     return found

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow_scalpel.comparison.stored import ARGUMENTS, LEDGER, TABLE, TOKENS
 from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.server import data
+from mlflow_scalpel.server import data, figures
 from mlflow_scalpel.server.caching import Cache
 from mlflow_scalpel.server.data import Tables
 from mlflow_scalpel.server.loopback import make_app, open_server, without_credentials
@@ -300,6 +300,21 @@ def test_a_table_is_read_once_and_again_when_it_changes(tracking, logged, monkey
     log_parquet(client, run_id, measured(run_id, "bbbb2222").head(500), TABLE)
     assert len(tables.select(source, [run_id]).table) < len(found[0].table)
     assert reads == [TABLE, TABLE]
+
+
+def test_the_whole_table_is_looked_through_once_for_what_it_lacks(get, logged, monkeypatch):
+    address = f"data/figures?page=weights&runs={logged[2]}"
+    looked: list[str] = []
+    has_rows = figures.has_rows
+    monkeypatch.setattr(
+        figures, "has_rows", lambda table, one: looked.append(one.name) or has_rows(table, one)
+    )
+    first = lines(get(address))
+    assert looked
+    assert any("empty" in line for line in first)
+    looked.clear()
+    assert lines(get(address)) == first
+    assert not looked
 
 
 def test_a_port_that_is_taken_is_said(tracking):
