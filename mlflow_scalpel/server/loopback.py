@@ -38,9 +38,11 @@ def make_app(tracking_uri: str) -> Flask:
 
 def open_server(tracking_uri: str, port: int) -> BaseWSGIServer:
     """The server, listening on loopback but not answering yet; raises ScalpelError for the port."""
+    if not 0 <= port < 1 << 16:  # a larger one would be cut to sixteen bits, without a word
+        raise ScalpelError(f"--port {port}: is no port; give one up to 65535, or 0 for any")
     try:
         return make_server(HOST, port, make_app(tracking_uri), threaded=True)
-    except (OSError, SystemExit, OverflowError) as error:
+    except (OSError, SystemExit) as error:
         raise ScalpelError(
             f"--port {port}: cannot be listened on ({error}); give another one, or 0"
         ) from error

@@ -326,6 +326,12 @@ def test_a_port_that_is_taken_is_said(tracking):
         server.server_close()
 
 
+@pytest.mark.parametrize("port", [-1, 65536, 99999])
+def test_what_is_no_port_is_said(tracking, port):
+    with pytest.raises(ScalpelError, match=f"--port {port}: .*up to 65535"):
+        open_server(tracking, port)
+
+
 def test_a_cache_makes_once_forgets_the_oldest_and_no_failure():
     made = []
 
