@@ -244,9 +244,10 @@ def comparisons_of(runs: Sequence[Run]) -> list[Run]:
 
 
 def describe_runs(run_ids: list[str]) -> pd.DataFrame:
-    """One row a run, indexed by run ID: name, algorithm, learning_rate, steps, dtype, data, seed,
+    """One row per run, indexed by run ID, with the columns in which runs may differ.
 
-    then every parameter, and every count of its cost: the columns in which runs may differ.
+    These are name, algorithm, learning_rate, steps, dtype, data, seed, warnings (one per line),
+    then every parameter, and every count of its cost.
     """
     rows = {run_id: description(get_run(run_id), _arguments(run_id)) for run_id in run_ids}
     return pd.DataFrame.from_dict(rows, orient="index")

@@ -9,6 +9,7 @@ import pandas as pd
 from mlflow.entities import Run
 
 from mlflow_scalpel.comparison.table import tidy
+from mlflow_scalpel.run_warnings import warnings_of
 
 TABLE = "scalpel/table.parquet"
 SAMPLES = "scalpel/samples.parquet"
@@ -76,9 +77,10 @@ def joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def description(run: Run, arguments: Mapping[str, object]) -> dict[str, object]:
-    """What a run was: its name, algorithm, learning_rate, steps, dtype, data and seed, then every
+    """What a run was: its name, algorithm, learning_rate, steps, dtype, data, seed and warnings.
 
-    parameter, and every count of its cost. `arguments` are its training arguments.
+    Warnings are one text, a line each. Then every parameter, and every count of its cost.
+    `arguments` are its training arguments.
     """
     params, metrics = run.data.params, run.data.metrics
     known = {
@@ -89,6 +91,7 @@ def description(run: Run, arguments: Mapping[str, object]) -> dict[str, object]:
         "dtype": params.get("weights_dtype"),
         "data": params.get("data"),
         "seed": params.get("seed"),
+        "warnings": "\n".join(warnings_of(run.data.tags)),
     }
     told = {key: str(value) for key, value in arguments.items()} | params
     others = {key: value for key, value in told.items() if key not in _UNTOLD}

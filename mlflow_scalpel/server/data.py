@@ -23,6 +23,7 @@ from mlflow_scalpel.comparison.stored import (
 )
 from mlflow_scalpel.comparison.table import read_table
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.run_warnings import warnings_of
 from mlflow_scalpel.server.caching import Cache
 from mlflow_scalpel.server.sources import Source, comparisons_of
 
@@ -123,7 +124,8 @@ class Tables:
         if ARGUMENTS in top:
             found.append((run.info.run_id, ARGUMENTS, top[ARGUMENTS]))
         # What a run is called may change too, and is said in every figure.
-        found.append((run.info.run_id, "", run.info.run_name, len(run.data.params)))
+        warned = tuple(warnings_of(run.data.tags))
+        found.append((run.info.run_id, "", run.info.run_name, len(run.data.params), warned))
         return self._keep(key, found)
 
     def _comparisons(self, source: Source, runs: tuple[Run, ...]) -> tuple[Version, ...]:

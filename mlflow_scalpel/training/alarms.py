@@ -28,9 +28,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from mlflow_scalpel.recipes.alarms import AlarmName, Alarms
+from mlflow_scalpel.run_warnings import ALARM_PREFIX
 
 PREFIX = "alarms/"
-TAG_PREFIX = "scalpel.alarm."
 _MOST = 1000.0  # a level beyond it (a division by 0) is shown as this
 _FINITE = ("loss", "grad_norm", "reward")
 _MEANS = (
@@ -53,7 +53,7 @@ class Alarm:
     @property
     def tag(self) -> dict[str, str]:
         """The tag of the run that names it."""
-        return {f"{TAG_PREFIX}{self.name}": f"step {self.step}: {self.message}"}
+        return {f"{ALARM_PREFIX}{self.name}": f"step {self.step}: {self.message}"}
 
 
 class Watch:

@@ -20,6 +20,7 @@ from mlflow_scalpel.comparison.summary import summarise
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import GROUPS
 from mlflow_scalpel.recipes.training import GrpoRecipe, TrainingRecipe
+from mlflow_scalpel.run_warnings import print_warning, warning_tag
 from mlflow_scalpel.training.alarms import Watch
 from mlflow_scalpel.training.arguments import problems_a_step, sequences_a_step
 from mlflow_scalpel.training.cost import UNITS, Cost, estimate_flops, multiplied_parameters
@@ -31,8 +32,6 @@ from mlflow_scalpel.training.session import OpenBase
 
 if TYPE_CHECKING:
     from mlflow_scalpel.training.rewards import Rewards  # needs math-verify, which SFT does not
-
-WARNING_TAG = "scalpel.warning"
 
 
 class TogetherCallback(TrainerCallback):
@@ -227,8 +226,8 @@ class CheckpointCallback(TrainerCallback, ExportableState):
             self._journal.best(self._recipe.checkpoints.best, self._recipe.checkpoints.best_is)
         warning = self._rewards.warning() if self._rewards else None
         if warning:
-            print(f"WARNING: {warning}")
-        self._journal.tags({WARNING_TAG: warning or "none"})
+            print_warning("no_reward", warning, self._run_id)
+            self._journal.tags(warning_tag("no_reward", warning))
 
     def _look_out(self, values: dict[str, float], step: int) -> str | None:
         """Name what goes wrong, with levels among the values; what the run is to fail with."""

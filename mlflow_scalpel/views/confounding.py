@@ -48,7 +48,7 @@ def confounders(runs: pd.DataFrame, *, always: Sequence[str] = ()) -> pd.DataFra
     names parameters to show even where all runs agree.
     """
     names = names_of(runs)
-    parameters = [str(c) for c in runs.columns if str(c) not in (*FIRST, "name")]
+    parameters = [str(c) for c in runs.columns if str(c) not in (*FIRST, "name", "warnings")]
     found: dict[str, list[str]] = {}
     for parameter in [*FIRST, *sorted(parameters)]:
         if parameter in runs.columns:

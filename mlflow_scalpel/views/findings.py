@@ -170,6 +170,19 @@ def norm_ratios(
     return sentences
 
 
+def warning_words(runs: pd.DataFrame | None) -> list[str]:
+    """What may be wrong with the runs: each warning of each run, the run's name before it."""
+    if runs is None or "warnings" not in runs.columns:
+        return []
+    return [
+        unturned(f"{name}: {line}")
+        for name, text in zip(names_of(runs), runs["warnings"], strict=True)
+        if isinstance(text, str)
+        for line in text.splitlines()
+        if line
+    ]
+
+
 def seed_words(runs: pd.DataFrame | None, names: Sequence[str]) -> str:
     """How many seeds stand behind each arm: runs that agree in all but their seed.
 

@@ -7,7 +7,7 @@ groups, and a figure takes the settings that its function has keywords for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from mlflow_scalpel.views.confounding import confounder_table
 from mlflow_scalpel.views.controls import CONTROLS, METRIC, SCALE, Control
-from mlflow_scalpel.views.findings import findings, seed_words
+from mlflow_scalpel.views.findings import findings, seed_words, warning_words
 from mlflow_scalpel.views.norms import weight_trajectory
 from mlflow_scalpel.views.report_sections import COMPARE, SECTIONS, Section, Shown
 from mlflow_scalpel.views.style import nothing, styles
@@ -56,8 +56,12 @@ def said(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> Markup:
     """What the numbers say, sentence by sentence, as HTML; all text is escaped."""
     names = [run.name for run in styles(read(table), runs).values()]
     sentences = [seed_words(runs, names), *findings(table, runs)]
+    return _list("card warning", warning_words(runs)) + _list("card", sentences)
+
+
+def _list(style: str, sentences: Sequence[str]) -> Markup:
     items = Markup("").join(Markup("<li>{}</li>").format(one) for one in sentences if one)
-    return Markup('<ul class="card">{}</ul>').format(items) if items else Markup("")
+    return Markup('<ul class="{}">{}</ul>').format(style, items) if items else Markup("")
 
 
 def differences(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> Markup:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from plotly.io import to_html
 
 from mlflow_scalpel.views.confounding import SHOWN, confounder_table, confounders
-from mlflow_scalpel.views.findings import findings, seed_words
+from mlflow_scalpel.views.findings import findings, seed_words, warning_words
 from mlflow_scalpel.views.keys import SLIDER_KEYS
 from mlflow_scalpel.views.numbers import numbers
 from mlflow_scalpel.views.plotlyjs import plotly_js
@@ -80,6 +80,7 @@ def write_report(
         if runs is not None and known
         else "",
         seeds=seed_words(runs, list(names.values())),
+        warnings=warning_words(runs),
         findings=findings(clean, runs),
         notes=[*notes, *stepless_words(clean)],
         gaps=gap_words(clean),

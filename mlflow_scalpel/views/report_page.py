@@ -25,6 +25,7 @@ p { margin: 6px 0 12px; max-width: 92ch; }
 .card ul { margin: 4px 0; padding-left: 20px; }
 .card li { margin: 5px 0; }
 .missing { border-style: dashed; color: var(--soft); }
+.warning { border-left: 4px solid #b35900; }
 .pair { display: grid; grid-template-columns: 1fr; }
 .table { overflow-x: auto; }
 table { border-collapse: collapse; margin: 8px 0 14px; font-size: 14px; }
@@ -71,6 +72,8 @@ addEventListener("click", (event) => {
 their numbers as CSV, come from <code>mlflow_scalpel.views.write_figures</code>.</p></noscript>
 {% if parameters %}<div class="table">{{ parameters }}</div>{% endif %}
 <p>{{ seeds }}</p>
+{% if warnings %}<div class="card warning"><strong>Warnings</strong>
+<ul>{% for warning in warnings %}<li>{{ warning }}</li>{% endfor %}</ul></div>{% endif %}
 <div class="card"><strong>What the numbers say</strong>
 {% if findings %}<ul>{% for finding in findings %}<li>{{ finding }}</li>{% endfor %}</ul>
 <p class="soft">\u00b1 is 1.96 standard errors over problems, the evaluations before and after taken

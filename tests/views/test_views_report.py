@@ -133,6 +133,20 @@ def test_other_peoples_text_is_escaped(write, table, runs):
     assert page.text.count(EVIL) >= 5
 
 
+def test_warnings_of_runs_stand_above_the_findings_and_are_no_confounder(write, table, runs):
+    first, second = list(runs.index)[:2]
+    warned = runs.assign(warnings="")
+    warned.loc[first, "warnings"] = "12 of 20 problems are not graded\nnothing ever stops " + EVIL
+    text = write(table, warned)
+    shown = Page(text).text
+    assert "<script>alert" not in text
+    assert shown.index("12 of 20 problems are not graded") < shown.index("What the numbers say")
+    assert f"{runs['name'][first]}: nothing ever stops" in shown
+    assert "Warnings" not in Page(write(table, runs)).text
+    assert "warnings" not in views.confounders(warned).index
+    assert second in warned.index
+
+
 def test_missing_sections_say_what_to_run(write, table, runs):
     text = Page(write(table.iloc[:0], None)).text
     assert "mlflow run . -e compare" in text

@@ -1,0 +1,54 @@
+"""What may be wrong with the results of a run, said wherever somebody looks.
+
+A warning is printed once, kept as a tag of the run (`scalpel.warning.<code>`), and shown by the
+report and the pages of every run that has it. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+WARNING_PREFIX = "scalpel.warning."
+ALARM_PREFIX = "scalpel.alarm."
+LONGEST = 5000  # characters; MLflow's stores refuse tags above 8000
+
+_printed: set[tuple[str, str, str]] = set()
+
+
+def warning_tag(code: str, message: str) -> dict[str, str]:
+    """The tag that keeps a warning on its run."""
+    return {f"{WARNING_PREFIX}{code}": message[:LONGEST]}
+
+
+def print_warning(code: str, message: str, run_id: str = "") -> None:
+    """Print a warning, once in this process for each run."""
+    if (run_id, code, message) not in _printed:
+        _printed.add((run_id, code, message))
+        print(f"WARNING: {message}", flush=True)
+
+
+def warn(code: str, message: str, run_id: str) -> None:
+    """Print a warning and set it as a tag of the run.
+
+    `run_id` is empty in processes other than the main one, which alone speak to nobody: there
+    nothing is done. `code` is a few words in snake_case that say what kind of warning it is; a
+    later warning of the same code replaces the tag.
+    """
+    if not run_id:
+        return
+    from mlflow import MlflowClient
+
+    print_warning(code, message, run_id)
+    for key, value in warning_tag(code, message).items():
+        MlflowClient().set_tag(run_id, key, value)
+
+
+def warnings_of(tags: Mapping[str, str]) -> list[str]:
+    """The warnings and alarms among the tags of a run, in words; warnings first."""
+    found = [tags[key] for key in sorted(tags) if key.startswith(WARNING_PREFIX)]
+    alarms = [
+        f"{key.removeprefix(ALARM_PREFIX).replace('_', ' ')} at {tags[key]}"
+        for key in sorted(tags)
+        if key.startswith(ALARM_PREFIX)
+    ]
+    return found + alarms
