@@ -7,15 +7,29 @@ import re
 import pandas as pd
 import plotly.graph_objects as go
 
+from mlflow_scalpel.metrics.capabilities.intervals import Interval, share_interval
+from mlflow_scalpel.views.bars import error_bars, share_words
 from mlflow_scalpel.views.capabilities import (
     EVALUATE,
     STATUS_LOOKS,
     benchmarks_in,
     capability_rows,
     cell,
+    last_evaluated,
 )
-from mlflow_scalpel.views.style import esc, filled, hover, in_rows, nothing, panels, remark, styles
-from mlflow_scalpel.views.tidy import Z, last_step, read, reasons
+from mlflow_scalpel.views.lines import NO_VALUE
+from mlflow_scalpel.views.style import (
+    Run,
+    esc,
+    filled,
+    hover,
+    in_rows,
+    nothing,
+    panels,
+    remark,
+    styles,
+)
+from mlflow_scalpel.views.tidy import read, reasons
 
 TITLE = "Of the problems gained, how many the base solved at least once"
 _K = re.compile(r"k = (\d+)")
@@ -27,8 +41,9 @@ def amplified(
     """The gained problems in two parts, a bar a run, a panel a benchmark, at the last checkpoint.
 
     Solved by the base at least once in its k samples (amplified), and unsolved by it in k, which
-    is not unsolvable: k stands in the labels. Bars are 1.96 standard errors of the share, over
-    the gained problems. `benchmark` keeps one (`in/gsm8k/sampled`, or `gsm8k`). Reads `run_id,
+    is not unsolvable: k stands in the labels. The last checkpoint is the run's last evaluated one:
+    where nothing was gained at it, there is no bar. Bars are 95 % intervals of the share (Wilson),
+    over the gained problems. `benchmark` keeps one (`in/gsm8k/sampled`, or `gsm8k`). Reads `run_id,
     step, value, stderr, n, texts, reason` of `capabilities/amplified`, `capabilities/new`.
 
     Raises ValueError if columns are missing.
@@ -47,8 +62,8 @@ def amplified(
     grid = panels(
         [esc(one.words, 40) for one in kept],
         title=TITLE,
-        subtitle=f"share of the problems gained by the last evaluated checkpoint; bars: {Z} "
-        "standard errors. Unsolved in k samples is not unsolvable",
+        subtitle="share of the problems gained by the last evaluated checkpoint; bars: 95 % "
+        "intervals (Wilson). Unsolved in k samples is not unsolvable",
         columns=2,
         row_height=30 + 34 * len(shown),
         gap=86,
@@ -57,24 +72,27 @@ def amplified(
         legend=names,
     )
     figure, listed = grid.figure, set[str]()
+    ends = {run.run_id: last_evaluated(clean, run.run_id) for run in shown}
     for one, at in zip(kept, grid.at, strict=True):
         here = rows[rows["benchmark"] == one.key]
-        bars: list[tuple[str, float, float | None, float, str]] = []
-        missing: dict[str, list[str]] = {}
+        bars: list[tuple[str, float, Interval, float, str]] = []
+        missing: dict[str, list[tuple[Run, float]]] = {}
         for run in reversed(shown):  # horizontal bars stack upwards
             own = here[here["run_id"] == run.run_id]
-            last = own[own["step"] == last_step(own)]
+            end = ends[run.run_id] or 0.0
+            last = own[own["step"] == end]
             share, error, n, why = cell(last, "amplified")
             if pd.isna(share):
-                missing.setdefault(why if len(own) else "not evaluated", []).insert(0, run.label)
+                why = why if len(last) else "not evaluated on it"
+                missing.setdefault(why, []).insert(0, (run, end))
                 continue
             said = hover(
                 f"{run.name}: {one.words}",
-                f"step {last['step'].iloc[0]:g}, {n:g} problems gained",
-                f"{share:.3g} \u00b1 {Z * error:.2g} {why}",
+                f"step {end:g}, {n:g} problems gained",
+                f"{share_words(share, error, n)}: {why}",
                 f"{1 - share:.3g} unsolved by the base in {samples}",
             )
-            bars.append((run.label, share, None if pd.isna(error) else Z * error, n, said))
+            bars.append((run.label, share, share_interval(share, error, n), n, said))
         rest = [1 - share for _, share, *_ in bars]
         parts = (
             ([share for _, share, *_ in bars], [0.0] * len(bars), "kept"),
@@ -88,12 +106,11 @@ def amplified(
                     y=[label for label, *_ in bars],
                     base=foot,
                     orientation="h",
-                    error_x={
-                        "type": "data",
-                        "array": [half for _, _, half, *_ in bars] if first else [None] * len(bars),
-                        "thickness": 1.4,
-                        "width": 4,
-                    },
+                    error_x=error_bars(
+                        width, [own for _, _, own, *_ in bars], thickness=1.4, width=4
+                    )
+                    if first
+                    else None,
                     text=[] if first else [f"of {n:g}" for *_, n, _ in bars],
                     textposition="outside",
                     cliponaxis=False,
@@ -110,9 +127,14 @@ def amplified(
             )
             if bars:  # Plotly's legend leaves out a trace without any
                 listed.add(name)
+        whys = [
+            f"{', '.join(f'{run.label} at step {end:g}' for run, end in own)}: {esc(why, 120)}"
+            for why, own in missing.items()
+        ]
         if not bars:
-            whys = [f"{', '.join(labels)}: {esc(why, 120)}" for why, labels in missing.items()]
             remark(figure, "no value: " + reasons(whys), *at)
+        else:
+            words(figure, at, one.words, missing)
         figure.update_yaxes(
             type="category",
             categoryorder="array",
@@ -129,3 +151,32 @@ def amplified(
     figure.update_xaxes(title_text="share of the gained problems")
     figure.update_layout(barmode="overlay", bargap=0.35)
     return figure
+
+
+def words(
+    figure: go.Figure,
+    at: tuple[int, int],
+    panel: str,
+    missing: dict[str, list[tuple[Run, float]]],
+) -> None:
+    """Write why a run has no bar where its bar would begin."""
+    gone = [(run, end, why) for why, own in missing.items() for run, end in own]
+    if not gone:
+        return
+    figure.add_trace(
+        go.Scatter(
+            x=[0.01] * len(gone),
+            y=[run.label for run, *_ in gone],
+            mode="text",
+            text=[f"{esc(why, 40)}, step {end:g}" for _, end, why in gone],
+            textposition="middle right",
+            textfont={"size": 11},
+            cliponaxis=False,
+            showlegend=False,
+            customdata=[hover(run.name, f"step {end:g}", why) for run, end, why in gone],
+            hovertemplate="%{customdata}<extra></extra>",
+            meta={"panel": panel, "series": NO_VALUE},
+        ),
+        row=at[0],
+        col=at[1],
+    )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 import plotly.graph_objects as go
 
+from mlflow_scalpel.metrics.capabilities.intervals import share_interval
+from mlflow_scalpel.views.bars import BARS, NO_BARS, error_bars, share_words
 from mlflow_scalpel.views.lines import NO_VALUE
 from mlflow_scalpel.views.scores import (
     DOMAINS,
@@ -25,13 +29,12 @@ from mlflow_scalpel.views.style import (
     filled,
     hollow,
     hover,
-    measured,
     nothing,
     panels,
     remark,
     styles,
 )
-from mlflow_scalpel.views.tidy import Z, ordered, read
+from mlflow_scalpel.views.tidy import ordered, read
 
 TITLE = "Scores before and after"
 
@@ -66,10 +69,11 @@ def scores_before_after(table: pd.DataFrame, runs: pd.DataFrame | None = None) -
     """Accuracy by skill: the base and each run's last evaluated checkpoint, side by side.
 
     In-domain left, out-of-domain right, a row of panels for each kind (greedy, sampled). Bars are
-    1.96 standard errors; where the table has none, each bar carries its number. Where runs carry
-    different scores of the base, each reading gets its own bar. Reads `base, base_digest, run_id,
-    algorithm, step, metric, value, stderr, n, status, reason` of `eval/<in|out>/<skill>/<kind>`;
-    step 0 is the base. A score without a value draws no bar but a cross, with the reason on hover.
+    95 % intervals (Wilson, over problems); where the table has no standard errors, each bar carries
+    its number. Where runs carry different scores of the base, each reading gets its own bar. Reads
+    `base, base_digest, run_id, algorithm, step, metric, value, stderr, n, status, reason` of
+    `eval/<in|out>/<skill>/<kind>`; step 0 is the base. A score without a value draws no bar but a
+    cross, with the reason on hover.
 
     Raises ValueError if columns are missing.
     """
@@ -105,9 +109,7 @@ def bars_of(
     grid = panels(
         [f"{DOMAINS[d]}: {esc(kind, 24)}" for kind in kinds for d in domains],
         title=title,
-        subtitle=(
-            "no standard errors in the table" if written else f"error bars: {Z} standard errors"
-        )
+        subtitle=(NO_BARS if written else f"error {BARS}")
         + ("" if scored else "; the base only: no checkpoint was evaluated"),
         columns=len(domains),
         row_height=230,
@@ -143,7 +145,7 @@ def bars_of(
                 go.Bar(
                     x=[esc(skill, 24) for skill, _ in pairs],
                     y=[float(row["value"]) for _, row in pairs],
-                    error_y=bars_on([row["stderr"] for _, row in pairs]),
+                    error_y=bars_on([row for _, row in pairs]),
                     name=name,
                     legendgroup=name,
                     offsetgroup=name,
@@ -151,7 +153,7 @@ def bars_of(
                     marker=(hollow if colour == BASE_COLOUR else filled)(colour, pattern),
                     **(numbers_on([float(row["value"]) for _, row in pairs]) if written else {}),
                     customdata=[
-                        hover(plain, f"{s}, {kind}", measured(r["value"], r["stderr"], r["n"]))
+                        hover(plain, f"{s}, {kind}", share_words(r["value"], r["stderr"], r["n"]))
                         for s, r in pairs
                     ],
                     hovertemplate="%{customdata}<extra></extra>",
@@ -196,12 +198,11 @@ def numbers_on(values: list[float]) -> dict[str, object]:
     }
 
 
-def bars_on(errors: list[float]) -> dict[str, object] | None:
+def bars_on(rows: list[Cell]) -> dict[str, Any] | None:
     """Error bars; none at all where no standard error is known, or Plotly draws bars of 0."""
-    if all(pd.isna(error) for error in errors):
-        return None
-    halves = [None if pd.isna(error) else Z * error for error in errors]
-    return {"type": "data", "array": halves, "thickness": 1.2, "width": 3, "color": "#5C626B"}
+    values = [float(row["value"]) for row in rows]
+    ends = [share_interval(row["value"], row["stderr"], row["n"]) for row in rows]
+    return error_bars(values, ends, color="#5C626B")
 
 
 def crosses(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from mlflow_scalpel.views.scores import DOMAINS, KINDS
-from mlflow_scalpel.views.tidy import ordered, probe
+from mlflow_scalpel.views.tidy import last_step, ordered, probe
 
 GROUP = "capabilities/"
 #: From the foot of a bar to its top: what the base solved lies below what it did not.
@@ -64,6 +64,16 @@ def capability_rows(clean: pd.DataFrame, *metrics: str) -> pd.DataFrame:
     return rows.assign(benchmark=[probe(texts) for texts in rows["texts"]])
 
 
+def last_evaluated(clean: pd.DataFrame, run_id: str) -> float | None:
+    """The step of a run's last evaluated checkpoint, whatever has a value at it; None without one.
+
+    What is said of the last checkpoint is said of this one: a benchmark or metric that is not there
+    at it has no value, and no older one in its place.
+    """
+    own = clean[(clean["run_id"] == run_id) & (clean["step"] > 0)]
+    return last_step(own[own["metric"].str.startswith((GROUP, "eval/"))])
+
+
 def benchmarks_in(rows: pd.DataFrame, benchmark: str | None = None) -> list[Benchmark]:
     """The benchmarks of these rows, in-domain first; only the one that `benchmark` names.
 
@@ -87,6 +97,14 @@ def preferred(benchmarks: list[Benchmark]) -> list[Benchmark]:
         if seen is None or (one.kind == "sampled" and seen.kind != "sampled"):
             best[one.domain, one.label] = one
     return list(best.values())
+
+
+def benchmark_words(key: str) -> str:
+    """`in/add+gcd/sampled` as words."""
+    parts = key.split("/")
+    if len(parts) < 3:
+        return key
+    return f"{'/'.join(parts[1:-1]).replace('+', ', ')} ({parts[-1].replace('+', ' and ')})"
 
 
 def cell(rows: pd.DataFrame, metric: str) -> tuple[float, float, float, str]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import plotly.graph_objects as go
 from markupsafe import Markup
 
+from mlflow_scalpel.views.bars import error_bars, negated
 from mlflow_scalpel.views.capabilities import CHANCE_COLOUR, STATUS_LOOKS
 from mlflow_scalpel.views.card_points import (
     GINI_BASES,
@@ -40,7 +41,7 @@ from mlflow_scalpel.views.style import (
     styles,
     unbroken,
 )
-from mlflow_scalpel.views.tidy import Z, read
+from mlflow_scalpel.views.tidy import read
 
 TITLE = "Scalpel or hammer?"
 BALANCE = "Problems lost against gained"
@@ -82,13 +83,21 @@ def points(
     read_as: dict[str, Callable[[Run], Point]] = {
         "gain": lambda run: accuracy_change(clean, rows, run, runs, "in"),
         "loss": lambda run: accuracy_change(clean, rows, run, runs, "out"),
-        "kl": lambda run: of_first(clean, run, KL_BASES, "KL", "nats/token"),
-        "gini": lambda run: of_first(clean, run, GINI_BASES, "The concentration of KL", ""),
+        "kl": lambda run: of_first(clean, run, runs, KL_BASES, "KL", "nats/token"),
+        "gini": lambda run: of_first(clean, run, runs, GINI_BASES, "The concentration of KL", ""),
         "norm": lambda run: norm(clean, run, runs, dtypes),
     }
     shown = list(looks.values())
     found = {key: {run.run_id: how(run) for run in shown} for key, how in read_as.items()}
-    return shown, found, {run.run_id: balance(clean, run) for run in shown}
+    balances = {run.run_id: balance(clean, run, runs) for run in shown}
+    # All p values of the card are one family.
+    tests = sum(not math.isnan(point.p) for own in found.values() for point in own.values())
+    tests += sum(one.shown for one in balances.values())
+    found = {
+        key: {run_id: replace(point, tests=tests) for run_id, point in own.items()}
+        for key, own in found.items()
+    }
+    return shown, found, {i: replace(one, tests=tests) for i, one in balances.items()}
 
 
 def dtypes_of(clean: pd.DataFrame) -> dict[str, str]:
@@ -103,9 +112,10 @@ def card(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.Figure:
     In-domain gain; out-of-domain loss; KL from the base (on the base's own samples where that was
     measured, else on answer tokens, else on all: said beside each point); its concentration (Gini
     coefficient over tokens); the mean relative norm with learning rate and dtype; problems lost
-    against gained, with what chance alone would give. All at the last measured checkpoint, each
-    with its 95 % interval. An open mark decides nothing by itself: its interval includes 0 or is
-    unknown. No sum of the axes is made, and no line says where a scalpel ends.
+    against gained, each with what chance alone would give (mark: the numbers that no change gives
+    in 95 % of cases). All at the last measured checkpoint, each with its 95 % interval. An open
+    mark decides nothing by itself: its interval includes 0 or is unknown, or a KL is not above the
+    noise floor of its dtype. No sum of the axes is made, and no line says where a scalpel ends.
 
     Raises ValueError if columns are missing.
     """
@@ -130,7 +140,7 @@ def card(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.Figure:
     grid = panels(
         [f"{axis.title}<br>{axis.reading}" for axis in axes],
         title=TITLE,
-        subtitle=f"at the last measured checkpoint; bars: {Z} standard errors over problems, "
+        subtitle="at the last measured checkpoint; bars: 95 % intervals over problems, "
         "not over seeds. Each axis by itself: there is no total and no threshold"
         + (f". Not measured for any run: {', '.join(empty)}" if empty else ""),
         columns=2,
@@ -196,9 +206,8 @@ def axis_panel(
         point = own[run.run_id]
         if not point.known or (axis.log and point.value <= 0):
             continue
-        bars = None
-        if point.half == point.half:
-            bars = {"type": "data", "array": [point.half], "thickness": 1.5, "width": 5}
+        ends = [(point.low, point.high)]
+        bars = error_bars([point.value], ends, thickness=1.5, width=5)
         decided = f"decides nothing by itself: {point.open}" if point.open else ""
         figure.add_trace(
             go.Scatter(
@@ -244,7 +253,7 @@ def room(figure: go.Figure, at: tuple[int, int], axis: Axis, own: list[Point]) -
     if axis.key == "gini":
         figure.update_xaxes(range=[0, 1], row=at[0], col=at[1])
         return
-    ends = [p.value + sign * (0 if p.half != p.half else p.half) for p in known for sign in (-1, 1)]
+    ends = [p.value if end != end else end for p in known for end in (p.low, p.high)]
     if axis.log:
         logs = [math.log10(end) for end in ends if end > 0]
         pad = max(0.4, 0.25 * (max(logs) - min(logs)))
@@ -272,13 +281,19 @@ def balance_panel(
     ]  # fmt: skip
     for sign, name in ((-1, "lost"), (1, "gained")):
         shares = [getattr(balances[run.run_id], name) / balances[run.run_id].n for run in known]
-        halves = [balances[run.run_id].halves[sign > 0] / balances[run.run_id].n for run in known]
+        ends = [
+            (low / balances[run.run_id].n, high / balances[run.run_id].n)
+            for run in known
+            for low, high in [balances[run.run_id].interval(name)]
+        ]
+        drawn = [sign * share for share in shares]
+        bars = error_bars(drawn, ends if sign > 0 else negated(ends))
         figure.add_trace(
             go.Bar(
-                x=[sign * share for share in shares],
+                x=drawn,
                 y=[run.label for run in known],
                 orientation="h",
-                error_x={"type": "data", "array": halves, "thickness": 1.2, "width": 3},
+                error_x=bars,
                 name=name,
                 legendgroup=name,
                 showlegend=name not in listed,
@@ -294,17 +309,18 @@ def balance_panel(
         chances = [(run, balances[run.run_id]) for run in known if balances[run.run_id].chance > 0]
         if not chances:
             continue
+        usual = [
+            (low / one.n, high / one.n)
+            for _, one in chances
+            for low, high in [getattr(one, f"{name}_null")]
+        ]
+        middles = [sign * one.chance / one.n for _, one in chances]
+        look = {"thickness": 1.5, "width": 4, "color": CHANCE_COLOUR}
         figure.add_trace(
             go.Scatter(
-                x=[sign * one.chance / one.n for _, one in chances],
+                x=middles,
                 y=[run.label for run, _ in chances],
-                error_x={
-                    "type": "data",
-                    "array": [one.chance_half / one.n for _, one in chances],
-                    "thickness": 1.5,
-                    "width": 4,
-                    "color": CHANCE_COLOUR,
-                },
+                error_x=error_bars(middles, usual if sign > 0 else negated(usual), **look),
                 mode="markers",
                 name=CHANCE,
                 legendgroup=CHANCE,

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 
+from mlflow_scalpel.metrics.capabilities.intervals import UNKNOWN, Interval, share_interval
+from mlflow_scalpel.metrics.capabilities.sign_flip import ALPHA
+from mlflow_scalpel.views.bars import between, corrected, p_text, p_words
 from mlflow_scalpel.views.capabilities import (
     GROUP,
-    benchmarks_in,
+    benchmark_words,
     capability_rows,
     cell,
-    preferred,
+    last_evaluated,
 )
-from mlflow_scalpel.views.findings import NORM, PER_RATE, mean_norms
-from mlflow_scalpel.views.scores import after, before, change, chosen_kinds, stepless
+from mlflow_scalpel.views.kl import reading
+from mlflow_scalpel.views.norm_words import NORM, PER_RATE, at_step, mean_norms
+from mlflow_scalpel.views.score_change import PAIRED, last_change
+from mlflow_scalpel.views.scores import stepless
 from mlflow_scalpel.views.style import Run, column_of
 from mlflow_scalpel.views.tidy import Z, last_step, probe, reasons
+from mlflow_scalpel.views.xaxis import end_of
 
 #: Where KL is read, the first that there is: what predicts forgetting comes first.
 ON_SAMPLES = "kl_on_base_samples/answer_tokens"
@@ -30,6 +37,8 @@ GINI_BASES = {"kl/gini/answer_tokens": "answer tokens", "kl/gini/all_tokens": "a
 MISSING = "missing"
 EVALUATE = "mlflow run . -e evaluate"
 COMPARE = "mlflow-scalpel compare --metrics weights kl"
+SIDES = ("lost", "gained")
+PARTS = ("", "_null", "_null_low", "_null_high", "_p")
 
 
 @dataclass(frozen=True)
@@ -37,11 +46,14 @@ class Point:
     """One run on one axis."""
 
     value: float = math.nan
-    half: float = math.nan  # of the 95 % interval
+    low: float = math.nan  # of the 95 % interval
+    high: float = math.nan
     basis: str = ""  # in a few words, to stand beside the point
     rests: str = ""  # in a sentence
     open: str = ""  # why it decides nothing; "" where it does
     unit: str = ""
+    p: float = math.nan  # of the exact test, where there is one
+    tests: int = 1  # p values that are shown together
 
     @property
     def known(self) -> bool:
@@ -49,12 +61,15 @@ class Point:
         return not math.isnan(self.value)
 
     def words(self) -> str:
-        """The value with its interval."""
+        """The value with its interval and its test."""
         if not self.known:
             return "not measured"
-        within = "" if math.isnan(self.half) else f" \u00b1 {self.half:.2g}"
         sign = "\u2212" if self.value < 0 else ""
-        return f"{sign}{abs(self.value):.3g}{within}{' ' + self.unit if self.unit else ''}"
+        text = f"{sign}{abs(self.value):.3g}"
+        if within := between(self.low, self.high):
+            text += f" ({within})"
+        text += f" {self.unit}" if self.unit else ""
+        return text if math.isnan(self.p) else f"{text}, {p_words(self.p, self.tests)}"
 
 
 def absent(what: str, remedy: str, why: str = "") -> Point:
@@ -63,80 +78,82 @@ def absent(what: str, remedy: str, why: str = "") -> Point:
                  open=MISSING)  # fmt: skip
 
 
-def at_step(step: float | None, run: Run, runs: pd.DataFrame | None) -> str:
+def when(step: float, run: Run, clean: pd.DataFrame, runs: pd.DataFrame | None) -> str:
     """Which checkpoint; a published model of unknown training has no step."""
-    return "at its end (step not recorded)" if stepless([run.run_id], runs) else f"at step {step:g}"
+    if stepless([run.run_id], runs):
+        return "at its end (step not recorded)"
+    return at_step(step, end_of(clean, run.run_id, runs))
+
+
+def older(step: float, run: Run, clean: pd.DataFrame, runs: pd.DataFrame | None) -> str:
+    """To stand beside a point that is not of the run's last checkpoint: of which it is."""
+    end = end_of(clean, run.run_id, runs)
+    return f", step {step:g} of {end:g}" if step < end else ""
 
 
 def accuracy_change(
     clean: pd.DataFrame, rows: pd.DataFrame, run: Run, runs: pd.DataFrame | None, domain: str
 ) -> Point:
-    """In-domain gain, or out-of-domain loss: paired over problems where there is a ledger."""
-    metric, name, sign = {
-        "in": ("in_domain_gain", "In-domain gain", 1),
-        "out": ("out_of_domain_loss", "Out-of-domain loss", -1),
-    }[domain]
-    own = capability_rows(clean, metric)
-    own = own[own["run_id"] == run.run_id]
-    last = own[own["step"] == last_step(own)]
-    value, error, n, why = cell(last, metric)
-    if not math.isnan(value):
-        where = benchmark_words(last["benchmark"].iloc[-1])
-        rests = f"{where}; {n:g} problems, paired, at step {last['step'].iloc[-1]:g}"
-        return judged(value, Z * error, where, rests)
-    start, end = before(rows, run.run_id), after(rows, run.run_id)
-    mine = rows[rows["run_id"] == run.run_id]
-    found = change(start, end, domain, chosen_kinds(mine, domain))
-    if found.change is None:
-        return absent(name, EVALUATE, found.why if len(end) else why)
-    where = f"{', '.join(found.skills)} ({' and '.join(found.kinds)})"
-    half = math.nan if found.half is None else found.half
-    rests = (
-        f"mean over {where} {at_step(end['step'].iloc[0], run, runs)}, {found.before:.3f} before"
-    )
-    if not math.isnan(half):
-        rests += "; the two evaluations taken as independent"
-    return judged(sign * found.change, half, where, rests)
-
-
-def judged(value: float, half: float, basis: str, rests: str) -> Point:
-    """A change: it decides nothing where its interval is unknown or holds 0."""
-    if math.isnan(half):
-        why = "no interval: the source gives no standard errors"
+    """In-domain gain, or out-of-domain loss, as the findings have it."""
+    found = last_change(clean, rows, run.run_id, domain)
+    if not found.known:
+        return absent({"in": "In-domain gain", "out": "Out-of-domain loss"}[domain], EVALUATE,
+                      found.why)  # fmt: skip
+    basis = f"{', '.join(found.skills)} ({' and '.join(found.kinds)})"
+    at = when(found.step, run, clean, runs)
+    if found.paired:
+        rests = f"{basis}; {found.n:g} problems, paired, {at}"
     else:
-        why = "the interval includes 0" if abs(value) <= half else ""
-    return Point(value, half, basis, rests, why)
+        rests = f"mean over {basis} {at}; unpaired, the two evaluations taken as independent"
+    if not math.isnan(found.before):
+        rests += f"; {found.before:.3f} before"
+    sign = PAIRED[domain][1]
+    low, high = sorted((sign * found.low, sign * found.high))
+    basis += older(found.step, run, clean, runs)
+    return Point(sign * found.change, low, high, basis, rests, found.undecided, p=found.p)
 
 
-def benchmark_words(key: str) -> str:
-    """`in/add+gcd/sampled` as words."""
-    parts = key.split("/")
-    if len(parts) < 3:
-        return key
-    return f"{'/'.join(parts[1:-1]).replace('+', ', ')} ({parts[-1].replace('+', ' and ')})"
-
-
-def of_first(clean: pd.DataFrame, run: Run, bases: dict[str, str], what: str, unit: str) -> Point:
-    """The last value of the first of some metrics that the run has."""
+def of_first(
+    clean: pd.DataFrame,
+    run: Run,
+    runs: pd.DataFrame | None,
+    bases: dict[str, str],
+    what: str,
+    unit: str,
+) -> Point:
+    """The value at the run's last measured checkpoint of the first of some metrics that has one."""
     own = clean[(clean["run_id"] == run.run_id) & (clean["step"] > 0) & (clean["bin"] == "")]
+    own = own[own["metric"].isin(bases)]
     for metric, words in bases.items():
         rows = own[own["metric"] == metric]
         rows = rows[(rows["step"] == last_step(rows)) & rows["value"].notna()]
         if not len(rows):
             continue
-        row = rows.sort_values("texts").iloc[0]
-        half = Z * float(row["stderr"])
-        basis = words if metric == ON_SAMPLES else f"{words}, {probe(row['texts'])}"
-        rests = f"{basis}; at step {row['step']:g}"
-        if pd.notna(row["n"]):
-            rests += f", {row['n']:g} problems"
+        rows = rows.sort_values("texts")
+        row: Any = next(rows.itertuples())
+        half = Z * float(row.stderr)
+        beside = reading(clean, row)
+        basis = words if metric == ON_SAMPLES else f"{words}, {probe(row.texts)}"
+        if beside.dtype:
+            basis += f", {beside.dtype}"
+        rests = f"{basis}; {when(row.step, run, clean, runs)}"
+        if pd.notna(row.n):
+            rests += f", {row.n:g} problems"
         if len(rows) > 1:
-            others = [probe(text) for text in rows["texts"] if text != row["texts"]]
+            others = [probe(text) for text in rows["texts"] if text != row.texts]
             rests += f"; measured on {', '.join(sorted(others))} too"
-        why = "no interval in the table" if math.isnan(half) else ""
-        return Point(float(row["value"]), half, basis, rests, why, unit)
-    why = reasons(own.loc[own["metric"].isin(bases), "reason"]) if len(own) else ""
-    return absent(what, COMPARE, "" if why == "no reason was recorded" else why)
+        basis += older(row.step, run, clean, runs)
+        why = beside.undecided
+        if math.isnan(half):
+            why = why or "no interval in the table"
+        elif row.value - half <= 0:
+            why = why or "the interval includes 0"
+        return Point(row.value, row.value - half, row.value + half, basis, rests, why, unit)
+    last = own[own["step"] == last_step(own)]
+    why = reasons(last["reason"]) if len(last) else ""
+    if len(last):
+        why = f"no value {when(last_step(last) or 0, run, clean, runs)}: {why}"
+    return absent(what, COMPARE, why)
 
 
 def norm(clean: pd.DataFrame, run: Run, runs: pd.DataFrame | None, dtypes: dict[str, str]) -> Point:
@@ -144,79 +161,125 @@ def norm(clean: pd.DataFrame, run: Run, runs: pd.DataFrame | None, dtypes: dict[
     found, per_rate = (mean_norms(clean, [run], one)[run.run_id] for one in (NORM, PER_RATE))
     if found is None:
         return absent("Norm of the update", COMPARE)
-    value, step, known, cells = found
+    at = when(found.step, run, clean, runs)
+    if not found.known:
+        return absent("Norm of the update", COMPARE, f"no value {at}: {found.why}")
     rate = column_of(runs, run.run_id, "learning_rate") or "not recorded"
     dtype = column_of(runs, run.run_id, "dtype") or dtypes.get(run.run_id, "not recorded")
-    rests = f"mean over {known} of {cells} matrices at step {step:g}"
-    if per_rate is not None:
-        rests += f"; {per_rate[0]:.3g} per unit of summed learning rate"
+    rests = f"mean over {found.known} of {found.cells} matrices {at}"
+    if per_rate is not None and per_rate.known and per_rate.step == found.step:
+        rests += f"; {per_rate.value:.3g} per unit of summed learning rate"
     why = "" if rate != "not recorded" else "without the learning rate it says little"
-    return Point(value, math.nan, f"lr {rate}, {dtype}", rests, why)
+    basis = f"lr {rate}, {dtype}{older(found.step, run, clean, runs)}"
+    return Point(found.value, basis=basis, rests=rests, open=why)
 
 
 @dataclass(frozen=True)
 class Balance:
-    """Problems lost and gained, over all benchmarks of a run, with what chance alone would give."""
+    """Problems lost and gained, over all benchmarks of a run, with what chance alone would give.
+
+    Each is judged by an exact test of its difference from what an unchanged model would show, and
+    the two against each other by McNemar's exact test: `lost_p`, `gained_p` and `balance_p`.
+    """
 
     lost: float = math.nan
     gained: float = math.nan
     chance: float = math.nan
-    chance_half: float = math.nan
-    halves: tuple[float, float] = (math.nan, math.nan)
+    chance_half: float = math.nan  # 1.96 standard errors of lost - chance if nothing changed
+    lost_null: Interval = UNKNOWN  # numbers that are not told apart from chance
+    gained_null: Interval = UNKNOWN
+    lost_p: float = math.nan
+    gained_p: float = math.nan
+    balance_p: float = math.nan
     n: float = math.nan
     rests: str = ""
-    open: str = ""
+    open: str = ""  # why it decides nothing; "" where any of the three tests does
+    tests: int = 3  # p values that are shown together
+    unknown: str = ""  # why chance is not known
+
+    def interval(self, side: str) -> Interval:
+        """95 % interval of the number lost or gained, out of all problems (Wilson)."""
+        share = getattr(self, side) / self.n
+        low, high = share_interval(share, math.sqrt(share * (1 - share) / self.n), self.n)
+        return low * self.n, high * self.n
+
+    @property
+    def shown(self) -> int:
+        """How many p values it has."""
+        return sum(not math.isnan(p) for p in (self.lost_p, self.gained_p, self.balance_p))
 
     def words(self) -> str:
-        """Both numbers, and chance."""
+        """Both numbers, each against chance, and one against the other."""
         if math.isnan(self.lost):
             return "not measured"
-        chance = "unknown"
-        if not math.isnan(self.chance):
-            chance = f"{self.chance:.3g} \u00b1 {self.chance_half:.2g}"
-        return (
-            f"{self.lost:g} \u00b1 {self.halves[0]:.2g} lost against {self.gained:g} \u00b1 "
-            f"{self.halves[1]:.2g} gained of {self.n:g}; by chance {chance} of each"
-        )
+        said = [self.side_words(side) for side in SIDES]
+        if math.isnan(self.chance):
+            said.append(f"what chance gives is not known: {self.unknown}")
+        said.append(self.balance_words())
+        if self.shown:
+            said.append(corrected(self.tests))
+        return "; ".join(said)
+
+    def side_words(self, side: str) -> str:
+        """`101 lost of 210 (88 to 115), more than by chance (12 to 34), p = 1e-20`."""
+        count, p = getattr(self, side), getattr(self, f"{side}_p")
+        text = f"{count:g} {side} of {self.n:g} ({between(*self.interval(side))})"
+        if math.isnan(p):
+            return text
+        low, high = getattr(self, f"{side}_null")
+        band = f"({self.chance:.3g} expected, {between(low, high)} usual), {p_text(p)}"
+        if p > ALPHA:
+            return f"{text}, not told apart from chance {band}"
+        return f"{text}, {'more' if count > self.chance else 'fewer'} than by chance {band}"
+
+    def balance_words(self) -> str:
+        """Which of the two is more, if that is told apart from chance."""
+        if math.isnan(self.balance_p):
+            return "gained against lost not tested"
+        p = p_text(self.balance_p)
+        if self.balance_p > ALPHA:
+            return f"gained and lost not told apart from each other, {p}"
+        more, fewer = ("gained", "lost") if self.gained > self.lost else ("lost", "gained")
+        return f"more {more} than {fewer}, {p}"
 
 
-def balance(clean: pd.DataFrame, run: Run) -> Balance:
-    """Lost against gained at the last checkpoint: sums over benchmarks, one kind of each."""
-    rows = capability_rows(clean, "lost", "gained", "lost_null", "gained_null")
-    rows = rows[rows["run_id"] == run.run_id]
-    rows = rows[rows["step"] == last_step(rows)]
-    used = preferred(benchmarks_in(rows))
-    parts = {
-        name: [cell(rows[rows["benchmark"] == one.key], name) for one in used]
-        for name in ("lost", "gained", "lost_null")
-    }
-    if not used or any(
-        math.isnan(value) for name in ("lost", "gained") for value, *_ in parts[name]
-    ):
-        why = reasons(rows.loc[rows["metric"] == GROUP + "lost", "reason"]) if used else ""
-        return Balance(rests=absent("The ledger", EVALUATE, why).rests, open=MISSING)
-    sums = {name: math.fsum(value for value, *_ in found) for name, found in parts.items()}
-    halves = {
-        name: Z * math.sqrt(math.fsum(error**2 for _, error, *_ in found))
-        for name, found in parts.items()
-    }
-    n = math.fsum(found[2] for found in parts["lost"])
-    chance, spread = sums["lost_null"], halves["lost_null"]
-    rests = f"{', '.join(benchmark_words(one.key) for one in used)}, at step {last_step(rows):g}"
-    if math.isnan(chance):
-        why = "what chance gives is unknown: the base has one sample a problem"
-    else:
-        within = [
-            name for name in ("lost", "gained") if abs(sums[name] - chance) <= halves[name] + spread
-        ]
-        why = f"{' and '.join(within)} not told apart from chance" if within else ""
-    return Balance(
-        sums["lost"],
-        sums["gained"],
-        chance,
-        spread,
-        (halves["lost"], halves["gained"]),
-        n,
-        rests,
-        why,
+def balance(clean: pd.DataFrame, run: Run, runs: pd.DataFrame | None = None) -> Balance:
+    """Lost against gained at the run's last evaluated checkpoint, one kind of each benchmark."""
+    metrics = [f"overall_{side}{part}" for side in SIDES for part in PARTS]
+    rows = capability_rows(clean, *metrics, "overall_mcnemar_p", "lost")
+    step = last_evaluated(clean, run.run_id)
+    rows = rows[(rows["run_id"] == run.run_id) & (rows["step"] == step)]
+    found = {name: cell(rows, name)[0] for name in (*metrics, "overall_mcnemar_p")}
+    if any(math.isnan(found[f"overall_{side}"]) for side in SIDES):
+        why = reasons(rows.loc[rows["metric"] == GROUP + "overall_lost", "reason"])
+        if len(rows) and not (rows["metric"] == GROUP + "overall_lost").any():
+            why = "the table is of an older version, without tests of the counts"
+        return Balance(rests=absent("The ledger", EVALUATE, why if len(rows) else "").rests,
+                       open=MISSING)  # fmt: skip
+    _, error, _, unknown = cell(rows, "overall_lost_null")
+    _, _, n, _ = cell(rows, "overall_lost")
+    key = rows.loc[rows["metric"] == GROUP + "overall_lost", "benchmark"].iloc[-1]
+    made = Balance(
+        lost=found["overall_lost"],
+        gained=found["overall_gained"],
+        chance=found["overall_lost_null"],
+        chance_half=Z * error,
+        lost_null=(found["overall_lost_null_low"], found["overall_lost_null_high"]),
+        gained_null=(found["overall_gained_null_low"], found["overall_gained_null_high"]),
+        lost_p=found["overall_lost_p"],
+        gained_p=found["overall_gained_p"],
+        balance_p=found["overall_mcnemar_p"],
+        n=n,
+        rests=f"{benchmark_words(key)}, {when(step or 0.0, run, clean, runs)}; exact tests",
+        unknown=unknown,
     )
+    return replace(made, tests=made.shown, open=undecided(made))
+
+
+def undecided(made: Balance) -> str:
+    """Why the ledger decides nothing; "" where any of its tests does."""
+    if any(p <= ALPHA for p in (made.lost_p, made.gained_p, made.balance_p)):
+        return ""
+    if math.isnan(made.chance):
+        return "gained and lost are not told apart from each other, and chance is not known"
+    return "lost and gained are told apart neither from chance nor from each other"

@@ -11,27 +11,20 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from mlflow_scalpel.views.confounding import ABSENT, FIRST, names_of, text_of
-from mlflow_scalpel.views.kl import TOKEN_SETS
-from mlflow_scalpel.views.scores import (
-    DOMAINS,
-    Change,
-    after,
-    before,
-    change,
-    scores,
-    shared_skills,
+from mlflow_scalpel.views.kl import TOKEN_SETS, reading
+from mlflow_scalpel.views.norm_words import (
+    NORM,
+    PER_RATE,
+    at_step,
+    mean_norms,
+    norm_ratios,
+    norm_words,
 )
+from mlflow_scalpel.views.score_change import WHY, Change, last_change
+from mlflow_scalpel.views.scores import DOMAINS, after, before, scores
 from mlflow_scalpel.views.style import Run, styles, unturned
-from mlflow_scalpel.views.tidy import Z, last_step, per_matrix, probe, read
-
-NORM = "weights/relative_frobenius"
-PER_RATE = "weights/relative_frobenius_per_lr"
-
-#: Why a change has no interval.
-WHY = ": standard errors are missing"
-
-#: Mean over layers and matrices at the last checkpoint, its step, cells with a value, cells.
-Norm = tuple[float, float, int, int]
+from mlflow_scalpel.views.tidy import Z, last_step, probe, read, reasons
+from mlflow_scalpel.views.xaxis import end_of
 
 
 def findings(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> list[str]:
@@ -39,19 +32,23 @@ def findings(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> list[str]
     clean = read(table)
     looks = list(styles(clean, runs).values())
     rows = scores(clean)
-    scored = [run.run_id for run in looks if len(after(rows, run.run_id))]
-    kinds = {domain: shared_skills(rows, scored, domain)[0] for domain in DOMAINS}
     norms, rates = mean_norms(clean, looks, NORM), mean_norms(clean, looks, PER_RATE)
     tokens = clean[clean["metric"].isin(TOKEN_SETS)]
+    changes = {
+        run.run_id: {domain: last_change(clean, rows, run.run_id, domain) for domain in DOMAINS}
+        for run in looks
+    }
+    tests = sum(one.paired for own in changes.values() for one in own.values())
     sentences = []
     for run in looks:
+        end = end_of(clean, run.run_id, runs)
         parts = [
-            *score_words(rows, run, kinds),
-            kl_words(tokens, run),
-            norm_words(norms[run.run_id], rates[run.run_id]),
+            *score_words(rows, run, changes[run.run_id], tests),
+            kl_words(clean, tokens, run, end),
+            norm_words(norms[run.run_id], rates[run.run_id], end),
         ]
         sentences.append(f"{run.name}: " + "; ".join(parts) + ".")
-    sentences = once([*sentences, *norm_ratios(looks, norms, rates)], WHY)
+    sentences = once([*sentences, *norm_ratios(looks, norms, rates, runs)], WHY)
     return [unturned(one) for one in sentences]
 
 
@@ -65,109 +62,56 @@ def once(sentences: Sequence[str], words: str) -> list[str]:
     return told
 
 
-def score_words(rows: pd.DataFrame, run: Run, kinds: dict[str, dict[str, str]]) -> list[str]:
+def score_words(
+    rows: pd.DataFrame, run: Run, changes: Mapping[str, Change], tests: int
+) -> list[str]:
     """The change in-domain and out-of-domain from the base to the last evaluated checkpoint."""
-    start, end = before(rows, run.run_id), after(rows, run.run_id)
-    if not len(end):
-        return ["no checkpoint was evaluated"]
-    if not len(start):
-        return ["no scores of its base, hence no change"]
-    words = []
-    for domain, name in DOMAINS.items():
-        found = change(start, end, domain, kinds[domain])
-        words.append(change_words(found, name))
-    return words
+    if not any(one.known for one in changes.values()):
+        if not len(after(rows, run.run_id)):
+            return ["no checkpoint was evaluated"]
+        if not len(before(rows, run.run_id)):
+            return ["no scores of its base, hence no change"]
+    return [change_words(changes[domain], name, tests) for domain, name in DOMAINS.items()]
 
 
-def signed(value: float) -> str:
-    """A difference with its sign, a minus as wide as the plus."""
-    return f"{value:+.3f}".replace("-", "\u2212")
-
-
-def change_words(found: Change, name: str) -> str:
-    """One change as words: `in-domain sampled accuracy 0.60 -> 0.80 (+0.20 +- 0.04)`."""
-    if found.change is None:
-        return f"{name}: {found.why}"
+def change_words(found: Change, name: str, tests: int = 1) -> str:
+    """One change as words: `in-domain sampled accuracy 0.600 -> 0.800 (+0.200, ...)`."""
+    if not found.known:
+        at = "" if found.step != found.step or not found.skills else f" at step {found.step:g}"
+        return f"{name}{at}: {found.why}"
     kind = " and ".join(found.kinds)
     skills = f"mean over {len(found.skills)} skills" if len(found.skills) > 1 else found.skills[0]
-    text = f"{name} {kind} accuracy ({skills}) {found.before:.3f} \u2192 {found.after:.3f}"
-    if found.half is None:
-        return f"{text} ({signed(found.change)}, no interval{WHY})"
-    text += f" ({signed(found.change)} \u00b1 {found.half:.3f}"
-    if abs(found.change) <= found.half:
-        text += ", an interval that includes 0"
-    return text + ")"
+    text = f"{name} {kind} accuracy ({skills}) "
+    if found.before == found.before:
+        text += f"{found.before:.3f} \u2192 {found.after:.3f} "
+    return f"{text}({found.words(tests)})"
 
 
-def kl_words(tokens: pd.DataFrame, run: Run) -> str:
-    """The KL from the base at the last checkpoint: answer tokens where measured, else all.
+def kl_words(clean: pd.DataFrame, tokens: pd.DataFrame, run: Run, end: float) -> str:
+    """The KL from the base at the last measured checkpoint: answer tokens where known, else all.
 
-    `tokens` are the rows of TOKEN_SETS.
+    `tokens` are the rows of TOKEN_SETS, `end` is the run's last step.
     """
-    rows = tokens[tokens["run_id"] == run.run_id]
-    rows = rows[(rows["step"] > 0) & rows["value"].notna()]
+    rows = tokens[(tokens["run_id"] == run.run_id) & (tokens["step"] > 0)]
+    rows = rows[rows["step"] == last_step(rows)]
     if not len(rows):
         return "KL from the base not measured"
+    step = rows["step"].iloc[0]
+    why = reasons(rows["reason"])
+    rows = rows[rows["value"].notna()]
+    if not len(rows):
+        return f"KL from the base has no value {at_step(step, end)}: {why}"
     metric = "kl/answer_tokens"
     if not (rows["metric"] == metric).any():
         metric = "kl/all_tokens"
-    rows = rows[rows["metric"] == metric]
-    rows = rows[rows["step"] == last_step(rows)]
     said = []
-    for row in rows.itertuples():
-        within = "" if pd.isna(row.stderr) else f" \u00b1 {Z * row.stderr:.2g}"
-        said.append(f"{row.value:.3g}{within} ({probe(str(row.texts))})")
-    step = rows["step"].iloc[0]
-    return f"KL, {TOKEN_SETS[metric]}, {', '.join(said)} nats/token at step {step:g}"
-
-
-def mean_norms(clean: pd.DataFrame, looks: Sequence[Run], metric: str) -> dict[str, Norm | None]:
-    """The mean of a metric at each run's last checkpoint, by run ID; None without a value."""
-    rows = per_matrix(clean, metric)
-    rows = rows[rows["step"] > 0]
-    found: dict[str, Norm | None] = {}
-    for run in looks:
-        own = rows[rows["run_id"] == run.run_id]
-        step = last_step(own)
-        own = own[own["step"] == step]
-        found[run.run_id] = None
-        if step is not None and own["value"].notna().any():
-            known = int(own["value"].notna().sum())
-            found[run.run_id] = float(own["value"].mean()), step, known, len(own)
-    return found
-
-
-def norm_words(norm: Norm | None, rate: Norm | None) -> str:
-    """The mean relative norm, and the same for each unit of learning rate spent."""
-    if norm is None:
-        return "weights not compared"
-    value, step, known, cells = norm
-    of = "" if known == cells else f", {known} of {cells} matrices"
-    text = f"mean relative norm {value:.3g} at step {step:g}{of}"
-    return text if rate is None else f"{text}, {rate[0]:.3g} per unit of summed learning rate"
-
-
-def norm_ratios(
-    looks: Sequence[Run], norms: Mapping[str, Norm | None], rates: Mapping[str, Norm | None]
-) -> list[str]:
-    """For each pair of runs, how many times as far one moved, before and after the rate is divided.
-
-    Only where both were compared in full: a mean over fewer matrices is another mean.
-    """
-    sentences = []
-    for i, one in enumerate(looks):
-        for other in looks[i + 1 :]:
-            a, b = norms[one.run_id], norms[other.run_id]
-            if a is None or b is None or a[2:] != b[2:] or a[2] != a[3] or 0 in (a[0], b[0]):
-                continue
-            far, near = (one, other) if a[0] >= b[0] else (other, one)
-            ratio = max(a[0], b[0]) / min(a[0], b[0])
-            text = f"{far.name} has {ratio:.3g} times the mean relative norm of {near.name}"
-            c, d = rates[far.run_id], rates[near.run_id]
-            if c is not None and d is not None and d[0] > 0:
-                text += f", and {c[0] / d[0]:.3g} times its norm per unit of summed learning rate"
-            sentences.append(text + ".")
-    return sentences
+    for row in rows[rows["metric"] == metric].itertuples():
+        within = "" if pd.isna(row.stderr) else f" \u00b1 {Z * row.stderr:.2g}"  # type: ignore[operator]
+        beside = reading(clean, row)
+        dtype = f", {beside.dtype}" if beside.dtype else ""
+        nothing = f", which decides nothing: {beside.undecided}" if beside.undecided else ""
+        said.append(f"{row.value:.3g}{within} ({probe(str(row.texts))}{dtype}{nothing})")
+    return f"KL, {TOKEN_SETS[metric]}, {', '.join(said)} nats/token {at_step(step, end)}"
 
 
 def warning_words(runs: pd.DataFrame | None) -> list[str]:

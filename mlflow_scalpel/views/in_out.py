@@ -5,11 +5,13 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
+from mlflow_scalpel.metrics.capabilities.intervals import UNKNOWN
+from mlflow_scalpel.views.bars import between, error_bars
+from mlflow_scalpel.views.score_change import change_of
 from mlflow_scalpel.views.scores import (
     DOMAINS,
     PUBLISHED,
     before,
-    change,
     scores,
     shared_skills,
     stepless,
@@ -24,7 +26,7 @@ from mlflow_scalpel.views.style import (
     nothing,
     styles,
 )
-from mlflow_scalpel.views.tidy import Z, read
+from mlflow_scalpel.views.tidy import read
 
 TITLE = "In-domain against out-of-domain change"
 
@@ -33,7 +35,8 @@ def in_versus_out(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.F
     """Change of mean accuracy since the base: in-domain on x, out-of-domain on y.
 
     A point a checkpoint, a line a run, from the base at (0, 0); the last point is larger and
-    carries 1.96 standard errors both ways (the two evaluations taken as independent). Means are
+    carries its 95 % intervals both ways: paired over problems where the table has that of the same
+    skills (`capabilities/in_domain_gain`, ...), else of two independent evaluations. Means are
     over the skills that every run has, each by its sampled score where there is one, else its
     greedy one. A checkpoint that lacks one of them breaks the line. Reads `base, base_digest,
     run_id, algorithm, step, metric, value, stderr, status, reason` of
@@ -65,12 +68,12 @@ def in_versus_out(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.F
     notes = []
     published = stepless(ids, runs)
     for run in shown:
-        note = trajectory(figure, rows, run, kinds, published=run.run_id in published)
+        note = trajectory(figure, clean, rows, run, kinds, published=run.run_id in published)
         if note:
             notes.append(note)
     subtitle = "mean accuracy minus the base's; "
     if rows["stderr"].notna().any():
-        subtitle += f"bars at the last point: {Z} standard errors"
+        subtitle += "bars at the last point: 95 % intervals over problems"
     else:
         subtitle += "no standard errors in the table"
     if left_out:
@@ -107,6 +110,7 @@ def in_versus_out(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.F
 
 def trajectory(
     figure: go.Figure,
+    clean: pd.DataFrame,
     rows: pd.DataFrame,
     run: Run,
     kinds: dict[str, dict[str, str]],
@@ -121,24 +125,31 @@ def trajectory(
     own = rows[(rows["run_id"] == run.run_id) & (rows["step"] > 0)]
     x: list[float | None] = [0.0]
     y: list[float | None] = [0.0]
-    halves: list[tuple[float | None, float | None]] = [(None, None)]
+    ends = [(UNKNOWN, UNKNOWN)]
     said = [hover(run.name, "base")]
+    places = ["the base"]
     why = ""
     for step, end in own.groupby("step", sort=True):
-        both = [change(start, end, domain, kinds[domain]) for domain in DOMAINS]
+        both = [
+            change_of(clean, run.run_id, start, end, domain, kinds[domain], step=float(step))  # type: ignore[arg-type]
+            for domain in DOMAINS
+        ]
         when = PUBLISHED if published else f"step {step:g}"
+        places.append(when)
         text = [run.name, when]
-        if any(c.change is None for c in both):
+        if not all(c.known for c in both):
             why = f"{when}: " + "; ".join(c.why for c in both if c.why)
             x.append(None)
             y.append(None)
-            halves.append((None, None))
+            ends.append((UNKNOWN, UNKNOWN))
         else:
             x.append(both[0].change)
             y.append(both[1].change)
-            halves.append((both[0].half, both[1].half))
+            ends.append(((both[0].low, both[0].high), (both[1].low, both[1].high)))
             for c, domain in zip(both, DOMAINS.values(), strict=True):
-                within = "" if c.half is None else f" \u00b1 {c.half:.3g} ({Z} stderr)"
+                within = between(c.low, c.high)
+                within = f", 95 % interval {within}" if within else ""
+                within += ", paired" if c.paired else ""
                 text.append(
                     f"{domain}: {c.before:.4g} \u2192 {c.after:.4g} ({c.change:+.4g}{within})"
                 )
@@ -146,21 +157,19 @@ def trajectory(
     there = [i for i, value in enumerate(x) if value is not None]
     last = there[-1] if len(there) > 1 else None
     bars = [
-        {
-            "type": "data",
-            "array": [halves[i][axis] if i == last else None for i in range(len(x))],
-            "thickness": 1.2,
-            "width": 4,
-        }
-        for axis in (0, 1)
+        error_bars(
+            values,
+            [both[axis] if i == last else UNKNOWN for i, both in enumerate(ends)],
+            width=4,
+        )
+        for axis, values in enumerate((x, y))
     ]
-    known = last is not None and None not in halves[last]
     figure.add_trace(
         go.Scatter(
             x=x,
             y=y,
-            error_x=bars[0] if known else None,
-            error_y=bars[1] if known else None,
+            error_x=bars[0],
+            error_y=bars[1],
             mode="lines+markers",
             connectgaps=False,
             name=run.label,
@@ -180,4 +189,7 @@ def trajectory(
     if not why:
         return ""
     lead = "nothing to draw" if last is None else "gap"
-    return f"{run.label}: {lead} at {esc(why, 140)}"
+    note = f"{run.label}: {lead} at {esc(why, 140)}"
+    if last is not None and last < len(x) - 1:
+        note += f"; the large point is that of {places[last]}"
+    return note

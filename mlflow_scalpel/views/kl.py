@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import Any
+
 import pandas as pd
 import plotly.graph_objects as go
 
 from mlflow_scalpel.views.style import Run, nothing, styles
-from mlflow_scalpel.views.tidy import ordered, probe, read
+from mlflow_scalpel.views.tidy import Z, ordered, probe, read
 from mlflow_scalpel.views.training_lines import lines_over_training
 from mlflow_scalpel.views.wording import absent
 
@@ -39,6 +43,45 @@ def token_rows(clean: pd.DataFrame, looks: dict[str, Run], metric: str) -> pd.Da
         place=[order[name] for name in probes],
     )
     return rows.sort_values(["place", "tokens", "step"], kind="stable")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A KL beside the noise floor of the dtype that it was measured in."""
+
+    dtype: str
+    """What is to be said of it: "" for float32, whose floor is 0."""
+    undecided: str
+    """Why the KL says nothing; "" where it lies above its floor."""
+
+
+def reading(clean: pd.DataFrame, row: Any) -> Reading:
+    """How a row of KL stands to the noise floor of its dtype, on the same texts and tokens.
+
+    The floor is KL(base in float32 || base in the dtype); a KL that is not above it by 1.96
+    standard errors of both together may be rounding alone. `row` is one of `itertuples`.
+    """
+    if row.dtype == "float32":
+        return Reading("", "")
+    if not row.dtype:
+        why = "its dtype is not recorded, so its noise floor is not known"
+        return Reading("dtype not recorded", why)
+    group, tokens = str(row.metric).split("/", 1)
+    floor = clean[(clean["metric"] == f"{group}/floor/{tokens}") & (clean["dtype"] == row.dtype)]
+    floor = floor[(floor["texts"] == row.texts) & floor["value"].notna()]
+    own = floor[(floor["run_id"] == row.run_id) & (floor["step"] == row.step)]
+    floor = own if len(own) else floor  # it is of the base alone
+    if not len(floor):
+        why = f"the noise floor of {row.dtype} was not measured"
+        return Reading(f"{row.dtype}, floor not measured", why)
+    value, error = float(floor["value"].iloc[-1]), float(floor["stderr"].iloc[-1])
+    error = 0.0 if pd.isna(error) else error
+    within = f" \u00b1 {Z * error:.2g}" if error else ""
+    said = f"{row.dtype}, noise floor {value:.2g}{within}"
+    own_error = 0.0 if pd.isna(row.stderr) else float(row.stderr)
+    if row.value - value > Z * math.hypot(own_error, error):
+        return Reading(said, "")
+    return Reading(said, f"it is not above the noise floor of {row.dtype}, {value:.2g}{within}")
 
 
 def kl_over_training(

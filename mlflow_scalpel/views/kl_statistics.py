@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from mlflow_scalpel.views.bars import error_bars, intervals_of, share_words
 from mlflow_scalpel.views.kl import NATS, token_rows
 from mlflow_scalpel.views.kl_bins import at_one_step
 from mlflow_scalpel.views.lines import draw_run, gaps_listed, line_of
@@ -77,7 +78,8 @@ def kl_statistics(
     grid = panels(
         [f"{esc(name, 24)}: {title}" if several else title for name in probes for title in titles],
         title=f"{TITLE}, {tokens}",
-        subtitle=f"{steps}; bars of error: {Z} standard errors over problems",
+        subtitle=f"{steps}; bars of error: {Z} standard errors over "
+        "problems, of shares 95 % intervals (Wilson)",
         columns=2,
         row_height=230,
         gap=86,
@@ -161,9 +163,13 @@ def means(
             "hovertemplate": "%{customdata}<extra></extra>",
             "meta": {"panel": panel, "series": run.name},
         }
-        if own["stderr"].notna().any():
-            half = list(Z * own["stderr"].fillna(0.0))
-            common["error_y"] = {"type": "data", "array": half, "thickness": 1.2, "width": 3}
+        halves = Z * own["stderr"]
+        ends = (
+            intervals_of(own)
+            if "kl/same_top" in words
+            else list(zip(own["value"] - halves, own["value"] + halves, strict=True))
+        )
+        common["error_y"] = error_bars(list(own["value"]), ends)
         if marks:
             look = {"color": run.colour, "symbol": run.symbol, "size": 9}
             trace: go.Scatter | go.Bar = go.Scatter(mode="markers", marker=look, **common)
@@ -183,5 +189,7 @@ def means(
 def said_of(row: Any) -> str:
     """A row's value with its interval, or why there is none."""
     if np.isfinite(row.value):
+        if row.statistic == "kl/same_top":
+            return share_words(row.value, row.stderr, row.n)
         return measured(row.value, row.stderr, row.n, row.unit)
     return f"no value: {reasons([row.reason])}"

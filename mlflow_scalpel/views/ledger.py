@@ -8,9 +8,11 @@ import math
 import pandas as pd
 import plotly.graph_objects as go
 
+from mlflow_scalpel.views.bars import between, corrected, error_bars, p_text
 from mlflow_scalpel.views.capabilities import (
     CHANCE_COLOUR,
     EVALUATE,
+    GROUP,
     STATUS_LOOKS,
     STATUS_OPACITY,
     STATUS_WORDS,
@@ -31,11 +33,13 @@ from mlflow_scalpel.views.style import (
     remark,
     styles,
 )
-from mlflow_scalpel.views.tidy import Z, read, reasons
+from mlflow_scalpel.views.tidy import read, reasons
 from mlflow_scalpel.views.xaxis import CHOICES, lacking_words, set_x, x_of
 
 TITLE = "Ledger: which problems were kept, lost, gained"
 CHANCE = "chance: the base against itself"
+SIDES = ("lost", "gained")
+TESTS = ("lost_p", "gained_p", "mcnemar_p")
 
 
 def ledger(
@@ -49,10 +53,12 @@ def ledger(
 
     From the foot up: kept, lost (both solved by the base), gained, never. Short marks stand where
     lost and gained would end if the checkpoint were the base with another sample, that is
-    `lost_null` below and `gained_null` above the border; their bars are 1.96 standard errors.
+    `lost_null` below and `gained_null` above the border; their bars hold the numbers that are not
+    told apart from chance (exact test, 5 %).
     `benchmark` keeps one (`in/gsm8k/sampled`, or `gsm8k`); `x` is "step", "fraction", "tokens",
     "flops" or "hours" (`xaxis.x_of`). Reads `run_id, step, value, stderr, n, texts, reason` of
-    `capabilities/kept, lost, gained, never, lost_null, gained_null, mcnemar_p`.
+    `capabilities/kept, lost, gained, never`, of `lost_null, gained_null` with `_low` and `_high`,
+    and of `lost_p, gained_p, mcnemar_p`.
 
     Raises ValueError for another `x`, or if columns are missing.
     """
@@ -60,8 +66,8 @@ def ledger(
         raise ValueError(f"x is {x!r}: pass one of {', '.join(map(repr, CHOICES))}")
     clean = read(table)
     looks = styles(clean, runs)
-    nulls = ("lost_null", "gained_null", "mcnemar_p")
-    rows = capability_rows(clean, *STATUSES, *nulls)
+    nulls = [f"{side}_null{end}" for side in SIDES for end in ("", "_low", "_high")]
+    rows = capability_rows(clean, *STATUSES, *nulls, *TESTS)
     shown_benchmarks = benchmarks_in(rows, benchmark)
     rows = rows[rows["benchmark"].isin([one.key for one in shown_benchmarks])]
     if not len(rows):
@@ -83,7 +89,7 @@ def ledger(
         title=TITLE,
         subtitle="number of problems, by the first sample of base and checkpoint. "
         + (
-            f"Lost or gained beyond the short marks is more than chance (bars: {Z} standard errors)"
+            "Lost or gained beyond the bars of the short marks is more than chance (5 %)"
             if some_null
             else "No null in the table: the base has one sample a problem, so what is chance is "
             "not known"
@@ -96,10 +102,11 @@ def ledger(
         legend=[*STATUS_WORDS.values(), *([CHANCE] if some_null else [])],
     )
     figure, listed = grid.figure, set[str]()
+    tests = int(rows.loc[rows["metric"].isin([GROUP + one for one in TESTS]), "value"].count())
     for (one, run), at in zip(places, grid.at, strict=True):
         own = rows[(rows["benchmark"] == one.key) & (rows["run_id"] == run.run_id)]
         if len(own):
-            one_panel(figure, at, own, one, run, listed)
+            one_panel(figure, at, own, one, run, listed, tests)
         if not len(own) or own.loc[own["metric"].str.endswith("kept"), "value"].isna().all():
             why = reasons(own["reason"]) if len(own) else "not evaluated on it"
             remark(figure, f"no value: {esc(why, 120)}", *at)
@@ -117,13 +124,15 @@ def one_panel(
     one: Benchmark,
     run: Run,
     listed: set[str],
+    tests: int,
 ) -> None:
     """The bars of one run on one benchmark, and the marks of chance."""
     steps = [(float(step), group) for step, group in own.groupby("step", sort=True)]  # type: ignore[arg-type]
     where = [float(group["where"].iloc[0]) for _, group in steps]
     counts = [{s: cell(group, s)[0] for s in STATUSES} for _, group in steps]
     said = [
-        hover(f"{run.name}: {one.words}", f"step {step:g}", *told(group)) for step, group in steps
+        hover(f"{run.name}: {one.words}", f"step {step:g}", *told(group, tests))
+        for step, group in steps
     ]
     gaps = [b - a for a, b in itertools.pairwise(where) if b > a]
     width = 0.8 * min(gaps, default=max(where[0], 1.0) * 0.5)
@@ -161,22 +170,22 @@ def one_panel(
         listed.add(name)
         foot = [a + (0.0 if math.isnan(b) else b) for a, b in zip(foot, heights, strict=True)]
     for metric, sign in (("lost_null", -1), ("gained_null", 1)):
-        found = [cell(group, metric) for _, group in steps]
         solved = [count["kept"] + count["lost"] for count in counts]
-        heights = [a + sign * null[0] for a, null in zip(solved, found, strict=True)]
-        if all(math.isnan(height) for height in heights):
+        heights, ends = (
+            [
+                tuple(a + sign * cell(group, metric + end)[0] for end in parts)
+                for a, (_, group) in zip(solved, steps, strict=True)
+            ]
+            for parts in (("",), ("_low", "_high")[::sign])
+        )
+        middles = [None if math.isnan(height) else height for (height,) in heights]
+        if not any(height is not None for height in middles):
             continue
         figure.add_trace(
             go.Scatter(
                 x=where,
-                y=[None if math.isnan(height) else height for height in heights],
-                error_y={
-                    "type": "data",
-                    "array": [None if math.isnan(n[1]) else Z * n[1] for n in found],
-                    "thickness": 1.5,
-                    "width": 4,
-                    "color": CHANCE_COLOUR,
-                },
+                y=middles,
+                error_y=error_bars(middles, ends, thickness=1.5, width=4, color=CHANCE_COLOUR),
                 mode="markers",
                 name=CHANCE,
                 legendgroup=CHANCE,
@@ -196,18 +205,26 @@ def one_panel(
         listed.add(CHANCE)
 
 
-def told(group: pd.DataFrame) -> list[str]:
-    """What one checkpoint's rows say, a line a number."""
+def told(group: pd.DataFrame, tests: int) -> list[str]:
+    """What one checkpoint's rows say, a line a number; `tests` p values stand in the figure."""
     lines = []
     for status in STATUSES:
         value, _, n, why = cell(group, status)
         line = f"{status}: {why}" if math.isnan(value) else f"{status}: {value:g} of {n:g}"
-        null, error, _, unknown = cell(group, f"{status}_null")
-        if status in ("lost", "gained"):
-            chance = f"{null:.3g}" + ("" if math.isnan(error) else f" \u00b1 {Z * error:.2g}")
-            line += f"; by chance {f'not known: {unknown}' if math.isnan(null) else chance}"
+        if status in SIDES:
+            null, _, _, unknown = cell(group, f"{status}_null")
+            low, high, p = (
+                cell(group, f"{status}{end}")[0] for end in ("_null_low", "_null_high", "_p")
+            )
+            if math.isnan(null):
+                line += f"; by chance not known: {unknown}"
+            else:
+                line += f"; by chance {null:.3g} ({between(low, high)})"
+            line += "" if math.isnan(p) else f", {p_text(p)}"
         lines.append(line)
     p = cell(group, "mcnemar_p")[0]
     if not math.isnan(p):
-        lines.append(f"McNemar's test of gained against lost: p = {p:.3g}")
+        lines.append(f"McNemar's exact test of gained against lost: {p_text(p)}")
+    if tests:
+        lines.append(f"p values are {corrected(tests)}")
     return lines

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from mlflow_scalpel.metrics.capabilities.intervals import UNKNOWN, Interval
+from mlflow_scalpel.views.bars import error_bars
 from mlflow_scalpel.views.style import LINE_COLOUR, Run, esc, hover, measured, remark
 from mlflow_scalpel.views.tidy import Z, reasons
 
@@ -33,15 +35,15 @@ class Line:
 
     x: list[float] = field(default_factory=list)
     y: list[float | None] = field(default_factory=list)
-    half: list[float | None] = field(default_factory=list)
+    ends: list[Interval] = field(default_factory=list)  # of the intervals; NaN without one
     said: list[str] = field(default_factory=list)
     why: list[str] = field(default_factory=list)
 
-    def add(self, x: float, y: float | None, half: float | None, said: str, why: str = "") -> None:
+    def add(self, x: float, y: float | None, ends: Interval, said: str, why: str = "") -> None:
         """One point: `said` and `why` are safe text for the hover box."""
         self.x.append(x)
         self.y.append(y)
-        self.half.append(half)
+        self.ends.append(ends)
         self.said.append(said)
         self.why.append(why)
 
@@ -63,9 +65,9 @@ def line_of(rows: pd.DataFrame, where: Iterable[Any], heads: Iterable[Sequence[o
         value, stderr = float(row.value), float(row.stderr)  # type: ignore[arg-type]
         if np.isfinite(value):
             said = hover(*head, measured(value, stderr, float(row.n), str(row.unit)))  # type: ignore[arg-type]
-            line.add(x, value, Z * stderr if np.isfinite(stderr) else None, said)
+            line.add(x, value, (value - Z * stderr, value + Z * stderr), said)
         else:
-            line.add(x, None, None, "", hover(*head, row.reason))
+            line.add(x, None, UNKNOWN, "", hover(*head, row.reason))
     return line
 
 
@@ -99,14 +101,14 @@ def mean_line(
         first = (*head, f"{name or key} {place:.6g}")
         if not counts[i]:
             why = reasons(rows["reason"].to_numpy()[group == i])
-            line.add(float(place), None, None, "", hover(*first, why))
+            line.add(float(place), None, UNKNOWN, "", hover(*first, why))
             continue
         own = known & (group == i)
         mean = float(np.average(values[own], weights=shares[own] if weights[i] > 0 else None))
         said = [*first, f"{mean:.6g}"]
         if cells[i] > 1:
             said.append(f"mean over {counts[i]:g} of {cells[i]} {over}")
-        line.add(float(place), mean, None, hover(*said))
+        line.add(float(place), mean, UNKNOWN, hover(*said))
     return line
 
 
@@ -129,14 +131,11 @@ def draw(
     `name` is safe text; `panel` and `series` are plain text that goes into the numbers behind the
     figure. `legend` collects the names already there, so that each is listed once.
     """
-    bars = None
-    if any(half is not None for half in line.half):
-        bars = {"type": "data", "array": list(line.half), "thickness": 1.2, "width": 3}
     figure.add_trace(
         go.Scatter(
             x=line.x,
             y=line.y,
-            error_y=bars,
+            error_y=error_bars(line.y, line.ends),
             mode="lines+markers",
             connectgaps=False,
             name=name,

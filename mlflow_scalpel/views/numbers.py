@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from mlflow_scalpel.views.lines import NO_VALUE
 
-COLUMNS = ["panel", "series", "x", "y", "value", "half_x", "half_y"]
+COLUMNS = ["panel", "series", "x", "y", "value", "half_x", "half_y", "below_x", "below_y"]
 
 
 def plain(value: Any) -> Any:
@@ -22,8 +22,9 @@ def numbers(figure: go.Figure) -> pd.DataFrame:
     """What these views drew, a row a point, bar or cell.
 
     `panel` and `series` name where it stands, `x` and `y` are its coordinates as drawn; `value` is
-    a heat map's cell, `half_x` and `half_y` half an error bar (1.96 standard errors). Gaps are
-    rows without a value.
+    a heat map's cell, `half_x` and `half_y` the length of an error bar from the value to its upper
+    end, and `below_x` and `below_y` that to its lower end where it is another. Gaps are rows
+    without a value.
     """
     rows: list[list[Any]] = []
     for trace in figure.data:
@@ -33,18 +34,19 @@ def numbers(figure: go.Figure) -> pd.DataFrame:
             continue  # marks a gap that is already a row of its own line
         if isinstance(trace, go.Heatmap):
             rows += [
-                [panel, series, plain(x), plain(y), value, None, None]
+                [panel, series, plain(x), plain(y), value, *[None] * 4]
                 for y, line in zip(trace.y, trace.z, strict=True)
                 for x, value in zip(trace.x, line, strict=True)
             ]
             continue
         count = len(trace.x)
         halves = [
-            list(bars.array) if bars is not None and bars.array is not None else [None] * count
-            for bars in (trace.error_x, trace.error_y)
+            list(length) if length is not None else [None] * count
+            for bars in ("array", "arrayminus")
+            for length in (trace.error_x[bars], trace.error_y[bars])
         ]
         rows += [
-            [panel, series, plain(x), plain(y), None, half_x, half_y]
-            for x, y, half_x, half_y in zip(trace.x, trace.y, *halves, strict=True)
+            [panel, series, plain(x), plain(y), None, *lengths]
+            for x, y, *lengths in zip(trace.x, trace.y, *halves, strict=True)
         ]
     return pd.DataFrame(rows, columns=COLUMNS).dropna(axis="columns", how="all")

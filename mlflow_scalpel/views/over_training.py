@@ -5,10 +5,12 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
+from mlflow_scalpel.metrics.capabilities.intervals import UNKNOWN, share_interval
+from mlflow_scalpel.views.bars import BARS, NO_BARS, share_words
 from mlflow_scalpel.views.lines import Line, draw_run, gaps_listed, say_why
 from mlflow_scalpel.views.scores import DOMAINS, KINDS, PUBLISHED, before, scores, stepless
-from mlflow_scalpel.views.style import esc, hover, in_rows, measured, nothing, panels, styles
-from mlflow_scalpel.views.tidy import Z, ordered, read
+from mlflow_scalpel.views.style import esc, hover, in_rows, nothing, panels, styles
+from mlflow_scalpel.views.tidy import ordered, read
 from mlflow_scalpel.views.xaxis import lacking_words, set_x, x_of
 
 TITLE = "Scores over training"
@@ -26,9 +28,10 @@ def scores_over_training(
 
     In-domain panels come first; every line starts at the base (step 0). `kind` keeps one kind
     ("greedy" or "sampled"). `x` is "step", "fraction", "tokens", "flops" or "hours", as in
-    `xaxis.x_of`; on a logarithmic axis (`log_x`) the base, at 0, has no place. Bars are 1.96
-    standard errors. Reads `base, base_digest, run_id, algorithm, step, metric, value, stderr, n,
-    status, reason` of `eval/<in|out>/<skill>/<kind>`; an evaluation without a value draws a gap.
+    `xaxis.x_of`; on a logarithmic axis (`log_x`) the base, at 0, has no place. Bars are 95 %
+    intervals (Wilson, over problems). Reads `base, base_digest, run_id, algorithm, step, metric,
+    value, stderr, n, status, reason` of `eval/<in|out>/<skill>/<kind>`; an evaluation without a
+    value draws a gap.
 
     Raises ValueError for another `x`, or if columns are missing.
     """
@@ -60,9 +63,7 @@ def scores_over_training(
         title=TITLE,
         subtitle="; ".join(
             [
-                f"bars: {Z} standard errors"
-                if rows["stderr"].notna().any()
-                else "no standard errors in the table",
+                BARS if rows["stderr"].notna().any() else NO_BARS,
                 "the first point is the base"
                 if not log_x
                 else "logarithmic: without the base, at 0",
@@ -93,11 +94,11 @@ def scores_over_training(
                 if pd.isna(row.where) or (log_x and row.where <= 0):
                     continue
                 if pd.notna(row.value):
-                    half = None if pd.isna(row.stderr) else Z * row.stderr
-                    said = hover(*head, measured(row.value, row.stderr, row.n))
-                    line.add(row.where, row.value, half, said)
+                    said = hover(*head, share_words(row.value, row.stderr, row.n))
+                    ends = share_interval(row.value, row.stderr, row.n)
+                    line.add(row.where, row.value, ends, said)
                 else:
-                    line.add(row.where, None, None, "", hover(*head, row.reason))
+                    line.add(row.where, None, UNKNOWN, "", hover(*head, row.reason))
             if line.x:
                 draw_run(
                     figure, at, line, run, panel=f"{DOMAINS[domain]}: {skill}, {k}", legend=legend

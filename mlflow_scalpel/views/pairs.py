@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
+from mlflow_scalpel.metrics.capabilities.intervals import UNKNOWN
 from mlflow_scalpel.views.lines import Line, draw, gaps_listed, mean_line, say_why
 from mlflow_scalpel.views.slider import Series, slider_maps
 from mlflow_scalpel.views.style import (
@@ -124,7 +125,7 @@ def pair_overlap(
     )
     figure, legend = grid.figure, set[str]()
     edges = rows["exponent"].min(), rows["exponent"].max()
-    even = Line(list(edges), [1.0, 1.0], [None, None], [hover("chance: 1")] * 2, [""] * 2)
+    even = Line(list(edges), [1.0, 1.0], [UNKNOWN] * 2, [hover("chance: 1")] * 2, [""] * 2)
     draw(
         figure,
         (1, 1),

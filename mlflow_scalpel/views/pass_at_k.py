@@ -7,6 +7,7 @@ import math
 import pandas as pd
 import plotly.graph_objects as go
 
+from mlflow_scalpel.views.bars import BARS, error_bars, intervals_of, share_words
 from mlflow_scalpel.views.capabilities import (
     EVALUATE,
     GROUP,
@@ -14,6 +15,7 @@ from mlflow_scalpel.views.capabilities import (
     benchmarks_in,
     capability_rows,
     cell,
+    last_evaluated,
 )
 from mlflow_scalpel.views.style import (
     BASE_COLOUR,
@@ -22,13 +24,12 @@ from mlflow_scalpel.views.style import (
     esc,
     hover,
     in_rows,
-    measured,
     nothing,
     panels,
     remark,
     styles,
 )
-from mlflow_scalpel.views.tidy import Z, number, read, reasons
+from mlflow_scalpel.views.tidy import number, read, reasons
 
 TITLE = "pass@k: is one of k samples right?"
 CURVE, BASE = "pass_at_k", "base_pass_at_k"
@@ -45,12 +46,13 @@ def pass_at_k(
 ) -> go.Figure:
     """pass@k against k (logarithmic), base and checkpoint, a panel a benchmark and run.
 
-    Solid is the run's last checkpoint with a curve, or the one at `step`; thin dotted its first and
-    the one in the middle. Bars are 1.96 standard errors over problems. A star marks the k at which
-    the order of base and checkpoint is reversed, with its interval; without one the panel says "no
-    crossing up to k = N". `benchmark` keeps one (`in/gsm8k/sampled`, or `gsm8k`). Reads `run_id,
-    step, bin, value, stderr, n, texts, status, reason` of `capabilities/pass_at_k, base_pass_at_k,
-    crossing_k, crossing_k_low, crossing_k_high`.
+    Solid is the run's last evaluated checkpoint, or the one at `step`; thin dotted its first and
+    the one in the middle. Bars are 95 % intervals (Wilson, over problems). A star marks the k at
+    which the order of base and checkpoint is reversed, both leads told apart from chance, with its
+    interval; without one the panel says "no crossing told apart from chance up to k = N".
+    `benchmark` keeps one (`in/gsm8k/sampled`, or `gsm8k`). Reads `run_id, step, bin, value, stderr,
+    n, texts, status, reason` of `capabilities/pass_at_k, base_pass_at_k, crossing_k,
+    crossing_k_low, crossing_k_high`.
 
     Raises ValueError if columns are missing.
     """
@@ -73,7 +75,7 @@ def pass_at_k(
             for one, run in places
         ],
         title=TITLE,
-        subtitle=f"k samples of one problem; bars: {Z} standard errors over problems",
+        subtitle=f"k samples of one problem; {BARS}",
         columns=min(3, max(2, len(shown))),
         row_height=210,
         gap=88,
@@ -83,7 +85,7 @@ def pass_at_k(
     figure, listed = grid.figure, set[str]()
     for (one, run), at in zip(places, grid.at, strict=True):
         own = rows[(rows["benchmark"] == one.key) & (rows["run_id"] == run.run_id)]
-        one_panel(figure, at, own, one, run, listed, step)
+        one_panel(figure, at, own, one, run, listed, step, last_evaluated(clean, run.run_id))
         first = at[1] == 1
         figure.update_yaxes(title_text="pass@k" if first else None, row=at[0], col=at[1])
     figure.update_xaxes(title_text="k", type="log", dtick=math.log10(2), tickformat="d")
@@ -99,19 +101,21 @@ def one_panel(
     run: Run,
     listed: set[str],
     step: float | None,
+    end: float | None,
 ) -> None:
-    """The curves of one run on one benchmark, and what became of their order."""
+    """The curves of one run on one benchmark, and what became of their order.
+
+    At `step`, or at `end`, the run's last evaluated checkpoint.
+    """
     curve = own[(own["metric"] == GROUP + CURVE) & own["value"].notna()]
     steps = sorted(set(curve["step"]))
-    chosen = [s for s in steps if s == step] if step is not None else steps[-1:]
-    if not chosen:
-        missing = own[own["metric"] == GROUP + CURVE]
+    last = end if step is None else step
+    if last not in steps:
+        missing = own[(own["metric"] == GROUP + CURVE) & (own["step"] == last)]
         why = reasons(missing["reason"]) if len(missing) else "not evaluated on it"
-        if step is not None and steps:
-            why = f"no curve at step {step:g}"
-        remark(figure, f"no value: {esc(why, 120)}", *at)
+        at_last = "" if last is None else f" at step {last:g}"
+        remark(figure, f"no curve{at_last}: {esc(why, 120)}", *at)
         return
-    last = chosen[0]
     before = [s for s in steps if s < last]
     thin = sorted({before[0], before[len(before) // 2]}) if before else []
     panel = f"{one.words}: {run.name}"
@@ -145,12 +149,12 @@ def line(
     points = points.assign(k=[number(k) for k in points["bin"]]).dropna(subset="k").sort_values("k")
     if not len(points):
         return
-    halves = [None if pd.isna(error) else Z * error for error in points["stderr"]]
+    ends = intervals_of(points)
     figure.add_trace(
         go.Scatter(
             x=list(points["k"]),
             y=list(points["value"]),
-            error_y={"type": "data", "array": halves, "thickness": 1, "width": 2} if bars else None,
+            error_y=error_bars(list(points["value"]), ends, thickness=1, width=2) if bars else None,
             mode="lines+markers" if symbol else "lines",
             name=name,
             legendgroup=name,
@@ -158,7 +162,7 @@ def line(
             line=look,
             marker={"color": look["color"], "symbol": symbol or "circle", "size": 5},
             customdata=[
-                hover(series, f"k = {row.k:g}", measured(row.value, row.stderr, row.n))
+                hover(series, f"k = {row.k:g}", share_words(row.value, row.stderr, row.n))
                 for row in points.itertuples()
             ],
             hovertemplate="%{customdata}<extra></extra>",
@@ -185,7 +189,7 @@ def crossing(
     most = max(ks)
     if math.isnan(k):
         statuses = set(own.loc[own["metric"] == GROUP + ENDS[0], "status"])
-        text = f"no crossing up to k = {most:g}"
+        text = f"no crossing told apart from chance up to k = {most:g}"
         if "none found" not in statuses:
             text = f"crossing not measured: {esc(why, 60)}"
         said = hover(run.name, text, why)

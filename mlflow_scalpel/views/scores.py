@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from mlflow_scalpel.views.style import column_of
-from mlflow_scalpel.views.tidy import Z, last_step, ordered, reasons
+from mlflow_scalpel.views.tidy import last_step, ordered
 
 DOMAINS = {"in": "in-domain", "out": "out-of-domain"}
 KINDS = ("greedy", "sampled")
@@ -82,7 +81,7 @@ def before(rows: pd.DataFrame, run_id: str) -> pd.DataFrame:
 
 
 def after(rows: pd.DataFrame, run_id: str) -> pd.DataFrame:
-    """A run's scores at the last checkpoint that has any."""
+    """A run's scores at its last evaluated checkpoint, with a value or without one."""
     own = rows[(rows["run_id"] == run_id) & (rows["step"] > 0)]
     return own[own["step"] == last_step(own)]
 
@@ -97,56 +96,6 @@ def chosen_kinds(rows: pd.DataFrame, domain: str) -> dict[str, str]:
         str(skill): ordered(group["kind"], ("sampled", "greedy"))[0]
         for skill, group in own.groupby("skill", sort=True)
     }
-
-
-@dataclass(frozen=True)
-class Change:
-    """Mean over skills before, after, and their difference with half its 95 % interval.
-
-    `half` is None where a standard error is missing; `change` is None, with `why`, where any of
-    the skills has no score: a mean over fewer skills would be another quantity.
-    """
-
-    skills: tuple[str, ...] = ()
-    kinds: tuple[str, ...] = ()
-    before: float | None = None
-    after: float | None = None
-    change: float | None = None
-    half: float | None = None
-    why: str = field(default="")
-
-
-def change(start: pd.DataFrame, end: pd.DataFrame, domain: str, kinds: dict[str, str]) -> Change:
-    """The change of a domain's mean score from `start` (the base) to `end` (one checkpoint).
-
-    `kinds` gives the skills to average over, each with its kind. The interval takes the two
-    evaluations as independent; on the same problems it is, if anything, too wide.
-    """
-    skills = tuple(kinds)
-    used = tuple(ordered(kinds.values(), ("sampled", "greedy")))
-    if not skills:
-        return Change(why=f"no {DOMAINS[domain]} scores")
-    first, last = cells(start), cells(end)
-    gaps: list[str] = []
-    pairs = []
-    for skill, kind in kinds.items():
-        pair = (first.get((domain, skill, kind)), last.get((domain, skill, kind)))
-        for row, when in zip(pair, ("at the base", "here"), strict=True):
-            if row is None:
-                gaps.append(f"{skill} ({kind}) was not evaluated {when}")
-            elif pd.isna(row["value"]):
-                gaps.append(f"{skill} ({kind}) has no value {when}: {row['reason']}")
-        pairs.append(pair)
-    if gaps:
-        return Change(skills, used, why=reasons(gaps))
-    k = len(pairs)
-    a = math.fsum(float(row["value"]) for row, _ in pairs if row is not None) / k
-    b = math.fsum(float(row["value"]) for _, row in pairs if row is not None) / k
-    errors = [float(row["stderr"]) for pair in pairs for row in pair if row is not None]
-    half = None
-    if not any(math.isnan(error) for error in errors):
-        half = Z * math.sqrt(math.fsum(error**2 for error in errors)) / k
-    return Change(skills, used, a, b, b - a, half)
 
 
 def shared_skills(

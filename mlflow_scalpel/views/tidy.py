@@ -142,9 +142,12 @@ def matrices_in(rows: pd.DataFrame) -> list[str]:
 
 
 def last_step(rows: pd.DataFrame) -> float | None:
-    """The last step with a value; the last step at all where none has one; None for no rows."""
-    steps = rows.loc[rows["value"].notna(), "step"].dropna()
-    steps = steps if len(steps) else rows["step"].dropna()
+    """The last step of these rows, with a value or without one; None for no rows.
+
+    Never an earlier one that has a value: what is shown as the last would be out of date, and that
+    the last one has none is a result.
+    """
+    steps = rows["step"].dropna()
     return float(steps.max()) if len(steps) else None
 
 

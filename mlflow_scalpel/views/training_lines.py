@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
+from mlflow_scalpel.metrics.capabilities.intervals import UNKNOWN
 from mlflow_scalpel.views.lines import Line, draw, draw_run, gaps_listed, line_of, say_why
 from mlflow_scalpel.views.norms import share_y
 from mlflow_scalpel.views.style import BASE_COLOUR, Run, esc, hover, in_rows, nothing, panels
@@ -94,7 +95,7 @@ def add_floor(
     for value, own in floors.groupby("value"):
         ends = own["x"].min(), own["x"].max()
         said = hover(FLOOR, f"{value:.4g} nats/token: KL of the base in float32 and in this dtype")
-        line = Line(list(ends), [float(value)] * 2, [None, None], [said, said], ["", ""])  # type: ignore[arg-type]
+        line = Line(list(ends), [float(value)] * 2, [UNKNOWN] * 2, [said, said], ["", ""])  # type: ignore[arg-type]
         draw(
             figure,
             at,

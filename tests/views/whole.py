@@ -42,7 +42,10 @@ def capability_rows(run_id: str, algorithm: str, steps: tuple[int, ...]) -> list
                 add(name, count, texts, stderr=error, n=n, unit="problems")
             for name in ("gained_null", "lost_null"):
                 add(name, 0.06 * n, texts, stderr=0.01 * n, n=n, unit="problems")
-            add("mcnemar_p", 0.01, texts, n=n, unit="probability")
+                add(f"{name}_low", 0.04 * n, texts, n=n, unit="problems")
+                add(f"{name}_high", 0.09 * n, texts, n=n, unit="problems")
+            for name in ("gained_p", "lost_p", "mcnemar_p"):
+                add(name, 0.01, texts, n=n, unit="probability")
             for k in (1, 2, 4, 8, 16):
                 for name, rate in (("pass_at_k", 0.1 + 0.2 * part), ("base_pass_at_k", 0.1)):
                     value = (1 - (1 - rate) ** k) * (0.7 if name == "pass_at_k" else 1)
@@ -61,10 +64,27 @@ def capability_rows(run_id: str, algorithm: str, steps: tuple[int, ...]) -> list
                 add("new", 0.25, texts, stderr=0.05, n=gained, reason=said)
         for name, domain, value in (
             ("in_domain_gain", "in/add+gcd/sampled", gained_share * part / 2),
-            ("out_of_domain_loss", "out/facts/sampled", lost_share * part),
+            ("out_of_domain_loss", "out/facts/greedy", lost_share * part),
         ):
             texts = f"{domain} sha256:cd34"
             add(name, value, texts, stderr=0.02, n=320, unit="accuracy")
+            add(f"{name}_low", value - 0.04, texts, n=320, unit="accuracy")
+            add(f"{name}_high", value + 0.05, texts, n=320, unit="accuracy")
+            add(f"{name}_p", 0.001 if value > 0.04 else 0.4, texts, n=320, unit="probability")
+        texts = "in+out/add+gcd+facts/sampled sha256:ef56"
+        everything = sum(n for n, _ in BENCHMARKS.values())
+        for side in ("lost", "gained"):
+            count = sum(
+                one["value"] for one in found if one["metric"] == f"capabilities/{side}"
+                and one["step"] == step
+            )  # fmt: skip
+            add(f"overall_{side}", count, texts, stderr=1.0, n=everything, unit="problems")
+            add(f"overall_{side}_null", 24, texts, stderr=3.5, n=everything, unit="problems")
+            add(f"overall_{side}_null_low", 17, texts, n=everything, unit="problems")
+            add(f"overall_{side}_null_high", 31, texts, n=everything, unit="problems")
+            p = 0.5 if 17 <= count <= 31 else 1e-5
+            add(f"overall_{side}_p", p, texts, n=everything, unit="probability")
+        add("overall_mcnemar_p", 2e-4, texts, n=everything, unit="probability")
         if run_id == "cccc3333":
             found.append({**own, "metric": "frozen/changed_elements", "value": 0, "n": 12})
         for token_set in ("all_tokens", "answer_tokens"):

@@ -19,7 +19,6 @@ import numpy as np
 
 from mlflow_scalpel.metrics.registry import metric
 
-Z = 1.959963984540054  # standard errors on either side of a 95 % normal interval
 MEASURED, NONE_FOUND, NOT_MEASURED = "ok", "none found", "not measured"
 NOT_APPLICABLE = "not applicable"
 """There is nothing to measure, which is a result: no problem was lost, or none has two samples."""

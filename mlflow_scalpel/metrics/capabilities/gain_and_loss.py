@@ -6,16 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from mlflow_scalpel.metrics.capabilities.benchmark import (
     NOT_APPLICABLE,
     Benchmark,
     Finding,
-    Z,
     none,
     texts_of,
 )
+from mlflow_scalpel.metrics.capabilities.change import paired_change
+from mlflow_scalpel.metrics.capabilities.intervals import Interval
 from mlflow_scalpel.metrics.registry import metric
 
 PREFERRED_KINDS = ("sampled", "greedy")
@@ -38,39 +37,39 @@ def chosen(benchmarks: Sequence[Benchmark], domain: str) -> list[Benchmark]:
     return list(best.values())
 
 
-def paired_change(benchmarks: Sequence[Benchmark]) -> tuple[float, float]:
-    """Mean over benchmarks of the change of success rate, checkpoint minus base, and its error.
+def ratio_interval(
+    numerator: tuple[float, float, float], denominator: tuple[float, float, float]
+) -> Interval:
+    """95 % interval of a ratio of two independent estimates, each (value, low, high), by MOVER.
 
-    Within a benchmark the mean over problems of r_i / k_i - b_i / k_i, whose error is over
-    problems; paired, for both models answer the same ones. Benchmarks count alike and are
-    independent.
+    Donner and Zou (2012). Where both intervals are symmetric it is Fieller's (1954). It holds 0
+    where and only where the numerator's does. Raises ValueError where the denominator's interval
+    holds 0, or reaches so far that the set of ratios is unbounded.
     """
-    means, squares = [], []
-    for one in benchmarks:
-        changes = one.right / one.samples - one.base_right / one.base_samples  # (P,)
-        means.append(float(changes.mean()))
-        squares.append(float(changes.var(ddof=1)) / one.n if one.n > 1 else math.nan)
-    return float(np.mean(means)), math.sqrt(sum(squares)) / len(means)
+    top, top_low, top_high = numerator
+    down, down_low, down_high = denominator
+    if not (down_low > 0.0 and 2 * down - down_high > 0.0):
+        raise ValueError(
+            f"the interval of the denominator, {down_low:.3g} to {down_high:.3g} about {down:.3g}, "
+            "is too wide for one of the ratio"
+        )
+    product = top * down
+
+    def end(bound: float, other: float, sign: int) -> float:
+        # Where numerator - R denominator has this bound at 0: a quadratic equation in R.
+        inside = product**2 - bound * other * (2 * top - bound) * (2 * down - other)
+        return (product + sign * math.sqrt(max(0.0, inside))) / (other * (2 * down - other))
+
+    # The denominator's end that pulls the same way; which one depends on the sign of R.
+    return (
+        end(top_low, down_high if top_low >= 0 else down_low, -1),
+        end(top_high, down_low if top_high >= 0 else down_high, 1),
+    )
 
 
-def fieller(
-    numerator: float, numerator_error: float, denominator: float, denominator_error: float
-) -> tuple[float, float]:
-    """95 % interval of a ratio of two independent normal estimates (Fieller 1954).
-
-    The R with (numerator - R denominator)^2 <= z^2 (numerator_error^2 + R^2 denominator_error^2).
-    Raises ValueError where the denominator's own interval holds 0: the set is then unbounded.
-    """
-    a = denominator**2 - (Z * denominator_error) ** 2
-    if not a > 0.0:
-        raise ValueError("the interval of the denominator holds 0, so that of the ratio is open")
-    b = numerator * denominator
-    c = numerator**2 - (Z * numerator_error) ** 2
-    half = math.sqrt(max(0.0, b * b - a * c))
-    return (b - half) / a, (b + half) / a
-
-
-def _mean_change(benchmarks: Sequence[Benchmark], domain: str, sign: int) -> list[Finding]:
+def _mean_change(
+    benchmarks: Sequence[Benchmark], domain: str, sign: int, part: str = "value"
+) -> list[Finding]:
     used = chosen(benchmarks, domain)
     if not used:
         return [
@@ -79,71 +78,129 @@ def _mean_change(benchmarks: Sequence[Benchmark], domain: str, sign: int) -> lis
                 f"a suite declares `domain: {domain}`"
             )
         ]
-    value, error = paired_change(used)
-    n = sum(one.n for one in used)
-    return [Finding(sign * value + 0.0, error, n, texts=texts_of(*used))]  # never -0.0
+    found = paired_change(used)
+    n, texts = sum(one.n for one in used), texts_of(*used)
+    if part == "value":
+        return [Finding(sign * found.value + 0.0, found.stderr, n, texts=texts)]  # never -0.0
+    if part == "p":
+        return [Finding(found.p, n=n, texts=texts)]
+    low, high = sorted((sign * found.low + 0.0, sign * found.high + 0.0))
+    return [Finding(low if part == "low" else high, n=n, texts=texts)]
 
 
-@metric("capabilities/in_domain_gain", unit="accuracy")
+@metric("capabilities/in_domain_gain", unit="accuracy", version=2)
 def in_domain_gain(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Rise of the success rate since the base, mean over the in-domain benchmarks.
 
-    One benchmark for each label, sampled before greedy. The error is over problems, paired; the
-    95 % interval is the value -+ 1.96 of it. It covers the problems, not other seeds of training.
+    One benchmark for each label, sampled before greedy. The error is over problems, paired; where
+    few problems changed it says little, and capabilities/in_domain_gain_low, _high and _p are the
+    interval and the test. They cover the problems, not other seeds of training.
     """
     return _mean_change(benchmarks, "in", 1)
 
 
-@metric("capabilities/out_of_domain_loss", unit="accuracy")
+@metric("capabilities/in_domain_gain_low", unit="accuracy")
+def in_domain_gain_low(benchmarks: Sequence[Benchmark]) -> list[Finding]:
+    """Lower end of the 95 % interval of capabilities/in_domain_gain.
+
+    Of the mean rise of the problems that rose minus the mean fall of the others, both with Wilson
+    intervals, combined by MOVER (Newcombe 1998; Zou and Donner 2008). At 0 it agrees with the exact
+    test: it holds 0 where and only where capabilities/in_domain_gain_p is above 0.05.
+    """
+    return _mean_change(benchmarks, "in", 1, "low")
+
+
+@metric("capabilities/in_domain_gain_high", unit="accuracy")
+def in_domain_gain_high(benchmarks: Sequence[Benchmark]) -> list[Finding]:
+    """Upper end of the 95 % interval of capabilities/in_domain_gain, as in_domain_gain_low."""
+    return _mean_change(benchmarks, "in", 1, "high")
+
+
+@metric("capabilities/in_domain_gain_p", unit="probability")
+def in_domain_gain_p(benchmarks: Sequence[Benchmark]) -> list[Finding]:
+    """Two-sided p of the exact sign-flip test that capabilities/in_domain_gain is 0.
+
+    If nothing changed, the change of each problem is as likely to be of the other sign. For one
+    sample a problem this is McNemar's exact test. Not corrected for the number of checkpoints that
+    are looked at.
+    """
+    return _mean_change(benchmarks, "in", 1, "p")
+
+
+@metric("capabilities/out_of_domain_loss", unit="accuracy", version=2)
 def out_of_domain_loss(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Fall of the success rate since the base, mean over the out-of-domain benchmarks.
 
-    Positive where something was lost. Errors and interval as in capabilities/in_domain_gain.
+    Positive where something was lost. Errors, interval and test as in capabilities/in_domain_gain.
     """
     return _mean_change(benchmarks, "out", -1)
 
 
+@metric("capabilities/out_of_domain_loss_low", unit="accuracy")
+def out_of_domain_loss_low(benchmarks: Sequence[Benchmark]) -> list[Finding]:
+    """Lower end of the 95 % interval of capabilities/out_of_domain_loss, as in_domain_gain_low."""
+    return _mean_change(benchmarks, "out", -1, "low")
+
+
+@metric("capabilities/out_of_domain_loss_high", unit="accuracy")
+def out_of_domain_loss_high(benchmarks: Sequence[Benchmark]) -> list[Finding]:
+    """Upper end of the 95 % interval of capabilities/out_of_domain_loss."""
+    return _mean_change(benchmarks, "out", -1, "high")
+
+
+@metric("capabilities/out_of_domain_loss_p", unit="probability")
+def out_of_domain_loss_p(benchmarks: Sequence[Benchmark]) -> list[Finding]:
+    """Two-sided p of the exact sign-flip test that capabilities/out_of_domain_loss is 0."""
+    return _mean_change(benchmarks, "out", -1, "p")
+
+
 def _ratio(benchmarks: Sequence[Benchmark], bound: int | None) -> list[Finding]:
-    (gain,), (loss,) = in_domain_gain(benchmarks), out_of_domain_loss(benchmarks)
-    for part in (gain, loss):
-        if part.status != "ok":
-            return [part]
-    used = [*chosen(benchmarks, "in"), *chosen(benchmarks, "out")]
-    n, texts = gain.n + loss.n, texts_of(*used)
-    if not gain.value > Z * gain.stderr:
+    inside, outside = chosen(benchmarks, "in"), chosen(benchmarks, "out")
+    for part in (in_domain_gain(benchmarks), out_of_domain_loss(benchmarks)):
+        if part[0].status != "ok":
+            return part
+    gain, change = paired_change(inside), paired_change(outside)
+    used = [*inside, *outside]
+    n, texts = sum(one.n for one in used), texts_of(*used)
+    if not gain.low > 0:
         why = (
-            f"the in-domain gain, {gain.value:.3g} ± {Z * gain.stderr:.2g}, is not above 0 with "
-            "its 95 % interval, so nothing can be divided by it"
+            f"the in-domain gain, {gain.value:.3g} ({gain.low:.3g} to {gain.high:.3g}), is not "
+            "above 0 with its 95 % interval, so nothing can be divided by it"
         )
         return [replace(none(why, n, NOT_APPLICABLE), texts=texts)]
-    ratio = loss.value / gain.value
-    if bound is not None:
-        ends = fieller(loss.value, loss.stderr, gain.value, gain.stderr)
-        return [Finding(ends[bound], n=n, texts=texts)]
-    error = math.hypot(loss.stderr, ratio * gain.stderr) / gain.value
-    return [Finding(ratio, error, n, texts=texts)]
+    loss = -change.value
+    ratio = loss / gain.value
+    if bound is None:
+        error = math.hypot(change.stderr, ratio * gain.stderr) / gain.value
+        return [Finding(ratio + 0.0, error, n, texts=texts)]
+    try:
+        ends = ratio_interval((loss, -change.high, -change.low), (gain.value, gain.low, gain.high))
+    except ValueError as error:
+        return [replace(none(str(error), n, NOT_APPLICABLE), texts=texts)]
+    return [Finding(ends[bound] + 0.0, n=n, texts=texts)]
 
 
-@metric("capabilities/gain_loss_ratio", unit="lost per gained")
+@metric("capabilities/gain_loss_ratio", unit="lost per gained", version=2)
 def gain_loss_ratio(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Out-of-domain loss for each point of in-domain gain: loss / gain.
 
     Only where the gain's 95 % interval lies above 0; a ratio to anything less has no meaning. The
-    error is by the delta method; the interval beside it is Fieller's.
+    error is by the delta method; the interval beside it is that of `ratio_interval`.
     """
     return _ratio(benchmarks, None)
 
 
-@metric("capabilities/gain_loss_ratio_low", unit="lost per gained")
+@metric("capabilities/gain_loss_ratio_low", unit="lost per gained", version=2)
 def gain_loss_ratio_low(benchmarks: Sequence[Benchmark]) -> list[Finding]:
-    """Lower end of Fieller's 95 % interval of capabilities/gain_loss_ratio.
+    """Lower end of the 95 % interval of capabilities/gain_loss_ratio (Donner and Zou 2012).
 
-    Gain and loss taken as independent, for they are of different problems.
+    Made of the intervals of gain and loss, which are taken as independent, for they are of
+    different problems; Fieller's where those are symmetric.
     """
     return _ratio(benchmarks, 0)
 
 
-@metric("capabilities/gain_loss_ratio_high", unit="lost per gained")
+@metric("capabilities/gain_loss_ratio_high", unit="lost per gained", version=2)
 def gain_loss_ratio_high(benchmarks: Sequence[Benchmark]) -> list[Finding]:
-    """Upper end of Fieller's 95 % interval of capabilities/gain_loss_ratio."""
+    """Upper end of the 95 % interval of capabilities/gain_loss_ratio."""
     return _ratio(benchmarks, 1)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
-
 from mlflow_scalpel.metrics.capabilities.benchmark import (
     NOT_APPLICABLE,
     Benchmark,
@@ -13,53 +9,87 @@ from mlflow_scalpel.metrics.capabilities.benchmark import (
     benchmark_metric,
     none,
 )
+from mlflow_scalpel.metrics.capabilities.unchanged import unchanged
 
 
-def changed_by_chance(right: np.ndarray, samples: np.ndarray) -> tuple[float, float]:
-    """Expected number of problems gained by another sample of the same model, and its scatter.
-
-        sum_i q_i,   q_i = c_i (k_i - c_i) / (k_i (k_i - 1))
-
-    q_i is the mean over all ordered pairs of different samples of a problem of "first wrong, second
-    right", unbiased for p_i (1 - p_i). As many are lost, by symmetry. The scatter is how far the
-    number of one such pair of samples a problem lies from its mean, sqrt(sum_i q_i (1 - q_i)), for
-    the same problems.
-
-    Args:
-        right: (P,) right samples c_i of each problem.
-        samples: (P,) all samples k_i, two or more.
-    """
-    q = right * (samples - right) / (samples * (samples - 1))  # (P,)
-    return float(q.sum()), math.sqrt(float((q * (1.0 - q)).sum()))
-
-
-def _null(benchmark: Benchmark) -> list[Finding]:
-    if not benchmark.n:
+def against_chance(benchmarks: list[Benchmark], part: str, *, lost: bool) -> list[Finding]:
+    """One part of `unchanged`, over all the benchmarks; or why chance is not known."""
+    n = sum(one.n for one in benchmarks)
+    if not n:
         return [none("no problem was graded of both models")]
-    k = int(benchmark.base_samples.min())
-    if k < 2:
+    ks = sorted({int(k) for one in benchmarks for k in one.base_samples})
+    if ks[0] < 2:
         why = "the base has one sample a problem, and two are needed; raise samples"
-        return [none(why, benchmark.n, NOT_APPLICABLE)]
-    value, scatter = changed_by_chance(benchmark.base_right, benchmark.base_samples)
-    return [Finding(value, scatter, benchmark.n, reason=f"from k = {k} samples of the base")]
+        return [none(why, n, NOT_APPLICABLE)]
+    found = unchanged([one for one in benchmarks if one.n], lost=lost)
+    said = f"from k = {' or '.join(map(str, ks))} samples of the base"
+    if part == "expected":
+        return [Finding(found.expected, found.scatter, n, reason=said)]
+    return [Finding(getattr(found, part), n=n, reason=said)]
 
 
-@benchmark_metric("capabilities/gained_null", unit="problems")
+@benchmark_metric("capabilities/gained_null", unit="problems", version=2)
 def gained_null(benchmark: Benchmark) -> list[Finding]:
     """Problems that the base would gain against itself with another sample.
 
     sum_i c_i (k - c_i) / (k (k - 1)) with c_i of the base's k samples right: the expectation over
     pairs of its samples. A ledger of one sample a problem is mostly regression to the mean, and
-    this is how much of it. The error is how far such a number scatters on the same problems, so
-    that capabilities/gained within two errors of it may be chance alone.
+    this is how much of it. The error is how far capabilities/gained lies from it where nothing
+    changed, the scatter of both together (`unchanged`): a model that is the base lies within two
+    errors in 95 % of cases or more, at every k. capabilities/gained_p is the test.
     """
-    return _null(benchmark)
+    return against_chance([benchmark], "expected", lost=False)
 
 
-@benchmark_metric("capabilities/lost_null", unit="problems")
+@benchmark_metric("capabilities/gained_null_low", unit="problems")
+def gained_null_low(benchmark: Benchmark) -> list[Finding]:
+    """Least number of gained problems that is not told apart from chance (5 %, two-sided)."""
+    return against_chance([benchmark], "low", lost=False)
+
+
+@benchmark_metric("capabilities/gained_null_high", unit="problems")
+def gained_null_high(benchmark: Benchmark) -> list[Finding]:
+    """Largest number of gained problems that is not told apart from chance (5 %, two-sided)."""
+    return against_chance([benchmark], "high", lost=False)
+
+
+@benchmark_metric("capabilities/gained_p", unit="probability")
+def gained_p(benchmark: Benchmark) -> list[Finding]:
+    """p of an exact permutation test: is capabilities/gained what no change would give?
+
+    The distance of capabilities/gained from capabilities/gained_null, where all samples of a
+    problem are dealt out anew between base and checkpoint; two-sided. Not corrected for the number
+    of checkpoints and benchmarks that are looked at.
+    """
+    return against_chance([benchmark], "p", lost=False)
+
+
+@benchmark_metric("capabilities/lost_null", unit="problems", version=2)
 def lost_null(benchmark: Benchmark) -> list[Finding]:
     """Problems that the base would lose against itself with another sample.
 
-    As many as it would gain (capabilities/gained_null): pairs of samples have no order.
+    As many as it would gain (capabilities/gained_null): pairs of samples have no order. Its error
+    is that of capabilities/lost where nothing changed.
     """
-    return _null(benchmark)
+    return against_chance([benchmark], "expected", lost=True)
+
+
+@benchmark_metric("capabilities/lost_null_low", unit="problems")
+def lost_null_low(benchmark: Benchmark) -> list[Finding]:
+    """Least number of lost problems that is not told apart from chance (5 %, two-sided)."""
+    return against_chance([benchmark], "low", lost=True)
+
+
+@benchmark_metric("capabilities/lost_null_high", unit="problems")
+def lost_null_high(benchmark: Benchmark) -> list[Finding]:
+    """Largest number of lost problems that is not told apart from chance (5 %, two-sided)."""
+    return against_chance([benchmark], "high", lost=True)
+
+
+@benchmark_metric("capabilities/lost_p", unit="probability")
+def lost_p(benchmark: Benchmark) -> list[Finding]:
+    """p of an exact permutation test: is capabilities/lost what no change would give?
+
+    As capabilities/gained_p, of the lost problems.
+    """
+    return against_chance([benchmark], "p", lost=True)

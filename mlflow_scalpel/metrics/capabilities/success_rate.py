@@ -10,10 +10,10 @@ import numpy as np
 from mlflow_scalpel.metrics.capabilities.benchmark import (
     Benchmark,
     Finding,
-    Z,
     benchmark_metric,
     none,
 )
+from mlflow_scalpel.metrics.capabilities.intervals import share_interval
 
 
 def clustered_mean(problems: Sequence[Sequence[float]]) -> tuple[float, float]:
@@ -41,19 +41,6 @@ def clustered_ratio(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
     return float(mean), float(np.sqrt(n / (n - 1) * spread))
 
 
-def wilson(rate: float, stderr: float, n: int) -> tuple[float, float]:
-    """95 % Wilson interval of a rate whose clustered standard error is known.
-
-    Wilson's score interval (1927) for m = p (1 - p) / stderr^2 independent trials, the number that
-    would give this error; for a rate of 0 or 1, which has none, m is the number n of problems. It
-    stays within [0, 1], unlike p -+ 1.96 stderr.
-    """
-    m = rate * (1.0 - rate) / stderr**2 if stderr > 0.0 and 0.0 < rate < 1.0 else float(n)
-    middle = (rate + Z**2 / (2 * m)) / (1 + Z**2 / m)
-    half = Z / (1 + Z**2 / m) * math.sqrt(rate * (1 - rate) / m + Z**2 / (4 * m**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def _rate(right: np.ndarray, samples: np.ndarray) -> tuple[float, float, int]:
     return (*clustered_ratio(right.astype(float), samples.astype(float)), len(right))
 
@@ -64,7 +51,9 @@ def _findings(right: np.ndarray, samples: np.ndarray, bound: int | None) -> list
         return [none("no problem was graded of both models")]
     if bound is None:
         return [Finding(rate, stderr, n)]
-    return [Finding(wilson(rate, stderr, n)[bound], n=n)]
+    if n == 1:
+        stderr = 0.0  # not known: as for a rate at its bound, what one problem can say
+    return [Finding(share_interval(rate, stderr, n)[bound], n=n)]
 
 
 @benchmark_metric("capabilities/success_rate", unit="accuracy")

@@ -1,0 +1,121 @@
+"""How far weights moved, in words: means at the last checkpoint, and their ratios between runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from mlflow_scalpel.views.confounding import ABSENT, text_of
+from mlflow_scalpel.views.scores import stepless
+from mlflow_scalpel.views.style import Run, column_of
+from mlflow_scalpel.views.tidy import last_step, per_matrix, reasons
+
+NORM = "weights/relative_frobenius"
+PER_RATE = "weights/relative_frobenius_per_lr"
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Mean over layers and matrices at a run's last compared checkpoint."""
+
+    value: float  # NaN without any
+    step: float
+    known: int  # cells with a value
+    cells: int
+    why: str  # it has none
+
+
+def at_step(step: float, end: float) -> str:
+    """Which checkpoint; and where it is not the run's last, which that is."""
+    later = f", and the run's last is {end:g}" if step < end else ""
+    return f"at step {step:g}{later}"
+
+
+def mean_norms(clean: pd.DataFrame, looks: Sequence[Run], metric: str) -> dict[str, Norm | None]:
+    """The mean of a metric at each run's last compared checkpoint, by run ID; None without rows."""
+    rows = per_matrix(clean, metric)
+    rows = rows[rows["step"] > 0]
+    found: dict[str, Norm | None] = {}
+    for run in looks:
+        own = rows[rows["run_id"] == run.run_id]
+        step = last_step(own)
+        own = own[own["step"] == step]
+        found[run.run_id] = None
+        if step is not None:
+            known = int(own["value"].notna().sum())
+            why = "" if known else reasons(own["reason"])
+            found[run.run_id] = Norm(float(own["value"].mean()), step, known, len(own), why)
+    return found
+
+
+def norm_words(norm: Norm | None, rate: Norm | None, end: float) -> str:
+    """The mean relative norm, and the same for each unit of learning rate spent."""
+    if norm is None:
+        return "weights not compared"
+    if not norm.known:
+        return f"the mean relative norm has no value {at_step(norm.step, end)}: {norm.why}"
+    of = "" if norm.known == norm.cells else f", {norm.known} of {norm.cells} matrices"
+    text = f"mean relative norm {norm.value:.3g} {at_step(norm.step, end)}{of}"
+    if rate is None or not rate.known or rate.step != norm.step:
+        return text
+    return f"{text}, {rate.value:.3g} per unit of summed learning rate"
+
+
+def norm_ratios(
+    looks: Sequence[Run],
+    norms: Mapping[str, Norm | None],
+    rates: Mapping[str, Norm | None],
+    runs: pd.DataFrame | None,
+) -> list[str]:
+    """For each pair of runs, how many times as far one moved, before and after the rate is divided.
+
+    With the steps and the learning rate of both, on which the norm depends, and what of them is
+    unequal or unknown. Only where both were compared in full: a mean over fewer matrices is another
+    mean.
+    """
+    sentences = []
+    for i, one in enumerate(looks):
+        for other in looks[i + 1 :]:
+            a, b = norms[one.run_id], norms[other.run_id]
+            if a is None or b is None or a.cells != b.cells:
+                continue
+            if not a.known == a.cells == b.known or 0 in (a.value, b.value):
+                continue
+            (far, top), (near, down) = sorted(
+                ((one, a), (other, b)), key=lambda pair: pair[1].value, reverse=True
+            )
+            lengths = [_length(run, norm, runs) for run, norm in ((far, top), (near, down))]
+            speeds = [text_of(column_of(runs, run.run_id, "learning_rate")) for run in (far, near)]
+            terms = [f"{a}, learning rate {b}" for a, b in zip(lengths, speeds, strict=True)]
+            text = (
+                f"{far.name} ({terms[0]}) has {top.value / down.value:.3g} times the mean relative "
+                f"norm of {near.name} ({terms[1]})"
+            )
+            c, d = rates[far.run_id], rates[near.run_id]
+            if c is None or d is None or (c.step, d.step) != (top.step, down.step):
+                c = d = None
+            if c is not None and d is not None and c.known and d.value > 0:
+                text += f", and {c.value / d.value:.3g} times its norm per unit of summed "
+                text += "learning rate"
+            sentences.append(f"{text}{_unlike(lengths, speeds)}.")
+    return sentences
+
+
+def _length(run: Run, norm: Norm, runs: pd.DataFrame | None) -> str:
+    """How long the run was trained up to the checkpoint that was compared."""
+    return f"steps {ABSENT}" if stepless([run.run_id], runs) else f"{norm.step:g} steps"
+
+
+def _unlike(lengths: Sequence[str], speeds: Sequence[str]) -> str:
+    """What keeps the plain ratio from being one of the algorithms; "" for equal steps and rates."""
+    why = []
+    for name, said in (("length", lengths), ("learning rate", speeds)):
+        if any(ABSENT in one for one in said):
+            why.append(f"unknown {name}")
+        elif len(set(said)) > 1:
+            why.append(f"unequal {name}")
+    if not why:
+        return ""
+    return f"; runs of {' and '.join(why)}, which the plain ratio measures as well"
