@@ -42,7 +42,7 @@ def amplified(
 
     Solved by the base at least once in its k samples (amplified), and unsolved by it in k, which
     is not unsolvable: k stands in the labels. The last checkpoint is the run's last evaluated one:
-    where nothing was gained at it, there is no bar. Bars are 95 % intervals of the share (Wilson),
+    where nothing was gained at it, there is no bar. Bars are exact 95 % intervals of the share,
     over the gained problems. `benchmark` keeps one (`in/gsm8k/sampled`, or `gsm8k`). Reads `run_id,
     step, value, stderr, n, texts, reason` of `capabilities/amplified`, `capabilities/new`.
 
@@ -62,8 +62,8 @@ def amplified(
     grid = panels(
         [esc(one.words, 40) for one in kept],
         title=TITLE,
-        subtitle="share of the problems gained by the last evaluated checkpoint; bars: 95 % "
-        "intervals (Wilson). Unsolved in k samples is not unsolvable",
+        subtitle="share of the problems gained by the last evaluated checkpoint; bars: exact "
+        "95 % intervals. Unsolved in k samples is not unsolvable",
         columns=2,
         row_height=30 + 34 * len(shown),
         gap=86,

@@ -11,7 +11,7 @@ import pandas as pd
 from mlflow_scalpel.metrics.capabilities.intervals import UNKNOWN, Interval, share_interval
 
 #: Said of a figure of scores.
-BARS = "bars: 95 % intervals over problems (Wilson)"
+BARS = "bars: exact 95 % intervals over problems"
 NO_BARS = "no standard errors in the table"
 
 

@@ -69,7 +69,7 @@ def scores_before_after(table: pd.DataFrame, runs: pd.DataFrame | None = None) -
     """Accuracy by skill: the base and each run's last evaluated checkpoint, side by side.
 
     In-domain left, out-of-domain right, a row of panels for each kind (greedy, sampled). Bars are
-    95 % intervals (Wilson, over problems); where the table has no standard errors, each bar carries
+    exact 95 % intervals over problems; where the table has no standard errors, each bar carries
     its number. Where runs carry different scores of the base, each reading gets its own bar. Reads
     `base, base_digest, run_id, algorithm, step, metric, value, stderr, n, status, reason` of
     `eval/<in|out>/<skill>/<kind>`; step 0 is the base. A score without a value draws no bar but a

@@ -198,7 +198,7 @@ class Balance:
     unknown: str = ""  # why chance is not known
 
     def interval(self, side: str) -> Interval:
-        """95 % interval of the number lost or gained, out of all problems (Wilson)."""
+        """95 % interval of the number lost or gained, out of all problems (exact)."""
         share = getattr(self, side) / self.n
         low, high = share_interval(share, math.sqrt(share * (1 - share) / self.n), self.n)
         return low * self.n, high * self.n

@@ -79,7 +79,7 @@ def kl_statistics(
         [f"{esc(name, 24)}: {title}" if several else title for name in probes for title in titles],
         title=f"{TITLE}, {tokens}",
         subtitle=f"{steps}; bars of error: {Z} standard errors over "
-        "problems, of shares 95 % intervals (Wilson)",
+        "problems, of shares exact 95 % intervals",
         columns=2,
         row_height=230,
         gap=86,

@@ -171,14 +171,12 @@ def one_panel(
         foot = [a + (0.0 if math.isnan(b) else b) for a, b in zip(foot, heights, strict=True)]
     for metric, sign in (("lost_null", -1), ("gained_null", 1)):
         solved = [count["kept"] + count["lost"] for count in counts]
-        heights, ends = (
-            [
-                tuple(a + sign * cell(group, metric + end)[0] for end in parts)
-                for a, (_, group) in zip(solved, steps, strict=True)
-            ]
-            for parts in (("",), ("_low", "_high")[::sign])
-        )
-        middles = [None if math.isnan(height) else height for (height,) in heights]
+        marks = [
+            [foot + sign * cell(group, metric + end)[0] for end in ("", "_low", "_high")]
+            for foot, (_, group) in zip(solved, steps, strict=True)
+        ]
+        middles = [None if math.isnan(mark) else mark for mark, *_ in marks]
+        ends = [(min(low, high), max(low, high)) for _, low, high in marks]
         if not any(height is not None for height in middles):
             continue
         figure.add_trace(

@@ -28,8 +28,8 @@ def scores_over_training(
 
     In-domain panels come first; every line starts at the base (step 0). `kind` keeps one kind
     ("greedy" or "sampled"). `x` is "step", "fraction", "tokens", "flops" or "hours", as in
-    `xaxis.x_of`; on a logarithmic axis (`log_x`) the base, at 0, has no place. Bars are 95 %
-    intervals (Wilson, over problems). Reads `base, base_digest, run_id, algorithm, step, metric,
+    `xaxis.x_of`; on a logarithmic axis (`log_x`) the base, at 0, has no place. Bars are exact
+    95 % intervals over problems. Reads `base, base_digest, run_id, algorithm, step, metric,
     value, stderr, n, status, reason` of `eval/<in|out>/<skill>/<kind>`; an evaluation without a
     value draws a gap.
 

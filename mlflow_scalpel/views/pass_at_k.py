@@ -47,7 +47,7 @@ def pass_at_k(
     """pass@k against k (logarithmic), base and checkpoint, a panel a benchmark and run.
 
     Solid is the run's last evaluated checkpoint, or the one at `step`; thin dotted its first and
-    the one in the middle. Bars are 95 % intervals (Wilson, over problems). A star marks the k at
+    the one in the middle. Bars are exact 95 % intervals over problems. A star marks the k at
     which the order of base and checkpoint is reversed, both leads told apart from chance, with its
     interval; without one the panel says "no crossing told apart from chance up to k = N".
     `benchmark` keeps one (`in/gsm8k/sampled`, or `gsm8k`). Reads `run_id, step, bin, value, stderr,

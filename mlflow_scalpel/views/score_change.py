@@ -117,7 +117,7 @@ def change_of(
     metric, sign = PAIRED[domain]
     own = capability_rows(clean, *(metric + part for part in PARTS))
     own = own[(own["run_id"] == run_id) & (own["step"] == step)]
-    own = own[[is_of(key, domain, kinds) for key in own["benchmark"]]]
+    own = own[own["benchmark"].map(lambda key: is_of(key, domain, kinds)).astype(bool)]
     value, low, high, p = (cell(own, metric + part)[0] for part in PARTS)
     if any(math.isnan(one) for one in (value, low, high, p)):
         return found

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t
 
 from mlflow_scalpel.metrics.capabilities.benchmark import Benchmark
-from mlflow_scalpel.metrics.capabilities.intervals import Interval, Z, combined, wilson
+from mlflow_scalpel.metrics.capabilities.intervals import Interval, combined, exact_interval
 from mlflow_scalpel.metrics.capabilities.sign_flip import ALPHA, inverted, sign_flip_p
 
 
@@ -64,11 +63,11 @@ def paired_change(benchmarks: Sequence[Benchmark]) -> Change:
 def mover(changes: np.ndarray) -> Interval:
     """95 % interval of the mean of changes (P,) between -1 and 1, sound for few changed problems.
 
-    The mean is G - L, the mean rise minus the mean fall. Wilson intervals of G and L, whose errors
-    are over problems, are combined by MOVER for two correlated proportions (Newcombe 1998, method
-    10; Zou and Donner 2008); their correlation follows from no problem rising and falling at once.
-    With Student's t of P - 1 degrees of freedom where the error is estimated. Where nothing fell
-    (or rose), that share lies below what 0 of P problems allows.
+    The mean is G - L, the mean rise minus the mean fall. Exact intervals of G and L, whose errors
+    are over problems (`exact_interval`), are combined by MOVER for two correlated proportions
+    (Newcombe 1998, method 10, which takes Wilson's; Zou and Donner 2008); their correlation follows
+    from no problem rising and falling at once. Where nothing fell (or rose), that share lies below
+    what 0 of P problems allows.
     """
     n = len(changes)
     sides = [np.clip(changes, 0.0, None), np.clip(-changes, 0.0, None)]
@@ -76,13 +75,11 @@ def mover(changes: np.ndarray) -> Interval:
     for side in sides:
         mean = float(side.mean())
         error = float(side.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
-        known = 0.0 < mean < 1.0 and error > 0.0
-        if 0.0 < mean < 1.0 and not known:  # one problem, or all changed alike
-            error, known = math.sqrt(mean * (1.0 - mean) / n), True
-        z = float(t.ppf(0.975, n - 1)) if known and n > 1 else Z
+        if 0.0 < mean < 1.0 and error == 0.0:  # one problem, or all changed alike
+            error = math.sqrt(mean * (1.0 - mean) / n)
         means.append(mean)
         errors.append(error)
-        ends.append(wilson(mean, error, n, z))
+        ends.append(exact_interval(mean, error, n))
     (up, down), ((up_low, up_high), (down_low, down_high)) = means, ends
     r = -up * down / (n * errors[0] * errors[1]) if errors[0] * errors[1] > 0 else 0.0
     r = max(-1.0, r)

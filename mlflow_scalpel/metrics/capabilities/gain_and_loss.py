@@ -103,7 +103,7 @@ def in_domain_gain(benchmarks: Sequence[Benchmark]) -> list[Finding]:
 def in_domain_gain_low(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Lower end of the 95 % interval of capabilities/in_domain_gain.
 
-    Of the mean rise of the problems that rose minus the mean fall of the others, both with Wilson
+    Of the mean rise of the problems that rose minus the mean fall of the others, both with exact
     intervals, combined by MOVER (Newcombe 1998; Zou and Donner 2008). At 0 it agrees with the exact
     test: it holds 0 where and only where capabilities/in_domain_gain_p is above 0.05.
     """

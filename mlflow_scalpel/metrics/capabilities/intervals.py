@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from scipy.special import betaincinv, stdtrit
+
 Z = 1.959963984540054
 """Standard errors on either side of a 95 % normal interval."""
 
@@ -14,21 +16,29 @@ Share = tuple[float, float, float]
 UNKNOWN: Interval = (math.nan, math.nan)
 
 
-def wilson(rate: float, stderr: float, n: float, z: float = Z) -> Interval:
-    """95 % Wilson interval of a rate whose clustered standard error is known.
+def exact_interval(rate: float, stderr: float, n: float) -> Interval:
+    """95 % Clopper-Pearson interval of a rate over n problems whose clustered error is known.
 
-    Wilson's score interval (1927) for m = p (1 - p) / stderr^2 independent trials, the number that
-    would give this error; for a rate of 0 or 1, which has none, m is the number n of problems. It
-    stays within [0, 1], unlike p -+ 1.96 stderr, and is not of width 0 at its bounds.
+    The exact interval (Clopper and Pearson 1934) of m = p (1 - p) / stderr^2 independent trials,
+    the number that would give this error, times (1.96 / t)^2 where that is estimated from more than
+    one sample a problem, t Student's of n - 1 degrees of freedom (Korn and Graubard 1998). For a
+    rate of 0 or 1, which has no error, m is the number n of problems. It stays within [0, 1], is
+    not of width 0 at its bounds, and holds the rate in 95 % of cases or more, mostly more, where
+    Wilson's holds it in 90 % near a bound.
     """
-    m = rate * (1.0 - rate) / stderr**2 if stderr > 0.0 and 0.0 < rate < 1.0 else float(n)
-    middle = (rate + z**2 / (2 * m)) / (1 + z**2 / m)
-    half = z / (1 + z**2 / m) * math.sqrt(rate * (1 - rate) / m + z**2 / (4 * m**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    m = float(n)
+    if stderr > 0.0 and 0.0 < rate < 1.0:
+        m = rate * (1.0 - rate) / stderr**2
+        if n > 1 and m > n + 1e-6 * n:
+            m = max(float(n), m * (Z / float(stdtrit(n - 1, 0.975))) ** 2)
+    right, wrong = rate * m, (1.0 - rate) * m
+    low = float(betaincinv(right, wrong + 1.0, 0.025)) if right > 0.0 else 0.0
+    high = float(betaincinv(right + 1.0, wrong, 0.975)) if wrong > 0.0 else 1.0
+    return low, high
 
 
 def share_interval(rate: float, stderr: float, n: float) -> Interval:
-    """`wilson` of what a table says of a share; NaN at both ends where that is too little.
+    """`exact_interval` of what a table says of a share; NaN at both ends where that is too little.
 
     It needs a standard error, and at a share of 0 or 1, whose standard error is 0, n as well.
     """
@@ -38,7 +48,7 @@ def share_interval(rate: float, stderr: float, n: float) -> Interval:
         return UNKNOWN
     if stderr == 0.0 and 0.0 < rate < 1.0:  # all problems alike: as little is known as at a bound
         stderr = math.sqrt(rate * (1.0 - rate) / n)
-    return wilson(rate, stderr, n)
+    return exact_interval(rate, stderr, n)
 
 
 def combined(value: float, parts: Sequence[tuple[float, Interval]]) -> Interval:
@@ -55,8 +65,8 @@ def combined(value: float, parts: Sequence[tuple[float, Interval]]) -> Interval:
 def unpaired_interval(before: Share, after: Share) -> Interval:
     """95 % interval of after - before, two independent shares: Newcombe (1998), method 10.
 
-    Made of the Wilson intervals of both. Where the problems are the same ones, it is too wide if
-    anything. NaN at both ends where the interval of either is unknown.
+    Made of the exact intervals of both (there: Wilson's). Where the problems are the same ones, it
+    is too wide if anything. NaN at both ends where the interval of either is unknown.
     """
     low_a, high_a = share_interval(*before)
     low_b, high_b = share_interval(*after)

@@ -65,18 +65,18 @@ def success_rate(benchmark: Benchmark) -> list[Finding]:
     return _findings(benchmark.right, benchmark.samples, None)
 
 
-@benchmark_metric("capabilities/success_rate_low", unit="accuracy")
+@benchmark_metric("capabilities/success_rate_low", unit="accuracy", version=2)
 def success_rate_low(benchmark: Benchmark) -> list[Finding]:
-    """Lower end of the 95 % Wilson interval of capabilities/success_rate.
+    """Lower end of the 95 % exact interval of capabilities/success_rate.
 
-    Of as many independent trials as give the clustered standard error.
+    Clopper and Pearson's, of as many independent trials as give the clustered standard error.
     """
     return _findings(benchmark.right, benchmark.samples, 0)
 
 
-@benchmark_metric("capabilities/success_rate_high", unit="accuracy")
+@benchmark_metric("capabilities/success_rate_high", unit="accuracy", version=2)
 def success_rate_high(benchmark: Benchmark) -> list[Finding]:
-    """Upper end of the 95 % Wilson interval of capabilities/success_rate."""
+    """Upper end of the 95 % exact interval of capabilities/success_rate."""
     return _findings(benchmark.right, benchmark.samples, 1)
 
 
@@ -86,13 +86,13 @@ def base_success_rate(benchmark: Benchmark) -> list[Finding]:
     return _findings(benchmark.base_right, benchmark.base_samples, None)
 
 
-@benchmark_metric("capabilities/base_success_rate_low", unit="accuracy")
+@benchmark_metric("capabilities/base_success_rate_low", unit="accuracy", version=2)
 def base_success_rate_low(benchmark: Benchmark) -> list[Finding]:
-    """Lower end of the 95 % Wilson interval of capabilities/base_success_rate."""
+    """Lower end of the 95 % exact interval of capabilities/base_success_rate."""
     return _findings(benchmark.base_right, benchmark.base_samples, 0)
 
 
-@benchmark_metric("capabilities/base_success_rate_high", unit="accuracy")
+@benchmark_metric("capabilities/base_success_rate_high", unit="accuracy", version=2)
 def base_success_rate_high(benchmark: Benchmark) -> list[Finding]:
-    """Upper end of the 95 % Wilson interval of capabilities/base_success_rate."""
+    """Upper end of the 95 % exact interval of capabilities/base_success_rate."""
     return _findings(benchmark.base_right, benchmark.base_samples, 1)
