@@ -44,7 +44,7 @@ def error_bars(
 
 def negated(ends: Iterable[Interval]) -> list[Interval]:
     """The intervals of the values with the other sign."""
-    return [(-high, -low) for low, high in ends]
+    return [(0.0 - high, 0.0 - low) for low, high in ends]
 
 
 def signed(value: float) -> str:

@@ -110,7 +110,7 @@ def accuracy_change(
     sign = PAIRED[domain][1]
     low, high = sorted((sign * found.low, sign * found.high))
     basis += older(found.step, run, clean, runs)
-    return Point(sign * found.change, low, high, basis, rests, found.undecided, p=found.p)
+    return Point(sign * found.change + 0.0, low, high, basis, rests, found.undecided, p=found.p)
 
 
 def of_first(
@@ -281,5 +281,5 @@ def undecided(made: Balance) -> str:
     if any(p <= ALPHA for p in (made.lost_p, made.gained_p, made.balance_p)):
         return ""
     if math.isnan(made.chance):
-        return "gained and lost are not told apart from each other, and chance is not known"
+        return "gained and lost are not told apart from each other, and chance is unknown"
     return "lost and gained are told apart neither from chance nor from each other"

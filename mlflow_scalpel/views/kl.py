@@ -59,13 +59,23 @@ def reading(clean: pd.DataFrame, row: Any) -> Reading:
     """How a row of KL stands to the noise floor of its dtype, on the same texts and tokens.
 
     The floor is KL(base in float32 || base in the dtype); a KL that is not above it by 1.96
-    standard errors of both together may be rounding alone. `row` is one of `itertuples`.
+    standard errors of both together may be rounding alone, and so is then how concentrated it is:
+    of a row of `kl/gini/...` the KL of the same checkpoint and texts is asked. `row` is one of
+    `itertuples`.
     """
     if row.dtype == "float32":
         return Reading("", "")
     if not row.dtype:
         why = "its dtype is not recorded, so its noise floor is not known"
         return Reading("dtype not recorded", why)
+    if str(row.metric).startswith("kl/gini/"):
+        kl = clean[clean["metric"] == str(row.metric).replace("/gini", "")]
+        for column in ("run_id", "step", "texts", "dtype"):
+            kl = kl[kl[column] == getattr(row, column)]
+        kl = kl[kl["value"].notna()]
+        if not len(kl):
+            return Reading(row.dtype, f"the KL that it is of, in {row.dtype}, was not measured")
+        row = next(kl.itertuples())
     group, tokens = str(row.metric).split("/", 1)
     floor = clean[(clean["metric"] == f"{group}/floor/{tokens}") & (clean["dtype"] == row.dtype)]
     floor = floor[(floor["texts"] == row.texts) & floor["value"].notna()]

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from mlflow_scalpel.views.confounding import confounder_table
 from mlflow_scalpel.views.controls import CONTROLS, METRIC, SCALE, Control
-from mlflow_scalpel.views.findings import findings, seed_words, warning_words
+from mlflow_scalpel.views.findings import READING, findings, seed_words, warning_words
 from mlflow_scalpel.views.norms import weight_trajectory
 from mlflow_scalpel.views.report_sections import COMPARE, SECTIONS, Section, Shown
 from mlflow_scalpel.views.style import nothing, styles
@@ -99,8 +99,7 @@ OVER_RUNS = (
     Section(
         "findings",
         "What the numbers say",
-        "\u00b1 is 1.96 standard errors over problems, the evaluations before and after taken as "
-        "independent.",
+        READING,
         {},
         said,
     ),

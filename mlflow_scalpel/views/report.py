@@ -12,7 +12,7 @@ from markupsafe import Markup
 from plotly.io import to_html
 
 from mlflow_scalpel.views.confounding import SHOWN, confounder_table, confounders
-from mlflow_scalpel.views.findings import findings, seed_words, warning_words
+from mlflow_scalpel.views.findings import READING, findings, seed_words, warning_words
 from mlflow_scalpel.views.keys import SLIDER_KEYS
 from mlflow_scalpel.views.numbers import numbers
 from mlflow_scalpel.views.plotlyjs import plotly_js
@@ -82,6 +82,7 @@ def write_report(
         seeds=seed_words(runs, list(names.values())),
         warnings=warning_words(runs),
         findings=findings(clean, runs),
+        reading=READING,
         notes=[*notes, *stepless_words(clean)],
         gaps=gap_words(clean),
         sections=sections,

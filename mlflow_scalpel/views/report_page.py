@@ -76,9 +76,7 @@ their numbers as CSV, come from <code>mlflow_scalpel.views.write_figures</code>.
 <ul>{% for warning in warnings %}<li>{{ warning }}</li>{% endfor %}</ul></div>{% endif %}
 <div class="card"><strong>What the numbers say</strong>
 {% if findings %}<ul>{% for finding in findings %}<li>{{ finding }}</li>{% endfor %}</ul>
-<p class="soft">\u00b1 is 1.96 standard errors over problems, the evaluations before and after taken
-as independent. Where a score is exactly 0 or 1 its standard error is 0, which understates what is
-not known.</p>
+<p class="soft">{{ reading }}</p>
 {% else %}<p>Nothing: the table has no runs.</p>{% endif %}</div>
 {% if notes %}<div class="card"><strong>Notes</strong>
 <ul>{% for note in notes %}<li>{{ note }}</li>{% endfor %}</ul></div>{% endif %}

@@ -86,7 +86,8 @@ SECTIONS = (
         "Scalpel or hammer?",
         "Where each run lies on six axes, beside the other arms and what was imported. There is no "
         "sum and no threshold: a run may be fine on one axis and coarse on another. An open mark "
-        "decides nothing by itself, since its interval includes 0 or is unknown; intervals are "
+        "decides nothing by itself, since its interval includes 0 or is unknown, or a KL is not "
+        "above the noise floor of its dtype; intervals and tests are "
         "over problems, and say nothing of other seeds. The table says what each point rests on.",
         {"card": Shown(card, "the card", "", f"{COMPARE}; {EVALUATE}")},
         card_table,

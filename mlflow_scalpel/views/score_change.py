@@ -128,7 +128,7 @@ def change_of(
         start_mean, end_mean = rates(clean, run_id, step, domain, kinds)
     return Change(
         tuple(kinds), found.kinds or tuple(dict.fromkeys(kinds.values())), start_mean, end_mean,
-        sign * value, low, high, p, cell(own, metric)[2], step,
+        sign * value + 0.0, low, high, p, cell(own, metric)[2], step,
     )  # fmt: skip
 
 

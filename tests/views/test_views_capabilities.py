@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from mlflow_scalpel import views
+from mlflow_scalpel.metrics.capabilities.intervals import share_interval
 from tests.views.whole import BENCHMARKS, FATES, K, ledger_of
 
 EVIL = "<script>alert(\"x\")</script> <img src=x onerror='alert(1)'>"
@@ -39,7 +40,11 @@ def test_a_bar_of_the_ledger_is_all_problems(whole, runs):
         assert found["never"].base[-1] + found["never"].y[-1] == n
         assert found["lost_null"].y[-1] == pytest.approx(solved - 0.06 * n)
         assert found["gained_null"].y[-1] == pytest.approx(solved + 0.06 * n)
-        assert found["gained_null"].error_y.array[-1] == pytest.approx(1.96 * 0.01 * n)
+        # The bars hold the numbers that are not told apart from chance, on the way of each mark.
+        gained, lost_mark = found["gained_null"].error_y, found["lost_null"].error_y
+        assert gained.array[-1] == lost_mark.arrayminus[-1] == pytest.approx(0.03 * n)
+        assert gained.arrayminus[-1] == lost_mark.array[-1] == pytest.approx(0.02 * n)
+        assert "not corrected for the 81 tests shown" in found["kept"].customdata[-1]
         assert f"lost: {lost} of {n}" in found["kept"].customdata[-1]
 
 
@@ -78,7 +83,8 @@ def test_pass_at_k_marks_the_crossing_or_says_there_is_none(whole, runs):
     star = found["crossing at k = 4 (2 to 8)"]
     assert (star.x[0], star.error_x.array[0], star.error_x.arrayminus[0]) == (4, 4, 2)
     assert star.y[0] == pytest.approx(curve.y[2])
-    assert f"no crossing up to k = {K}" in traces(figure, "in-domain: add, sampled: sft")
+    said = f"no crossing told apart from chance up to k = {K}"
+    assert said in traces(figure, "in-domain: add, sampled: sft")
 
 
 def test_an_open_interval_of_the_crossing_says_beyond(whole, runs):
@@ -106,7 +112,9 @@ def test_amplified_says_k(whole, runs):
     name = f"solved by the base at least once in k = {K}"
     assert list(found[name].x) == [0.75] * 3
     assert list(found[f"unsolved by it in k = {K}"].base) == [0.75] * 3
-    assert found[name].error_x.array[0] == pytest.approx(1.96 * 0.05)
+    low, high = share_interval(0.75, 0.05, 4)
+    bars = found[name].error_x
+    assert (0.75 - bars.arrayminus[0], 0.75 + bars.array[0]) == pytest.approx((low, high))
     # of sft-matched, no fact was gained
     assert list(traces(figure, "out-of-domain: facts, sampled")[name].y) == ["sft", "grpo"]
 
@@ -123,7 +131,10 @@ def test_amplified_keeps_rows_and_legend_where_the_first_panel_has_no_bar(whole,
     # The names of the left panel stand at the bars of the right one.
     assert {tuple(figure.layout[axis].range) for axis in ("yaxis", "yaxis2")} == {(-0.5, 2.5)}
     said = " ".join(note.text for note in figure.layout.annotations).replace("<br>", " ")
-    assert "no value: grpo, sft, sft-matched: no problem was gained" in said
+    assert (
+        "no value: grpo at step 300, sft at step 300, sft-matched at step 300: no problem was"
+        in said
+    )
 
 
 @pytest.mark.parametrize("view", VIEWS)

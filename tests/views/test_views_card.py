@@ -17,7 +17,7 @@ def test_points_are_the_tables(whole, runs):
     figure = views.card(whole, runs)
     gain = point(figure, "In-domain gain", "grpo")
     assert gain.x[0] == pytest.approx(0.15)
-    assert gain.error_x.array[0] == pytest.approx(1.96 * 0.02)
+    assert (gain.error_x.arrayminus[0], gain.error_x.array[0]) == pytest.approx((0.04, 0.05))
     assert gain.text is None  # all runs rest on the same: it stands once, under the axis
     assert "add, gcd (sampled)" in figure.layout.xaxis.title.text
     loss = point(figure, "Out-of-domain loss", "sft")
@@ -44,9 +44,12 @@ def test_what_decides_nothing_is_open_and_says_why(whole, runs):
     assert "the interval includes 0" in unsure.customdata[0]
     text = views.card_table(whole, runs)
     assert "decides nothing: the interval includes 0" in text
-    assert "lost and gained not told apart from chance" not in text
-    whole.loc[whole["metric"] == "capabilities/lost_null", "value"] = 3.0
-    assert "not told apart from chance" in views.card_table(whole, runs)
+    assert "told apart neither from chance" not in text
+    for test in ("overall_lost_p", "overall_gained_p", "overall_mcnemar_p"):
+        whole.loc[whole["metric"] == f"capabilities/{test}", "value"] = 0.2
+    text = views.card_table(whole, runs)
+    nothing = "decides nothing: lost and gained are told apart neither from chance nor from each"
+    assert text.count(nothing) == 3
 
 
 def test_lost_against_gained_is_summed_over_benchmarks(whole, runs):
@@ -59,7 +62,7 @@ def test_lost_against_gained_is_summed_over_benchmarks(whole, runs):
     at = list(bars["lost"].y).index("sft")
     assert bars["lost"].x[at] == pytest.approx(-losses / n)
     assert bars["gained"].x[at] == pytest.approx(gains / n)
-    assert f"{losses} ± " in views.card_table(whole, runs)
+    assert f"{losses} lost of 400 (" in views.card_table(whole, runs)
 
 
 def test_without_a_ledger_the_scores_are_taken(table, runs):
@@ -76,7 +79,7 @@ def test_without_a_ledger_the_scores_are_taken(table, runs):
 def test_no_interval_decides_nothing(table, runs):
     table["stderr"] = None
     text = views.card_table(table, runs)
-    assert text.count("the source gives no standard errors") == 6
+    assert text.count("no interval: standard errors are missing") == 6
     runs["learning_rate"] = None
     assert "without the learning rate it says little" in views.card_table(table, runs)
 

@@ -10,6 +10,7 @@ import sys
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from scipy.stats import binomtest
 
 from mlflow_scalpel import views
 from mlflow_scalpel.views.lines import NO_VALUE
@@ -207,9 +208,11 @@ def test_scores_before_and_after(table, runs):
     bar = trace(figure, panel, "grpo")
     assert list(bar.x) == ["add", "gcd"]
     assert list(bar.y) == pytest.approx([0.8, 0.6])
-    assert bar.error_y.array[0] == pytest.approx(1.96 * (0.8 * 0.2 / 200) ** 0.5)
+    exact = binomtest(160, 200).proportion_ci(method="exact")
+    bars = bar.error_y
+    assert (0.8 - bars.arrayminus[0], 0.8 + bars.array[0]) == pytest.approx((exact.low, exact.high))
     assert list(trace(figure, "out-of-domain: greedy", "sft").y) == pytest.approx([0.68])
-    assert "1.96" in figure.layout.title.subtitle.text
+    assert "exact 95 % intervals" in figure.layout.title.subtitle.text
     texts = [note.text for note in figure.layout.annotations]
     assert any("no out-of-domain" in text for text in texts)
 
@@ -264,9 +267,13 @@ def test_in_versus_out_is_the_change_since_the_base(table, runs):
     assert (line.x[0], line.y[0]) == (0, 0)
     assert line.x[-1] == pytest.approx((0.12 + 0.06) / 2)
     assert line.y[-1] == pytest.approx(-0.3)
-    pairs = [(0.6, 0.72), (0.5, 0.56)]
-    error = math.sqrt(sum(p * (1 - p) / 200 for pair in pairs for p in pair)) / 2
-    assert line.error_x.array[-1] == pytest.approx(1.96 * error)
+    # Of exact intervals of each score, whose distances add in squares.
+    ends = [
+        [(p, *binomtest(round(200 * p), 200).proportion_ci(method="exact")) for p in pair]
+        for pair in ((0.6, 0.72), (0.5, 0.56))
+    ]
+    above = sum((high - b) ** 2 + (a - low) ** 2 for (a, low, _), (b, _, high) in ends) ** 0.5 / 2
+    assert line.error_x.array[-1] == pytest.approx(above, rel=1e-4)
     assert set(line.error_x.array[:-1]) == {None}
     assert figure.layout.xaxis.zeroline
     assert figure.layout.yaxis.zeroline
