@@ -5,14 +5,14 @@ rates, and calls the metrics whose rows decide what card and findings say. Nothi
 stored; 1000 repetitions take minutes. Tables in per cent of repetitions; a "change" that is
 "forgotten" or "better" is there to be decided, and so is the ledger of one that is "mixed".
 
-    python benchmarks/verdicts.py [REPETITIONS]
+    python benchmarks/verdicts.py [REPETITIONS [EFFECT...]]
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -182,7 +182,7 @@ def ratio(n: int, k: int, repetitions: int, seed: int = 0) -> Found:
     return found
 
 
-def table(repetitions: int) -> Iterator[str]:
+def table(repetitions: int, effects: Sequence[str]) -> Iterator[str]:
     """Lines of a Markdown table: every base, effect, number of problems and of samples."""
     columns = (
         "change decided", "change covered", "unpaired decided", "unpaired covered",
@@ -191,7 +191,7 @@ def table(repetitions: int) -> Iterator[str]:
     )  # fmt: skip
     yield "| base | effect | n | k | " + " | ".join(columns) + " |"
     yield "| --- | --- |" + " ---: |" * (2 + len(columns))
-    for effect in EFFECTS:
+    for effect in effects:
         for base in BASES:
             for n in SIZES:
                 for k in SAMPLES:
@@ -206,7 +206,7 @@ def table(repetitions: int) -> Iterator[str]:
 def main() -> None:
     """Print the tables, in per cent of repetitions."""
     repetitions = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
-    for line in table(repetitions):
+    for line in table(repetitions, sys.argv[2:] or list(EFFECTS)):
         print(line, flush=True)
     print("\n| n | k | crossing found | its interval holds 3 |\n| ---: | ---: | ---: | ---: |")
     for n in SIZES:

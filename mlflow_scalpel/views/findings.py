@@ -26,12 +26,11 @@ from mlflow_scalpel.views.style import Run, styles, unturned
 from mlflow_scalpel.views.tidy import Z, last_step, probe, read, reasons
 from mlflow_scalpel.views.xaxis import end_of
 
-
 #: How the sentences are to be read.
 READING = (
-    "Intervals of 95 % and tests are over problems, not over seeds. A change that is paired has the "
-    "exact sign-flip test of the changes of single problems, and its interval includes 0 where and "
-    "only where p is above 0.05; an unpaired one takes the two evaluations as independent. \u00b1 "
+    "Intervals of 95 % and tests are over problems, not over seeds. A paired change has the exact "
+    "sign-flip test of the changes of single problems, and its interval includes 0 where and only "
+    "where p is above 0.05; an unpaired one takes the two evaluations as independent. \u00b1 "
     "of a KL is 1.96 standard errors. P values are not corrected for their number."
 )
 

@@ -14,7 +14,7 @@ from scipy.stats import binom
 
 from benchmarks import verdicts
 
-REPETITIONS = 80
+REPETITIONS = 50
 VERDICTS = (
     "change decided",
     "unpaired decided",
@@ -54,7 +54,8 @@ def test_where_nothing_changed_at_most_one_verdict_in_twenty_is_given(unchanged)
             share = found.share(name)
             assert math.isnan(share) or share <= most(0.05, REPETITIONS), (name, place)
         every = over_all(unchanged.values(), name)
-        assert np.mean(every) <= most(0.05, len(every)), name
+        rate = 0.0455 if "2 errors" in name else 0.05
+        assert np.mean(every) <= most(rate, len(every)), name
 
 
 def test_interval_and_test_give_one_verdict(unchanged):

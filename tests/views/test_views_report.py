@@ -84,7 +84,7 @@ def test_summary_says_what_was_compared_and_found(write, table, runs):
     assert "One seed each (grpo; sft; sft-matched)" in text
     assert "<b>a note</b>" in text
     assert (
-        "grpo: in-domain sampled accuracy (mean over 2 skills) 0.550 \u2192 0.700 (+0.150 \u00b1"
+        "grpo: in-domain sampled accuracy (mean over 2 skills) 0.550 \u2192 0.700 (+0.150, 95 % "
         in text
     )
     assert (

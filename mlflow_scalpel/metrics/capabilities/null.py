@@ -36,7 +36,7 @@ def gained_null(benchmark: Benchmark) -> list[Finding]:
     pairs of its samples. A ledger of one sample a problem is mostly regression to the mean, and
     this is how much of it. The error is how far capabilities/gained lies from it where nothing
     changed, the scatter of both together (`unchanged`): a model that is the base lies within two
-    errors in 95 % of cases or more, at every k. capabilities/gained_p is the test.
+    errors in 95.4 % of cases or more, at every k. capabilities/gained_p is the test.
     """
     return against_chance([benchmark], "expected", lost=False)
 

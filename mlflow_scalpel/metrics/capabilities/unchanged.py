@@ -17,9 +17,9 @@ import numpy as np
 from scipy.stats import hypergeom
 
 from mlflow_scalpel.metrics.capabilities.benchmark import Benchmark
-from mlflow_scalpel.metrics.capabilities.intervals import Z
 
 ALPHA = 0.05
+TWO_ERRORS = 0.0455  # of a normal distribution lie outside of two standard deviations
 EXACT_TO = 1 << 19
 """Largest number of different excesses; expectations of a problem are rounded to stay within."""
 ROUNDING = 1e-13
@@ -64,8 +64,9 @@ def unchanged(benchmarks: Sequence[Benchmark], *, lost: bool = False) -> Unchang
     gets is hypergeometric, and any of its samples is the first. So the scatter is that of the
     number itself and of the expectation, which comes from k samples, together.
 
-    `scatter` is the standard deviation or, where few problems can change and the distribution is
-    far from normal, the distance at which its tails of 2.5 % begin over 1.96, if that is more.
+    `scatter` is the standard deviation or, where the distribution is far from normal as where few
+    problems can change, half the distance within which 95.45 % of it lie, if that is more: so many
+    lie within two standard deviations of a normal one.
 
     Lost problems are those with the first samples the other way round. Raises ValueError where a
     problem has fewer than two samples of the base.
@@ -87,17 +88,24 @@ def unchanged(benchmarks: Sequence[Benchmark], *, lost: bool = False) -> Unchang
     values = first + np.arange(len(chances))
     at = excess - first
     p = min(1.0, 2 * min(float(chances[: at + 1].sum()), float(chances[at:].sum())))
-    low = values[np.argmax(np.cumsum(chances) > ALPHA / 2 + ROUNDING)]
-    high = values[len(values) - 1 - np.argmax(np.cumsum(chances[::-1]) > ALPHA / 2 + ROUNDING)]
+    low, high = _inside(values, chances, ALPHA / 2)
+    two_errors = max(map(abs, _inside(values, chances, TWO_ERRORS / 2)))
     middle = float(chances @ values)
     spread = math.sqrt(float(chances @ (values - middle) ** 2))
     return Unchanged(
         float(changed_by_chance(rights, k).sum()),
-        max(spread, -int(low) / Z, int(high) / Z) / unit,
-        max(0.0, observed - (excess - int(low)) / unit),
-        observed - (excess - int(high)) / unit,
+        max(spread, two_errors / 2) / unit,
+        max(0.0, observed - (excess - low) / unit),
+        observed - (excess - high) / unit,
         max(p, ROUNDING),
     )
+
+
+def _inside(values: np.ndarray, chances: np.ndarray, tail: float) -> tuple[int, int]:
+    """The least and the largest of the values at which a tail has more than this chance."""
+    low = np.argmax(np.cumsum(chances) > tail + ROUNDING)
+    high = np.argmax(np.cumsum(chances[::-1]) > tail + ROUNDING)
+    return int(values[low]), int(values[len(values) - 1 - high])
 
 
 def _units(right: np.ndarray, samples: np.ndarray, unit: int) -> np.ndarray:
