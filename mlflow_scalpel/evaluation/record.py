@@ -177,18 +177,17 @@ def _difference(before: dict[str, Any], now: dict[str, Any], name: str) -> str:
 
 
 def score_table(evaluation: Evaluation, subject: Subject, plan: Plan, dtype: str) -> pd.DataFrame:
-    """The scores of one model as a tidy table."""
-    values = [
-        {
-            "metric": score.metric,
-            "value": score.value,
-            "stderr": score.stderr,
-            "n": score.n,
-            "unit": score.unit,
-        }
-        for score in evaluation.scores
-    ]
-    return tidy({**_origin(subject, plan, dtype), **value} for value in values)
+    """The scores of one model as a tidy table; one that graded no problem says so."""
+    rows = []
+    for score in evaluation.scores:
+        own = {"metric": score.metric, "unit": score.unit, "n": score.n}
+        if score.n:
+            own |= {"value": score.value, "stderr": score.stderr}
+        else:
+            why = f"none of the {score.ungraded} problems was graded"
+            own |= {"status": "undefined", "reason": why}
+        rows.append({**_origin(subject, plan, dtype), **own})
+    return tidy(rows)
 
 
 def gap_table(suite: Suite, reason: str, subject: Subject, plan: Plan, dtype: str) -> pd.DataFrame:
