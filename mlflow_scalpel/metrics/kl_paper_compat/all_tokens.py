@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mlflow_scalpel.metrics.estimates import Estimate, over_means
+from mlflow_scalpel.metrics.measured_on import ALL_BFLOAT16
 from mlflow_scalpel.metrics.registry import metric
 
 
@@ -31,7 +32,7 @@ def bfloat16_divergence(base: Tensor, checkpoint: Tensor) -> Tensor:
     return (p * (p.log() - q.log())).sum(-1)
 
 
-@metric("kl_paper_compat/all_tokens", unit="nats/token", version=2)
+@metric("kl_paper_compat/all_tokens", unit="nats/token", version=2, on=ALL_BFLOAT16)
 def all_tokens(problems: Sequence[Tensor]) -> list[Estimate]:
     """KL(base || checkpoint) in nats a token, the way of arXiv 2507.10616: bfloat16 throughout.
 
