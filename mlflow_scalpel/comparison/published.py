@@ -159,9 +159,7 @@ def _read_table(file: Path, dtype: str | None) -> Iterator[tuple[str, str, Row]]
         yield label, "" if "step" in known else str(known.get("model_id", file.name)), known
 
 
-def _read_json(
-    file: Path, scalar: str | None, dtype: str | None
-) -> Iterator[tuple[str, str, Row]]:
+def _read_json(file: Path, scalar: str | None, dtype: str | None) -> Iterator[tuple[str, str, Row]]:
     """(label, "", row) for each value of a checkpoint; ("", key, row) where the key has no step."""
     try:
         content = json.loads(file.read_bytes(), object_pairs_hook=_once)

@@ -67,7 +67,9 @@ def evaluated(scores: dict[str, Any]) -> Evaluation:
         graded = [samples for samples in problems if samples[0] == samples[0]]
         value, stderr = clustered_mean(graded)
         ungraded = len(problems) - len(graded)
-        found.append(Score(f"eval/{domain}/{domain}-add/sampled", value, stderr, len(graded), 1, ungraded))
+        found.append(
+            Score(f"eval/{domain}/{domain}-add/sampled", value, stderr, len(graded), 1, ungraded)
+        )
     return Evaluation(found, pd.DataFrame(rows, columns=SAMPLE_COLUMNS))
 
 

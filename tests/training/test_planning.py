@@ -103,9 +103,7 @@ def test_flops_are_what_pytorch_counts(tied):
         logits.sum().backward()
     # Attention's own products and the norms are 1 % here.
     assert counter.get_total_flops() == pytest.approx(estimate_flops(size, ids.numel()), rel=0.02)
-    assert sampled == pytest.approx(
-        estimate_flops(size, 0, tokens_sampled=ids.numel()), rel=0.02
-    )
+    assert sampled == pytest.approx(estimate_flops(size, 0, tokens_sampled=ids.numel()), rel=0.02)
 
 
 def test_the_papers_grpo_run():
