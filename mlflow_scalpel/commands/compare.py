@@ -152,13 +152,13 @@ def lines(rows: pd.DataFrame) -> list[str]:
                 about.append(f"on {str(texts).split(' ')[0]}")
             binned = one[one["bin"].notna()]
             if len(binned):
-                said = [f"{len(binned)} bins, in the table (--out, --log)", *about]
+                said = [f"{len(binned)} values in bins, in the table (--out, --log)", *about]
                 found.append(f"{name:38} {'':12} {unit:15} {', '.join(said)}")
             plain = one[one["bin"].isna()]
             if len(plain):
                 value, over = _value(plain)
-                said = ", ".join([*over, *about])
-                found.append(f"{name:38} {value:<12} {unit:15} {said}".rstrip())
+                line = f"{name:38} {value:<12} {unit:15} {', '.join([*over, *about])}"
+                found.append(line.rstrip())
     return found
 
 

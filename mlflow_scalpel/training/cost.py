@@ -110,8 +110,8 @@ def estimate_flops(
                                       (but for the last product of each: 6 % too much in all)
 
     Attention's own products are left out, which are small where sequences are much shorter than 12
-    times the hidden size; so are padding, evaluations and measuring. Frozen weights count as trained ones,
-    though they need a third less.
+    times the hidden size; so are padding, evaluations and measuring. Frozen weights count as
+    trained ones, though they need a third less.
 
     Args:
         size: N and H, by `multiplied`.

@@ -134,12 +134,14 @@ def test_the_papers_tables_look_like_its_figures(tracking, capsys):
     norms = [str(PAPER / f"{name}_SFTv02.08.json") for name in ("norms", "kl_math500")]
     (sft,) = imported(
         capsys, *norms, str(PAPER / "benchmarks.csv"), *words, "--model", "SFT (3 epochs)",
-        "--algorithm", "sft", "--learning-rate", "5e-5", "--steps", "462", "--metric", "kl/all_tokens",
+        "--algorithm", "sft", "--learning-rate", "5e-5", "--steps", "462",
+        "--metric", "kl/all_tokens",
     )  # fmt: skip
     norms = [str(PAPER / f"{name}_GRPOv01.14.json") for name in ("norms", "kl_math500")]
     (grpo,) = imported(
         capsys, *norms, str(PAPER / "benchmarks.csv"), *words, "--model", "GRPO (1 epoch)",
-        "--algorithm", "grpo", "--learning-rate", "1e-6", "--steps", "571", "--metric", "kl/all_tokens",
+        "--algorithm", "grpo", "--learning-rate", "1e-6", "--steps", "571",
+        "--metric", "kl/all_tokens",
     )  # fmt: skip
     variants = [
         imported(capsys, str(PAPER / "freezing.csv"), *words, "--model", model,

@@ -51,7 +51,11 @@ def test_heads_have_a_range_and_bins_no_mean():
         *(row("kl/quantile/all_tokens", v, bin=v, texts="a") for v in (0.5, 0.9)),
     )
     assert found[0][1:] == ["-0.9..0.5", "u", "2 heads, furthest layer 1 head 1"]
-    assert found[1] == ["kl/quantile/all_tokens", "u", "2 bins, in the table (--out, --log)"]
+    assert found[1] == [
+        "kl/quantile/all_tokens",
+        "u",
+        "2 values in bins, in the table (--out, --log)",
+    ]
 
 
 @pytest.mark.parametrize("count", [1, 3])

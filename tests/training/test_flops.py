@@ -137,7 +137,7 @@ def model(first_model: Path):
 
 
 WITHIN = {False: 0.03, True: 0.07}
-"""By whether layers run again: then PyTorch stops before a layer's last product, which is counted."""
+"""By whether layers run again; PyTorch then stops before a layer's last product."""
 COMMON = {
     "report_to": "none",
     "use_cpu": True,

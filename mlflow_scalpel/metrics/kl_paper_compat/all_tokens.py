@@ -39,9 +39,9 @@ def all_tokens(problems: Sequence[Tensor]) -> list[Estimate]:
     Weights, forward passes, logits, softmax, the logarithm of the softmax and sums are bfloat16;
     the mean over a problem's tokens is too, and that over problems. Problems with NaN or infinity
     (a logit gap of 100 is enough) are left out, as the authors did, but n counts the others and
-    the row says how many there were. Rounding puts a floor of 1e-4 to 1e-3 under the value, and may
-    make it negative: `kl/all_tokens` has neither. The standard error is that of the problems' means,
-    in float64.
+    the row says how many there were. Rounding puts a floor of 1e-4 to 1e-3 under the value and may
+    make it negative: `kl/all_tokens` has neither. The standard error is that of the problems'
+    means, in float64.
 
     Args:
         problems: KL of each position of a problem, (T,) bfloat16 each.
