@@ -62,7 +62,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compare, and print the mean of each metric for each checkpoint."""
+    """Compare, and print what was measured of each checkpoint."""
     from mlflow_scalpel.comparison.compare import compare
     from mlflow_scalpel.comparison.engine import STANDARD
     from mlflow_scalpel.comparison.store import log_comparison
@@ -121,16 +121,58 @@ def _log_report(table: pd.DataFrame, run_id: str) -> None:
 def _print(table: pd.DataFrame) -> None:
     import pandas as pd
 
-    ok = table[(table["status"] == "ok") & table["bin"].isna()]
+    ok = table[table["status"] == "ok"]
     for (model, step), rows in ok.groupby(["model_id", "step"], sort=False, dropna=False):
         print(f"{model}{'' if pd.isna(step) else f'  step {step}'}")
-        for name, values in rows.groupby("metric", sort=False):
-            over = f"mean of {len(values)}" if len(values) > 1 else ""
-            if len(values) == 1 and values["stderr"].notna().all():
-                over = f"± {values['stderr'].iloc[0]:.2g} over {values['n'].iloc[0]} problems"
-            print(f"  {name:38} {values['value'].mean():<12.6g} {values['unit'].iloc[0]:15} {over}")
+        for line in lines(rows):
+            print(f"  {line}")
     bad = table[table["status"] != "ok"]
     for (model, status, reason), rows in bad.groupby(["model_id", "status", "reason"], sort=False):
         names = sorted(set(rows["metric"]))
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         print(f"{model}: {names[0]}{others}: {status} in {len(rows)} rows: {reason}")
+
+
+def lines(rows: pd.DataFrame) -> list[str]:
+    """What is printed of one model: a line a metric, and where they differ a partner and text.
+
+    A mean is taken over matrices and layers only. Partners of a pair, texts and benchmarks stand by
+    themselves; of heads, whose changes go either way, the range is shown; bins are left to the
+    table.
+    """
+    import pandas as pd
+
+    found = []
+    for name, of_metric in rows.groupby("metric", sort=False):
+        parts = ["other", "texts"]
+        for (other, texts), one in of_metric.groupby(parts, sort=False, dropna=False):
+            unit = str(one["unit"].iloc[0])
+            about = [] if pd.isna(other) else [f"with {other}"]
+            if of_metric["texts"].nunique() > 1:
+                about.append(f"on {str(texts).split(' ')[0]}")
+            binned = one[one["bin"].notna()]
+            if len(binned):
+                said = [f"{len(binned)} values in bins, in the table (--out, --log)", *about]
+                found.append(f"{name:38} {'':12} {unit:15} {', '.join(said)}")
+            plain = one[one["bin"].isna()]
+            if len(plain):
+                value, over = _value(plain)
+                line = f"{name:38} {value:<12} {unit:15} {', '.join([*over, *about])}"
+                found.append(line.rstrip())
+    return found
+
+
+def _value(rows: pd.DataFrame) -> tuple[str, list[str]]:
+    """The value of a metric, and what it is over."""
+    if len(rows) == 1:
+        row = rows.iloc[0]
+        known = rows["stderr"].notna().all()
+        over = [f"\u00b1 {row['stderr']:.2g} over {row['n']} problems"] if known else []
+        return f"{row['value']:.6g}", over
+    if rows["head"].notna().any():
+        low, high = rows["value"].min(), rows["value"].max()
+        far = rows.loc[rows["value"].abs().astype(float).idxmax()]
+        return f"{low:.3g}..{high:.3g}", [
+            f"{len(rows)} heads, furthest layer {far['layer']} head {far['head']}"
+        ]
+    return f"{rows['value'].mean():.6g}", [f"mean of {len(rows)}"]

@@ -16,16 +16,24 @@ def add(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="tidy table (.csv, .parquet), .json of norms or KL by checkpoint "
+        help="tidy table (.csv, .parquet), .json of norms or of bare numbers by checkpoint "
         "(LABEL-step-NUMBER), or table of benchmark, model, accuracy; files of one label become "
         "one run",
     )
     parser.add_argument("--experiment", required=True, metavar="E", help="its name")
+    parser.add_argument(
+        "--metric",
+        nargs="+",
+        default=[],
+        metavar="M",
+        help="what bare numbers by checkpoint are, such as kl/all_tokens or "
+        "eval/in/MATH-500/sampled; FILE=M for one of several files",
+    )
     parser.add_argument("--name", help="of the run; its label unless given")
     parser.add_argument("--algorithm", help="such as grpo or sft")
     parser.add_argument("--base", help="what training began with")
-    parser.add_argument("--learning-rate", type=float, metavar="R")
-    parser.add_argument("--steps", type=int, metavar="N", help="of the whole training")
+    parser.add_argument("--learning-rate", type=_rate, metavar="R")
+    parser.add_argument("--steps", type=_steps, metavar="N", help="of the whole training")
     parser.add_argument("--dtype", help="in which the values were computed")
     parser.add_argument("--data", help="what it was trained on")
     parser.add_argument("--seed", type=int, metavar="N")
@@ -53,6 +61,20 @@ def add(parser: argparse.ArgumentParser) -> None:
     tables.add_argument(
         "--kind", default="reported", help="how they were measured, such as greedy or sampled"
     )
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no learning rate, which is above 0")
+    return value
+
+
+def _steps(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of steps, from 1 on")
+    return value
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import textwrap
 
 NAME = "metrics"
@@ -24,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.names:
         for one in choose_metrics(arguments.names):
             print(f"{one.name} (version {one.version}), in {one.unit}\n")
-            print(textwrap.indent(inspect.getdoc(one.function) or "", "    "), end="\n\n")
+            print(textwrap.indent(one.description, "    "), end="\n\n")
         return 0
     known = all_metrics()
     width = max(len(one.name) for one in known) + 2
@@ -34,7 +33,6 @@ def run(arguments: argparse.Namespace) -> int:
             continue
         print(f"{group}: {read}")
         for one in found:
-            about = (inspect.getdoc(one.function) or "").splitlines()[0]
-            print(f"  {one.name:{width}}{about}")
+            print(f"  {one.name:{width}}{one.summary}")
         print()
     return 0

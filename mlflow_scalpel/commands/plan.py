@@ -79,17 +79,20 @@ def run(arguments: argparse.Namespace) -> int:
 
 def lines(recipe: Any, size: Any, plan: Plan, *, bounded: bool) -> list[tuple[str, str]]:
     """Names and values of a plan, for reading."""
+    from mlflow_scalpel.units import count, flop
+
     most = "at most " if bounded else ""
-    generated = [("tokens generated", f"{most}{plan.tokens_generated:,}")]
+    generated = [("tokens generated", f"{most}{count(plan.tokens_generated, 'tokens')}")]
     memory, gb = plan.memory, 1e9
     told = [
         ("model", f"{recipe.model}, {size.parameters / 1e6:,.1f} M parameters"),
         ("trained", f"{size.trainable / 1e6:,.1f} M parameters in {recipe.train.dtype}"),
         ("steps", f"{plan.steps:,}"),
         ("sequences", f"{plan.sequences:,}, of {plan.problems:,} draws of a problem"),
-        ("tokens trained on", f"{most}{plan.tokens_trained:,}"),
+        ("tokens trained on", f"{most}{count(plan.tokens_trained, 'tokens')}"),
         *(generated if plan.tokens_generated else []),
-        ("FLOPs", f"{most}{plan.flops:.3g}"),
+        ("FLOPs", f"{most}{flop(plan.flops)}"),
+        *(("experts", note) for note in size.multiplied.notes),
         (
             "memory a GPU",
             f"{memory.total / gb:.2f} GB: weights {memory.weights / gb:.2f}, gradients "

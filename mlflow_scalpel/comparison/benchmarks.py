@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from mlflow_scalpel.comparison.bounds import check_row
 from mlflow_scalpel.comparison.published import Results, Row, sha256
 from mlflow_scalpel.errors import ScalpelError
 
@@ -124,6 +125,8 @@ def _checked(file: Path) -> pd.DataFrame:
         numbers = pd.to_numeric(table[name], errors="coerce").astype(float)
         high = 1.0 if name == "accuracy" else math.inf
         wrong = (numbers.isna() & table[name].notna()) | (numbers < 0) | (numbers > high)
+        if name == "n":
+            wrong |= (numbers % 1 != 0) & numbers.notna()
         if name == "accuracy":
             wrong |= numbers.isna()
         if wrong.any():
@@ -133,6 +136,9 @@ def _checked(file: Path) -> pd.DataFrame:
                 f"{file}: line {at + first}, column {name!r}: '{table[name].iloc[at]}' is no {form}"
             )
         table[name] = numbers
+    for number, record in enumerate(table.to_dict("records"), first):
+        name = f"eval/{_part(record['benchmark'])}"
+        check_row({"metric": name, **_cells(record, record["model"])}, f"{file}: line {number}")
     return table
 
 

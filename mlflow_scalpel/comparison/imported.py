@@ -52,6 +52,8 @@ class About(BaseModel):
     """Where the results were published: an address, a paper."""
     texts: str = "published"
     """Name of the texts that KL was measured on, where the files name none."""
+    metric: list[str] = []
+    """Of which metric bare numbers are: METRIC, or FILE=METRIC for one of several files."""
     model: list[str] = []
     """The trained models to take of tables of benchmarks; all unless given."""
     in_domain: list[str] = []
@@ -97,7 +99,7 @@ def import_files(files: Sequence[Path], experiment: str, about: About) -> list[s
 def _read(files: Sequence[Path], about: About) -> list[Results]:
     tables = [file for file in files if is_benchmark_table(file)]
     others = [file for file in files if file not in tables]
-    results = read_results(others) if others else []
+    results = read_results(others, about.metric, about.dtype) if others else []
     if not tables:
         return results
     scores = read_benchmarks(
@@ -123,6 +125,12 @@ def _read(files: Sequence[Path], about: About) -> list[Results]:
 
 def _table(results: Results, about: About) -> tuple[pd.DataFrame, str | None]:
     """The tidy table of a run that has no ID yet, and a note on its keys without a step."""
+    last = max((row["step"] for row in results.rows), default=0)
+    if about.steps is not None and last > about.steps:
+        raise ScalpelError(
+            f"{', '.join(results.files)}: {results.label} has a checkpoint at step {last}, and "
+            f"--steps {about.steps} says that training ended before; correct one of them"
+        )
     added, note = _settle_unstepped(results)
     given = {"algorithm": about.algorithm, "base": about.base, "dtype": about.dtype}
     told = {key: value for key, value in given.items() if value is not None}

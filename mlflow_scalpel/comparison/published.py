@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from mlflow_scalpel.comparison.bounds import SCALARS, check_row, scalar_unit
 from mlflow_scalpel.comparison.table import COLUMNS, DTYPES
 from mlflow_scalpel.comparison.weights import MATRICES
 from mlflow_scalpel.errors import ScalpelError
@@ -21,6 +22,8 @@ from mlflow_scalpel.errors import ScalpelError
 _KEY = re.compile(r"(?P<label>.+)-step-(?P<step>\d+)")
 
 Row = dict[str, Any]
+
+OPTIONS = f"{', '.join(SCALARS)}, eval/in/BENCHMARK/KIND, eval/out/BENCHMARK/KIND"
 
 
 @dataclass
@@ -37,20 +40,30 @@ class Results:
     """The name that a table of benchmarks has for it."""
 
 
-def read_results(files: Sequence[Path]) -> list[Results]:
+def read_results(
+    files: Sequence[Path], scalars: Sequence[str] = (), dtype: str | None = None
+) -> list[Results]:
     """The rows of all files, by run label, in order of label.
 
     Keys without a step belong to the run of their file; in a file of nothing else, to the only run.
+    `scalars` say of which metric the bare numbers of JSON files are: METRIC, or FILE=METRIC for one
+    of several files. `dtype` is that in which the values were computed. Raises ScalpelError for a
+    file of another form, for bare numbers of which nothing is said, and for a value that its metric
+    cannot have.
     """
+    said = _scalar_metrics(files, scalars)
     runs: dict[str, Results] = {}
     strays: list[tuple[Path, dict[str, list[Row]]]] = []
     for file in files:
-        read = {".json": _read_json, ".csv": _read_table, ".parquet": _read_table}.get(file.suffix)
-        if read is None:
+        if file.suffix not in (".json", ".csv", ".parquet"):
             raise ScalpelError(f"{file}: is none of .csv, .parquet and .json")
         labels: set[str] = set()
         unstepped: dict[str, list[Row]] = defaultdict(list)
-        for label, key, row in read(file):
+        if file.suffix == ".json":
+            found = _read_json(file, said.get(file), dtype)
+        else:
+            found = _read_table(file, dtype)
+        for label, key, row in found:
             if not label:
                 unstepped[key].append(row)
                 continue
@@ -82,12 +95,28 @@ def read_results(files: Sequence[Path]) -> list[Results]:
     return [run for _, run in sorted(runs.items())]
 
 
+def _scalar_metrics(files: Sequence[Path], scalars: Sequence[str]) -> dict[Path, str]:
+    """The metric of each file's bare numbers, where one is said."""
+    said: dict[Path, str] = {}
+    for one in scalars:
+        name, equals, metric = one.rpartition("=")
+        if scalar_unit(metric) is None:
+            raise ScalpelError(
+                f"--metric {one}: {metric!r} has no single value a checkpoint; use one of {OPTIONS}"
+            )
+        of = [file for file in files if not equals or name in (str(file), file.name)]
+        if not of:
+            raise ScalpelError(f"--metric {one}: no file {name!r} is imported")
+        said |= dict.fromkeys(of, metric)
+    return said
+
+
 def _extend(known: dict[str, list[Row]], more: Mapping[str, list[Row]]) -> None:
     for key, rows in more.items():
         known[key] += rows
 
 
-def _read_table(file: Path) -> Iterator[tuple[str, str, Row]]:
+def _read_table(file: Path, dtype: str | None) -> Iterator[tuple[str, str, Row]]:
     """(label, key, row) for each row of a tidy table; the key is "" where the row has a step."""
     texts = {name: "string" for name, dtype in DTYPES.items() if dtype == "string"}
     try:
@@ -125,11 +154,12 @@ def _read_table(file: Path) -> Iterator[tuple[str, str, Row]]:
         known = {str(name): value for name, value in row.items() if value is not None}
         if known.get("status", "ok") == "ok" and (known.get("value") in (math.inf, -math.inf)):
             known |= _valued(known["value"])
+        check_row(known, f"{file}: {place} {number}", dtype)
         label = str(known.pop("run_id", file.stem))
         yield label, "" if "step" in known else str(known.get("model_id", file.name)), known
 
 
-def _read_json(file: Path) -> Iterator[tuple[str, str, Row]]:
+def _read_json(file: Path, scalar: str | None, dtype: str | None) -> Iterator[tuple[str, str, Row]]:
     """(label, "", row) for each value of a checkpoint; ("", key, row) where the key has no step."""
     try:
         content = json.loads(file.read_bytes(), object_pairs_hook=_once)
@@ -153,12 +183,20 @@ def _read_json(file: Path) -> Iterator[tuple[str, str, Row]]:
                     "them is cut off or of another model: correct or remove it"
                 )
         elif _is_value(values) and not (values is None and of_norms):
-            rows = [{"metric": "kl/all_tokens", "unit": "nats/token", **_valued(values)}]
+            if scalar is None:
+                raise ScalpelError(
+                    f"{file}: {key!r} is a bare number ({values}), and whether it is a KL or an "
+                    f"accuracy the file does not say; say it with --metric, one of {OPTIONS} (of "
+                    f"one file among several: --metric {file.name}=METRIC)"
+                )
+            rows = [{"metric": scalar, "unit": scalar_unit(scalar), **_valued(values)}]
         else:
             raise ScalpelError(
-                f"{file}: {key!r} holds neither a number (KL) nor an object of matrices (norms)"
+                f"{file}: {key!r} holds neither a number nor an object of matrices (norms)"
             )
         for row in rows:
+            where = [f"{row[name]}" for name in ("matrix", "layer") if name in row]
+            check_row(row, ", ".join([f"{file}: {key!r}", *where]), dtype)
             yield label, "" if named else key, {**place, **row}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pandas as pd
 
 from mlflow_scalpel.evaluation.harness import Evaluator
@@ -63,7 +64,8 @@ def score_gold_answers(
     first = _first(rows)
     openings = _openings(rows if base is None else base, evaluator)
     wanted = first if base is None else first[first["score"] < 1.0]
-    wanted = wanted[[key in openings for key in _keys(wanted)]]
+    # An array, since an empty list would choose columns.
+    wanted = wanted[np.array([key in openings for key in _keys(wanted)], dtype=bool)]
     plain, after = [], []
     for key, gold in zip(_keys(wanted), wanted["gold"].astype(str), strict=True):
         prompt, opening = evaluator.prompts[key], openings[key]

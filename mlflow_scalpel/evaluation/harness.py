@@ -32,6 +32,7 @@ from lm_eval.api.instance import Instance
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.generation import BatchedLM
 from mlflow_scalpel.evaluation.grading import last_boxed, math_score
+from mlflow_scalpel.evaluation.groups import GroupScore, group_score
 from mlflow_scalpel.evaluation.suite import Suite, SuiteTask
 from mlflow_scalpel.evaluation.suite_lm import SuiteLM
 from mlflow_scalpel.evaluation.tasks import Work, build_works
@@ -54,6 +55,7 @@ SAMPLE_COLUMNS = [
     "score",
     "tokens",
     "finished",
+    "chat_template",
 ]
 
 
@@ -74,6 +76,10 @@ class Score:
     ungraded: int
     """Problems whose gold answer the grader cannot read; they are left out."""
     unit: str = "accuracy"
+    chat_template: bool = True
+    """Whether the problems went through the model's chat template."""
+    group: GroupScore | None = None
+    """Of a group of tasks, what lm-eval gives for it."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,8 @@ class Evaluator:
                 model = _load_model(str(model_directory), dtype, device)
                 base = Path(model_directory)
                 self._lm = BatchedLM(model, tokenizer, batch_size=batch_size, base=base)
-        self._check_chat_template(str(model_directory))
+        if any(task.chat_template for task in suite.tasks):
+            self._check_chat_template(str(model_directory))
 
     def load_weights(self, directory: str | Path) -> None:
         """Take the weights of another checkpoint of the same model, in place.
@@ -170,7 +177,8 @@ class Evaluator:
         if self._lm.tokenizer.chat_template is None:
             raise ScalpelError(
                 f"{model}: the tokenizer has no chat template; add chat_template.jinja to it, or "
-                "evaluate a model that was tuned to chat"
+                "set chat_template: false for the suite's tasks, or evaluate a model that was "
+                "tuned to chat"
             )
         if self.system_prompt is None:
             return
@@ -195,9 +203,9 @@ class Evaluator:
                 task.build_all_requests(
                     limit=entry.limit,
                     system_instruction=self.system_prompt,
-                    apply_chat_template=True,
-                    fewshot_as_multiturn=True,
-                    chat_template=self._lm.apply_chat_template,
+                    apply_chat_template=entry.chat_template,
+                    fewshot_as_multiturn=entry.chat_template,
+                    chat_template=self._lm.apply_chat_template if entry.chat_template else None,
                     tokenizer_name=self._lm.tokenizer_name,
                 )
                 for request in task.instances:
@@ -212,8 +220,9 @@ class Evaluator:
 
     def _graded(self, work: Work, entry: SuiteTask) -> tuple[Score, list[dict[str, Any]]]:
         rows: list[dict[str, Any]] = []
-        problems: list[list[float]] = []  # the scores of each problem
+        by_task: dict[str, list[list[float]]] = {}  # the scores of each problem
         for task in work.tasks:
+            problems = by_task.setdefault(task.task_name, [])
             groups: dict[int, list[Instance]] = {}
             for request in task.instances:
                 groups.setdefault(request.doc_id, []).append(request)
@@ -228,17 +237,26 @@ class Evaluator:
                 for sample, part in enumerate(scores):
                     row = {"sample": sample, "score": float(np.mean(part))}
                     rows.append({**about, **row, **self._completion(requests, sample)})
-        graded = [scores for scores in problems if not np.isnan(scores).any()]
-        if len(graded) < len(problems):
+        count = sum(map(len, by_task.values()))
+        for name, problems in by_task.items():
+            by_task[name] = [scores for scores in problems if not np.isnan(scores).any()]
+        graded = [scores for problems in by_task.values() for scores in problems]
+        if len(graded) < count:
             logger.warning(
                 "%s: the gold answer of %d of %d problems cannot be read; they are left out",
                 entry.metric_name,
-                len(problems) - len(graded),
-                len(problems),
+                count - len(graded),
+                count,
             )
-        value, stderr = clustered_mean(graded)
-        ungraded = len(problems) - len(graded)
-        score = Score(entry.metric_name, value, stderr, len(graded), entry.samples, ungraded)
+        score = Score(
+            entry.metric_name,
+            *clustered_mean(graded),
+            len(graded),
+            entry.samples,
+            count - len(graded),
+            chat_template=entry.chat_template,
+            group=None if work.group is None else group_score(work.group, entry, by_task),
+        )
         return score, rows
 
     def _completion(self, requests: list[Instance], sample: int) -> dict[str, Any]:
@@ -289,6 +307,7 @@ def _describe(task: Any, requests: list[Instance], entry: SuiteTask) -> dict[str
         "domain": entry.domain,
         "label": entry.label,
         "kind": entry.kind,
+        "chat_template": entry.chat_template,
         "problem_id": digest,
         "problem": problem,
         "gold": _gold(target, entry),

@@ -177,18 +177,34 @@ def _difference(before: dict[str, Any], now: dict[str, Any], name: str) -> str:
 
 
 def score_table(evaluation: Evaluation, subject: Subject, plan: Plan, dtype: str) -> pd.DataFrame:
-    """The scores of one model as a tidy table."""
-    values = [
-        {
-            "metric": score.metric,
-            "value": score.value,
-            "stderr": score.stderr,
-            "n": score.n,
-            "unit": score.unit,
-        }
-        for score in evaluation.scores
-    ]
-    return tidy({**_origin(subject, plan, dtype), **value} for value in values)
+    """The scores of one model as a tidy table; one that graded no problem says so.
+
+    A group of tasks has a second row, `lm_eval/...`: the number that lm-eval gives it.
+    """
+    rows = []
+    for score in evaluation.scores:
+        own = {"metric": score.metric, "unit": score.unit, "n": score.n}
+        if not score.chat_template:
+            own["reason"] = "prompts without the chat template"
+        if score.n:
+            own |= {"value": score.value, "stderr": score.stderr}
+        else:
+            why = f"none of the {score.ungraded} problems was graded"
+            own |= {"status": "undefined", "reason": why}
+        rows.append({**_origin(subject, plan, dtype), **own})
+        if score.n and score.group is not None:
+            one = score.group
+            name = lm_eval_name(score.metric)
+            said = f"as lm-eval makes one number of {one.tasks} tasks; {score.metric} is the mean"
+            said += " over all problems, with its error over them"
+            as_lm_eval = {"metric": name, "value": one.value, "stderr": one.stderr, "reason": said}
+            rows.append({**_origin(subject, plan, dtype), **own, **as_lm_eval})
+    return tidy(rows)
+
+
+def lm_eval_name(metric: str) -> str:
+    """`lm_eval/<domain>/<label>/<kind>`, of what lm-eval itself gives a group of tasks."""
+    return metric.replace("eval/", "lm_eval/", 1)
 
 
 def gap_table(suite: Suite, reason: str, subject: Subject, plan: Plan, dtype: str) -> pd.DataFrame:

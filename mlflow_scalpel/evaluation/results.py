@@ -12,6 +12,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -21,8 +22,9 @@ from mlflow import MlflowClient
 from mlflow_scalpel.checkpoints.log import courier_for
 from mlflow_scalpel.checkpoints.spool import ArtifactEntry, MetricsEntry, MetricValue
 from mlflow_scalpel.comparison import Subject
+from mlflow_scalpel.evaluation.groups import GroupScore
 from mlflow_scalpel.evaluation.harness import Evaluation, Score
-from mlflow_scalpel.evaluation.record import result_file
+from mlflow_scalpel.evaluation.record import lm_eval_name, result_file
 
 RESULTS = "scalpel/results"
 
@@ -53,8 +55,13 @@ class Result:
         """What `write` wrote; raises ValueError or OSError for a file that was cut off."""
         rows = pd.read_parquet(path)
         about, rows.attrs = rows.attrs, {}
-        scores = [Score(**fields) for fields in about["scores"]]
+        scores = [_score(fields) for fields in about["scores"]]
         return cls(Evaluation(scores, rows), about["finished"])
+
+
+def _score(fields: dict[str, Any]) -> Score:
+    group = fields.pop("group")
+    return Score(**fields, group=None if group is None else GroupScore(**group))
 
 
 class Results:
@@ -108,6 +115,10 @@ class Results:
         result, step = self.read(subject), subject.step or 0
         values = {score.metric: score.value for score in result.evaluation.scores}
         values |= {f"{score.metric}_stderr": score.stderr for score in result.evaluation.scores}
+        for score in result.evaluation.scores:
+            if score.group is not None:
+                name = lm_eval_name(score.metric)
+                values |= {name: score.group.value, f"{name}_stderr": score.group.stderr}
         metrics = [
             MetricValue(key=key, value=value, timestamp=result.finished, step=step)
             for key, value in values.items()

@@ -79,6 +79,9 @@ class SuiteTask(Strict):
     """Regular expression whose first group is the answer within the task's target."""
     filter: str = "none"
     """lm-eval's name of the filter that the completion went through."""
+    chat_template: bool = True
+    """False gives the model the task's own text, a system prompt before it, as published baselines
+    are mostly made, those of multiple choice above all; worked examples then stand in one text."""
     shots: NonNegativeInt = 0
     """Worked examples before the problem."""
     limit: PositiveInt | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
@@ -19,6 +20,8 @@ class Work:
 
     tasks: list[Task]
     entries: list[SuiteTask]
+    group: Group | None = None
+    """The group that the tasks are of, where the suite names one."""
 
 
 def build_works(suite: Suite) -> list[Work]:
@@ -38,33 +41,39 @@ def build_works(suite: Suite) -> list[Work]:
         entries.setdefault(entry.work, []).append(entry)
     works = []
     for members in entries.values():
-        tasks = _load_tasks(manager, members[0])
+        tasks, group = _load_tasks(manager, members[0])
         for task in tasks:
             for member in members:
                 _check_task(task, member)
-        works.append(Work(tasks, members))
+        works.append(Work(tasks, members, group))
     return works
 
 
-def _load_tasks(manager: TaskManager, entry: SuiteTask) -> list[Task]:
+def _load_tasks(manager: TaskManager, entry: SuiteTask) -> tuple[list[Task], Group | None]:
     spec: Any = entry.task
     if entry.data is not None:
         rows = load_rows(entry.data, needs=("problem", "answer"))
         # An inline group is how lm-eval takes a task by name with some of its settings replaced.
         spec = {"group": f"{entry.label}-data", "task": [{"task": entry.task, **_own_rows(rows)}]}
     try:
-        tasks = list(manager.load([spec])["tasks"].values())
+        loaded = manager.load([spec])
     except OSError as error:  # what `datasets` raises where a hub dataset cannot be had
         raise ScalpelError(
             f"task {entry.task}: its data cannot be loaded: {error}. Connect to the hub, or give "
             f"a local file as data.{entry.label}.file"
         ) from error
+    except IndexError as error:  # lm-eval looks at the first problem of each task
+        raise ScalpelError(
+            f"task {entry.task}: it has no problem, or a task of the group has none ({error}); "
+            "correct its data or its process_docs, or leave it out of the suite"
+        ) from error
+    tasks = list(loaded["tasks"].values())
     for task in tasks:
         settings = dict(task.get_config("generation_kwargs") or {})
         if entry.generation is not None:
             task.set_config("generation_kwargs", _generation_kwargs(entry, settings.get("until")))
         task.set_config("num_fewshot", entry.shots)
-    return tasks
+    return tasks, loaded["groups"].get(entry.task)
 
 
 def _own_rows(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -40,6 +41,19 @@ class Metric:
     version: int
     """Goes up when the values that the function gives change."""
     function: Callable[..., Any]
+    on: str = ""
+    """On what it is measured, where that is not in the function's docstring; a short line first."""
+
+    @property
+    def summary(self) -> str:
+        """What it is, in a line."""
+        first = (inspect.getdoc(self.function) or "").partition("\n")[0]
+        return f"{first} {self.on.partition(chr(10))[0]}".strip()
+
+    @property
+    def description(self) -> str:
+        """What it is and on what it is measured, in full."""
+        return "\n\n".join(filter(None, [inspect.getdoc(self.function) or "", self.on]))
 
     @property
     def group(self) -> str:
@@ -51,17 +65,18 @@ _METRICS: dict[str, Metric] = {}
 
 
 def metric(
-    name: str, *, unit: str, version: int = 1
+    name: str, *, unit: str, version: int = 1, on: str = ""
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: make the function known as the metric `name`, which begins with its group.
 
+    `on` says on what it is measured, where one function serves several metrics.
     Raises ValueError for a second metric of that name, or a group that nothing computes.
     """
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         if name in _METRICS:
             raise ValueError(f"metric {name!r} is registered twice; give one of them another name")
-        made = Metric(name, unit, version, function)
+        made = Metric(name, unit, version, function, on)
         if made.group not in GROUPS:
             raise ValueError(f"metric {name!r}: its group is none of {', '.join(GROUPS)}")
         _METRICS[name] = made

@@ -183,6 +183,7 @@ def about(selection: Selection, page: Page) -> dict[str, Any]:
     `gaps` says of which metrics of the page values are missing, and why.
     """
     from mlflow_scalpel.views import pages
+    from mlflow_scalpel.views.bases import base_words
     from mlflow_scalpel.views.report import gap_words
 
     table = selection.table
@@ -191,9 +192,8 @@ def about(selection: Selection, page: Page) -> dict[str, Any]:
         for name in selection.unmeasured
     ]
     notes += selection.damaged
-    bases = [base for base in table["base"].unique() if base]
-    digests = {digest for digest in table["base_digest"].unique() if digest}
-    if len(bases) > 1 and len(digests) != 1:
+    bases = base_words(table, selection.described)
+    if len(bases) > 1:
         notes.append(
             f"These runs were measured against different bases ({', '.join(bases)}): their numbers "
             "are distances from different points."

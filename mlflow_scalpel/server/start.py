@@ -78,7 +78,8 @@ def _measured(run: Run) -> set[str]:
 def _row(run: Run, later: set[str]) -> dict[str, Any]:
     params, tags = run.data.params, run.data.tags
     made = run.outputs.model_outputs if run.outputs else []
-    base = params.get("base_model") or params.get("base") or params.get("base_model_id") or ""
+    told = ("base_name", "base_model", "base", "base_model_id")
+    base = next((params[name] for name in told if params.get(name)), "")
     return {
         "id": run.info.run_id,
         "name": _cut(run.info.run_name or run.info.run_id),

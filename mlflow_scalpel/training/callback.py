@@ -23,7 +23,14 @@ from mlflow_scalpel.recipes.training import GrpoRecipe, TrainingRecipe
 from mlflow_scalpel.run_warnings import print_warning, warning_tag
 from mlflow_scalpel.training.alarms import Watch
 from mlflow_scalpel.training.arguments import problems_a_step, sequences_a_step
-from mlflow_scalpel.training.cost import UNITS, Cost, estimate_flops, multiplied_parameters
+from mlflow_scalpel.training.cost import (
+    UNITS,
+    Cost,
+    Multiplied,
+    generations,
+    multiplied,
+    run_flops,
+)
 from mlflow_scalpel.training.freezing import METRIC, UNIT, changed_elements, complaint
 from mlflow_scalpel.training.heatmap import heatmap_image
 from mlflow_scalpel.training.journal import Journal
@@ -85,7 +92,8 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         self._past = past
         self._rewards = rewards
         self._learning_rate_sum = 0.0
-        self._parameters = self._steps = self._tokens = 0
+        self._steps = self._tokens = 0
+        self._multiplied = Multiplied(0, 0)
         self._began = self._measuring = 0.0
         self._logs_of_save: dict[str, float] = {}
         self._deliveries: dict[int, Delivery] = {}
@@ -103,12 +111,16 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         self._began = time.monotonic()
-        self._parameters = multiplied_parameters(model)
+        self._multiplied = multiplied(model)
         self._steps = state.max_steps
         if state.global_step > 0:
             self._restore(state)
         if not state.is_world_process_zero:
             return
+        if self._multiplied.unknown:
+            said = f"cost/flops is too high: {'; '.join(self._multiplied.notes)}"
+            print_warning("flops", said, self._run_id)
+            self._journal.tags(warning_tag("flops", said))
         if self._watch is not None:
             for entry in state.log_history:  # of a run that is taken up
                 self._watch.see(int(entry["step"]), entry)
@@ -339,14 +351,16 @@ class CheckpointCallback(TrainerCallback, ExportableState):
     def _cost(self, step: int, measuring_seconds: float) -> Cost:
         # The rewards see this process's share of the completions, and every share is as large.
         generated = self._rewards.tokens_generated * self._recipe.processes if self._rewards else 0
+        batches = generations(self._recipe, step)
+        # GRPO's trainer counts a batch when it generates it, however often it is trained on.
+        trained = round(self._tokens * step / batches) if batches else self._tokens
+        read = self._tokens if self._rewards else 0
         return Cost(
             sequences=step * sequences_a_step(self._recipe),
-            unique_problems=min(step * problems_a_step(self._recipe), self._problems),
-            tokens_trained=self._tokens,
+            unique_problems=min(batches * problems_a_step(self._recipe), self._problems),
+            tokens_trained=trained,
             tokens_generated=generated,
-            flops=estimate_flops(
-                self._parameters, self._tokens, self._tokens if self._rewards else 0
-            ),
+            flops=run_flops(self._recipe, self._multiplied, trained, read, generated),
             wall_seconds=time.monotonic() - self._began,
             measuring_seconds=measuring_seconds,
         )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.recipes.training import GrpoRecipe, SftRecipe, TrainingRecipe
 from mlflow_scalpel.training.arguments import problems_a_step, sequences_a_step, total_steps
-from mlflow_scalpel.training.cost import estimate_flops, multiplied_parameters
+from mlflow_scalpel.training.cost import Multiplied, generations, multiplied, run_flops
 from mlflow_scalpel.training.freezing import apply_freeze
 
 Sharding = Literal["zero2", "zero3", "fsdp"]
@@ -28,8 +28,8 @@ class ModelSize:
     parameters: int
     trainable: int
     """Parameters that the recipe does not freeze."""
-    multiplied: int
-    """Parameters that each token is multiplied with: see `multiplied_parameters`."""
+    multiplied: Multiplied
+    """Parameters that each token is multiplied with."""
     layers: int
     hidden: int
     attention: int
@@ -101,7 +101,7 @@ def model_size(config: Any, recipe: TrainingRecipe) -> ModelSize:
     return ModelSize(
         parameters=trained.trainable + trained.frozen,
         trainable=trained.trainable,
-        multiplied=multiplied_parameters(model),
+        multiplied=multiplied(model),
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         attention=heads * size,
@@ -122,8 +122,7 @@ def plan_run(
     """The plan of a run.
 
     Steps as the trainer takes them; sequences = steps x batch x accumulation x processes; tokens
-    trained on = sequences x tokens of a sequence, prompt included; FLOPs by `estimate_flops` with
-    `multiplied_parameters` (frozen ones too, though they need a third less).
+    trained on = sequences x tokens of a sequence, prompt included; FLOPs by `run_flops`.
 
     Args:
         rows: problems of the data, which a length in epochs needs.
@@ -149,10 +148,13 @@ def plan_run(
             "the recipe bounds no length; set data.max_prompt_tokens (and for SFT "
             "data.max_solution_tokens or train.max_length), or give --tokens"
         )
-    trained, generated = round(sequences * mean), 0
+    trained, read, generated = round(sequences * mean), 0, 0
+    batches = generations(recipe, steps)
     if isinstance(recipe, GrpoRecipe):
-        generated = round(sequences * (completion_tokens or recipe.train.max_completion_length))
-    flops = estimate_flops(size.multiplied, trained, trained if generated else 0)
+        sampled = batches * sequences_a_step(recipe)
+        read = round(sampled * mean)
+        generated = round(sampled * (completion_tokens or recipe.train.max_completion_length))
+    flops = run_flops(recipe, size.multiplied, trained, read, generated)
     weights = size.parameters * _BYTES[recipe.train.dtype]
     states = optimizer_bytes(size, recipe, sharding)
     count, kept = recipe.checkpoints.count, recipe.checkpoints.keep_local
@@ -160,7 +162,7 @@ def plan_run(
     return Plan(
         steps=steps,
         sequences=sequences,
-        problems=steps * problems_a_step(recipe),
+        problems=batches * problems_a_step(recipe),
         longest=longest or round(mean),
         tokens_trained=trained,
         tokens_generated=generated,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from mlflow_scalpel.takeup import seam_tag
 from mlflow_scalpel.training.cost import hardware
 
 if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+
     from mlflow_scalpel.training.examples import Pool
     from mlflow_scalpel.training.resume import Past
     from mlflow_scalpel.training.rewards import Rewards
@@ -33,6 +36,8 @@ class OpenBase:
     model_id: str
     """Empty in processes other than the main one, which alone speaks to MLflow."""
     digest: str
+    name: str
+    """What people call it: name and version of the registry, hub name, or the directory's."""
 
 
 def open_base(stage: OpenStage) -> OpenBase:
@@ -43,9 +48,23 @@ def open_base(stage: OpenStage) -> OpenBase:
     directory = resolve(recipe.model)
     tokenizer = AutoTokenizer.from_pretrained(directory)
     if not stage.run_id:
-        return OpenBase(directory, tokenizer, "", "")
+        return OpenBase(directory, tokenizer, "", "", "")
     model = log_base(recipe.model)
-    return OpenBase(directory, tokenizer, model.model_id, model.params["digest"])
+    name = base_name(model, recipe.model)
+    return OpenBase(directory, tokenizer, model.model_id, model.params["digest"], name)
+
+
+def base_name(model: LoggedModel, source: str) -> str:
+    """What people call a base: NAME/VERSION where it is registered, else what `source` names.
+
+    (`source` may be a models:/ URI of an ID, which says nothing; then it is the model's name.)
+    """
+    registered = json.loads(model.tags.get("mlflow.modelVersions", "[]"))
+    if registered:
+        return "{name}/{version}".format(**registered[0])
+    if source.startswith(("models:/", "runs:/")):
+        return str(model.name)
+    return Path(source).resolve().name if Path(source).is_dir() else source
 
 
 def follow(
@@ -158,6 +177,7 @@ def log_settings(recipe: TrainingRecipe, base: OpenBase, algorithm: str, argumen
             "max_steps": arguments.max_steps,
             "algorithm": algorithm,
             "base_model": recipe.model,
+            "base_name": base.name,
             "base_model_id": base.model_id,
             "data": recipe.data.describe(),
             "solutions": recipe.data.columns.solution if algorithm == "sft" else "none",

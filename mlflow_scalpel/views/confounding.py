@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 from markupsafe import Markup, escape
 
+from mlflow_scalpel.units import cost_words
 from mlflow_scalpel.views.style import column_of, isolated, unique
 from mlflow_scalpel.views.tidy import number
 
@@ -94,13 +95,20 @@ def confounder_table(runs: pd.DataFrame, *, about: Sequence[str] | None = None) 
     ).format(len(own), _html_table(own, about))
 
 
+def _with_unit(parameter: str, text: str) -> str:
+    """A cost as it is read (1.61 TFLOP); any other text as it is."""
+    value = number(text) if parameter.startswith("cost/") else None
+    return text if value is None else cost_words(parameter, value)
+
+
 def _html_table(frame: pd.DataFrame, about: Sequence[str]) -> Markup:
     head = Markup("").join(Markup("<th>{}</th>").format(isolated(name)) for name in frame.columns)
     body = Markup("")
     for parameter, cells in zip(frame.index, frame.itertuples(index=False), strict=True):
         same = len(cells) > 1 and len(set(cells)) == 1
         bold = not same and len(cells) > 1 and parameter not in about
-        inside = [Markup("<b>{}</b>" if bold else "{}").format(isolated(text)) for text in cells]
+        texts = [_with_unit(str(parameter), text) for text in cells]
+        inside = [Markup("<b>{}</b>" if bold else "{}").format(isolated(text)) for text in texts]
         body += Markup('<tr class="{}"><th>{}</th>{}</tr>').format(
             "same" if same else "differs",
             Markup("<b>{}</b>").format(parameter) if bold else escape(parameter),

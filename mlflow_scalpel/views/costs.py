@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
+from mlflow_scalpel.units import cost_words
 from mlflow_scalpel.views.style import esc, filled, hover, in_rows, nothing, panels, remark, styles
 from mlflow_scalpel.views.tidy import last_step, ordered, read, reasons
 
@@ -20,15 +21,6 @@ WORDS = {
 }
 TITLE = "What each run cost"
 LONG_UNITS = {"s": "seconds"}
-PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-
-
-def brief(value: float) -> str:
-    """Three digits and an SI prefix: 1.23M."""
-    for size, prefix in PREFIXES:
-        if abs(value) >= size:
-            return f"{value / size:.3g}{prefix}"
-    return f"{value:.3g}"
 
 
 def cost(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.Figure:
@@ -73,8 +65,9 @@ def cost(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.Figure:
                 value = float(last["value"].iloc[0])
                 unit = str(last["unit"].iloc[0])
                 unit = LONG_UNITS.get(unit, unit) or WORDS.get(metric, ("", "no unit"))[1]
-                text = brief(value)
-                said = hover(run.name, f"{value:,.10g} {unit}", f"up to step {step:g}")
+                words = cost_words(metric, value)
+                text = words.removesuffix(f" {unit}")  # which the panel's axis names
+                said = hover(run.name, words, f"{value:,.10g} {unit}", f"up to step {step:g}")
                 units.add(unit)
             else:
                 value, text = 0.0, "no value"

@@ -30,6 +30,8 @@ def numbers(figure: go.Figure) -> pd.DataFrame:
     for trace in figure.data:
         meta = trace.meta if isinstance(trace.meta, dict) else {}
         panel, series = meta.get("panel", ""), meta.get("series", trace.name or "")
+        if all(x is None for x in trace.x):
+            continue  # has no place in the figure, but an entry in its legend
         if series == NO_VALUE:
             continue  # marks a gap that is already a row of its own line
         if isinstance(trace, go.Heatmap):

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.io import to_html
 
+from mlflow_scalpel.views.bases import base_words
 from mlflow_scalpel.views.confounding import SHOWN, confounder_table, confounders
 from mlflow_scalpel.views.findings import READING, findings, seed_words, warning_words
 from mlflow_scalpel.views.keys import SLIDER_KEYS
@@ -72,7 +73,7 @@ def write_report(
         title=title,
         plotly_js=Markup(plotly_js()),
         slider_keys=Markup(SLIDER_KEYS),
-        bases=[base for base in clean["base"].unique() if base],
+        bases=base_words(clean, runs),
         names=list(names.values()),
         parameters=confounder_table(
             runs[[c for c in runs.columns if c in ("name", "algorithm", *SHOWN)]]

@@ -17,6 +17,7 @@ from mlflow_scalpel.comparison.store import describe_runs, gather
 from mlflow_scalpel.comparison.weights import MATRICES
 from mlflow_scalpel.views.report import write_report
 
+KL = ["--experiment", "papers", "--metric", "kl/all_tokens"]
 PAPER = Path(__file__).parents[3] / "shared" / "paper"
 
 
@@ -42,6 +43,7 @@ def test_files_of_one_label_become_one_run(tracking, tmp_path, capsys):
     kl = {"v1-step-0010": 0.5, "v1-step-0020": 0.75, "main": 0.751}  # 0.751 is 0.75 in bfloat16
     second = write(tmp_path, "kl.json", kl)
     words = [first, second, "--experiment", "papers", "--algorithm", "sft", "--texts", "math500"]
+    words += ["--metric", "kl/all_tokens"]
     words += ["--learning-rate", "5e-5", "--steps", "20", "--source", "a paper"]
     (run_id,) = imported(capsys, *words)
     table = gather([run_id])
@@ -89,7 +91,7 @@ def test_several_runs_at_once_and_each_has_the_keys_of_its_file(tracking, tmp_pa
 
 def test_what_is_no_number_is_a_row_with_its_reason(tracking, tmp_path, capsys):
     content = '{"v-step-1": NaN, "v-step-2": Infinity, "v-step-3": null, "v-step-4": 0.5}'
-    (run_id,) = imported(capsys, write(tmp_path, "kl.json", content), "--experiment", "papers")
+    (run_id,) = imported(capsys, write(tmp_path, "kl.json", content), *KL)
     table = gather([run_id]).set_index("step")
     assert list(table["status"]) == ["undefined"] * 3 + ["ok"]
     assert list(table["reason"][:3]) == [f"the file says {said}" for said in ("nan", "inf", "null")]
@@ -136,9 +138,10 @@ def test_what_mlflow_refuses_fails_the_run_and_can_be_imported_again(
         raise MlflowException("the disk is full")
 
     file = write(tmp_path, "kl.json", {"v-step-1": 0.1})
+    words = [file, *KL]
     with monkeypatch.context() as broken:
         broken.setattr(importing, "log_table", refuse)
-        assert main(["import", file, "--experiment", "papers"]) == 2
+        assert main(["import", *words]) == 2
     said = capsys.readouterr().err
     assert "the disk is full" in said
     (failed,) = MlflowClient().search_runs(
@@ -146,7 +149,7 @@ def test_what_mlflow_refuses_fails_the_run_and_can_be_imported_again(
     )
     assert failed.info.status == "FAILED"
     assert failed.info.run_id in said
-    assert imported(capsys, file, "--experiment", "papers")
+    assert imported(capsys, *words)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +176,7 @@ def test_what_mlflow_refuses_fails_the_run_and_can_be_imported_again(
 )
 def test_other_files_are_refused_by_name(tracking, tmp_path, capsys, name, content, said):
     file = write(tmp_path, name, content)
-    assert main(["import", file, "--experiment", "papers"]) == 2
+    assert main(["import", file, *KL]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert file in error
@@ -189,7 +192,7 @@ def test_other_files_are_refused_by_name(tracking, tmp_path, capsys, name, conte
 )
 def test_two_values_for_one_place_are_refused(tracking, tmp_path, capsys, content):
     file = write(tmp_path, "kl.json", content)
-    assert main(["import", file, "--experiment", "papers"]) == 2
+    assert main(["import", file, *KL]) == 2
     assert "kl.json: v has two values for" in capsys.readouterr().err
 
 
@@ -205,7 +208,7 @@ def published(tracking, capsys) -> dict[str, str]:
         files = [str(PAPER / f"norms_{version}.json"), str(PAPER / f"kl_math500_{version}.json")]
         words = ["--experiment", "paper", "--algorithm", algorithm, "--learning-rate", rate]
         words += ["--steps", steps, "--dtype", "bfloat16", "--texts", "math500"]
-        words += ["--source", "arXiv 2507.10616"]
+        words += ["--source", "arXiv 2507.10616", "--metric", "kl/all_tokens"]
         (found[algorithm],) = imported(capsys, *files, *words)
     return found
 

@@ -70,7 +70,8 @@ def test_each_model_becomes_a_run_with_the_base_at_step_0(tracking, file, capsys
 def test_scores_belong_to_the_run_of_other_files(tracking, file, tmp_path, capsys):
     kl = tmp_path / "kl.json"
     kl.write_text(json.dumps({"v2-step-10": 0.5, "v2-step-20": 0.7}))
-    words = [str(kl), file, *SAID, "--frozen", "MLPs", "--seed", "42", "--kind", "greedy"]
+    files = [str(kl), file, "--metric", "kl/all_tokens"]
+    words = [*files, *SAID, "--frozen", "MLPs", "--seed", "42", "--kind", "greedy"]
     (run_id,) = imported(capsys, *words, "--model", "sft")
     table = gather([run_id]).set_index(["metric", "step"])["value"]
     assert table["kl/all_tokens", 20] == 0.7
@@ -82,7 +83,7 @@ def test_scores_belong_to_the_run_of_other_files(tracking, file, tmp_path, capsy
     assert run.data.params["frozen"] == "MLPs"
     assert run.data.params["seed"] == "42"
     assert set(json.loads(run.data.tags["scalpel.imported_files"])) == {"kl.json", "benchmarks.csv"}
-    assert "takes one --model" in refused(capsys, str(kl), file, *SAID)
+    assert "takes one --model" in refused(capsys, *files, *SAID)
 
 
 def test_errors_and_steps_of_a_table_are_kept(tracking, tmp_path, capsys):
@@ -134,11 +135,13 @@ def test_the_papers_tables_look_like_its_figures(tracking, capsys):
     (sft,) = imported(
         capsys, *norms, str(PAPER / "benchmarks.csv"), *words, "--model", "SFT (3 epochs)",
         "--algorithm", "sft", "--learning-rate", "5e-5", "--steps", "462",
+        "--metric", "kl/all_tokens",
     )  # fmt: skip
     norms = [str(PAPER / f"{name}_GRPOv01.14.json") for name in ("norms", "kl_math500")]
     (grpo,) = imported(
         capsys, *norms, str(PAPER / "benchmarks.csv"), *words, "--model", "GRPO (1 epoch)",
         "--algorithm", "grpo", "--learning-rate", "1e-6", "--steps", "571",
+        "--metric", "kl/all_tokens",
     )  # fmt: skip
     variants = [
         imported(capsys, str(PAPER / "freezing.csv"), *words, "--model", model,

@@ -31,6 +31,48 @@ def test_it_has_no_value_where_no_problem_has():
     assert math.isnan(estimate([math.nan]).value)
 
 
+def authors(base: torch.Tensor, checkpoint: torch.Tensor) -> torch.Tensor:
+    """What the published script does with the bfloat16 logits (T, V) of one problem."""
+    p = torch.nn.functional.softmax(base, dim=-1)
+    q = torch.nn.functional.softmax(checkpoint, dim=-1)
+    return torch.sum(p * (torch.log(p) - torch.log(q)), dim=-1)
+
+
+@pytest.mark.parametrize(("spread", "noise"), [(3, 0.02), (3, 0.5), (6, 1.0), (8, 2.0)])
+def test_it_is_bit_for_bit_what_the_published_script_gives(spread, noise):
+    torch.manual_seed(1)
+    problems, theirs = [], []
+    for length in (7, 31, 64, 20, 5):
+        base = (torch.randn(length, 2000) * spread).bfloat16()
+        checkpoint = (base.float() + noise * torch.randn(length, 2000)).bfloat16()
+        problems.append(bfloat16_divergence(base, checkpoint))
+        theirs.append(authors(base, checkpoint))
+        assert torch.equal(problems[-1].view(torch.int16), theirs[-1].view(torch.int16))
+    (one,) = choose_metrics(["kl_paper_compat"])
+    (found,) = one.function(problems)
+    # torch.mean of the stacked means of the problems, all of them bfloat16.
+    assert found.value == torch.mean(torch.stack([kl.mean() for kl in theirs])).item()
+    assert one.version == 2
+
+
+def test_a_logit_gap_of_100_loses_the_problem():
+    base = torch.zeros(1, 8).bfloat16()
+    base[0, 0] = 100.0
+    checkpoint = base.clone()
+    checkpoint[0, 0] = 99.0
+    lost = bfloat16_divergence(base, checkpoint)
+    assert lost.isnan().all()
+    assert authors(base, checkpoint).isnan().all()
+    found = estimate([0.5], lost.tolist(), [0.25])
+    assert (found.value, found.n) == (0.375, 2)
+    assert "1 of 3 problems" in found.note
+
+
+def test_the_mean_over_problems_is_bfloat16():
+    # In float64 it is 1.0052; bfloat16 has 1.0, 1.0078125 and nothing between.
+    assert estimate([1.0], [1.0078125], [1.0078125]).value == 1.0078125
+
+
 def test_it_is_the_kl_up_to_what_bfloat16_can_hold():
     torch.manual_seed(0)
     before = torch.randn(50, 3000) * 3

@@ -17,6 +17,26 @@ def test_every_metric_says_what_it_is():
         assert one.function.__doc__, one.name
 
 
+def test_no_two_metrics_describe_themselves_alike():
+    known = all_metrics()
+    for said in ("description", "summary"):
+        texts = [getattr(one, said) for one in known]
+        twice = {one.name for one in known if texts.count(getattr(one, said)) > 1}
+        assert not twice, twice
+
+
+@pytest.mark.parametrize("group", ["kl", "kl_on_base_samples", "kl_paper_compat", "attention"])
+def test_what_is_measured_on_texts_says_on_which_positions_and_how(group):
+    for one in choose_metrics([group]):
+        for word in ("Positions: ", "Template: ", "System prompt: ", "Dtype: ", "logits", "rows"):
+            if word in ("logits", "rows") and (word == "rows") != (group == "attention"):
+                continue
+            assert word in one.description, (one.name, word)
+        answers = "assistant's content" in one.description or "base sampled" in one.description
+        assert answers == one.name.endswith("answer_tokens"), one.name
+        assert ("whatever --dtype says" in one.description) == (group == "kl_paper_compat")
+
+
 def test_metrics_are_chosen_by_name_and_by_group():
     weights = choose_metrics(["weights"])
     assert {one.group for one in weights} == {"weights"}

@@ -14,7 +14,7 @@ from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.recipes import load_recipe, read_recipe
 from mlflow_scalpel.recipes.training import Checkpoints, GrpoTrain, Train
 from mlflow_scalpel.training.arguments import NOT_TRL, grpo_fields, sft_fields, total_steps
-from mlflow_scalpel.training.cost import Cost, estimate_flops
+from mlflow_scalpel.training.cost import Cost, Multiplied, estimate_flops
 from mlflow_scalpel.training.examples import grpo_examples, open_pool, sft_examples
 from mlflow_scalpel.training.pilots import choose, final_mean
 from mlflow_scalpel.training.rewards import Rewards
@@ -182,8 +182,12 @@ def test_a_reward_that_is_always_zero_is_said():
 
 
 def test_flops_and_cost():
-    assert estimate_flops(10, tokens_trained=100, tokens_sampled=0) == 6 * 10 * 100
-    assert estimate_flops(10, tokens_trained=100, tokens_sampled=100) == 8 * 10 * 100
+    size = Multiplied(parameters=10, head=0)
+    assert estimate_flops(size, 100) == 6 * 10 * 100
+    assert estimate_flops(size, 100, tokens_sampled=100) == 8 * 10 * 100
+    assert estimate_flops(size, 100, tokens_sampled=100, tokens_scored=50) == 9 * 10 * 100
+    assert estimate_flops(size, 100, checkpointing=True) == 8 * 10 * 100
+    assert estimate_flops(Multiplied(10, head=4), 100, checkpointing=True) == (8 * 6 + 6 * 4) * 100
     cost = Cost(1, 2, 3, 4, 5.0, 6.0, 7.0)
     assert cost.metrics()["cost/tokens_generated"] == 4.0
 

@@ -80,7 +80,7 @@ def test_sections_in_order_with_their_figures(write, table, runs):
 
 def test_summary_says_what_was_compared_and_found(write, table, runs):
     text = Page(write(table, runs, notes=["<b>a note</b>"])).text
-    assert "Base: tiny-base." in text
+    assert "Base: tiny-base (sha256:base)." in text
     assert "One seed each (grpo; sft; sft-matched)" in text
     assert "<b>a note</b>" in text
     assert (
@@ -217,6 +217,11 @@ def test_figures_as_files(table, runs, tmp_path):
     assert len(stems) == FIGURES
     assert stems == {p.stem for p in written if p.suffix == ".csv"} - {"confounders"}
     assert all(path.stat().st_size for path in written)
+    for path in written:
+        if path.suffix == ".csv" and path.stem != "confounders":
+            drawn = pd.read_csv(path)
+            # A gap within a line has its step; what has no place at all is of the legend.
+            assert drawn.groupby(["panel", "series"], dropna=False)["x"].count().all(), path.stem
     kl = pd.read_csv(tmp_path / "figures" / "kl_over_training.csv")
     row = kl[(kl["panel"] == "base_style: all tokens") & (kl["series"] == "sft") & (kl["x"] == 1)]
     assert row["y"].iloc[0] == pytest.approx(0.09)

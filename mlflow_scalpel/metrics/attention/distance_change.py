@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mlflow_scalpel.metrics.measured_on import ROWS
 from mlflow_scalpel.metrics.registry import metric
 
 
-@metric("attention/distance_change", unit="tokens")
+@metric("attention/distance_change", unit="tokens", on=ROWS)
 def distance_change(before: Tensor, after: Tensor) -> Tensor:
     """Mean distance looked back by the checkpoint minus that by the base, in tokens.
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mlflow_scalpel.metrics.measured_on import ROWS
 from mlflow_scalpel.metrics.registry import metric
 
 
-@metric("attention/entropy_change", unit="nats")
+@metric("attention/entropy_change", unit="nats", on=ROWS)
 def entropy_change(before: Tensor, after: Tensor) -> Tensor:
     """Entropy of the checkpoint's attention rows minus that of the base's, in nats.
 

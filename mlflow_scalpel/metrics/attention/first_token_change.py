@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mlflow_scalpel.metrics.measured_on import ROWS
 from mlflow_scalpel.metrics.registry import metric
 
 
-@metric("attention/first_token_change", unit="probability")
+@metric("attention/first_token_change", unit="probability", on=ROWS)
 def first_token_change(before: Tensor, after: Tensor) -> Tensor:
     """Weight that the checkpoint's rows give to the first token, minus the base's: q_t0 - p_t0.
 

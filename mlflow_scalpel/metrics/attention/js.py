@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mlflow_scalpel.metrics.measured_on import ROWS
 from mlflow_scalpel.metrics.registry import metric
 
 _NEAR = 0.0625  # r^2 below which f(r) is taken from its series, which keeps its digits
 
 
-@metric("attention/js", unit="nats")
+@metric("attention/js", unit="nats", on=ROWS)
 def js(before: Tensor, after: Tensor) -> Tensor:
     """Jensen-Shannon divergence of base's and checkpoint's attention rows in nats (Lin 1991).
 

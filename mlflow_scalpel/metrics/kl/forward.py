@@ -12,7 +12,7 @@ def forward(texts: Texts) -> list[Estimate]:
 
         KL_t = sum_v p_t(v) (log p_t(v) - log q_t(v)),   p the base, q the checkpoint
 
-    Over the full vocabulary, as in arXiv 2507.10616, which takes all tokens. There it is computed
-    in bfloat16 and problems with NaN are left out; here a problem with NaN leaves no value.
+    Over the full vocabulary. (arXiv 2507.10616 takes all tokens, in bfloat16, and leaves problems
+    with NaN out: `kl_paper_compat/all_tokens`. Here a problem with NaN leaves no value.)
     """
     return [mean_over_problems([text.forward for text in texts])]

@@ -18,7 +18,8 @@ def _change(text: TokenDivergence) -> torch.Tensor:
 def right_token_change(texts: Texts) -> list[Estimate]:
     """Mean of q(x) - p(x) for the token x that follows, as llama-perplexity's mean change of p.
 
-    Mean within a problem and then over problems.
+    Mean within a problem and then over problems; a text's last token has no other after it, and is
+    left out.
     """
     return [mean_over_problems([_change(text) for text in texts])]
 
@@ -27,7 +28,8 @@ def right_token_change(texts: Texts) -> list[Estimate]:
 def right_token_rms(texts: Texts) -> list[Estimate]:
     """Root mean square of q(x) - p(x) for the token x that follows, as llama-perplexity's RMS.
 
-    Mean of squares within a problem and then over problems; the error by the delta method.
+    Mean of squares within a problem and then over problems; the error by the delta method. A text's
+    last token has no other after it, and is left out.
     """
     squares = mean_over_problems([_change(text) ** 2 for text in texts])
     root = squares.value**0.5

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from mlflow_scalpel.metrics.estimates import Estimate
+from mlflow_scalpel.metrics.measured_on import ALL, ANSWER
 from mlflow_scalpel.metrics.registry import metric
 
 _NEAR = 0.5  # |log q - log p| below which terms are taken from series
 
-TOKEN_SETS = ("all_tokens", "answer_tokens")
+TOKEN_SETS = {"all_tokens": ALL, "answer_tokens": ANSWER}
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,8 @@ def token_metric(prefix: str, *, unit: str, version: int = 3) -> Callable[[Any],
     """Register a function of `Texts` as `prefix/all_tokens` and as `prefix/answer_tokens`."""
 
     def add(function: Callable[[Texts], list[Estimate]]) -> Callable[[Texts], list[Estimate]]:
-        for tokens in TOKEN_SETS:
-            metric(f"{prefix}/{tokens}", unit=unit, version=version)(function)
+        for tokens, on in TOKEN_SETS.items():
+            metric(f"{prefix}/{tokens}", unit=unit, version=version, on=on)(function)
         return function
 
     return add

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from mlflow_scalpel.metrics.estimates import Estimate, mean_over_problems
 from mlflow_scalpel.metrics.kl.tokens import Texts
+from mlflow_scalpel.metrics.measured_on import SAMPLED_ANSWER
 from mlflow_scalpel.metrics.registry import metric
 
 
-@metric("kl_on_base_samples/answer_tokens", unit="nats/token")
+@metric("kl_on_base_samples/answer_tokens", unit="nats/token", on=SAMPLED_ANSWER)
 def answer_tokens(texts: Texts) -> list[Estimate]:
     """KL(base || checkpoint) over tokens that the base sampled itself for the problems.
 

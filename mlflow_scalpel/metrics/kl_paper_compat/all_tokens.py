@@ -6,41 +6,51 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from mlflow_scalpel.metrics.estimates import Estimate, over_means
+from mlflow_scalpel.metrics.measured_on import ALL_BFLOAT16
 from mlflow_scalpel.metrics.registry import metric
 
 
 def bfloat16_divergence(base: Tensor, checkpoint: Tensor) -> Tensor:
     """KL(base || checkpoint) of each position from bfloat16 logits, nothing in a wider dtype.
 
+    As in the authors' script: softmax in bfloat16, and then its logarithm, not log-softmax. A
+    probability that bfloat16 rounds to 0 has the logarithm -inf, and makes the position NaN.
+
     Args:
         base: (T, V) bfloat16 logits of the base.
         checkpoint: (T, V) bfloat16 logits of the checkpoint.
 
     Returns:
-        (T,) bfloat16 nats; rounding alone can make it negative.
+        (T,) bfloat16 nats; rounding alone can make it negative. NaN where a token has probability 0
+        under the base, infinite where it has it under the checkpoint only.
     """
-    log_p, log_q = base.log_softmax(-1), checkpoint.log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+    p, q = base.softmax(-1), checkpoint.softmax(-1)
+    return (p * (p.log() - q.log())).sum(-1)
 
 
-@metric("kl_paper_compat/all_tokens", unit="nats/token")
+@metric("kl_paper_compat/all_tokens", unit="nats/token", version=2, on=ALL_BFLOAT16)
 def all_tokens(problems: Sequence[Tensor]) -> list[Estimate]:
     """KL(base || checkpoint) in nats a token, the way of arXiv 2507.10616: bfloat16 throughout.
 
-    Weights, forward passes, logits, log-softmax and sums are bfloat16; the mean over a problem's
-    tokens is too, and then the mean over problems. Problems with NaN or infinity are left out, as
-    the authors did, but n counts the others and the row says how many there were. Rounding puts a
-    floor of 1e-4 to 1e-3 under the value, and may make it negative: `kl/all_tokens` has neither.
+    Weights, forward passes, logits, softmax, the logarithm of the softmax and sums are bfloat16;
+    the mean over a problem's tokens is too, and that over problems. Problems with NaN or infinity
+    (a logit gap of 100 is enough) are left out, as the authors did, but n counts the others and
+    the row says how many there were. Rounding puts a floor of 1e-4 to 1e-3 under the value and may
+    make it negative: `kl/all_tokens` has neither. The standard error is that of the problems'
+    means, in float64.
 
     Args:
         problems: KL of each position of a problem, (T,) bfloat16 each.
     """
-    means = [float(values.mean()) for values in problems]
+    means = [values.mean() for values in problems]
     finite = [mean for mean in means if math.isfinite(mean)]
-    estimate = over_means(finite)
+    estimate = over_means([float(mean) for mean in finite])
+    if finite:
+        estimate = replace(estimate, value=float(torch.stack(finite).mean()))
     if len(finite) == len(means):
         return [estimate]
     left_out = f"{len(means) - len(finite)} of {len(means)} problems gave NaN or infinity"
