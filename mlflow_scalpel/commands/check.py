@@ -23,6 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     from mlflow_scalpel.recipes.experiment import MainRecipe
     from mlflow_scalpel.recipes.load import (
         BY_COMMAND,
+        check_files,
         check_parts,
         find_recipe,
         parse_settings,
@@ -36,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = path.resolve().parent
     shipped = (folder.parent.name, folder.name) == (read.stage, "recipes")
     projects = folder.parents[1] if shipped else Path.cwd() / "projects"
+    check_files(read)
     if isinstance(read, MainRecipe):
         check_parts(read, projects)
     if isinstance(read, EvaluateRecipe):

@@ -46,6 +46,11 @@ def math_correct(completion: str, gold: str, *, fallback: Fallback = "none") -> 
     return _equal(answer, gold.strip())
 
 
+def gold_is_readable(gold: str) -> bool:
+    """Whether `gold` is mathematics that answers can be compared with."""
+    return bool(_gold_values(gold.strip()))
+
+
 def last_boxed(text: str) -> str | None:
     r"""The content of the last whole \boxed{...} of `text`, braces balanced; None without one."""
     best: tuple[int, int] | None = None

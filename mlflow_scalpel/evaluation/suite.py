@@ -21,6 +21,7 @@ from pydantic import (
 from mlflow_scalpel.errors import RecipeError
 from mlflow_scalpel.recipes.fields import Data, Strict, check_pattern
 from mlflow_scalpel.recipes.load import find_recipe, read_yaml, validate
+from mlflow_scalpel.recipes.places import existing_file
 
 NamePart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=60)]
 """Part of a metric's name: no blank and no slash, which separates the parts."""
@@ -190,6 +191,9 @@ def load_suite(
     for label, data in (data_overrides or {}).items():
         _override_data(fields, label, dict(data), path)
     suite: Suite = validate(Suite, fields, path)
+    for task in suite.tasks:
+        if task.data is not None and task.data.file is not None:
+            existing_file(f"{path}: the data.file of {task.label}", task.data.file)
     if samples is None:
         return suite
     return suite.model_copy(update={"tasks": [_sampled(task, samples) for task in suite.tasks]})

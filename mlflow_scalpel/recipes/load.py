@@ -6,9 +6,10 @@ Imports neither torch nor MLflow: a mistake in a recipe is told within a second.
 from __future__ import annotations
 
 import difflib
+import json
+import math
 import re
-import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,7 +21,8 @@ from mlflow_scalpel.recipes.base import BaseRecipe
 from mlflow_scalpel.recipes.experiment import MainRecipe
 from mlflow_scalpel.recipes.fields import Recipe
 from mlflow_scalpel.recipes.measuring import CompareRecipe, EvaluateRecipe
-from mlflow_scalpel.recipes.training import GrpoRecipe, SftRecipe
+from mlflow_scalpel.recipes.places import existing_file, seen_by_user, user_directory
+from mlflow_scalpel.recipes.training import GrpoRecipe, SftRecipe, TrainingRecipe
 
 STAGES: dict[str, type[Recipe]] = {
     "main": MainRecipe,
@@ -40,6 +42,7 @@ _NUMBERS = {
     "tag:yaml.org,2002:float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
     r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
 }  # as in YAML 1.2
+_WORDS = {*_NUMBERS, "tag:yaml.org,2002:bool", "tag:yaml.org,2002:null"}
 
 
 class _Loader(yaml.SafeLoader):
@@ -67,7 +70,13 @@ class _Loader(yaml.SafeLoader):
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> Any:
+        value = super().construct_yaml_float(node)
+        # 12e4567 may be the start of a commit's hash; what is meant to be infinite says inf.
+        return node.value if math.isinf(value) and "inf" not in node.value.lower() else value
 
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 for _tag, _pattern in _NUMBERS.items():
     _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list("-+.0123456789"))
 
@@ -82,6 +91,7 @@ def load_recipe(name: str, folder: Path, *, stage: str, settings: str = "") -> R
     recipe = read_recipe(path, stage=stage, settings=parse_settings(settings), option=BY_RUN)
     if isinstance(recipe, MainRecipe):
         check_parts(recipe, folder.parents[1])
+    check_files(recipe)
     return recipe
 
 
@@ -125,15 +135,24 @@ def check_parts(recipe: MainRecipe, projects: Path) -> None:
         if part is not None:
             path = find_recipe(part.recipe, projects / stage / "recipes")
             option = f"the experiment's {field}.set: "
-            read_recipe(path, stage=stage, settings=part.set, option=option)
+            check_files(read_recipe(path, stage=stage, settings=part.set, option=option))
+
+
+def check_files(recipe: Recipe) -> None:
+    """Raise RecipeError where a data file that a training recipe names is not there."""
+    if isinstance(recipe, TrainingRecipe):
+        named = {"data": recipe.data, **{f"probes.{name}": d for name, d in recipe.probes.items()}}
+        for field, data in named.items():
+            if data.file is not None:
+                existing_file(f"{field}.file", data.file)
 
 
 def find_recipe(name: str, folder: Path) -> Path:
-    """The file of the recipe `name`: a path as it stands, or a name under `folder`.
+    """The file of the recipe `name`: a path as the user sees it, or a name under `folder`.
 
     STAGE/NAME is a name under projects/STAGE/recipes/ of the working directory.
     """
-    for candidate in (Path(name), folder / f"{name}.yaml"):
+    for candidate in (seen_by_user(name), folder / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
     stage, _, bare = name.rpartition("/")
@@ -143,41 +162,100 @@ def find_recipe(name: str, folder: Path) -> Path:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f". Did you mean {near[0]}?" if near else ""
     raise RecipeError(
-        f"recipe = {name}: there is neither a file of that path nor a recipe of that name under "
-        f"{folder.resolve()}{hint or '.'} Known: {', '.join(known) or 'none'}. Elsewhere, "
+        f"recipe = {name}: there is neither a file of that path (seen from {user_directory()}) nor "
+        f"a recipe of that name under {folder.resolve()}{hint or '.'} Known: {', '.join(known) or 'none'}. Elsewhere, "
         "STAGE/NAME stands for projects/STAGE/recipes/NAME.yaml of the project that you are in."
     )
 
 
 def parse_settings(text: str, option: str = BY_RUN) -> dict[str, Any]:
-    """Read `a.b=1 c=[x, y]`, given by `option`, as dotted names and YAML values.
+    """Read `a.b=1 c=[x, y] d='any text'`, given by `option`, as dotted names and values.
 
-    Raises RecipeError.
+    A value that begins with a quote is text, whatever stands in it; any other one is YAML, of which
+    only lists, mappings and plain words are taken (`&x`, `*x`, `!x` and `#` are text). Quotes
+    around field and value hold them together, and leave the value YAML. Raises RecipeError.
     """
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise RecipeError(f"set = {text}: {error}; quote values that hold blanks.") from error
-    settings = {}
-    for word in words:
-        field, equals, value = word.partition("=")
-        if not equals or not field:
-            raise RecipeError(
-                f"set = {text}: {word!r} is not FIELD=VALUE; write for example "
-                f'{option}"train.learning_rate=1e-5 train.max_steps=50".'
-            )
+    settings: dict[str, Any] = {}
+    for field, value, is_text in _words(text, option):
+        if field in settings:
+            raise RecipeError(f"set = {text}: {field} is given twice; remove one of them.")
         try:
-            parsed = yaml.load(value, _Loader)
-            # `rows=1000:` is a slice of rows, not a mapping; one of those is written with braces.
-            bare = isinstance(parsed, dict) and not value.lstrip().startswith("{")
-            settings[field] = value if bare else parsed
+            settings[field] = value if is_text else _plain_value(value)
         except yaml.YAMLError as error:
             why = " ".join(str(error).split())
             raise RecipeError(
-                f"set = {text}: the value of {field} is no YAML ({why}); put quotes around "
-                "a field and value that hold blanks."
+                f"set = {text}: the value of {field} is no YAML ({why}); put quotes around a text "
+                f"({field}='...'), and around field and value that hold blanks ('{field}=[a, b]')."
             ) from error
     return settings
+
+
+_PIECE = re.compile(
+    r"""(?P<blank>\s+)|'(?P<single>[^']*)'|"(?P<double>(?:\\.|[^"\\])*)"|\\(?P<escaped>[\s'"\\])"""
+    r"""|(?P<bare>[^\s'"\\]+|\\)""",
+    re.DOTALL,
+)
+
+
+def _words(text: str, option: str) -> Iterator[tuple[str, str, bool]]:
+    """Field, value, and whether the value was quoted as text, of each FIELD=VALUE.
+
+    Quotes are a shell's, but a backslash outside of them stays where it hides no blank, quote or
+    backslash: `\\d` is a part of many patterns.
+    """
+    pieces: list[tuple[str, str, str]] = []  # kind, text, text as it was written
+    place = 0
+    while place <= len(text):
+        found = _PIECE.match(text, place)
+        if found is None and place < len(text):
+            raise RecipeError(
+                f"set = {text}: no closing quotation of {text[place : place + 20]!r}; quote values "
+                "that hold blanks or quotes."
+            )
+        kind = str(found.lastgroup) if found else "blank"
+        if kind != "blank" and found is not None:
+            inner = found[kind]
+            if kind == "double":
+                inner = re.sub(r'\\(["\\])', r"\1", inner)
+            pieces.append((kind, inner, found[0]))
+        elif pieces:
+            yield _field_and_value(pieces, text, option)
+            pieces = []
+        place = found.end() if found else len(text) + 1
+
+
+def _field_and_value(
+    pieces: list[tuple[str, str, str]], text: str, option: str
+) -> tuple[str, str, bool]:
+    word = "".join(inner for _, inner, _ in pieces)
+    field, equals, value = word.partition("=")
+    if not equals or not field:
+        raise RecipeError(
+            f"set = {text}: {word!r} is not FIELD=VALUE; write for example "
+            f'{option}"train.learning_rate=1e-5 train.max_steps=50".'
+        )
+    kind, head, _ = pieces[0]
+    if kind != "bare" or "=" not in head:
+        return field, value, False  # the quotes hold field and value together
+    begin = head.partition("=")[2]
+    is_text = not begin and len(pieces) > 1 and pieces[1][0] in ("single", "double")
+    if begin.startswith(("[", "{")):  # the quotes in a list are YAML's
+        value = begin + "".join(written for _, _, written in pieces[1:])
+    return field, value, is_text
+
+
+def _plain_value(value: str) -> Any:
+    """A list, a mapping or a quoted text as YAML has it, or a word: a number, true, null, text."""
+    value = value.strip()
+    if value.startswith('"'):
+        try:
+            return json.loads(value)  # as an experiment gives it to its stages
+        except ValueError:
+            pass
+    if value.startswith(("[", "{", "'", '"')):
+        return yaml.load(value, _Loader)
+    tag = _Loader("").resolve(yaml.ScalarNode, value, (True, False))
+    return yaml.load(value, _Loader) if tag in _WORDS else value
 
 
 def validate(

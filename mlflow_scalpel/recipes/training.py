@@ -25,6 +25,11 @@ from mlflow_scalpel.recipes.alarms import Alarms
 from mlflow_scalpel.recipes.fields import Data, Dtype, Fraction, Recipe, Strict
 from mlflow_scalpel.recipes.freezing import Freeze
 
+_SCHEDULE_TAKES = {
+    "cosine": ("num_cycles",),
+    "cosine_with_min_lr": ("min_lr", "min_lr_rate", "num_cycles"),
+}
+
 
 class Checkpoints(Strict):
     """Which checkpoints a run saves, and under which name they are registered."""
@@ -70,6 +75,9 @@ class Train(Strict):
     lr_scheduler_type: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_min_lr"
     ] = "constant_with_warmup"
+    lr_scheduler_kwargs: dict[str, float] = {}
+    """What the schedule takes besides: `num_cycles` of the cosines; of cosine_with_min_lr the rate
+    that it ends with, as `min_lr` or as `min_lr_rate`, a share of learning_rate."""
     warmup_steps: NonNegativeFloat = 0.1
     """A number of steps, or a fraction of the run where it is below 1."""
     max_steps: PositiveInt | None = None
@@ -99,6 +107,32 @@ class Train(Strict):
     """Which weights stay as they are in the base; null trains all."""
 
     @model_validator(mode="after")
+    def _schedule_has_what_it_takes(self) -> Train:
+        kind, given = self.lr_scheduler_type, self.lr_scheduler_kwargs
+        taken = _SCHEDULE_TAKES.get(kind, ())
+        for name, value in given.items():
+            if name not in taken:
+                raise ValueError(
+                    f"lr_scheduler_kwargs = {given}: {kind} takes no {name}"
+                    f"{', but ' + ', '.join(taken) if taken else ''}; remove it"
+                )
+            if value < 0:
+                raise ValueError(f"lr_scheduler_kwargs = {given}: {name} is below 0; raise it")
+        if kind != "cosine_with_min_lr":
+            return self
+        if ("min_lr" in given) == ("min_lr_rate" in given):
+            raise ValueError(
+                f"lr_scheduler_type = {kind} needs exactly one of min_lr and min_lr_rate; set for "
+                "example lr_scheduler_kwargs: {min_lr_rate: 0.1}, a tenth of learning_rate"
+            )
+        if given.get("min_lr", 0.0) > self.learning_rate or given.get("min_lr_rate", 0.0) > 1:
+            raise ValueError(
+                f"lr_scheduler_kwargs = {given}: the schedule would end above learning_rate = "
+                f"{self.learning_rate}; lower it (min_lr_rate is a share of learning_rate)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_length(self) -> Train:
         if (self.max_steps is None) == (self.num_train_epochs is None):
             raise ValueError(
@@ -112,7 +146,8 @@ class SftTrain(Train):
     """Fields of supervised fine-tuning."""
 
     max_length: PositiveInt | None = None
-    """Longest sequence in tokens, longer ones are cut; null cuts nothing."""
+    """Longest sequence in tokens: longer ones are cut there, counted and warned of, and what has a
+    prompt that fills it is left out; null cuts nothing."""
     padding_free: bool = False
     """One long row a batch, without padding; needs flash_attention_2 and no max_length."""
     loss_on: Literal["completion", "all"] = "completion"
@@ -194,7 +229,7 @@ class TrainingData(Data):
 
     @model_validator(mode="after")
     def _solutions_to_count(self) -> TrainingData:
-        if self.max_solution_tokens is not None and self.columns.solution is None:
+        if self.max_solution_tokens is not None and self.columns.solutions is None:
             raise ValueError(
                 f"max_solution_tokens = {self.max_solution_tokens}, but columns.solution is null; "
                 "name the column that holds the solutions, or set max_solution_tokens to null"
@@ -276,7 +311,7 @@ class TrainingRecipe(Recipe):
     @model_validator(mode="after")
     def _probes_have_solutions(self) -> TrainingRecipe:
         for name, probe in self.probes.items():
-            if probe.columns.solution is None:
+            if probe.columns.solutions is None:
                 raise ValueError(
                     f"probes.{name}.columns.solution is null, but KL is measured on solutions; "
                     "name the column that holds them"
@@ -293,7 +328,7 @@ class SftRecipe(TrainingRecipe):
 
     @model_validator(mode="after")
     def _data_has_solutions(self) -> SftRecipe:
-        if self.data.columns.solution is None:
+        if self.data.columns.solutions is None:
             raise ValueError(
                 "data.columns.solution is null, but SFT learns from solutions; "
                 "name the column that holds them"

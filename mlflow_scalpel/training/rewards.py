@@ -6,8 +6,9 @@ carry (`rewards/accuracy/mean`). What they count goes to the same charts as `rew
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mlflow_scalpel.evaluation.grading import math_correct
@@ -15,6 +16,7 @@ from mlflow_scalpel.evaluation.grading import math_correct
 _BLOCKS = re.compile(r"<think>\n.*?\n</think>\n<answer>\n.*?\n</answer>", re.DOTALL)
 
 Messages = list[dict[str, str]]
+Reward = Callable[..., list[float | None]]
 
 
 class Rewards:
@@ -23,14 +25,23 @@ class Rewards:
     def __init__(self) -> None:
         self.completions = 0
         self.tokens_generated = 0
-        self.correct = 0
         self.boxed = 0
+        self.judged: dict[str, int] = {}
+        """Completions to which each reward gave a value, whichever."""
+        self.rewarded: dict[str, int] = {}
+        """Of those, the ones with a value above 0."""
+
+    def functions(self, names: Sequence[str]) -> list[Reward]:
+        """The rewards of these names, for the trainer; each batch is counted by the first."""
+        return [
+            self._counted(getattr(self, name), batch=number == 0)
+            for number, name in enumerate(names)
+        ]
 
     def accuracy(
         self,
         completions: list[Messages],
         answer: list[str],
-        completion_ids: list[list[int]],
         log_metric: Callable[[str, float], None],
         **_: Any,
     ) -> list[float | None]:
@@ -41,14 +52,7 @@ class Rewards:
         """
         texts = [completion[0]["content"] for completion in completions]
         verdicts = [math_correct(text, gold) for text, gold in zip(texts, answer, strict=True)]
-        boxed = sum("\\boxed" in text for text in texts)
-        self.completions += len(texts)
-        self.tokens_generated += sum(len(ids) for ids in completion_ids)
-        self.correct += sum(verdict is True for verdict in verdicts)
-        self.boxed += boxed
         log_metric("reward_checks/gold_unparsable", _share(v is None for v in verdicts))
-        log_metric("reward_checks/empty_completions", _share(not t.strip() for t in texts))
-        log_metric("reward_checks/boxed", boxed / len(texts))
         return [None if verdict is None else float(verdict) for verdict in verdicts]
 
     def format(self, completions: list[Messages], **_: Any) -> list[float]:
@@ -56,15 +60,62 @@ class Rewards:
         return [float(bool(_BLOCKS.fullmatch(c[0]["content"].strip()))) for c in completions]
 
     def warning(self) -> str | None:
-        """What a user must know about the accuracy reward, or None where it has worked."""
-        if not self.completions or self.correct:
+        """What a user must know about the rewards, or None where they have worked."""
+        if not self.completions:
             return None
-        return (
-            f"the accuracy reward was 0 for all {self.completions} completions so far "
-            f"({self.boxed} of them hold a \\boxed answer): GRPO has nothing to amplify, and what "
-            "changes comes from the format reward or from noise. Use a base that solves some "
-            "problems, easier problems, or a system prompt that asks for \\boxed{...}"
-        )
+        seen = f"all {self.completions} completions so far"
+        if "accuracy" in self.judged and not self.judged["accuracy"]:
+            return (
+                f"the accuracy reward judged none of {seen}, because no gold answer could be read "
+                "as mathematics: look at data.columns.answer and data.answer_pattern"
+            )
+        if not any(self.rewarded.values()):
+            names = " and ".join(self.rewarded)
+            return (
+                f"the {names} reward was 0 for {seen} ({self.boxed} of them hold a \\boxed "
+                "answer): nothing can be learned, because no completion is better than another. "
+                "Use a base that earns some reward, easier problems, or a system prompt that asks "
+                "for what is rewarded (\\boxed{...}, <think> and <answer>)"
+            )
+        if self.rewarded.get("accuracy") == 0:
+            return (
+                f"the accuracy reward was 0 for {seen} ({self.boxed} of them hold a \\boxed "
+                "answer): GRPO has nothing to amplify, and what changes comes from the format "
+                "reward or from noise. Use a base that solves some problems, easier problems, or a "
+                "system prompt that asks for \\boxed{...}"
+            )
+        return None
+
+    def _counted(self, reward: Reward, *, batch: bool) -> Reward:
+        """The reward, with its values counted, and the batch too where `batch` says so."""
+        name = reward.__name__
+        self.judged[name] = self.rewarded[name] = 0
+
+        @functools.wraps(reward)
+        def counted(**arguments: Any) -> list[float | None]:
+            if batch:
+                self._count(**arguments)
+            values = reward(**arguments)
+            self.judged[name] += sum(value is not None for value in values)
+            self.rewarded[name] += sum(value is not None and value > 0 for value in values)
+            return values
+
+        return counted
+
+    def _count(
+        self,
+        completions: list[Messages],
+        completion_ids: list[list[int]],
+        log_metric: Callable[[str, float], None],
+        **_: Any,
+    ) -> None:
+        texts = [completion[0]["content"] for completion in completions]
+        boxed = sum("\\boxed" in text for text in texts)
+        self.completions += len(texts)
+        self.tokens_generated += sum(len(ids) for ids in completion_ids)
+        self.boxed += boxed
+        log_metric("reward_checks/empty_completions", _share(not t.strip() for t in texts))
+        log_metric("reward_checks/boxed", boxed / len(texts))
 
 
 def _share(verdicts: Any) -> float:

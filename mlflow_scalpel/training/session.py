@@ -70,6 +70,12 @@ def follow(
     from mlflow_scalpel.training.resume import Past
 
     check_spread(stage.recipe.sharding, trainer.accelerator.distributed_type.value)
+    if len(trainer.train_dataset) != len(pool.rows):
+        raise ScalpelError(
+            f"data {stage.recipe.data.describe()}: the trainer took {len(trainer.train_dataset)} "
+            f"of {len(pool.rows)} examples, so that steps and costs would be wrong; set "
+            "train.max_length=null, and filter with data.max_solution_tokens"
+        )
     trained = apply_freeze(trainer.model, stage.recipe.train.freeze)
     trainer.remove_callback(PrinterCallback)  # a line a step; the callback prints what counts
     trainer.add_callback(TogetherCallback(trainer.accelerator.wait_for_everyone))
@@ -81,7 +87,7 @@ def follow(
         courier.drain()  # what the killed process had not sent yet
         chosen[0], past = _take_up(stage)
     else:
-        log_settings(stage.recipe, base, algorithm, trainer.args)
+        log_settings(stage.recipe, base, algorithm, trainer.args, pool)
         mlflow.log_params({**pool.params(), **trained.params()})
     broadcast_object_list(chosen)  # the others must not look while files are removed here
     trainer.add_callback(
@@ -142,7 +148,9 @@ def open_probe(name: str, recipe: TrainingRecipe, tokenizer: Any) -> Probe:
     return build_probe(name, pairs, tokenizer, system_prompt=recipe.system_prompt)
 
 
-def log_settings(recipe: TrainingRecipe, base: OpenBase, algorithm: str, arguments: Any) -> None:
+def log_settings(
+    recipe: TrainingRecipe, base: OpenBase, algorithm: str, arguments: Any, pool: Pool
+) -> None:
     """Log what the recipe says as params, and every training argument as an artifact.
 
     MLflow's charts write all params of a run beside each picture: with the 150 fields of
@@ -160,8 +168,8 @@ def log_settings(recipe: TrainingRecipe, base: OpenBase, algorithm: str, argumen
             "base_model": recipe.model,
             "base_model_id": base.model_id,
             "data": recipe.data.describe(),
-            "solutions": recipe.data.columns.solution if algorithm == "sft" else "none",
-            "system_prompt": recipe.system_prompt or "none",
+            "solutions": recipe.data.columns.solutions if algorithm == "sft" else "none",
+            "system_prompt": pool.system_prompt or "none",
             "weights_dtype": recipe.train.dtype,
             "processes": recipe.processes,
             "hardware": hardware(),

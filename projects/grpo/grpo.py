@@ -16,14 +16,14 @@ with open_stage("grpo", Path(__file__).parent / "recipes", check=check_installed
 
     recipe = stage.recipe
     base = open_base(stage)
-    pool = open_pool(recipe, base.tokenizer)
+    pool = open_pool(recipe, base.tokenizer, stage.run_id)
     examples = grpo_examples(recipe, pool)
     rewards = Rewards()
     with generation_server(recipe, base.directory, stage.output):
         trainer = GRPOTrainer(
             model=str(base.directory),
             args=GRPOConfig(**grpo_fields(recipe, stage.output, len(examples))),
-            reward_funcs=[getattr(rewards, name) for name, _ in reward_weights(recipe)],
+            reward_funcs=rewards.functions([name for name, _ in reward_weights(recipe)]),
             train_dataset=examples,
             processing_class=base.tokenizer,
         )

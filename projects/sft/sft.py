@@ -14,7 +14,7 @@ with open_stage("sft", Path(__file__).parent / "recipes", check=check_installed)
 
     recipe = stage.recipe
     base = open_base(stage)
-    pool = open_pool(recipe, base.tokenizer)
+    pool = open_pool(recipe, base.tokenizer, stage.run_id)
     examples = sft_examples(recipe, pool)
     trainer = SFTTrainer(
         model=str(base.directory),
