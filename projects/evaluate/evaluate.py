@@ -28,11 +28,16 @@ def evaluate(stage):
         take_up_suite,
     )
     from mlflow_scalpel.evaluation.results import Results
+    from mlflow_scalpel.evaluation.suite_data import data_warnings
     from mlflow_scalpel.evaluation.workers import Order, count_workers, measure_all
+    from mlflow_scalpel.run_warnings import warn
     from mlflow_scalpel.takeup import seam_tag
 
     recipe = stage.recipe
     suite = suite_of(recipe)
+    unreadable = data_warnings(suite)
+    for run_id in filter(None, (stage.run_id, recipe.run) if unreadable else ()):
+        warn("unreadable_golds_evaluated", unreadable, run_id)
     plan = plan_evaluation(recipe)
     results = Results(stage.run_id, stage.output)
     mlflow.log_params(recipe.flat())
