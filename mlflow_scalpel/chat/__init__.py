@@ -16,6 +16,7 @@ from mlflow_scalpel.chat.files import (
     context_of,
     end_tokens,
     load_tokenizer,
+    stored_template,
     template_of,
     with_chat,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "render",
     "render_answered",
     "settled",
+    "stored_template",
     "system_turn",
     "template_of",
     "with_chat",

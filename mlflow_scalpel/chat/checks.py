@@ -130,7 +130,8 @@ def check_answered(
                 f"becomes {_short(one.text[one.boundary :])}",
             )
         else:
-            inserted = one.text[one.boundary : found[0]]
+            lead = answer[: len(answer) - len(answer.lstrip())]
+            inserted = one.text[one.boundary : found[0]].removesuffix(lead)
             if inserted.strip():
                 checked.count(
                     "template_adds_text",

@@ -10,8 +10,9 @@ from __future__ import annotations
 import datetime
 import re
 
-DEFAULT_DATE = datetime.date(2024, 7, 26)
-"""The constant that Llama 3's own templates fall back to."""
+from mlflow_scalpel.recipes.fields import TEMPLATE_DATE
+
+DEFAULT_DATE = TEMPLATE_DATE
 
 _CLOCK = re.compile(r"\bstrftime_now\b")
 _STATED = re.compile(r"\bdate_string\b")

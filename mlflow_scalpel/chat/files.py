@@ -60,6 +60,18 @@ def template_of(tokenizer: Any) -> str | None:
     return template or None
 
 
+def stored_template(directory: Path) -> str | None:
+    """The chat template in a model's directory, without opening its tokenizer; None if none."""
+    file = directory / TEMPLATE
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = _read(directory / TOKENIZER).get("chat_template")
+    if isinstance(template, list):  # named ones, in older files
+        named = {one.get("name"): one.get("template") for one in template}
+        template = named.get("default")
+    return template or None
+
+
 def end_tokens(directory: Path, tokenizer: Any) -> list[int]:
     """IDs of the tokens that end a completion of the model in a directory.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 
+from mlflow_scalpel.chat import render, settled, system_turn
 from mlflow_scalpel.data import load_rows
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.recipes.training import GrpoRecipe, SftRecipe, TrainingRecipe
@@ -53,9 +54,7 @@ def open_pool(recipe: TrainingRecipe, tokenizer: Any = None) -> Pool:
     rows, dropped = distinct, [0, 0]
     if data.max_prompt_tokens is not None:
         prompts = [
-            tokenizer.apply_chat_template(
-                _question(recipe, row), add_generation_prompt=True, tokenize=False
-            )
+            render(tokenizer, settled(tokenizer, _question(recipe, row)))
             for row in rows
         ]
         rows = _short(rows, prompts, tokenizer, data.max_prompt_tokens)
@@ -101,9 +100,7 @@ def grpo_examples(recipe: GrpoRecipe, pool: Pool) -> datasets.Dataset:
 
 
 def _question(recipe: TrainingRecipe, row: dict[str, Any]) -> list[dict[str, str]]:
-    system = recipe.system_prompt
-    head = [{"role": "system", "content": system}] if system else []
-    return [*head, {"role": "user", "content": row["problem"]}]
+    return [*system_turn(recipe.system_prompt), {"role": "user", "content": row["problem"]}]
 
 
 def _distinct(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
