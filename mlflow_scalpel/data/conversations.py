@@ -69,7 +69,7 @@ def question(row: dict[str, Any], system_prompt: str | None) -> list[Message]:
     """
     earlier: list[Message] = row.get(EARLIER) or []
     has_system = bool(earlier) and earlier[0]["role"] == "system"
-    head = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    head = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
     return [*([] if has_system else head), *earlier, {"role": "user", "content": row["problem"]}]
 
 

@@ -77,7 +77,8 @@ def load(data: Data, *, needs: tuple[str, ...] = ("problem",)) -> Loaded:
     columns = _checked_columns(data, known, needs)
     chosen = _choose(data, placed, known, account)
     roles: dict[str, str | None] = {"problem": None, "answer": None, "solution": None, **columns}
-    rows, places = [], []
+    rows: list[Row] = []
+    places: list[str] = []
     unmatched: dict[int, Unmatched] = {}
     left_out: list[str] = []
     for one in chosen:
@@ -141,9 +142,7 @@ def _no_column(data: Data, column: str, role: str, known: list[str]) -> str:
     )
 
 
-def _choose(
-    data: Data, placed: list[Placed], known: list[str], account: Account
-) -> list[Placed]:
+def _choose(data: Data, placed: list[Placed], known: list[str], account: Account) -> list[Placed]:
     """The rows that `where`, `rows` and `limit` leave."""
     for column, wanted in data.where.items():
         if head_of(column, known) not in known:

@@ -52,7 +52,9 @@ def one_type_a_column(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows with columns that Arrow takes: one of several types becomes JSON text."""
     import pyarrow
 
-    columns = {key: [row.get(key) for row in rows] for key in dict.fromkeys(k for r in rows for k in r)}
+    columns = {
+        key: [row.get(key) for row in rows] for key in dict.fromkeys(k for r in rows for k in r)
+    }
     for key, values in columns.items():
         try:
             pyarrow.array(values)

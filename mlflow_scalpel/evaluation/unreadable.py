@@ -44,7 +44,9 @@ def readable_golds(
     if not bad:
         return loaded, None
     total, first = len(loaded.rows), bad[0]
-    text = loaded.unmatched[first].text if first in loaded.unmatched else loaded.rows[first]["answer"]
+    text = (
+        loaded.unmatched[first].text if first in loaded.unmatched else loaded.rows[first]["answer"]
+    )
     example = f"the first is {loaded.places[first]}: {_short(text)!r}"
     unmatched = (
         f", in {len(loaded.unmatched)} of them answer_pattern finds nothing"

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import codecs
 import re
+from datetime import date
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+
+TEMPLATE_DATE = date(2024, 7, 26)
+"""What chat templates write for the current date: what Llama 3's own fall back to."""
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -162,6 +167,26 @@ def check_pattern(value: str | None) -> str | None:
         if groups < 1:
             raise ValueError("needs one group in parentheses that holds the answer")
     return value
+
+
+def template_text(value: str) -> str:
+    """The chat template that a field gives as it stands, or as the path of a file.
+
+    Raises ValueError where it is neither.
+    """
+    if "{" in value:
+        return value
+    path = Path(value)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"is neither Jinja text, which has braces, nor a file that can be read ({error}; "
+            f"looked for in {Path.cwd()})"
+        ) from error
+    if "{" not in text:
+        raise ValueError(f"the file holds no Jinja template: it has no braces ({text[:60]!r})")
+    return text
 
 
 def parse_rows(text: str) -> slice:

@@ -8,6 +8,7 @@ TRL's change between versions.
 from __future__ import annotations
 
 import math
+from datetime import date
 from typing import Literal
 
 from pydantic import (
@@ -22,7 +23,15 @@ from pydantic import (
 
 from mlflow_scalpel.metrics.registry import GROUPS
 from mlflow_scalpel.recipes.alarms import Alarms
-from mlflow_scalpel.recipes.fields import Data, Dtype, Fraction, Recipe, Strict
+from mlflow_scalpel.recipes.fields import (
+    TEMPLATE_DATE,
+    Data,
+    Dtype,
+    Fraction,
+    Recipe,
+    Strict,
+    template_text,
+)
 from mlflow_scalpel.recipes.freezing import Freeze
 
 _SCHEDULE_TAKES = {
@@ -243,7 +252,17 @@ class TrainingRecipe(Recipe):
     model: str = Field(min_length=1)
     """The base: a hub name, a local directory, or a models:/ URI."""
     system_prompt: str | None = None
-    """Goes before every problem, in training, probes and evaluation alike."""
+    """Goes before every problem, in training, probes and evaluation alike; null leaves what the
+    chat template says by itself, "" switches that off."""
+    chat_template: str | None = None
+    """Jinja text, or the path of a .jinja file, in place of the base's chat template: in training,
+    probes, evaluation and every checkpoint."""
+    eos_token: str | None = Field(default=None, min_length=1)
+    """A token of the base that ends a turn, in place of its own end token; where the chat template
+    ends turns with another token than that, nothing that is generated would stop."""
+    template_date: date = TEMPLATE_DATE
+    """What chat templates write that ask for the current date: else texts would differ from day to
+    day."""
     data: TrainingData
     probes: dict[str, Data] = {}
     """Texts fixed in advance on which KL(base || checkpoint) is measured at every checkpoint."""
@@ -266,6 +285,11 @@ class TrainingRecipe(Recipe):
     """Top of the colour scale of the heat maps logged while training; the same for all runs of an
     algorithm, so that their pictures can be compared."""
     train: Train
+
+    @field_validator("chat_template")
+    @classmethod
+    def _template_text(cls, value: str | None) -> str | None:
+        return None if value is None else template_text(value)
 
     @field_validator("metrics", "rare_metrics")
     @classmethod

@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 
+from mlflow_scalpel.chat import render, render_answered, settled
 from mlflow_scalpel.data.account import Account
 from mlflow_scalpel.data.conversations import EARLIER, question
 from mlflow_scalpel.data.sources import load
@@ -112,6 +113,11 @@ def _make_pool(recipe: TrainingRecipe, tokenizer: Any) -> Pool:
             "give one with system_prompt, and leave the data's out by naming the turns' paths in "
             "columns.problem and columns.solution"
         )
+    elif recipe.system_prompt is None and recipe.probes and prompts != {None}:
+        warnings["system_prompts"] = (
+            f"the data brings the system prompt {next(iter(prompts))!r}, which the probes have "
+            "only where their rows bring it too; set system_prompt to it for both"
+        )
     same = next(iter(prompts)) if len(prompts) == 1 else None
     return Pool(rows, account, cut, same, warnings)
 
@@ -120,7 +126,10 @@ def sft_examples(recipe: SftRecipe, pool: Pool) -> datasets.Dataset:
     """Columns `prompt` and `completion`, as chat messages; one row a problem."""
     return datasets.Dataset.from_list(
         [
-            {"prompt": question(row, recipe.system_prompt), "completion": _completion(row)}
+            {
+                "prompt": question(row, recipe.system_prompt),
+                "completion": [{"role": "assistant", "content": row["solution"]}],
+            }
             for row in pool.rows
         ]
     )
@@ -136,20 +145,16 @@ def grpo_examples(recipe: GrpoRecipe, pool: Pool) -> datasets.Dataset:
     )
 
 
-def _completion(row: dict[str, Any]) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": row["solution"]}]
-
-
 def _check_system_prompts(
     recipe: TrainingRecipe, rows: list[dict[str, Any]], places: list[str]
 ) -> None:
     """Raise ScalpelError where a row brings a system prompt other than the recipe's."""
     for row, place in zip(rows, places, strict=True):
         own = _system_prompt(recipe, row)
-        if recipe.system_prompt is not None and own != recipe.system_prompt:
+        if None not in (own, recipe.system_prompt) and own != recipe.system_prompt:
             raise ScalpelError(
                 f"data {recipe.data.describe()}: {place} has the system turn "
-                f"{own[:60]!r}, and system_prompt = {recipe.system_prompt[:60]!r} is "
+                f"{str(own)[:60]!r}, and system_prompt = {str(recipe.system_prompt)[:60]!r} is "
                 "given too; set system_prompt=null to take the data's, or name the turns' paths "
                 "(columns.problem, columns.solution) to leave it out"
             )
@@ -158,8 +163,9 @@ def _check_system_prompts(
 def _system_prompt(recipe: TrainingRecipe, row: dict[str, Any]) -> str | None:
     """The system prompt with which a row is asked: its own system turn, or else the recipe's."""
     first = row[EARLIER][0] if row[EARLIER] else None
-    own = first is not None and first["role"] == "system"
-    return first["content"] if own else recipe.system_prompt
+    if first is not None and first["role"] == "system":
+        return str(first["content"])
+    return recipe.system_prompt
 
 
 def _distinct(rows: list[dict[str, Any]], account: Account) -> list[dict[str, Any]]:
@@ -186,9 +192,7 @@ def _short_ones(
     dropped = {"prompts": 0, "solutions": 0}
     if data.max_prompt_tokens is not None:
         prompts = [
-            tokenizer.apply_chat_template(
-                question(row, recipe.system_prompt), add_generation_prompt=True, tokenize=False
-            )
+            render(tokenizer, settled(tokenizer, question(row, recipe.system_prompt)))
             for row in rows
         ]
         rows = _short(rows, prompts, tokenizer, data.max_prompt_tokens)
@@ -222,12 +226,13 @@ def _fitting(
     TRL cuts the rendered tokens at `max_length`, and drops without a word the examples of which no
     learned token is left. Raises ScalpelError where none is left whole.
     """
+    asked = [settled(tokenizer, question(row, recipe.system_prompt)) for row in rows]
+    pairs = [(turns, row["solution"]) for turns, row in zip(asked, rows, strict=True)]
     kept, cut = [], 0
-    for row in rows:
-        begins, ends = learned_tokens(recipe, row, tokenizer)
-        if begins < limit:
+    for row, one in zip(rows, render_answered(tokenizer, pairs), strict=True):
+        if recipe.train.loss_on == "all" or one.start < limit:
             kept.append(row)
-            cut += ends > limit
+            cut += len(one.ids) > limit
     account.drop(
         "max_length",
         len(rows) - len(kept),
@@ -241,21 +246,6 @@ def _fitting(
             f"have a prompt that fills it, {cut} lose their end); raise it, or set it to null"
         )
     return kept, cut
-
-
-def learned_tokens(recipe: SftRecipe, row: dict[str, Any], tokenizer: Any) -> tuple[int, int]:
-    """Position of an example's first learned token, and its number of tokens, as TRL has them."""
-    prompt = question(row, recipe.system_prompt)
-    whole = _ids(tokenizer, [*prompt, *_completion(row)])
-    if recipe.train.loss_on == "all":
-        return 0, len(whole)
-    asked = _ids(tokenizer, prompt, add_generation_prompt=True)
-    return len(os.path.commonprefix([asked, whole])), len(whole)
-
-
-def _ids(tokenizer: Any, messages: list[dict[str, str]], **how: bool) -> list[int]:
-    rendered = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **how)
-    return list(rendered["input_ids"])
 
 
 def _short(

@@ -20,9 +20,14 @@ Reward = Callable[..., list[float | None]]
 
 
 class Rewards:
-    """The rewards of one run, and what they have seen so far."""
+    """The rewards of one run, and what they have seen so far.
 
-    def __init__(self) -> None:
+    `opening` is what the prompt writes of each completion already (`<think>` and a line break,
+    where the chat template of a reasoning model does).
+    """
+
+    def __init__(self, *, opening: str = "") -> None:
+        self._opening = opening
         self.completions = 0
         self.tokens_generated = 0
         self.boxed = 0
@@ -56,8 +61,12 @@ class Rewards:
         return [None if verdict is None else float(verdict) for verdict in verdicts]
 
     def format(self, completions: list[Messages], **_: Any) -> list[float]:
-        """1 for <think>...</think> and then <answer>...</answer>, each on lines of its own."""
-        return [float(bool(_BLOCKS.fullmatch(c[0]["content"].strip()))) for c in completions]
+        """1 for <think>...</think> and then <answer>...</answer>, each on lines of its own.
+
+        Judged together with what the prompt opens: there <think> may be left out.
+        """
+        texts = [self._opening + completion[0]["content"] for completion in completions]
+        return [float(bool(_BLOCKS.fullmatch(text.strip()))) for text in texts]
 
     def warning(self) -> str | None:
         """What a user must know about the rewards, or None where they have worked."""

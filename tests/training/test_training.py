@@ -54,7 +54,8 @@ def test_every_sft_recipe_is_what_trl_takes(path, tmp_path):
 )
 def test_every_choice_that_a_recipe_may_make_exists_in_trl(model, field, tmp_path):
     for choice in get_args(model.model_fields[field].annotation):
-        recipe = recipe_of("grpo", f"train.{field}={choice}")
+        kwargs = "'train.lr_scheduler_kwargs={min_lr_rate: 0.1}'" if "min_lr" in choice else ""
+        recipe = recipe_of("grpo", f"train.{field}={choice} {kwargs}")
         assert GRPOConfig(**grpo_fields(recipe, tmp_path, rows=1000))
 
 
@@ -106,13 +107,18 @@ def test_what_is_too_long_is_left_out_and_counted(stage, tmp_path, capsys):
     pool = open_pool(lengths_recipe(stage, tmp_path, limits), make_tokenizer())
     assert [row["problem"] for row in pool.rows] == ["1+1"]
     assert pool.rows[0]["solution"] == "2"
-    assert pool.params() == {
+    assert {key: value for key, value in pool.params().items() if value} == {
+        "data_rows": 4,
         "data_problems": 1,
         "data_dropped_repeated": 1,
         "data_dropped_long_prompts": 1,
         "data_dropped_long_solutions": 1,
     }
-    assert "1 of 3 problems kept; 1 prompts are over 5 tokens" in capsys.readouterr().out
+    assert (
+        "data: 1 of 4 rows kept; 1 repeat an earlier problem (1 of them with another solution); "
+        "1 prompts are over 5 tokens; 1 solutions are over 5 tokens\n"
+    ) in capsys.readouterr().out
+    assert "only 1 of the 4 rows" in pool.warnings["data"]
 
 
 def test_the_system_prompt_counts_as_prompt(tmp_path):
@@ -140,10 +146,15 @@ def judge(texts: list[str], gold: list[str]):
     rewards, counted = Rewards(), Counted()
     completions = [[{"role": "assistant", "content": text}] for text in texts]
     ids = [[1] * len(text) for text in texts]
-    given = rewards.accuracy(
-        completions=completions, answer=gold, completion_ids=ids, log_metric=counted, prompts=[]
-    )
-    return rewards, given, counted.values, rewards.format(completions=completions)
+    batch = {
+        "completions": completions,
+        "answer": gold,
+        "completion_ids": ids,
+        "log_metric": counted,
+        "prompts": [],
+    }
+    accuracy, form = rewards.functions(["accuracy", "format"])
+    return rewards, accuracy(**batch), counted.values, form(**batch)
 
 
 BLOCKS = "<think>\n1+1=2\n</think>\n<answer>\n\\boxed{2}\n</answer>"
