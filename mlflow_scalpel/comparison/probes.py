@@ -13,9 +13,9 @@ from mlflow_scalpel.chat import (
     check_answered,
     render_answered,
     settled,
-    system_turn,
     template_of,
 )
+from mlflow_scalpel.data.conversations import EARLIER, Message, question
 from mlflow_scalpel.errors import ScalpelError
 
 
@@ -53,10 +53,14 @@ def build_probe(
     pairs: Sequence[tuple[str, str]],
     tokenizer: Any,
     *,
+    earlier: Sequence[list[Message]] | None = None,
     system_prompt: str | None = None,
     context: int | None = None,
 ) -> Probe:
     """Render (problem, solution) pairs with the tokenizer's chat template.
+
+    `earlier` has the turns before each problem; a system turn among them stands in place of
+    `system_prompt`.
 
     The same texts serve the base and all its checkpoints; those of more than `context` tokens are
     left out. Raises ScalpelError where the tokenizer has no chat template, or one that refuses,
@@ -64,8 +68,9 @@ def build_probe(
     """
     what = f"probe {name}: the chat template"
     conversations = []
-    for problem, solution in pairs:
-        turns = [*system_turn(system_prompt), {"role": "user", "content": problem}]
+    for number, (problem, solution) in enumerate(pairs):
+        row = {"problem": problem, EARLIER: earlier[number] if earlier else []}
+        turns = question(row, system_prompt)
         conversations.append((settled(tokenizer, turns), solution))
     rendered = render_answered(tokenizer, conversations, what=what)
     ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
