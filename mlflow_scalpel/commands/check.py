@@ -22,14 +22,13 @@ def run(arguments: argparse.Namespace) -> int:
     from mlflow_scalpel.evaluation.suite import load_suite
     from mlflow_scalpel.recipes.experiment import MainRecipe
     from mlflow_scalpel.recipes.load import (
-        BY_COMMAND,
         check_files,
         check_parts,
         find_recipe,
-        parse_settings,
         read_recipe,
     )
     from mlflow_scalpel.recipes.measuring import EvaluateRecipe
+    from mlflow_scalpel.recipes.settings import BY_COMMAND, parse_settings
 
     path = find_recipe(arguments.recipe, Path())
     settings = parse_settings(arguments.set, BY_COMMAND)

@@ -82,7 +82,8 @@ def _turns(value: Any) -> list[Any]:
     if isinstance(value, dict) and value and all(isinstance(v, list) for v in value.values()):
         lengths = {len(inner) for inner in value.values()}
         if len(lengths) == 1:  # a list of turns as `datasets` keeps some: a list for each key
-            value = [dict(zip(value, turn, strict=True)) for turn in zip(*value.values())]
+            turns = zip(*value.values(), strict=True)
+            value = [dict(zip(value, turn, strict=True)) for turn in turns]
     if not isinstance(value, list | tuple):
         raise Unreadable(f"it is {type(value).__name__} and not a list of turns")
     if not value:

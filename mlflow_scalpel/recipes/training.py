@@ -33,11 +33,7 @@ from mlflow_scalpel.recipes.fields import (
     template_text,
 )
 from mlflow_scalpel.recipes.freezing import Freeze
-
-_SCHEDULE_TAKES = {
-    "cosine": ("num_cycles",),
-    "cosine_with_min_lr": ("min_lr", "min_lr_rate", "num_cycles"),
-}
+from mlflow_scalpel.recipes.schedules import check_schedule
 
 
 class Checkpoints(Strict):
@@ -117,28 +113,7 @@ class Train(Strict):
 
     @model_validator(mode="after")
     def _schedule_has_what_it_takes(self) -> Train:
-        kind, given = self.lr_scheduler_type, self.lr_scheduler_kwargs
-        taken = _SCHEDULE_TAKES.get(kind, ())
-        for name, value in given.items():
-            if name not in taken:
-                raise ValueError(
-                    f"lr_scheduler_kwargs = {given}: {kind} takes no {name}"
-                    f"{', but ' + ', '.join(taken) if taken else ''}; remove it"
-                )
-            if value < 0:
-                raise ValueError(f"lr_scheduler_kwargs = {given}: {name} is below 0; raise it")
-        if kind != "cosine_with_min_lr":
-            return self
-        if ("min_lr" in given) == ("min_lr_rate" in given):
-            raise ValueError(
-                f"lr_scheduler_type = {kind} needs exactly one of min_lr and min_lr_rate; set for "
-                "example lr_scheduler_kwargs: {min_lr_rate: 0.1}, a tenth of learning_rate"
-            )
-        if given.get("min_lr", 0.0) > self.learning_rate or given.get("min_lr_rate", 0.0) > 1:
-            raise ValueError(
-                f"lr_scheduler_kwargs = {given}: the schedule would end above learning_rate = "
-                f"{self.learning_rate}; lower it (min_lr_rate is a share of learning_rate)"
-            )
+        check_schedule(self.lr_scheduler_type, self.lr_scheduler_kwargs, self.learning_rate)
         return self
 
     @model_validator(mode="after")
