@@ -92,7 +92,8 @@ def _decode(path: Path, raw: bytes, encoding: str | None) -> str:
         line = raw.count(b"\n", 0, error.start) + 1
         hint = ""
         if encoding is None and marked is None:
-            around = raw[max(0, error.start - 20) : error.start + 20].split(b"\n")[0]
+            begin = max(raw.rfind(b"\n", 0, error.start) + 1, error.start - 20)
+            around = raw[begin : error.start + 20].split(b"\n")[0]
             hint = f" (as cp1252, or latin-1, there stands {around.decode('cp1252', 'replace')!r})"
         raise ScalpelError(
             f"data.file = {path}: line {line}: the byte {raw[error.start]:#04x} is not {name}"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import codecs
 import re
 from datetime import date
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+
+from mlflow_scalpel.recipes.places import seen_by_user, user_directory
 
 TEMPLATE_DATE = date(2024, 7, 26)
 """What chat templates write for the current date: what Llama 3's own fall back to."""
@@ -176,13 +177,13 @@ def template_text(value: str) -> str:
     """
     if "{" in value:
         return value
-    path = Path(value)
+    path = seen_by_user(value)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ValueError(
             f"is neither Jinja text, which has braces, nor a file that can be read ({error}; "
-            f"looked for in {Path.cwd()})"
+            f"looked for in {user_directory()})"
         ) from error
     if "{" not in text:
         raise ValueError(f"the file holds no Jinja template: it has no braces ({text[:60]!r})")

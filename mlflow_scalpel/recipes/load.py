@@ -43,7 +43,15 @@ def load_recipe(name: str, folder: Path, *, stage: str, settings: str = "") -> R
     if isinstance(recipe, MainRecipe):
         check_parts(recipe, folder.parents[1])
     check_files(recipe)
-    return recipe
+    return _with_model_seen(recipe)
+
+
+def _with_model_seen(recipe: Recipe) -> Recipe:
+    """The recipe, with a model's directory as the user sees it where the stage runs elsewhere."""
+    model = getattr(recipe, "model", None)
+    if model is None or user_directory() == Path.cwd() or not seen_by_user(model).is_dir():
+        return recipe
+    return recipe.model_copy(update={"model": str(seen_by_user(model))})
 
 
 def read_recipe(
