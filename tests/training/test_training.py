@@ -192,6 +192,43 @@ def test_a_reward_that_is_always_zero_is_said():
     assert "1 of them hold a \\boxed" in str(rewards.warning())
 
 
+def counted_by(names: list[str], texts: list[str], gold: str = "2") -> Rewards:
+    rewards = Rewards()
+    for reward in rewards.functions(names):
+        reward(
+            completions=[[{"role": "assistant", "content": text}] for text in texts],
+            answer=[gold] * len(texts),
+            completion_ids=[[1] * 7] * len(texts),
+            log_metric=Counted(),
+            prompts=[],
+        )
+    return rewards
+
+
+@pytest.mark.parametrize("names", [["format"], ["accuracy"], ["accuracy", "format"]])
+def test_each_batch_is_counted_once_whichever_rewards_there_are(names):
+    rewards = counted_by(names, [BLOCKS, "\\boxed{2}", ""])
+    assert (rewards.completions, rewards.tokens_generated, rewards.boxed) == (3, 21, 2)
+    assert rewards.warning() is None
+    # The names that the trainer's metrics carry.
+    assert [reward.__name__ for reward in rewards.functions(names)] == names
+
+
+@pytest.mark.parametrize(
+    ("names", "texts", "gold", "said"),
+    [
+        (["format"], ["2", "\\boxed{2}"], "2", "the format reward was 0 for all 2 completions"),
+        (["accuracy"], ["2", "3"], "2", "the accuracy reward was 0 for all 2 completions"),
+        (["accuracy", "format"], ["2"], "2", "accuracy and format reward was 0 for all 1 compl"),
+        (["accuracy", "format"], [BLOCKS], "3", "GRPO has nothing to amplify"),
+        (["accuracy", "format"], [BLOCKS], "", "judged none of all 1 completions"),
+        (["accuracy"], [BLOCKS], "", "no gold answer could be read"),
+    ],
+)
+def test_rewards_that_are_all_zero_are_said_whichever_they_are(names, texts, gold, said):
+    assert said in str(counted_by(names, texts, gold).warning())
+
+
 def test_flops_and_cost():
     assert estimate_flops(10, tokens_trained=100, tokens_sampled=0) == 6 * 10 * 100
     assert estimate_flops(10, tokens_trained=100, tokens_sampled=100) == 8 * 10 * 100
