@@ -19,7 +19,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print that the recipe is valid; raises RecipeError where it is not."""
-    from mlflow_scalpel.evaluation.suite import load_suite
+    from mlflow_scalpel.evaluation.suite import check_data_files, load_suite
     from mlflow_scalpel.recipes.experiment import MainRecipe
     from mlflow_scalpel.recipes.load import (
         check_files,
@@ -40,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     if isinstance(read, MainRecipe):
         check_parts(read, projects)
     if isinstance(read, EvaluateRecipe):
-        load_suite(read.suite, projects / "evaluate" / "suites", read.data, read.samples)
+        folder = projects / "evaluate" / "suites"
+        check_data_files(load_suite(read.suite, folder, read.data, read.samples))
     print(f"{path}: a valid recipe of the entry point {read.stage}")
     return 0

@@ -191,12 +191,17 @@ def load_suite(
     for label, data in (data_overrides or {}).items():
         _override_data(fields, label, dict(data), path)
     suite: Suite = validate(Suite, fields, path)
-    for task in suite.tasks:
-        if task.data is not None and task.data.file is not None:
-            existing_file(f"{path}: the data.file of {task.label}", task.data.file)
     if samples is None:
         return suite
     return suite.model_copy(update={"tasks": [_sampled(task, samples) for task in suite.tasks]})
+
+
+def check_data_files(suite: Suite) -> None:
+    """Raise RecipeError where a data file that a task names is not there."""
+    for task in suite.tasks:
+        if task.data is not None and task.data.file is not None:
+            field = f"the data.file of {task.label} in the suite {suite.name}"
+            existing_file(field, task.data.file)
 
 
 def _sampled(task: SuiteTask, samples: int) -> SuiteTask:

@@ -64,8 +64,8 @@ def parse_settings(text: str, option: str = BY_RUN) -> dict[str, Any]:
 
     A value that begins with a quote is text, whatever stands in it; any other one is YAML, of which
     only lists, mappings and plain words are taken (`&x`, `*x`, `!x` and `#` are text). Quotes
-    around field and value hold them together, and leave the value YAML. Of a field given twice the last counts. Raises
-    RecipeError.
+    around field and value hold them together, and leave the value YAML. Of a field given
+    twice the last counts. Raises RecipeError.
     """
     settings: dict[str, Any] = {}
     for field, value, is_text in _words(text, option):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mlflow_scalpel.evaluation.needs import check_installed
-from mlflow_scalpel.evaluation.suite import load_suite
+from mlflow_scalpel.evaluation.suite import check_data_files, load_suite
 from mlflow_scalpel.stage import open_stage
 
 HERE = Path(__file__).parent
@@ -11,7 +11,9 @@ HERE = Path(__file__).parent
 
 def suite_of(recipe):
     check_installed(recipe)
-    return load_suite(recipe.suite, HERE / "suites", recipe.data, recipe.samples)
+    suite = load_suite(recipe.suite, HERE / "suites", recipe.data, recipe.samples)
+    check_data_files(suite)
+    return suite
 
 
 def evaluate(stage):

@@ -37,13 +37,23 @@ def read(tmp_path, *rows: dict, messages="messages", needs=("problem", "solution
         ([ASK, TELL], [], "3+4=", "7"),
         ([SYSTEM, ASK, TELL], [SYSTEM], "3+4=", "7"),
         ([SYSTEM, ASK, TELL, *MORE], [SYSTEM, ASK, TELL], "And 5+6=?", "11"),
-        ([shared("system", "Be brief."), shared("human", "3+4="), shared("gpt", "7")], [SYSTEM], "3+4=", "7"),
-        ([turn("user", [{"type": "text", "text": "3+"}, {"type": "text", "text": "4="}]), TELL], [], "3+4=", "7"),
+        (
+            [shared("system", "Be brief."), shared("human", "3+4="), shared("gpt", "7")],
+            [SYSTEM],
+            "3+4=",
+            "7",
+        ),
+        (
+            [turn("user", [{"type": "text", "text": "3+"}, {"type": "text", "text": "4="}]), TELL],
+            [],
+            "3+4=",
+            "7",
+        ),
         ({"role": ["user", "assistant"], "content": ["3+4=", "7"]}, [], "3+4=", "7"),
         (json.dumps([ASK, TELL]), [], "3+4=", "7"),
         ([{**ASK, "name": None, "tool_calls": None}, TELL], [], "3+4=", "7"),
     ],
-)  # fmt: skip
+)
 def test_the_last_turns_are_problem_and_solution(tmp_path, value, before, problem, solution):
     (row,) = read(tmp_path, {"messages": value}).rows
     assert (row["earlier_turns"], row["problem"], row["solution"]) == (before, problem, solution)
@@ -76,14 +86,23 @@ def test_columns_of_turns_follow_one_another(tmp_path):
         ("3+4=", "it is a text and not a list of turns"),
         (["3+4=", "7"], "turn 0 has neither `role`"),
         ([ASK, turn("tool", "7"), TELL], "turn 1 is of a tool"),
-        ([shared("human", "3"), shared("function_call", "f"), shared("gpt", "7")], "turn 1 is of a function_call"),
+        (
+            [shared("human", "3"), shared("function_call", "f"), shared("gpt", "7")],
+            "turn 1 is of a function_call",
+        ),
         ([ASK, turn("critic", "7")], "turn 1 has the role 'critic'"),
-        ([ASK, {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}], "turn 1 has tool_calls"),
+        (
+            [ASK, {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}],
+            "turn 1 has tool_calls",
+        ),
         ([ASK, {**TELL, "reasoning_content": "3 and 4"}], "turn 1 has reasoning_content"),
-        ([turn("user", [{"type": "image"}, {"type": "text", "text": "?"}]), TELL], "turn 0 has a part of type 'image'"),
+        (
+            [turn("user", [{"type": "image"}, {"type": "text", "text": "?"}]), TELL],
+            "turn 0 has a part of type 'image'",
+        ),
         ([turn("user", {"text": "3"}), TELL], "turn 0 holds dict"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_taken_names_line_and_turn(tmp_path, value, said):
     good = {"messages": [ASK, TELL]}
     with pytest.raises(ScalpelError, match=f"line 2: .*{said}.*drop_unreadable"):

@@ -87,8 +87,16 @@ def test_zstandard_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("latin.jsonl", ROW + '\n{"problem": "café"}'.encode("latin-1"), "line 2.*0xe9 is not utf-8.*café.*encoding"),
-        ("cp1252.csv", HEAD + "p,“7”,x\n".encode("cp1252"), "line 2.*0x93 is not utf-8.*“7”.*save the file as UTF-8"),
+        (
+            "latin.jsonl",
+            ROW + '\n{"problem": "café"}'.encode("latin-1"),
+            "line 2.*0xe9 is not utf-8.*café.*encoding",
+        ),
+        (
+            "cp1252.csv",
+            HEAD + "p,“7”,x\n".encode("cp1252"),
+            "line 2.*0x93 is not utf-8.*“7”.*save the file as UTF-8",
+        ),
         ("nul.csv", "problem,answer\np,7\n".encode("utf-16-le"), "line 1.*utf-16-le"),
         ("cut.jsonl", ROW + b"\n\n" + ROW[:20], "line 3: is not whole JSON"),
         ("cut.json", b"[" + ROW + b",\n" + ROW[:20], "line 2: is not whole JSON"),
@@ -101,7 +109,11 @@ def test_zstandard_is_read(tmp_path):
         ("empty.csv", b"", "is empty"),
         ("none.json", b"[]", "there is no row in it"),
         ("header.csv", HEAD, "there is no row in it"),
-        ("twice.jsonl", b'{"problem": "p", "answer": 1, "answer": 2}', "line 1.*'answer' is given twice"),
+        (
+            "twice.jsonl",
+            b'{"problem": "p", "answer": 1, "answer": 2}',
+            "line 1.*'answer' is given twice",
+        ),
         ("twice.csv", b"problem,answer,answer\np,1,2\n", "line 1: has two columns 'answer'"),
         ("nan.jsonl", with_answer("1") + with_answer("NaN"), "line 2.*answer holds nan"),
         ("infinity.jsonl", with_answer("-Infinity"), "line 1.*answer holds -inf"),
@@ -111,12 +123,16 @@ def test_zstandard_is_read(tmp_path):
         ("inner.csv", HEAD + b'p,"a"b",x\n', "line 2: is not whole CSV"),
         ("half.jsonl", with_answer('"\\ud800"'), "line 1.*half of a character"),
         ("columns.json", b'{"problem": {"0": "p"}, "answer": {"0": "7"}}', "orient=.records"),
-        ("splits.json", b'{"a": [{"problem": 1}], "b": [{"problem": 2}]}', "is one object with a, b"),
+        (
+            "splits.json",
+            b'{"a": [{"problem": 1}], "b": [{"problem": 2}]}',
+            "is one object with a, b",
+        ),
         ("deep.jsonl", b'{"a":' * 9999, "line 1: is not whole JSON"),
         ("bad.parquet", b"PAR1", "not readable Parquet"),
         ("cut.jsonl.gz", gzip.compress(ROW * 99)[:-20], "cannot be read"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_read_names_file_line_and_what_is_wrong(tmp_path, name, content, said):
     with pytest.raises(ScalpelError, match=f"(?s){name}.*{said}"):
         answers(tmp_path / name, content)
@@ -177,7 +193,16 @@ def test_arrays_in_a_parquet_file_of_pandas_are_lists(tmp_path):
     assert row["solution"] == "b"
 
 
-LEVELS = [{"problem": f"{n}+1=", "level": n, "ok": bool(n % 2), "half": n / 2, "kind": None if n == 3 else "k"} for n in range(6)]  # fmt: skip
+LEVELS = [
+    {
+        "problem": f"{n}+1=",
+        "level": n,
+        "ok": bool(n % 2),
+        "half": n / 2,
+        "kind": None if n == 3 else "k",
+    }
+    for n in range(6)
+]
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_all_unreadable_is_refused_with_a_pattern_that_works(tmp_path, answer, g
 
 def test_a_column_with_boxes_is_proposed(tmp_path):
     data = data_of(tmp_path, [PROSE] * 3, solution=r"Adding gives \boxed{7}.")
-    with pytest.raises(ScalpelError, match="set data.columns.answer = solution"):
+    with pytest.raises(ScalpelError, match=r"set data\.columns\.answer = solution"):
         judged(data)
 
 
@@ -118,7 +118,7 @@ def test_evaluation_asks_one_question(tmp_path):
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "3+4="}]
     (tmp_path / "a.jsonl").write_text(json.dumps({"m": turns, "answer": "7"}))
     data = Data(file=f"{tmp_path}/a.jsonl", columns={"messages": "m"})
-    with pytest.raises(ScalpelError, match="'3.4=' has 1 turns before it"):
+    with pytest.raises(ScalpelError, match=r"'3.4=' has 1 turns before it"):
         task_rows(entry(data, metric="exact_match"))
 
 

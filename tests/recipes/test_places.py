@@ -15,6 +15,10 @@ from mlflow_scalpel.recipes import load_recipe
 from mlflow_scalpel.recipes.places import existing_file
 
 PROJECTS = Path(__file__).parents[2] / "projects"
+ARMS = (
+    "compare=null 'arms=[{name: a, stage: sft, recipe: tiny, "
+    "set: {data.generated: null, data.file: none.csv}}]'"
+)
 SHOW = "from mlflow_scalpel.recipes.places import user_directory; print(user_directory())"
 
 
@@ -60,11 +64,15 @@ def test_recipe_data_and_model_are_seen_from_there(tmp_path, monkeypatch):
     ("name", "settings", "field"),
     [
         ("sft/tiny", "data.generated=null data.file=none.jsonl", "data.file = none.jsonl"),
-        ("sft/tiny", "probes.base_style.generated=null probes.base_style.file=none.csv", "probes.base_style.file"),
-        ("evaluate/tiny", "'data={add: {file: none.csv}}'", "data.file of add = none.csv"),
-        ("main/tiny", "'compare=null' 'arms=[{name: a, stage: sft, recipe: tiny, set: {data.generated: null, data.file: none.csv}}]'", "data.file = none.csv"),
+        (
+            "sft/tiny",
+            "probes.base_style.generated=null probes.base_style.file=none.csv",
+            "probes.base_style.file",
+        ),
+        ("evaluate/tiny", "'data={add: {file: none.csv}}'", "add in the suite tiny = none.csv"),
+        ("main/tiny", ARMS, "data.file = none.csv"),
     ],
-)  # fmt: skip
+)
 def test_check_looks_whether_files_are_there(name, settings, field, monkeypatch, capsys):
     monkeypatch.chdir(PROJECTS.parent)
     assert main(["check", name, "--set", settings]) == 2

@@ -30,7 +30,7 @@ def recipe_of(settings: str, stage: str = "sft"):
 
 
 def trainer_of(settings: str, folder: Path) -> Trainer:
-    """A trainer with the recipe's arguments, whose optimizer and schedule are made as in training."""
+    """A trainer with the recipe's arguments, optimizer and schedule."""
     recipe = recipe_of(f"train.max_steps={STEPS} checkpoints.count=1 {settings}")
     fields = sft_fields(recipe, folder, rows=1000)
     known = set(TrainingArguments.__dataclass_fields__)
@@ -93,7 +93,10 @@ def test_every_schedule_is_the_one_of_its_name(kind, tmp_path):
             "'train.lr_scheduler_kwargs={min_lr: 0.1, min_lr_rate: 0.1}'",
             "exactly one of min_lr and min_lr_rate",
         ),
-        ("'train.lr_scheduler_kwargs={min_lr_rate: 0.1}'", "constant_with_warmup takes no min_lr_rate"),
+        (
+            "'train.lr_scheduler_kwargs={min_lr_rate: 0.1}'",
+            "constant_with_warmup takes no min_lr_rate",
+        ),
         (
             "train.lr_scheduler_type=cosine 'train.lr_scheduler_kwargs={cycles: 2}'",
             "cosine takes no cycles, but num_cycles",
@@ -107,7 +110,7 @@ def test_every_schedule_is_the_one_of_its_name(kind, tmp_path):
             "num_cycles is below 0",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_schedule_that_cannot_be_made_is_refused(settings, said):
     with pytest.raises(RecipeError, match=said):
         recipe_of(settings)
