@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 LONGEST = 500  # characters
 DEEPEST = 40  # brackets within brackets
-LARGEST_DIGITS = 100_000  # decimal digits of any number on the way
+LARGEST_DIGITS = 200_000  # decimal digits of any number on the way
 LARGEST_FACTORIAL = 10_000
 
 _TOKEN = re.compile(
@@ -43,7 +43,7 @@ def is_explosive(text: str) -> bool:
     r"""Whether `text` (LaTeX, or with `**`) is too large to be computed.
 
     That is: longer than 500 characters, brackets nested deeper than 40, a number of more than
-    100,000 digits anywhere on the way, or a factorial above 10,000 (`7!!` is (7!)!, as math-verify
+    200,000 digits anywhere on the way, or a factorial above 10,000 (`7!!` is (7!)!, as math-verify
     reads it). Powers, factorials and binomials are read with their braces: `\frac{5^{10}}{6^{10}}`
     is a fraction of two small powers. A power of a variable, and an exponent that has one, are not
     computed and have no limit.

@@ -31,7 +31,8 @@ from lm_eval.api.instance import Instance
 
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.generation import BatchedLM
-from mlflow_scalpel.evaluation.grading import last_boxed, math_score
+from mlflow_scalpel.evaluation.answers import last_boxed
+from mlflow_scalpel.evaluation.grading import math_score
 from mlflow_scalpel.evaluation.suite import Suite, SuiteTask
 from mlflow_scalpel.evaluation.suite_lm import SuiteLM
 from mlflow_scalpel.evaluation.tasks import Work, build_works
