@@ -39,6 +39,7 @@ _PREFACE = re.compile(r"(?i)^(?:so|thus|hence|therefore)?,?\s*(?:the|my)?\s*(?:f
 _HOPE = re.compile(r"(?i)\.?\s*I hope (?:it|this) is correct\.?$")
 _LABEL = re.compile(r"[ \t]*(?:\*\*|__)?[ \t]*[:：][ \t]*(?:\*\*|__)?[ \t]*([^\n]+)")
 _BOLD = re.compile(r"[ \t]*(?:is|are)?[ \t]*[:：]?[ \t\n]*(?:\*\*|__)([^*\n]+?)(?:\*\*|__)")
+_HASHES = re.compile(r"(?m)^####[ \t]*(\S[^\n]*)$")
 _STATED = re.compile(r"[ \t]*(?:\*\*|__)?[ \t]*(?:is|[:：])?[ \t]*(?:\*\*|__)?[ \t\n]*")
 
 _SIGN = r"(?:(?<![\d\w)}\]])-\s?)?"
@@ -139,7 +140,10 @@ def _of_block(content: str) -> str | None:
 
 
 def _anchored(text: str) -> str | None:
+    marked = [line for line in _HASHES.finditer(text) if _is_number(line.group(1))]
     for anchor in reversed(list(_ANCHOR.finditer(text))):
+        if marked and marked[-1].start() > anchor.start():
+            break
         lead = _LED_TO.match(text, anchor.end())
         if lead is not None:
             first = _SPAN.match(text, lead.end())
@@ -148,10 +152,11 @@ def _anchored(text: str) -> str | None:
         bare = _labelled(text, anchor)
         if bare is not None:
             return bare
-    lines = re.findall(r"(?m)^####[ \t]*(\S[^\n]*)$", text)
-    if lines and _NUMBER.fullmatch(plain_characters(lines[-1]).strip()):
-        return str(lines[-1]).strip()
-    return None
+    return marked[-1].group(1).strip() if marked else None
+
+
+def _is_number(text: str) -> bool:
+    return _NUMBER.fullmatch(plain_characters(text).strip()) is not None
 
 
 def _spans_from(text: str, first: re.Match[str]) -> str:

@@ -31,15 +31,15 @@ _SOLVED = re.compile(
 
 def readable(gold: str) -> bool:
     """Whether math-verify reads mathematics in `gold`."""
-    return bool(_read(gold) or _read(normal(gold)))
+    return bool(_readings(gold))
 
 
 def equal(answer: str, gold: str) -> bool | None:
     """Whether `answer` is the mathematics of `gold`; None where `gold` cannot be read."""
-    golds = _readings(gold)
+    golds = _readings(_as_tuple(gold, answer))
     if not golds:
         return None
-    answers = _readings(answer)
+    answers = _readings(_as_tuple(answer, gold))
     if not answers:
         return False
     exact = _decided(answers[0], golds[0])
@@ -199,6 +199,13 @@ def _braces_differ(answer: str, gold: str) -> bool:
     r"""Whether one is a set in braces and the other an ordered tuple."""
     opening = {squeezed(normal(text))[:2] for text in (answer, gold)}
     return r"\{" in opening and any(text[:1] == "(" for text in opening)
+
+
+def _as_tuple(text: str, other: str) -> str:
+    """A bare list as the ordered tuple that the other one is."""
+    spelled = normal(text)
+    bare = "," in spelled and not re.search(r"[()\[\]]|\\[{}]", spelled)
+    return f"({spelled})" if bare and normal(other)[:1] == "(" else text
 
 
 def _parts(answer: str, gold: str) -> bool:

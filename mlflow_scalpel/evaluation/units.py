@@ -71,8 +71,9 @@ def read_unit(text: str) -> Unit | None:
     in_text = bool(re.match(r"\\text\s*\{", text))
     bare = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
     bare = bare.replace(r"^\circ", " degree ").replace("\\ ", " ").replace("\\/", "/")
-    if re.search(r"degrees?\s*\\?(?:C|F)\b|degrees? (?:celsius|fahrenheit)", bare, re.IGNORECASE):
-        name = r"^\circ f" if re.search(r"F\b|fahrenheit", bare, re.IGNORECASE) else r"^\circ c"
+    warm = re.fullmatch(r"\s*degrees?\s*(?:(c|celsius)|f|fahrenheit)\.?\s*", bare, re.IGNORECASE)
+    if warm is not None:
+        name = r"^\circ c" if warm[1] else r"^\circ f"
         kind, size = _KNOWN[name]
         return Unit(name, ((kind, 1),), size)
     bare = re.sub(r"\^\s*\{?\s*([23])\s*\}?", r"^\1", bare)
