@@ -40,6 +40,7 @@ _HOPE = re.compile(r"(?i)\.?\s*I hope (?:it|this) is correct\.?$")
 _LABEL = re.compile(r"[ \t]*(?:\*\*|__)?[ \t]*[:：][ \t]*(?:\*\*|__)?[ \t]*([^\n]+)")
 _BOLD = re.compile(r"[ \t]*(?:is|are)?[ \t]*[:：]?[ \t\n]*(?:\*\*|__)([^*\n]+?)(?:\*\*|__)")
 _HASHES = re.compile(r"(?m)^####[ \t]*(\S[^\n]*)$")
+_LABELS = ("", "final", "the", "thefinal", "myfinal", "my")
 _STATED = re.compile(r"[ \t]*(?:\*\*|__)?[ \t]*(?:is|[:：])?[ \t]*(?:\*\*|__)?[ \t\n]*")
 
 _SIGN = r"(?:(?<![\d\w)}\]])-\s?)?"
@@ -144,6 +145,9 @@ def _anchored(text: str) -> str | None:
     for anchor in reversed(list(_ANCHOR.finditer(text))):
         if marked and marked[-1].start() > anchor.start():
             break
+        ending = _sentence_number(text, anchor)
+        if ending is not None:
+            return ending
         lead = _LED_TO.match(text, anchor.end())
         if lead is not None:
             first = _SPAN.match(text, lead.end())
@@ -153,6 +157,25 @@ def _anchored(text: str) -> str | None:
         if bare is not None:
             return bare
     return marked[-1].group(1).strip() if marked else None
+
+
+def _sentence_number(text: str, anchor: re.Match[str]) -> str | None:
+    """The number that a labelled sentence ends in: "Final Answer: The largest $n$ is 34." """
+    label = _LABEL.match(text, anchor.end())
+    if label is None or _prefix(text, anchor) not in _LABELS:
+        return None
+    sentence = _HOPE.sub("", label.group(1).strip()).strip(" .*_")
+    numbers = list(_NUMBER.finditer(plain_characters(sentence)))
+    if not numbers or numbers[-1].end() != len(sentence):
+        return None
+    said = sentence[: numbers[-1].start()]
+    return numbers[-1].group() if re.search(r"\b(?:is|are|=)\s*$", said) else None
+
+
+def _prefix(text: str, anchor: re.Match[str]) -> str:
+    """What the line says before the word "answer", letters only."""
+    line = text.rfind("\n", 0, anchor.start()) + 1
+    return re.sub(r"[^A-Za-z]", "", text[line : anchor.start()]).lower()
 
 
 def _is_number(text: str) -> bool:
@@ -173,10 +196,9 @@ def _spans_from(text: str, first: re.Match[str]) -> str:
 
 def _labelled(text: str, anchor: re.Match[str]) -> str | None:
     """What the line says after "Answer:", in bold after "answer is", or after "final answer is"."""
-    line = text.rfind("\n", 0, anchor.start()) + 1
-    prefix = re.sub(r"[^A-Za-z]", "", text[line : anchor.start()]).lower()
+    prefix = _prefix(text, anchor)
     label = _LABEL.match(text, anchor.end())
-    if label is not None and prefix in ("", "final", "the", "thefinal", "myfinal"):
+    if label is not None and prefix in _LABELS:
         return _bare(label.group(1))
     bold = _BOLD.match(text, anchor.end())
     if bold is not None:

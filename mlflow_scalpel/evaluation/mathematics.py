@@ -36,6 +36,7 @@ def readable(gold: str) -> bool:
 
 def equal(answer: str, gold: str) -> bool | None:
     """Whether `answer` is the mathematics of `gold`; None where `gold` cannot be read."""
+    answer, gold = _in_radians(answer, gold), _in_radians(gold, answer)
     golds = _readings(_as_tuple(gold, answer))
     if not golds:
         return None
@@ -68,6 +69,10 @@ def _prepared(text: str) -> str:
     if letter is not None and letter[1]:
         spelled = letter[1]
     spelled = re.sub(r"^[A-Za-z]\s*\\in(?![a-z])\s*", "", spelled)
+    foreign = re.fullmatch(r"([\[\]])([^\[\],]+),([^\[\],]+)([\[\]])", spelled)
+    if foreign is not None and (foreign[1], foreign[4]) != ("[", "]"):
+        opening, closing = "(" if foreign[1] == "]" else "[", ")" if foreign[4] == "[" else "]"
+        spelled = f"{opening}{foreign[2]},{foreign[3]}{closing}"
     spelled = re.sub(r"\\text\{\s*(,?\s*(?:and|or))\s*\}", r" \1 ", spelled)
     spelled = re.sub(r"(?<![\\A-Za-z])(sqrt|sin|cos|tan|log|ln|pi)(?![A-Za-z])", r"\\\1 ", spelled)
     spelled = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", spelled)
@@ -91,10 +96,12 @@ def _verified(left: Any, right: Any, answer: str) -> bool:
 
 
 def _decided(left: Any, right: Any) -> bool | None:
-    """Equality of two exact numbers; None where they are something else."""
-    if not (_is_exact(left) and _is_exact(right)):
-        return None
-    return _numbers_equal(left, right)
+    """Equality of two exact numbers or expressions; None where they are something else."""
+    if _is_exact(left) and _is_exact(right):
+        return _numbers_equal(left, right)
+    if isinstance(left, sympy.Expr) and isinstance(right, sympy.Expr):
+        return _compared_at_points(left, right)  # much faster than simplifying their difference
+    return None
 
 
 def _is_exact(value: Any) -> bool:
@@ -140,9 +147,17 @@ def _apart(left: Any, right: Any) -> bool:
 def _agree(left: Any, right: Any) -> bool:
     """Whether two expressions that math-verify takes for different are surely equal."""
     left, right = _unwrapped(left), _unwrapped(right)
-    if isinstance(left, sympy.Expr) and isinstance(right, sympy.Expr):
-        return bool(left.free_symbols) and _compared_at_points(left, right) is True
-    return False
+    if not (isinstance(left, sympy.Expr) and isinstance(right, sympy.Expr)):
+        return False
+    if left.free_symbols and _compared_at_points(left, right) is True:
+        return True
+    values = [_imaginary(value) for value in (left, right)]
+    return values != [left, right] and _decided(*values) is True
+
+
+def _imaginary(value: Any) -> Any:
+    """An expression with its symbol i as the imaginary unit."""
+    return value.subs({s: sympy.I for s in value.free_symbols if s.name == "i"})
 
 
 def _unwrapped(value: Any) -> Any:
@@ -206,6 +221,14 @@ def _as_tuple(text: str, other: str) -> str:
     spelled = normal(text)
     bare = "," in spelled and not re.search(r"[()\[\]]|\\[{}]", spelled)
     return f"({spelled})" if bare and normal(other)[:1] == "(" else text
+
+
+def _in_radians(text: str, other: str) -> str:
+    """Degrees as radians where the other one is a multiple of pi, without degrees."""
+    degrees = normal(text).removesuffix(r"^\circ")
+    if degrees == normal(text) or r"^\circ" in normal(other) or r"\pi" not in normal(other):
+        return text
+    return rf"\frac{{{degrees}\pi}}{{180}}"
 
 
 def _parts(answer: str, gold: str) -> bool:

@@ -76,6 +76,7 @@ def normal(text: str) -> str:
     text = re.sub(r"\\(?:leqslant|leq|le)(?![a-z])", r"\\leq", text)
     text = re.sub(r"\\(?:geqslant|geq|ge)(?![a-z])", r"\\geq", text)
     text = re.sub(r"\\neq?(?![a-z])", r"\\neq", text)
+    text = re.sub(r"\\text\{\s*infinity\s*\}|(?<![\\A-Za-z])infinity\b", r"\\infty", text)
     text = text.replace(r"\varnothing", r"\emptyset").replace(r"\degree", r"^\circ")
     text = re.sub(r"\^\s*\{\s*\\circ\s*\}", r"^\\circ", text)
     text = re.sub(r"\s+", " ", text).strip()
@@ -87,6 +88,7 @@ def normal(text: str) -> str:
 
 def squeezed(text: str) -> str:
     """Text to compare character by character: without blanks, quotes, dollars and outer braces."""
+    text = re.sub(r"(?<=\d)\s+(?=\d)", "_", text)  # 1 2 is not 12
     text = re.sub(r"[\s\"`$]|(?<![A-Za-z])'|\\$", "", text)
     while text.startswith("{") and text.endswith("}") and _closes_at_end(text):
         text = text[1:-1]
@@ -104,6 +106,8 @@ def words(text: str) -> str | None:
 
 
 def _ended(text: str) -> str:
+    if re.search(r"\.\.\s*$|[…]\s*$", text):
+        return text  # a sequence that goes on
     return re.sub(r"(?:[.,;:\s]|\\\\|\\(?=$))+$", "", text)
 
 
@@ -148,7 +152,7 @@ _PLAIN = re.compile(
     rf"|\{{\s*(?P<g>\d+)\s*\}}\s*(?P<h>\d)(?!\d))"
     rf"|(?:(?P<mixed>\d+) +)?(?P<num>\d+)\s*/\s*(?P<den>\d+)"
     rf"|(?P<int>{_INTEGER})?(?P<dec>\.\d*)?"
-    rf"(?:\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*(?:\{{\s*(?P<exp>[+-]?\d{{1,3}})\s*\}}|(?P<exq>\d)))?"
+    rf"(?:[eE](?P<e10>[+-]?\d{{1,3}})(?!\d)|\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*(?:\{{\s*(?P<exp>[+-]?\d{{1,3}})\s*\}}|(?P<exq>\d)))?"
     rf")(?![\d/])"
 )
 _CURRENCY = re.compile(r"^(-?)\s*(\\\$|\$|€|£|¥|₹|Rs\.?|USD|US\$|\\text\{\s*(?:\\?\$|Rs\.?|USD)\s*\})\s*")
@@ -172,8 +176,7 @@ def quantity(text: str) -> Quantity | None:
     if rest and unit is None:
         return None
     if currency is not None and unit is None:
-        unit = read_unit({"€": "euros", "£": "pounds sterling", "¥": "yen"}.get(
-            currency.group(2), "rupees" if re.search("R|₹", currency.group(2)) else "dollars"))  # fmt: skip
+        unit = read_unit(re.sub(r"\\text\{\s*|\s*\}", "", currency.group(2)))
     return Quantity(value, found["dec"] is not None, percent is not None, unit)
 
 
@@ -194,7 +197,7 @@ def _value(found: re.Match[str]) -> Fraction | None:
     if not digits and not decimals or len(digits) + len(decimals) > 1000:
         return None
     value = Fraction(int(digits or 0)) + Fraction(int(decimals or 0), 10 ** len(decimals))
-    power = int(found["exp"] or found["exq"] or 0)
+    power = int(found["exp"] or found["exq"] or found["e10"] or 0)
     return sign * value * Fraction(10) ** power
 
 

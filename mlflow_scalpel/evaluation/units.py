@@ -60,6 +60,8 @@ _NOT_UNITS = frozenset(
     "cup cap pm le ge leq geq ne in to choose is are not union all except either percent inf "
     "infinity than plus minus equals over".split()
 )
+_CURRENCIES = {"$": "dollars", r"\$": "dollars", "US$": "dollars", "USD": "dollars", "€": "euros",
+               "£": "pounds sterling", "¥": "yen", "₹": "rupees", "Rs": "rupees", "Rs.": "rupees"}  # fmt: skip
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 
 
@@ -68,6 +70,8 @@ def read_unit(text: str) -> Unit | None:
 
     None where it may be mathematics: a letter outside of \text{} is a variable.
     """
+    if text in _CURRENCIES:
+        return read_unit(_CURRENCIES[text])
     in_text = bool(re.match(r"\\text\s*\{", text))
     bare = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
     bare = bare.replace(r"^\circ", " degree ").replace("\\ ", " ").replace("\\/", "/")
@@ -76,7 +80,7 @@ def read_unit(text: str) -> Unit | None:
         name = r"^\circ c" if warm[1] else r"^\circ f"
         kind, size = _KNOWN[name]
         return Unit(name, ((kind, 1),), size)
-    bare = re.sub(r"\^\s*\{?\s*([23])\s*\}?", r"^\1", bare)
+    bare = re.sub(r"\s*\^\s*\{?\s*([23])\s*\}?", r"^\1", bare)
     bare = re.sub(r"[^\W\d_]+\.", lambda m: m.group()[:-1], bare).strip(" .,;")
     bare = re.sub(r"\s+", " ", re.sub(r"\([^()]*\)", "", bare)).strip()
     if re.search(r"[\u4e00-\u9fff]", bare) and not re.search(r"[\d\\=<>]", bare):
