@@ -99,9 +99,12 @@ def _decided(left: Any, right: Any) -> bool | None:
     """Equality of two exact numbers or expressions; None where they are something else."""
     if _is_exact(left) and _is_exact(right):
         return _numbers_equal(left, right)
-    if isinstance(left, sympy.Expr) and isinstance(right, sympy.Expr):
-        return _compared_at_points(left, right)  # much faster than simplifying their difference
-    return None
+    if not (isinstance(left, sympy.Expr) and isinstance(right, sympy.Expr)):
+        return None
+    values = [_imaginary(value) for value in (left, right)]
+    if all(_is_exact(value) for value in values):
+        return _numbers_equal(*values)
+    return _compared_at_points(left, right)  # much faster than simplifying their difference
 
 
 def _is_exact(value: Any) -> bool:
@@ -149,10 +152,7 @@ def _agree(left: Any, right: Any) -> bool:
     left, right = _unwrapped(left), _unwrapped(right)
     if not (isinstance(left, sympy.Expr) and isinstance(right, sympy.Expr)):
         return False
-    if left.free_symbols and _compared_at_points(left, right) is True:
-        return True
-    values = [_imaginary(value) for value in (left, right)]
-    return values != [left, right] and _decided(*values) is True
+    return bool(left.free_symbols) and _compared_at_points(left, right) is True
 
 
 def _imaginary(value: Any) -> Any:

@@ -30,6 +30,7 @@ from mlflow_scalpel.comparison.store import (
 from mlflow_scalpel.comparison.stored import EVALUATED_RUN_TAG, LEDGER, SAMPLES
 from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.recipes.measuring import EvaluateRecipe
+from mlflow_scalpel.run_warnings import warn, warning_tag
 
 if TYPE_CHECKING:
     from mlflow_scalpel.evaluation.harness import Evaluation
@@ -196,6 +197,25 @@ def gap_table(suite: Suite, reason: str, subject: Subject, plan: Plan, dtype: st
     gap = {"unit": "accuracy", "status": "not measured", "reason": reason}
     origin = _origin(subject, plan, dtype)
     return tidy({**origin, "metric": task.metric_name, **gap} for task in suite.tasks)
+
+
+def warn_left_out(evaluations: list[Evaluation], run_id: str, evaluated: str | None) -> None:
+    """Warn, on this run and on the run whose models it evaluates, of problems without a score."""
+    from mlflow_scalpel.evaluation.scoring import left_out_words
+
+    most: dict[str, tuple[int, int, int]] = {}  # of a model: unreadable, too long, all
+    for score in (score for evaluation in evaluations for score in evaluation.scores):
+        found = (score.ungraded, score.not_graded, score.n + score.ungraded + score.not_graded)
+        before = most.get(score.metric, (0, 0, 0))
+        most[score.metric] = tuple(map(max, found, before))  # type: ignore[assignment]
+    words = [left_out_words(metric, *counts) for metric, counts in most.items() if any(counts[:2])]
+    if not words:
+        return
+    message = "; ".join(words)
+    warn("problems_left_out", message, run_id)
+    if evaluated is not None:
+        for key, value in warning_tag("problems_left_out", message).items():
+            MlflowClient().set_tag(evaluated, key, value)
 
 
 def _origin(subject: Subject, plan: Plan, dtype: str) -> dict[str, Any]:

@@ -307,9 +307,6 @@ class GrpoRecipe(TrainingRecipe):
     stage: Literal["grpo"]
     train: GrpoTrain
     rewards: Rewards = Rewards()
-    answer_extraction: Literal["boxed_then_anchored_latex"] = "boxed_then_anchored_latex"
-    """What the accuracy reward takes as a completion's answer: the last \\boxed{...}, or else LaTeX
-    that the word "answer" leads to; never a number that merely stands somewhere in the text."""
     alarms: Alarms = Alarms()
     heatmap_maximum: PositiveFloat = 0.05
 

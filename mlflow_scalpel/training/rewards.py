@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from mlflow_scalpel.evaluation.grading import math_correct
+from mlflow_scalpel.evaluation.grading import Verdict, grade_many
 
 _BLOCKS = re.compile(r"<think>\n.*?\n</think>\n<answer>\n.*?\n</answer>", re.DOTALL)
 
@@ -25,6 +25,7 @@ class Rewards:
         self.tokens_generated = 0
         self.correct = 0
         self.boxed = 0
+        self.not_graded = 0
 
     def accuracy(
         self,
@@ -34,22 +35,26 @@ class Rewards:
         log_metric: Callable[[str, float], None],
         **_: Any,
     ) -> list[float | None]:
-        r"""1 where the completion's \boxed answer equals the gold one by math-verify, else 0.
+        r"""1 where the completion's answer equals the gold one (`evaluation.grading`), else 0.
 
-        None where the gold answer does not parse: the sample then counts for the other rewards
-        only, and `reward_checks/gold_unparsable` says how often that was.
+        None where the gold answer cannot be read, or where comparing takes too long: the sample
+        then counts for the other rewards only, and `reward_checks/gold_unparsable` and
+        `reward_checks/not_graded` say how often that was.
         """
         texts = [completion[0]["content"] for completion in completions]
-        verdicts = [math_correct(text, gold) for text, gold in zip(texts, answer, strict=True)]
+        verdicts = grade_many(texts, answer)
         boxed = sum("\\boxed" in text for text in texts)
         self.completions += len(texts)
         self.tokens_generated += sum(len(ids) for ids in completion_ids)
-        self.correct += sum(verdict is True for verdict in verdicts)
+        self.correct += verdicts.count(Verdict.RIGHT)
+        self.not_graded += verdicts.count(Verdict.NOT_GRADED)
         self.boxed += boxed
-        log_metric("reward_checks/gold_unparsable", _share(v is None for v in verdicts))
+        unreadable = _share(verdict is Verdict.GOLD_UNREADABLE for verdict in verdicts)
+        log_metric("reward_checks/gold_unparsable", unreadable)
+        log_metric("reward_checks/not_graded", _share(v is Verdict.NOT_GRADED for v in verdicts))
         log_metric("reward_checks/empty_completions", _share(not t.strip() for t in texts))
         log_metric("reward_checks/boxed", boxed / len(texts))
-        return [None if verdict is None else float(verdict) for verdict in verdicts]
+        return [verdict.score for verdict in verdicts]
 
     def format(self, completions: list[Messages], **_: Any) -> list[float]:
         """1 for <think>...</think> and then <answer>...</answer>, each on lines of its own."""
