@@ -13,6 +13,8 @@ from mlflow_scalpel.evaluation.normal_form import plain_characters
 Fallback = Literal["none", "last_number"]
 
 LONGEST_BARE = 100  # characters of an answer that stands in no box and in no LaTeX
+LONGEST_BOXED = 10_000
+ANCHORS = 100  # of the word "answer", the last ones
 NEAR = 50  # characters between the word "answer" and the LaTeX that it leads to
 
 _BOX = re.compile(r"(\\{1,3})(boxed|fbox|framebox)(?![A-Za-z])\s*")
@@ -27,7 +29,8 @@ _JOINT = re.compile(
 )
 _PERCENT_AFTER = re.compile(r"\s*(?:\$|\\\))?\s*(?:\\?%|percent\b|pct\b)")
 _MATH = (
-    r"(?:\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\\?\((.+?)\\\\?\)|\\\\?\[(.+?)\\\\?\])"  # one or two slashes
+    r"(?:\$\$(.{1,1000}?)\$\$|\$([^$\n]{1,1000})\$"
+    r"|\\\\?\((.{1,1000}?)\\\\?\)|\\\\?\[(.{1,1000}?)\\\\?\])"  # one backslash, or two
 )
 _SPAN = re.compile(_MATH, re.DOTALL)
 _NEXT_SPAN = re.compile(rf"\s*(?:,|;|,?\s*(?:and|or)\b)\s*(?=\$|\\\(|\\\[){_MATH}", re.DOTALL)
@@ -38,7 +41,9 @@ _PREFACE = re.compile(r"(?i)^(?:so|thus|hence|therefore)?,?\s*(?:the|my)?\s*(?:f
                       r"answers?\s*(?:is|are|=|:)?\s*:?\s*")  # fmt: skip
 _HOPE = re.compile(r"(?i)\.?\s*I hope (?:it|this) is correct\.?$")
 _LABEL = re.compile(r"[ \t]*(?:\*\*|__)?[ \t]*[:：][ \t]*(?:\*\*|__)?[ \t]*([^\n]+)")
-_BOLD = re.compile(r"[ \t]*(?:is|are)?[ \t]*[:：]?[ \t\n]*(?:\*\*|__)([^*\n]+?)(?:\*\*|__)")
+_BOLD = re.compile(
+    r"(?:\*\*|__)?[ \t]*(?:is|are)?[ \t]*[:：]?[ \t\n]*(?:\*\*|__)([^*\n]+?)(?:\*\*|__)"
+)
 _HASHES = re.compile(r"(?m)^####[ \t]*(\S[^\n]*)$")
 _LABELS = ("", "final", "the", "thefinal", "myfinal", "my")
 _STATED = re.compile(r"[ \t]*(?:\*\*|__)?[ \t]*(?:is|[:：])?[ \t]*(?:\*\*|__)?[ \t\n]*")
@@ -142,7 +147,7 @@ def _of_block(content: str) -> str | None:
 
 def _anchored(text: str) -> str | None:
     marked = [line for line in _HASHES.finditer(text) if _is_number(line.group(1))]
-    for anchor in reversed(list(_ANCHOR.finditer(text))):
+    for anchor in reversed(list(_ANCHOR.finditer(text))[-ANCHORS:]):
         if marked and marked[-1].start() > anchor.start():
             break
         ending = _sentence_number(text, anchor)
@@ -175,7 +180,8 @@ def _sentence_number(text: str, anchor: re.Match[str]) -> str | None:
 def _prefix(text: str, anchor: re.Match[str]) -> str:
     """What the line says before the word "answer", letters only."""
     line = text.rfind("\n", 0, anchor.start()) + 1
-    return re.sub(r"[^A-Za-z]", "", text[line : anchor.start()]).lower()
+    before = text[line : anchor.start()]
+    return re.sub(r"[^A-Za-z]", "", before).lower() if len(before) < NEAR else before
 
 
 def _is_number(text: str) -> bool:
@@ -244,9 +250,11 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
         if read is None or (found and found[-1][0] < read[0]):
             continue  # the last one found is inside
         end, content = read
+        if len(content) > LONGEST_BOXED:
+            continue
         if len(box.group(1)) == 2:
             content = content.replace(r"\\", "\\")
-        if content.strip("{}$. "):
+        if _BOX.sub("", content).strip("{}$. "):
             if _PERCENT_AFTER.match(text, end) and "%" not in content:
                 content += r"\%"
             found.append((box.start(), end, content))

@@ -83,8 +83,10 @@ class _Reader:
             elif token == r"\choose":
                 self.place += 1
                 total = _binomial(total or _Size(0, 1), self.product())
-            elif token in _CLOSE or token in ("+", r"\pm", r"\mp", ",", ";", "=", "<", ">") or (
-                token == "-" and total is not None
+            elif (
+                token in _CLOSE
+                or token in ("+", r"\pm", r"\mp", ",", ";", "=", "<", ">")
+                or (token == "-" and total is not None)
             ):
                 break
             else:

@@ -130,9 +130,12 @@ class Graders:
         deadline: float | None = None
         failures = 0
         while waiting or any(process.task for process in self._processes):
-            for process in self._processes:
+            for process in list(self._processes):
                 if process.ready and process.task is None and waiting:
-                    process.give(waiting.pop())
+                    if process.child.poll() is None:
+                        process.give(waiting.pop())
+                    else:  # somebody has ended it
+                        self._drop(process)
             if deadline is None and any(process.ready for process in self._processes):
                 deadline = time.monotonic() + seconds
             if deadline is not None and time.monotonic() > deadline:

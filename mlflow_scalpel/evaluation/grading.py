@@ -78,7 +78,9 @@ def grade_many(
 
 def math_correct(completion: str, gold: str, *, fallback: Fallback = "none") -> bool | None:
     """`grade` as True or False; None where the gold answer is unreadable or nothing was graded."""
-    return {Verdict.RIGHT: True, Verdict.WRONG: False}.get(grade(completion, gold, fallback=fallback))
+    return {Verdict.RIGHT: True, Verdict.WRONG: False}.get(
+        grade(completion, gold, fallback=fallback)
+    )
 
 
 def gold_is_readable(gold: str) -> bool:

@@ -246,7 +246,9 @@ class Evaluator:
         unreadable = sum(UNREADABLE in why for why in reasons)
         too_long = len(problems) - len(graded) - unreadable
         if unreadable or too_long:
-            logger.warning("%s", left_out_words(entry.metric_name, unreadable, too_long, len(problems)))
+            logger.warning(
+                "%s", left_out_words(entry.metric_name, unreadable, too_long, len(problems))
+            )
         value, stderr = clustered_mean(graded)
         score = Score(
             entry.metric_name, value, stderr, len(graded), entry.samples, unreadable, too_long

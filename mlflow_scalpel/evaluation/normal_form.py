@@ -155,7 +155,9 @@ _PLAIN = re.compile(
     rf"(?:[eE](?P<e10>[+-]?\d{{1,3}})(?!\d)|\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*(?:\{{\s*(?P<exp>[+-]?\d{{1,3}})\s*\}}|(?P<exq>\d)))?"
     rf")(?![\d/])"
 )
-_CURRENCY = re.compile(r"^(-?)\s*(\\\$|\$|€|£|¥|₹|Rs\.?|USD|US\$|\\text\{\s*(?:\\?\$|Rs\.?|USD)\s*\})\s*")
+_CURRENCY = re.compile(
+    r"^(-?)\s*(\\\$|\$|€|£|¥|₹|Rs\.?|USD|US\$|\\text\{\s*(?:\\?\$|Rs\.?|USD)\s*\})\s*"
+)
 _ABOUT = re.compile(r"^(?:\\approx|\\sim|about|approximately|roughly|~)\s*")
 
 
@@ -218,7 +220,9 @@ def choice(text: str) -> tuple[str, str] | None:
     return letter.upper(), (found["inside"] or found["rest"] or "").strip()
 
 
-_BASE = re.compile(r"^\s*(?:\\text\s*\{)?\s*([0-9A-Za-z]+)\s*\}?\s*_\s*(?:\{\s*(?:\\text\{)?\s*(\w+)\s*\}?\s*\}|(\d))\s*$")
+_BASE = re.compile(
+    r"^\s*(?:\\text\s*\{)?\s*([0-9A-Za-z]+)\s*\}?\s*_\s*(?:\{\s*(?:\\text\{)?\s*(\w+)\s*\}?\s*\}|(\d))\s*$"
+)
 _BASE_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8,
                "nine": 9, "ten": 10, "twelve": 12, "sixteen": 16}  # fmt: skip
 

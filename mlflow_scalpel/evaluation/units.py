@@ -85,16 +85,21 @@ def read_unit(text: str) -> Unit | None:
     bare = re.sub(r"\s+", " ", re.sub(r"\([^()]*\)", "", bare)).strip()
     if re.search(r"[\u4e00-\u9fff]", bare) and not re.search(r"[\d\\=<>]", bare):
         return Unit(bare, None, Fraction(1))
-    if not bare or not re.fullmatch(r"[A-Za-z][A-Za-z'\-]*(?:\^[23])?(?:[ /]+[A-Za-z][A-Za-z'\-]*(?:\^[23])?)*", bare):
+    if not bare or not re.fullmatch(
+        r"[A-Za-z][A-Za-z'\-]*(?:\^[23])?(?:[ /]+[A-Za-z][A-Za-z'\-]*(?:\^[23])?)*", bare
+    ):
         return None
     tokens = re.findall(r"/|[A-Za-z][A-Za-z'\-]*(?:\^[23])?", bare)
-    if any(token.lower().split("^")[0] in _NOT_UNITS - ({"in"} if in_text else set()) for token in tokens):
+    if any(
+        token.lower().split("^")[0] in _NOT_UNITS - ({"in"} if in_text else set())
+        for token in tokens
+    ):
         return None
     known = _product(tokens)
     if known is not None:
         single = len(tokens) == 1 and len(tokens[0].split("^")[0]) == 1
         return known if in_text or not single else None
-    if not in_text and any(len(token) < 3 for token in tokens[:1]):
+    if not in_text and len(tokens[0].split("^")[0]) < 3:
         return None  # xy is a product
     return Unit(bare.lower(), None, Fraction(1))
 

@@ -173,7 +173,8 @@ class Rewards(Strict):
     """Weight of each reward in GRPO's sum; 0 leaves one out."""
 
     accuracy: NonNegativeFloat = 1.0
-    """1 where math-verify finds the gold answer in the completion (LaTeX, boxed first)."""
+    """1 where the completion's answer is the gold one: in <answer> tags, boxed, or LaTeX after
+    the word "answer"; never a number that merely stands somewhere (docs/grading.md)."""
     format: NonNegativeFloat = 0.2
     """1 for <think>...</think> and then <answer>...</answer>, each on lines of its own."""
 
