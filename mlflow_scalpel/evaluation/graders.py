@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -67,11 +68,9 @@ class _Process:
         self.task, self.since = task, time.monotonic()
         line = json.dumps({"answer": task.answer, "gold": task.gold, "seconds": SECONDS})
         assert self.child.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # it has ended, which its output says next
             self.child.stdin.write(line.encode() + b"\n")
             self.child.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended, which its output says next
 
     def lines(self) -> list[bytes] | None:
         """Whole lines that have arrived; None where the process has ended."""
@@ -87,10 +86,8 @@ class _Process:
         self.child.wait()
         for pipe in (self.child.stdin, self.child.stdout):
             if pipe is not None:
-                try:
+                with suppress(BrokenPipeError):  # what was not yet sent to it
                     pipe.close()
-                except BrokenPipeError:
-                    pass  # what was not yet sent to the dead process
 
 
 class Graders:

@@ -57,8 +57,8 @@ def grade_many(
     `golds` are answers (`\frac{1}{2}`, `12`, `$x=3$`) or whole solutions with a boxed one. Numbers,
     choices and equal texts are compared here at once; equal pairs are compared once. All else is
     computed in other processes (`graders`) for at most `seconds` together, by default 20 s and
-    0.05 s for each such pair; what is not done by then, or takes more than 3 s alone, is NOT_GRADED,
-    as is what `computable.is_explosive`, and never WRONG for that. Works in any thread.
+    0.05 s for each such pair; what is not done by then, or takes more than 3 s alone, is NOT_GRADED
+    and never WRONG for that, as is what is too large (`computable`). Works in any thread.
     """
     pairs = [
         (answer_of(completion, fallback=fallback), _gold_text(gold))

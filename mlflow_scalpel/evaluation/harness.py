@@ -237,10 +237,10 @@ class Evaluator:
                     key = (entry.label, entry.kind, about["problem_id"])
                     self.prompts[key] = requests[0].args[0]
                 for sample, part in enumerate(scores):
-                    score = float(np.mean(part))
-                    why = unscored.get((sample, number), UNREADABLE) if np.isnan(score) else None
-                    reasons[len(problems) - 1].add(why)
-                    row = {"sample": sample, "score": score, "unscored": why}
+                    mean = float(np.mean(part))
+                    why = unscored.get((sample, number), UNREADABLE) if np.isnan(mean) else None
+                    reasons[-1].add(why)
+                    row = {"sample": sample, "score": mean, "unscored": why}
                     rows.append({**about, **row, **self._completion(requests, sample)})
         graded = [scores for scores in problems if not np.isnan(scores).any()]
         unreadable = sum(UNREADABLE in why for why in reasons)

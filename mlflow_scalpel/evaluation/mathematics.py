@@ -123,7 +123,7 @@ def _numbers_equal(left: Any, right: Any) -> bool | None:
     if all(isinstance(value, sympy.Rational) for value in exact):
         return bool(exact[0] == exact[1])
     values = [sympy.N(value, DIGITS) for value in exact]
-    if not all(value.is_number and value.is_comparable or value.is_complex for value in values):
+    if not all((value.is_number and value.is_comparable) or value.is_complex for value in values):
         return None
     gap, size = abs(values[0] - values[1]), max(abs(values[0]), abs(values[1]))
     try:
@@ -239,7 +239,7 @@ def _parts(answer: str, gold: str) -> bool:
     ]
     if len(lists[0]) != len(lists[1]) or len(lists[0]) < 2:
         return False
-    if any(c in squeezed("".join(sum(lists, []))) for c in "()[]"):
+    if any(bracket in part for parts in lists for part in parts for bracket in "()[]"):
         return False
     left = list(lists[1])
     for part in lists[0]:

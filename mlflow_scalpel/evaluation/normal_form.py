@@ -14,9 +14,9 @@ from mlflow_scalpel.evaluation.units import Unit, read_unit
 
 _FULLWIDTH = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
 _SPELLED = {
-    **{dash: "-" for dash in "\u2212\u2010\u2011\u2012\u2013\ufe63"},
-    **{space: " " for space in "\u00a0\u2000\u2001\u2002\u2003\u2009\u200a\u202f\u3000"},
-    **{none: "" for none in "\u200b\u200c\u200d\u2060\ufeff"},
+    **dict.fromkeys("−‐‑‒–﹣", "-"),
+    **dict.fromkeys("\xa0\u2000\u2001\u2002\u2003\u2009\u200a\u202f\u3000", " "),
+    **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff", ""),
     "。": ".", "、": ",", "｡": ".", "′": "'",
 }  # fmt: skip
 _SYMBOLS = {
@@ -196,7 +196,7 @@ def _value(found: re.Match[str]) -> Fraction | None:
         return sign * (int(whole or 0) + fraction)
     digits = (found["int"] or "").replace(",", "")
     decimals = (found["dec"] or "")[1:]
-    if not digits and not decimals or len(digits) + len(decimals) > 1000:
+    if (not digits and not decimals) or len(digits) + len(decimals) > 1000:
         return None
     value = Fraction(int(digits or 0)) + Fraction(int(decimals or 0), 10 ** len(decimals))
     power = int(found["exp"] or found["exq"] or found["e10"] or 0)
@@ -234,7 +234,7 @@ def based(text: str) -> tuple[str, int] | None:
         return None
     name = (found[2] or found[3]).lower()
     base = _BASE_WORDS.get(name) or (int(name) if name.isdigit() else 0)
-    if not 2 <= base <= 36 or not found[1][0].isdigit() and base <= 10:
+    if not 2 <= base <= 36 or (not found[1][0].isdigit() and base <= 10):
         return None
     try:
         int(found[1], base)

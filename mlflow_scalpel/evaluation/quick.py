@@ -37,7 +37,10 @@ _NUMBERS = dict(zip(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen twenty".split(), range(21), strict=True))  # fmt: skip
 
-_NAME = r"(?:[A-Za-z](?:_\{?\w+\}?)?'*(?:\([a-z](?:,\s*[a-z])*\))?|\\text\{[^{}=]*\}|\\[a-z]+(?:\([a-z]\))?)"
+_NAME = (
+    r"(?:[A-Za-z](?:_\{?\w+\}?)?'*(?:\([a-z](?:,\s*[a-z])*\))?"
+    r"|\\text\{[^{}=]*\}|\\[a-z]+(?:\([a-z]\))?)"
+)
 _ASSIGNED = re.compile(rf"^({_NAME})\s*(?:=|\\approx)\s*([^=<>]+)$")
 _MEMBER = re.compile(r"^[A-Za-z]\s*\\in(?![a-z])\s*")
 _TIME = re.compile(r"(\d{1,2}):(\d{2})\s*(?:\\text\{\s*)?([ap]\.?m\.?)?(?:\s*\})?$", re.IGNORECASE)
@@ -94,7 +97,7 @@ def _sides(one: str, other: str) -> tuple[str, str]:
         return one, other
     if left is not None and right is not None and squeezed(left[1]) != squeezed(right[1]):
         return one, other
-    if left is None and ("=" in one or words(one)) or right is None and "=" in other:
+    if (left is None and ("=" in one or words(one))) or (right is None and "=" in other):
         return one, other
     return (left[2] if left else one).strip(), (right[2] if right else other).strip()
 
@@ -188,33 +191,35 @@ def _value(text: str) -> Quantity | None:
 
 def _compound(text: str) -> Quantity | None:
     """A sum of amounts of one kind, such as 3 hours and 20 minutes, in the kind's own unit."""
-    pieces = [m for m in _PART.finditer(_AND.sub(" ", text))]
-    if len(pieces) < 2 or "".join(m.group() for m in pieces).strip() != _AND.sub(" ", text).strip():
+    listed = _AND.sub(" ", text)
+    pieces = list(_PART.finditer(listed))
+    if len(pieces) < 2 or "".join(m.group() for m in pieces).strip() != listed.strip():
         return None
     amounts = [quantity(f"{m[1].strip()} {m[2]}") for m in pieces]
     units = [amount.unit for amount in amounts if amount is not None]
     if len(units) != len(amounts) or any(u is None or u.dimension is None for u in units):
         return None
-    if (
-        len({unit.dimension for unit in units if unit}) != 1
-        or len({u.size for u in units if u}) == 1
-    ):
+    known = [unit for unit in units if unit is not None]
+    if len({unit.dimension for unit in known}) != 1 or len({unit.size for unit in known}) == 1:
         return None  # a list, and not a sum
     total = sum((a.value * a.unit.size for a in amounts if a and a.unit), Fraction(0))
-    kind = units[0]
-    assert kind is not None
-    return Quantity(total, any(a.decimal for a in amounts if a), False, Unit("", kind.dimension, Fraction(1)))  # fmt: skip
+    whole = Unit("", known[0].dimension, Fraction(1))
+    return Quantity(total, any(a.decimal for a in amounts if a), False, whole)
 
 
 def _equal(one: Quantity, other: Quantity) -> bool:
     if conflict(one.unit, other.unit):
         return False
     left, right = one.value, other.value
-    converted = False
-    if one.unit and other.unit and one.unit.dimension and one.unit.size != other.unit.size:
-        if other.unit.dimension is not None:
-            left, right = left * one.unit.size, right * other.unit.size
-            converted = True
+    converted = (
+        one.unit is not None
+        and other.unit is not None
+        and one.unit.dimension is not None
+        and other.unit.dimension is not None
+        and one.unit.size != other.unit.size
+    )
+    if converted and one.unit is not None and other.unit is not None:
+        left, right = left * one.unit.size, right * other.unit.size
     decimal = one.decimal or other.decimal or converted
     if one.percent != other.percent:
         share, whole = (left, right) if one.percent else (right, left)

@@ -49,7 +49,9 @@ _KINDS: dict[str, dict[str, str]] = {
     "force": {"newton": "1"}, "energy": {"joule": "1", "kj": "1000", "kilojoule": "1000"},
     "power": {"watt": "1", "kw": "1000", "kilowatt": "1000"},
 }  # fmt: skip
-_KNOWN = {name: (kind, Fraction(size)) for kind, names in _KINDS.items() for name, size in names.items()}  # fmt: skip
+_KNOWN = {
+    name: (kind, Fraction(size)) for kind, names in _KINDS.items() for name, size in names.items()
+}
 _WHOLE = {
     "mph": "mile/hour", "kmph": "km/hour", "kph": "km/hour", "kmh": "km/hour", "mps": "m/s",
     "fps": "foot/second", "sqft": "foot^2", "sqm": "m^2", "sqcm": "cm^2", "cc": "cm^3",
@@ -60,8 +62,10 @@ _NOT_UNITS = frozenset(
     "cup cap pm le ge leq geq ne in to choose is are not union all except either percent inf "
     "infinity than plus minus equals over".split()
 )
-_CURRENCIES = {"$": "dollars", r"\$": "dollars", "US$": "dollars", "USD": "dollars", "€": "euros",
-               "£": "pounds sterling", "¥": "yen", "₹": "rupees", "Rs": "rupees", "Rs.": "rupees"}  # fmt: skip
+_CURRENCIES = {
+    "$": "dollars", r"\$": "dollars", "US$": "dollars", "USD": "dollars", "€": "euros",
+    "£": "pounds sterling", "¥": "yen", "₹": "rupees", "Rs": "rupees", "Rs.": "rupees",
+}  # fmt: skip
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 
 

@@ -2,8 +2,8 @@
 
 `graded_pairs.tsv` holds kind, verdict, gold answer and completion (⏎ is a line break). Its verdicts
 are by mathematical truth, as a teacher who knows the gold answer and the usual conventions would
-give them; kinds and examples follow public reports on graders (the issues of Math-Verify, open-r1,
-lm-evaluation-harness, Qwen2.5-Math) and the answers of MATH. They were not made by running anything.
+give them, and were not made by running anything; the kinds follow public reports on graders (the
+issues of Math-Verify, open-r1, lm-evaluation-harness, Qwen2.5-Math) and the answers of MATH.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def pairs() -> list[Pair]:
 
 def test_disagreements_may_only_fall(pairs: list[Pair], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.getLogger("math_verify"), "disabled", True)
-    assert len(pairs) > 300 and len(set(pairs)) == len(pairs)
+    assert len(pairs) > 300
+    assert len(set(pairs)) == len(pairs)
     verdicts = grade_many([p.completion for p in pairs], [p.gold for p in pairs])
     found = list(zip(pairs, verdicts, strict=True))
     too_much = [pair for pair, verdict in found if verdict is Verdict.RIGHT and not pair.right]
@@ -63,4 +64,5 @@ def test_every_gold_answer_is_readable_and_right_against_itself(pairs: list[Pair
     golds = sorted({pair.gold for pair in pairs})
     assert [gold for gold in golds if not gold_is_readable(gold)] == []
     verdicts = grade_many([rf"\boxed{{{gold}}}" for gold in golds], golds)
-    assert [g for g, verdict in zip(golds, verdicts, strict=True) if verdict is not Verdict.RIGHT] == []  # fmt: skip
+    found = list(zip(golds, verdicts, strict=True))
+    assert [gold for gold, verdict in found if verdict is not Verdict.RIGHT] == []
