@@ -13,10 +13,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal
@@ -42,7 +41,13 @@ from mlflow_scalpel.chat import (
 )
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.generation import BatchedLM
-from mlflow_scalpel.evaluation.grading import last_boxed, math_score
+from mlflow_scalpel.evaluation.scoring import (
+    UNREADABLE,
+    gold_within,
+    grades_of,
+    left_out_words,
+    target_of,
+)
 from mlflow_scalpel.evaluation.suite import Suite, SuiteTask
 from mlflow_scalpel.evaluation.suite_lm import SuiteLM
 from mlflow_scalpel.evaluation.tasks import Work, build_works
@@ -63,6 +68,7 @@ SAMPLE_COLUMNS = [
     "gold",
     "completion",
     "score",
+    "unscored",
     "tokens",
     "finished",
 ]
@@ -84,6 +90,8 @@ class Score:
     """Completions a problem."""
     ungraded: int
     """Problems whose gold answer the grader cannot read; they are left out."""
+    not_graded: int = 0
+    """Problems with an answer that takes too long to compare; they are left out too."""
     unit: str = "accuracy"
     crowded: int = 0
     """Problems whose prompt left fewer tokens of the model's context than the task allows."""
@@ -97,7 +105,8 @@ class Evaluation:
     samples: pd.DataFrame
     """A row a problem and sample, with the columns SAMPLE_COLUMNS. `problem_id` is a digest of
     problem and gold answer; `tokens` and `finished` (ended before the token limit) are null for
-    tasks that compare likelihoods, and `score` is NaN where the grader gave none."""
+    tasks that compare likelihoods, and `score` is NaN where the grader gave none; `unscored` says
+    why, in the words of `comparison.capabilities.LEFT_OUT`."""
 
 
 class Evaluator:
@@ -230,39 +239,43 @@ class Evaluator:
         rows: list[dict[str, Any]] = []
         problems: list[list[float]] = []  # the scores of each problem
         crowded = 0
+        reasons: list[set[str | None]] = []  # why it has none
         for task in work.tasks:
             groups: dict[int, list[Instance]] = {}
             for request in task.instances:
                 groups.setdefault(request.doc_id, []).append(request)
-            grades = [_grade(task, entry, sample) for sample in range(entry.samples)]
+            grades, unscored = grades_of(task, entry)
             for number, requests in groups.items():
                 scores = [grade[number] for grade in grades]
                 problems.append([score for part in scores for score in part])
                 crowded += any(id(request) in self._lm.crowded for request in requests)
+                reasons.append(set())
                 about = _describe(task, requests, entry)
                 if entry.generation is not None:
                     key = (entry.label, entry.kind, about["problem_id"])
                     self.prompts[key] = requests[0].args[0]
                 for sample, part in enumerate(scores):
-                    row = {"sample": sample, "score": float(np.mean(part))}
+                    mean = float(np.mean(part))
+                    why = unscored.get((sample, number), UNREADABLE) if np.isnan(mean) else None
+                    reasons[-1].add(why)
+                    row = {"sample": sample, "score": mean, "unscored": why}
                     rows.append({**about, **row, **self._completion(requests, sample)})
         graded = [scores for scores in problems if not np.isnan(scores).any()]
-        if len(graded) < len(problems):
+        unreadable = sum(UNREADABLE in why for why in reasons)
+        too_long = len(problems) - len(graded) - unreadable
+        if unreadable or too_long:
             logger.warning(
-                "%s: the gold answer of %d of %d problems cannot be read; they are left out",
-                entry.metric_name,
-                len(problems) - len(graded),
-                len(problems),
+                "%s", left_out_words(entry.metric_name, unreadable, too_long, len(problems))
             )
         value, stderr = clustered_mean(graded)
-        ungraded = len(problems) - len(graded)
         score = Score(
             entry.metric_name,
             value,
             stderr,
             len(graded),
             entry.samples,
-            ungraded,
+            unreadable,
+            too_long,
             crowded=crowded,
         )
         return score, rows
@@ -276,40 +289,11 @@ class Evaluator:
         return {"completion": likeliest.args[1].strip(), "tokens": None, "finished": None}
 
 
-def _grade(task: Any, entry: SuiteTask, sample: int) -> dict[int, list[float]]:
-    """Scores of one sample of each problem, by document; several where the metric gives several."""
-    clones = [replace(one, resps=[one.resps[sample]], filtered_resps={}) for one in task.instances]
-    for ensemble in task._filters:
-        if ensemble.name == entry.filter:
-            ensemble.apply(clones)
-    groups: dict[int, list[Instance]] = {}
-    for clone in clones:
-        groups.setdefault(clone.doc_id, []).append(clone)
-    scores = {}
-    for number, requests in groups.items():
-        requests.sort(key=lambda request: request.idx)
-        doc = requests[0].doc
-        if entry.grader != "task":
-            gold = _gold(_target(task, doc, entry), entry)
-            scores[number] = [math_score(requests[0].resps[0], gold, entry.grader)]
-            continue
-        filtered = [request.filtered_resps[entry.filter] for request in requests]
-        value = task.process_results(doc, filtered)[entry.metric]
-        values = value if isinstance(value, list) else [value]
-        if not values or not all(isinstance(v, bool | int | float | np.number) for v in values):
-            raise ScalpelError(
-                f"{entry.metric_name}: metric {entry.metric} of the task {entry.task} is "
-                f"{value!r} for a problem and no accuracy; name another metric"
-            )
-        scores[number] = [float(v) for v in values]
-    return scores
-
-
 def _describe(task: Any, requests: list[Instance], entry: SuiteTask) -> dict[str, Any]:
     doc = requests[0].doc
     problem = doc.get("problem")
     problem = problem if isinstance(problem, str) else str(task.doc_to_text(doc))
-    target = _target(task, doc, entry)
+    target = target_of(task, doc, entry)
     digest = hashlib.sha256(f"{problem}\0{target}".encode()).hexdigest()[:16]
     return {
         "domain": entry.domain,
@@ -317,26 +301,8 @@ def _describe(task: Any, requests: list[Instance], entry: SuiteTask) -> dict[str
         "kind": entry.kind,
         "problem_id": digest,
         "problem": problem,
-        "gold": _gold(target, entry),
+        "gold": gold_within(target, entry),
     }
-
-
-def _target(task: Any, doc: dict[str, Any], entry: SuiteTask) -> str:
-    target = doc.get("answer") if entry.generation is not None else None
-    if target is None:
-        target = task.doc_to_target(doc)
-        if isinstance(target, int) and task.OUTPUT_TYPE == "multiple_choice":
-            target = task.doc_to_choice(doc)[target]
-    return str(target)
-
-
-def _gold(target: str, entry: SuiteTask) -> str:
-    """The answer within a task's target: what the suite's pattern finds, a boxed one, or all."""
-    found = re.search(entry.gold_pattern, target) if entry.gold_pattern is not None else None
-    if found is not None:
-        return found.group(1).strip()
-    boxed = last_boxed(target)
-    return target if boxed is None else boxed
 
 
 def _load_tokenizer(model: str, template_date: date) -> Any:

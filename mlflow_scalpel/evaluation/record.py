@@ -232,6 +232,25 @@ def gap_table(suite: Suite, reason: str, subject: Subject, plan: Plan, dtype: st
     return tidy({**origin, "metric": task.metric_name, **gap} for task in suite.tasks)
 
 
+def warn_left_out(evaluations: list[Evaluation], run_id: str, evaluated: str | None) -> None:
+    """Warn, on this run and on the run whose models it evaluates, of problems without a score."""
+    from mlflow_scalpel.evaluation.scoring import left_out_words
+
+    most: dict[str, tuple[int, int, int]] = {}  # of a model: unreadable, too long, all
+    for score in (score for evaluation in evaluations for score in evaluation.scores):
+        found = (score.ungraded, score.not_graded, score.n + score.ungraded + score.not_graded)
+        before = most.get(score.metric, (0, 0, 0))
+        most[score.metric] = tuple(map(max, found, before))  # type: ignore[assignment]
+    words = [left_out_words(metric, *counts) for metric, counts in most.items() if any(counts[:2])]
+    if not words:
+        return
+    message = "; ".join(words)
+    warn("problems_left_out", message, run_id)
+    if evaluated is not None:
+        for key, value in warning_tag("problems_left_out", message).items():
+            MlflowClient().set_tag(evaluated, key, value)
+
+
 def _origin(subject: Subject, plan: Plan, dtype: str) -> dict[str, Any]:
     return {
         "base": plan.base.model_id,

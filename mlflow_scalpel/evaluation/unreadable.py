@@ -12,7 +12,8 @@ from typing import Any
 
 from mlflow_scalpel.data.sources import Loaded
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.evaluation.grading import gold_is_readable, last_boxed
+from mlflow_scalpel.evaluation.answers import last_boxed
+from mlflow_scalpel.evaluation.grading import golds_are_readable
 from mlflow_scalpel.recipes.fields import Data
 
 _PATTERNS = (
@@ -36,11 +37,8 @@ def readable_golds(
     the pattern found none. Raises ScalpelError where none can be read, or more than
     `data.max_unreadable` of them cannot.
     """
-    bad = [
-        index
-        for index, row in enumerate(loaded.rows)
-        if index in loaded.unmatched or not gold_is_readable(gold_of(row["answer"] or ""))
-    ]
+    readable = golds_are_readable([gold_of(row["answer"] or "") for row in loaded.rows])
+    bad = [n for n, found in enumerate(readable) if n in loaded.unmatched or not found]
     if not bad:
         return loaded, None
     total, first = len(loaded.rows), bad[0]
@@ -97,7 +95,7 @@ def _proposal(loaded: Loaded, data: Data) -> str | None:
     ]
     for pattern in _PATTERNS:
         found = [re.search(pattern, text) for text in texts]
-        if _most(one is not None and gold_is_readable(one[1].strip()) for one in found):
+        if _mostly_readable([one[1].strip() if one else "" for one in found]):
             return f"set data.answer_pattern = '{pattern}'"
     if rows and rows[0]["solution"] and _boxed(rows, "solution"):
         return f"set data.columns.answer = {data.columns.solution}, whose \\boxed{{}} is read"
@@ -110,12 +108,11 @@ def _proposal(loaded: Loaded, data: Data) -> str | None:
 def _boxed(rows: list[dict[str, Any]], column: str) -> bool:
     texts = [row.get(column) for row in rows]
     boxes = [last_boxed(text) if isinstance(text, str) else None for text in texts]
-    return _most(box is not None and gold_is_readable(box) for box in boxes)
+    return _mostly_readable([box or "" for box in boxes])
 
 
-def _most(verdicts: Any) -> bool:
-    found = list(verdicts)
-    return bool(found) and sum(found) >= _ENOUGH * len(found)
+def _mostly_readable(golds: list[str]) -> bool:
+    return sum(golds_are_readable(golds)) >= _ENOUGH * len(golds)
 
 
 def _short(text: str) -> str:

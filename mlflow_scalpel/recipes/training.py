@@ -192,7 +192,8 @@ class Rewards(Strict):
     """Weight of each reward in GRPO's sum; 0 leaves one out."""
 
     accuracy: NonNegativeFloat = 1.0
-    """1 where math-verify finds the gold answer in the completion (LaTeX, boxed first)."""
+    """1 where the completion's answer is the gold one: in <answer> tags, boxed, or LaTeX after
+    the word "answer"; never a number that merely stands somewhere (docs/grading.md)."""
     format: NonNegativeFloat = 0.2
     """1 for <think>...</think> and then <answer>...</answer>, each on lines of its own."""
 
@@ -341,9 +342,6 @@ class GrpoRecipe(TrainingRecipe):
     stage: Literal["grpo"]
     train: GrpoTrain
     rewards: Rewards = Rewards()
-    answer_extraction: Literal["boxed_then_anchored_latex"] = "boxed_then_anchored_latex"
-    """What the accuracy reward takes as a completion's answer: the last \\boxed{...}, or else LaTeX
-    that the word "answer" leads to; never a number that merely stands somewhere in the text."""
     alarms: Alarms = Alarms()
     heatmap_maximum: PositiveFloat = 0.05
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mlflow_scalpel.evaluation.grading import math_correct
+from mlflow_scalpel.evaluation.grading import Verdict, grade_many
 
 _BLOCKS = re.compile(r"<think>\n.*?\n</think>\n<answer>\n.*?\n</answer>", re.DOTALL)
 
@@ -31,6 +31,7 @@ class Rewards:
         self.completions = 0
         self.tokens_generated = 0
         self.boxed = 0
+        self.not_graded = 0
         self.judged: dict[str, int] = {}
         """Completions to which each reward gave a value, whichever."""
         self.rewarded: dict[str, int] = {}
@@ -50,15 +51,19 @@ class Rewards:
         log_metric: Callable[[str, float], None],
         **_: Any,
     ) -> list[float | None]:
-        r"""1 where the completion's \boxed answer equals the gold one by math-verify, else 0.
+        r"""1 where the completion's answer equals the gold one (`evaluation.grading`), else 0.
 
-        None where the gold answer does not parse: the sample then counts for the other rewards
-        only, and `reward_checks/gold_unparsable` says how often that was.
+        None where the gold answer cannot be read, or where comparing takes too long: the sample
+        then counts for the other rewards only, and `reward_checks/gold_unparsable` and
+        `reward_checks/not_graded` say how often that was.
         """
         texts = [completion[0]["content"] for completion in completions]
-        verdicts = [math_correct(text, gold) for text, gold in zip(texts, answer, strict=True)]
-        log_metric("reward_checks/gold_unparsable", _share(v is None for v in verdicts))
-        return [None if verdict is None else float(verdict) for verdict in verdicts]
+        verdicts = grade_many(texts, answer)
+        self.not_graded += verdicts.count(Verdict.NOT_GRADED)
+        unreadable = _share(verdict is Verdict.GOLD_UNREADABLE for verdict in verdicts)
+        log_metric("reward_checks/gold_unparsable", unreadable)
+        log_metric("reward_checks/not_graded", _share(v is Verdict.NOT_GRADED for v in verdicts))
+        return [verdict.score for verdict in verdicts]
 
     def format(self, completions: list[Messages], **_: Any) -> list[float]:
         """1 for <think>...</think> and then <answer>...</answer>, each on lines of its own.
@@ -74,9 +79,11 @@ class Rewards:
             return None
         seen = f"all {self.completions} completions so far"
         if "accuracy" in self.judged and not self.judged["accuracy"]:
+            unreadable = self.completions - self.not_graded
             return (
-                f"the accuracy reward judged none of {seen}, because no gold answer could be read "
-                "as mathematics: look at data.columns.answer and data.answer_pattern"
+                f"the accuracy reward judged none of {seen}: for {unreadable} the gold answer "
+                f"could not be read as mathematics, and {self.not_graded} took too long to "
+                "compare; look at data.columns.answer and data.answer_pattern"
             )
         if not any(self.rewarded.values()):
             names = " and ".join(self.rewarded)

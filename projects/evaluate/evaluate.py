@@ -28,6 +28,7 @@ def evaluate(stage):
         rows_of,
         score_table,
         take_up_suite,
+        warn_left_out,
     )
     from mlflow_scalpel.evaluation.results import Results
     from mlflow_scalpel.evaluation.suite_data import data_warnings
@@ -79,6 +80,7 @@ def evaluate(stage):
     tables = [score_table(*one, plan, recipe.dtype) for one in found]
     tables += [gap_table(suite, gaps[n], subjects[n], plan, recipe.dtype) for n in sorted(gaps)]
     results.close()
+    warn_left_out([evaluation for evaluation, _ in found], stage.run_id, recipe.run)
     log_results(tables, [rows_of(*one) for one in found], measured, recipe.dtype)
     if recipe.best is not None and recipe.run is not None:
         give_best(mlflow.MlflowClient(), recipe.run, recipe.best, minimize=False)

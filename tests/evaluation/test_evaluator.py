@@ -214,6 +214,30 @@ def test_problems_without_a_readable_gold_are_left_out(
     assert np.isnan(score.stderr)  # of one problem
     assert list(evaluation.samples["score"].isna()) == [False, True]
     assert "1 of 2 problems cannot be read" in caplog.text
+    assert evaluation.samples["unscored"].fillna("").tolist() == ["", "ungraded"]
+
+
+@pytest.mark.parametrize("by", [{"metric": "math_verify"}, {"grader": "math_verify"}])
+def test_answers_that_take_too_long_are_counted_apart(
+    build: Callable[..., Evaluator],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    by: dict[str, str],
+) -> None:
+    rows = [{"problem": "1+1=?", "answer": "2"}, {"problem": "2+2=?", "answer": "9^{9^{9}}"}]
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    evaluator = build(task(task="math_problem", data=data, **{"metric": None, **by}))
+    lm = evaluator._lm
+    monkeypatch.setattr(lm, "generate_until", lambda requests: [
+        lm.lengths.setdefault(id(request), []).append((3, True)) or r"\boxed{2}"
+        for request in requests
+    ])  # fmt: skip
+    evaluation = evaluator.run()
+    (score,) = evaluation.scores
+    assert (score.value, score.n, score.ungraded, score.not_graded) == (1.0, 1, 0, 1)
+    assert evaluation.samples["unscored"].fillna("").tolist() == ["", "not graded"]
+    assert "1 of 2 problems have an answer that takes too long" in caplog.text
 
 
 def test_a_stop_string_ends_each_row_by_itself(build: Callable[..., Evaluator]) -> None:

@@ -181,9 +181,23 @@ def test_a_gold_answer_that_does_not_parse_is_counted_and_not_judged():
 def test_completions_that_would_take_seconds_do_not():
     nasty = ["\\boxed{9^{9^{9^9}}}", "\\boxed{10^{10^{10}}}", "\\boxed{99999999!}"] * 4
     started = time.monotonic()
-    _, given, _, _ = judge(nasty, ["2"] * len(nasty))
-    assert given == [0.0] * len(nasty)
+    rewards, given, counted, _ = judge(nasty, ["2"] * len(nasty))
+    assert given == [None] * len(nasty)  # not graded, which is not wrong
+    assert counted["reward_checks/not_graded"] == 1.0
+    assert counted["reward_checks/gold_unparsable"] == 0.0
+    assert rewards.not_graded == len(nasty)
     assert time.monotonic() - started < 5
+
+
+def test_an_unboxed_answer_in_the_format_asked_for_is_right():
+    texts = [
+        "<think>\nx\n</think>\n<answer>\n$17$\n</answer>",
+        "<think>\nx\n</think>\n<answer>\nThe final answer is \\(17\\).\n</answer>",
+        "The answer is $17$. I hope this answer helps.",
+    ]
+    _, given, _, form = judge(texts, ["17"] * 3)
+    assert given == [1.0] * 3
+    assert form == [1.0, 1.0, 0.0]
 
 
 def test_a_reward_that_is_always_zero_is_said():
@@ -222,7 +236,7 @@ def test_each_batch_is_counted_once_whichever_rewards_there_are(names):
         (["accuracy", "format"], ["2"], "2", "accuracy and format reward was 0 for all 1 compl"),
         (["accuracy", "format"], [BLOCKS], "3", "GRPO has nothing to amplify"),
         (["accuracy", "format"], [BLOCKS], "", "judged none of all 1 completions"),
-        (["accuracy"], [BLOCKS], "", "no gold answer could be read"),
+        (["accuracy"], [BLOCKS], "", "for 1 the gold answer could not be read"),
     ],
 )
 def test_rewards_that_are_all_zero_are_said_whichever_they_are(names, texts, gold, said):
