@@ -72,6 +72,12 @@ def stored_template(directory: Path) -> str | None:
     return template or None
 
 
+def stored_eos(directory: Path) -> str | None:
+    """The end token that the tokenizer in a model's directory names; None if none."""
+    token = _read(directory / TOKENIZER).get("eos_token")
+    return token.get("content") if isinstance(token, dict) else token
+
+
 def end_tokens(directory: Path, tokenizer: Any) -> list[int]:
     """IDs of the tokens that end a completion of the model in a directory.
 

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,16 @@ import torch
 import transformers
 from lm_eval.api.instance import Instance
 
+from mlflow_scalpel.chat import (
+    DEFAULT_DATE,
+    Checked,
+    Messages,
+    check_prompt,
+    load_tokenizer,
+    render,
+    settled,
+    system_turn,
+)
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.generation import BatchedLM
 from mlflow_scalpel.evaluation.grading import last_boxed, math_score
@@ -74,6 +85,8 @@ class Score:
     ungraded: int
     """Problems whose gold answer the grader cannot read; they are left out."""
     unit: str = "accuracy"
+    crowded: int = 0
+    """Problems whose prompt left fewer tokens of the model's context than the task allows."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,8 @@ class Evaluator:
     """A suite and a model, ready to run; building it costs seconds, a run what generation costs.
 
     `model_directory` is a directory or a hub name; its tokenizer and chat template serve every set
-    of weights. A system prompt goes before every problem. The engine `vllm` takes a directory, half
+    of weights, and write `template_date` where they write a date. A system prompt goes before every
+    problem; an empty one switches off what the template says by itself. The engine `vllm` takes a directory, half
     a minute to start, and `vllm_gpu_memory_utilization` of the GPU's memory. Raises ScalpelError
     where a task, its data or the model cannot be had, before anything is generated.
     """
@@ -102,6 +116,7 @@ class Evaluator:
         suite: Suite,
         *,
         system_prompt: str | None = None,
+        template_date: date = DEFAULT_DATE,
         batch_size: int = 64,
         dtype: str = "float32",
         device: str | None = None,
@@ -116,7 +131,8 @@ class Evaluator:
         """What the model read of each label, kind and problem ID that it generated for."""
         with _quiet(), _own_random(BUILD_SEED):
             self._works = build_works(suite)
-            tokenizer = _load_tokenizer(str(model_directory))
+            tokenizer = _load_tokenizer(str(model_directory), template_date)
+            self._system = self._check_chat_template(tokenizer, str(model_directory))
             self._lm: SuiteLM
             if engine == "vllm":
                 from mlflow_scalpel.evaluation.vllm_engine import VllmLM
@@ -132,7 +148,6 @@ class Evaluator:
                 model = _load_model(str(model_directory), dtype, device)
                 base = Path(model_directory)
                 self._lm = BatchedLM(model, tokenizer, batch_size=batch_size, base=base)
-        self._check_chat_template(str(model_directory))
 
     def load_weights(self, directory: str | Path) -> None:
         """Take the weights of another checkpoint of the same model, in place.
@@ -151,6 +166,7 @@ class Evaluator:
         with _quiet(), _own_random(BUILD_SEED):
             torch.manual_seed(self.seed if seed is None else seed)
             self._lm.lengths.clear()
+            self._lm.crowded.clear()
             self._answer_requests(title)
             parts = [self._graded(work, entry) for work in self._works for entry in work.entries]
         order = {task.metric_name: place for place, task in enumerate(self.suite.tasks)}
@@ -166,23 +182,23 @@ class Evaluator:
         """
         return self._lm.log_probabilities(pairs)
 
-    def _check_chat_template(self, model: str) -> None:
-        if self._lm.tokenizer.chat_template is None:
-            raise ScalpelError(
-                f"{model}: the tokenizer has no chat template; add chat_template.jinja to it, or "
-                "evaluate a model that was tuned to chat"
-            )
-        if self.system_prompt is None:
-            return
-        turns = [
-            {"role": "system", "content": self.system_prompt},
-            {"role": "user", "content": "?"},
-        ]
-        if self.system_prompt.strip() not in self._lm.apply_chat_template(turns):
-            raise ScalpelError(
-                f"{model}: its chat template leaves out the system prompt "
-                f"{self.system_prompt[:60]!r}; set system_prompt to null, or mend the template"
-            )
+    def _check_chat_template(self, tokenizer: Any, model: str) -> Messages:
+        """The turns before a problem, once it is seen that the template takes them."""
+        what = f"{model}: its chat template"
+        question = {"role": "user", "content": "What is 1 + 1?"}
+        turns = [*system_turn(self.system_prompt), question]
+        # render is first to say what the tokenizer lacks
+        render(tokenizer, [question], what=what)
+        turns = settled(tokenizer, turns)
+        prompt = render(tokenizer, turns, what=what)
+        check_prompt(tokenizer, turns, prompt, Checked(), what=what)
+        return turns[:-1]
+
+    def _render(self, turns: Messages, add_generation_prompt: bool = True) -> str:
+        """A task's turns as text; lm-eval passes over a system prompt that is empty."""
+        if self._system and not self.system_prompt and turns[0]["role"] != "system":
+            turns = [*self._system, *turns]
+        return self._lm.apply_chat_template(turns, add_generation_prompt)
 
     def _answer_requests(self, title: str) -> None:
         """Build every task's prompts and get the model's answers, all tasks together."""
@@ -194,10 +210,10 @@ class Evaluator:
                 task.set_fewshot_seed(BUILD_SEED)
                 task.build_all_requests(
                     limit=entry.limit,
-                    system_instruction=self.system_prompt,
+                    system_instruction=self.system_prompt or None,
                     apply_chat_template=True,
                     fewshot_as_multiturn=True,
-                    chat_template=self._lm.apply_chat_template,
+                    chat_template=self._render,
                     tokenizer_name=self._lm.tokenizer_name,
                 )
                 for request in task.instances:
@@ -213,6 +229,7 @@ class Evaluator:
     def _graded(self, work: Work, entry: SuiteTask) -> tuple[Score, list[dict[str, Any]]]:
         rows: list[dict[str, Any]] = []
         problems: list[list[float]] = []  # the scores of each problem
+        crowded = 0
         for task in work.tasks:
             groups: dict[int, list[Instance]] = {}
             for request in task.instances:
@@ -221,6 +238,7 @@ class Evaluator:
             for number, requests in groups.items():
                 scores = [grade[number] for grade in grades]
                 problems.append([score for part in scores for score in part])
+                crowded += any(id(request) in self._lm.crowded for request in requests)
                 about = _describe(task, requests, entry)
                 if entry.generation is not None:
                     key = (entry.label, entry.kind, about["problem_id"])
@@ -238,7 +256,15 @@ class Evaluator:
             )
         value, stderr = clustered_mean(graded)
         ungraded = len(problems) - len(graded)
-        score = Score(entry.metric_name, value, stderr, len(graded), entry.samples, ungraded)
+        score = Score(
+            entry.metric_name,
+            value,
+            stderr,
+            len(graded),
+            entry.samples,
+            ungraded,
+            crowded=crowded,
+        )
         return score, rows
 
     def _completion(self, requests: list[Instance], sample: int) -> dict[str, Any]:
@@ -313,10 +339,10 @@ def _gold(target: str, entry: SuiteTask) -> str:
     return target if boxed is None else boxed
 
 
-def _load_tokenizer(model: str) -> Any:
+def _load_tokenizer(model: str, template_date: date) -> Any:
     try:
-        return transformers.AutoTokenizer.from_pretrained(
-            model, local_files_only=Path(model).is_dir(), trust_remote_code=False
+        return load_tokenizer(
+            model, template_date, local_files_only=Path(model).is_dir(), trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise _not_loaded(model, error) from error

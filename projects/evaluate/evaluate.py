@@ -26,6 +26,7 @@ def evaluate(stage):
         rows_of,
         score_table,
         take_up_suite,
+        tell_warnings,
     )
     from mlflow_scalpel.evaluation.results import Results
     from mlflow_scalpel.evaluation.workers import Order, count_workers, measure_all
@@ -33,7 +34,7 @@ def evaluate(stage):
 
     recipe = stage.recipe
     suite = suite_of(recipe)
-    plan = plan_evaluation(recipe)
+    plan = plan_evaluation(recipe, stage.output)
     results = Results(stage.run_id, stage.output)
     mlflow.log_params(recipe.flat())
     if stage.resumed:
@@ -72,6 +73,7 @@ def evaluate(stage):
     tables = [score_table(*one, plan, recipe.dtype) for one in found]
     tables += [gap_table(suite, gaps[n], subjects[n], plan, recipe.dtype) for n in sorted(gaps)]
     results.close()
+    tell_warnings(found, plan, stage.run_id)
     log_results(tables, [rows_of(*one) for one in found], measured, recipe.dtype)
     if recipe.best is not None and recipe.run is not None:
         give_best(mlflow.MlflowClient(), recipe.run, recipe.best, minimize=False)

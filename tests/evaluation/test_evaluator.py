@@ -270,11 +270,12 @@ def test_a_prompt_beyond_the_context_is_refused(build: Callable[..., Evaluator])
 
 
 def test_where_the_context_ends_so_does_the_completion(
-    build: Callable[..., Evaluator], caplog: pytest.LogCaptureFixture
+    build: Callable[..., Evaluator],
 ) -> None:
-    rows = build(task(limit=3), system_prompt="x" * 80).run().samples
-    assert rows["tokens"].max() < 12
-    assert "new tokens that its task allows" in caplog.text
+    found = build(task(limit=3), system_prompt="x" * 80).run()
+    assert found.samples["tokens"].max() < 12
+    assert [score.crowded for score in found.scores] == [3]
+    assert [score.crowded for score in build(task(limit=3)).run().scores] == [0]
 
 
 def test_a_template_that_drops_the_system_prompt_is_refused(
