@@ -194,8 +194,8 @@ def _other_prompt(
     if learned:
         raise ScalpelError(
             f"{why}. {len(which)} of {len(rendered)} answers would be learned behind another "
-            "prompt than the model is given; let solutions begin with what the prompt opens, or "
-            f"{OWN_TEMPLATE}"
+            "prompt than the model is given; let solutions go on from the prompt as it ends, "
+            f"or {OWN_TEMPLATE}"
         )
     for _ in which:
         checked.count("template_changes_prompt", why)
