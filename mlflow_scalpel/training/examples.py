@@ -53,10 +53,7 @@ def open_pool(recipe: TrainingRecipe, tokenizer: Any = None) -> Pool:
     distinct = _distinct(read)
     rows, dropped = distinct, [0, 0]
     if data.max_prompt_tokens is not None:
-        prompts = [
-            render(tokenizer, settled(tokenizer, _question(recipe, row)))
-            for row in rows
-        ]
+        prompts = [render(tokenizer, settled(tokenizer, _question(recipe, row))) for row in rows]
         rows = _short(rows, prompts, tokenizer, data.max_prompt_tokens)
         dropped[0] = len(distinct) - len(rows)
     if data.max_solution_tokens is not None:

@@ -89,9 +89,7 @@ def open_base(stage: OpenStage) -> OpenBase:
         return opened
     model = log_base(recipe.model)
     probes = tuple(open_probe(name, recipe, opened, stage.run_id) for name in recipe.probes)
-    return replace(
-        opened, model_id=model.model_id, digest=model.params["digest"], probes=probes
-    )
+    return replace(opened, model_id=model.model_id, digest=model.params["digest"], probes=probes)
 
 
 def _check_system_prompt(recipe: TrainingRecipe, base: OpenBase) -> None:

@@ -8,8 +8,8 @@ from mlflow_scalpel.training.needs import check_installed
 with open_stage("grpo", Path(__file__).parent / "recipes", check=check_installed) as stage:
     from trl import GRPOConfig, GRPOTrainer
 
-    from mlflow_scalpel.training.arguments import grpo_fields, reward_weights
     from mlflow_scalpel.chat import prompt_opening
+    from mlflow_scalpel.training.arguments import grpo_fields, reward_weights
     from mlflow_scalpel.training.examples import grpo_examples, open_pool
     from mlflow_scalpel.training.learned import asked_examples
     from mlflow_scalpel.training.rewards import Rewards

@@ -69,7 +69,9 @@ def test_a_template_that_shortens_answers_is_refused() -> None:
 
 
 def test_an_answer_that_the_problem_holds_too_must_still_be_learned() -> None:
-    tokenizer = make_tokenizer(CHATML.replace("{{ m['content'] }}", "{{ m['content'] if m['role'] == 'user' }}"))
+    tokenizer = make_tokenizer(
+        CHATML.replace("{{ m['content'] }}", "{{ m['content'] if m['role'] == 'user' }}")
+    )
     pairs: list[Any] = [([{"role": "user", "content": "Say yes"}], "yes")]
     rendered = render_answered(tokenizer, pairs)
     with pytest.raises(ScalpelError, match="cuts text"):
@@ -92,8 +94,15 @@ def test_an_answer_behind_another_prompt_is_refused_where_it_is_learned() -> Non
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        (CHATML.replace("in messages", "in messages if m['role'] != 'system'"), "leaves out the system prompt"),
-        ("{{ raise_exception('System role not supported') if messages[0]['role'] == 'system' }}" + CHATML, "System role not supported.*set system_prompt to null"),
+        (
+            CHATML.replace("in messages", "in messages if m['role'] != 'system'"),
+            "leaves out the system prompt",
+        ),
+        (
+            "{{ raise_exception('System role not supported') if messages[0]['role'] == 'system' }}"
+            + CHATML,
+            "System role not supported.*set system_prompt to null",
+        ),
         (None, "has no chat template"),
         (CHATML.replace("m['content']", "m['content'][0]['text']"), "refuses|leaves out"),
     ],
@@ -107,11 +116,16 @@ def test_a_prompt_that_lacks_the_system_prompt_is_refused(template: str | None, 
 
 def test_an_empty_system_prompt_where_the_template_says_something_by_itself() -> None:
     empty = [*system_turn(""), *ASKED]
-    own = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind<|im_end|>\n{% endif %}"
+    own = (
+        "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind<|im_end|>\n{% endif %}"
+    )
     assert settled(make_tokenizer(own + CHATML), empty) == empty
     assert settled(make_tokenizer(CHATML), empty) == ASKED
     assert settled(make_tokenizer((REAL / "gemma.jinja").read_text()), empty) == ASKED
-    for always in ("You are a good assistant.\n", "<|im_start|>system\nYou are very kind<|im_end|>\n"):
-        with pytest.raises(ScalpelError, match="cannot be switched off.*system_prompt to null"):
+    for always in (
+        "You are a good assistant.\n",
+        "<|im_start|>system\nYou are very kind<|im_end|>\n",
+    ):
+        with pytest.raises(ScalpelError, match=r"cannot be switched off.*prompt to null"):
             settled(make_tokenizer(always + CHATML), empty)
     assert settled(make_tokenizer(own + CHATML), ASKED) == ASKED  # null leaves it as it is

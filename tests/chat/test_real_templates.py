@@ -36,6 +36,8 @@ OPEN_THINK = {
     *(name for name in ALL if name.startswith("nemotron")),
     *(name for name in ALL if name.startswith(("qwen3_5_think", "qwen3_6", "qwen3_8"))),
 }
+# Whose finished answers lack the <think> that the prompt opens, unless they bring it.
+ALWAYS_OPEN = {name for name in OPEN_THINK if name.startswith("deepseek")}
 CLOSE_THINK = {"qwen3_5_nothink", "qwen3_5_nothink_training"}  # in the prompt, without a word
 
 
@@ -57,30 +59,34 @@ def learn(name: str, turns: Any, answer: str) -> tuple[Any, Any]:
     return check_answered(tokenizer, pairs, rendered, ends, what="T", learned=True), rendered[0]
 
 
+def refusal_of(name: str, answer: str) -> str | None:
+    """What must be said of an answer under a template; None where it is learned."""
+    reasoned = "</think>" in answer
+    if reasoned and name in CUT_REASONING:
+        return "cuts text out of 1 of 1 answers"
+    if name in WITHOUT_END:
+        return "never stops"
+    if name in ALWAYS_OPEN or (reasoned and name in CLOSE_THINK):
+        return None if reasoned and name in ALWAYS_OPEN else "another prompt than the model is"
+    return None
+
+
+@pytest.mark.parametrize("answer", ["It is 5.", "\nIt is 5.", REASONED])
 @pytest.mark.parametrize("name", [name for name in ALL if name not in PARTS_ONLY])
-def test_what_a_real_template_learns_holds_what_was_given(name: str) -> None:
+def test_what_a_real_template_learns_holds_what_was_given(name: str, answer: str) -> None:
     tokenizer = tokenizer_of(name)
-    for answer in ("It is 5.", "\nIt is 5.", REASONED):
-        reasoned = "</think>" in answer
-        try:
-            _, one = learn(name, ASKED, answer)
-        except ScalpelError as error:
-            if reasoned and name in CUT_REASONING:
-                assert "cuts text out of 1 of 1 answers" in str(error)
-            elif name in WITHOUT_END:
-                assert "never stops" in str(error)
-            else:  # an answer that does not go on from the <think> that the prompt opens
-                assert name in (CLOSE_THINK if reasoned else OPEN_THINK), error
-                assert "another prompt than the model is given" in str(error)
-            continue
-        assert name not in WITHOUT_END
-        assert not (reasoned and name in CUT_REASONING)
-        learned = tokenizer.decode(one.ids[one.start :])
-        # What is learned, with what the prompt opens, holds the answer whatever its blanks are.
-        opened = "" if not reasoned else prompt_opening(tokenizer)
-        assert "".join(answer.split()) in "".join((opened + learned).split())
-        assert "What is 2+3?" not in learned
-        assert one.ids == tuple(tokenizer(one.text, add_special_tokens=False)["input_ids"])
+    refusal = refusal_of(name, answer)
+    if refusal is not None:
+        with pytest.raises(ScalpelError, match=refusal):
+            learn(name, ASKED, answer)
+        return
+    _, one = learn(name, ASKED, answer)
+    learned = tokenizer.decode(one.ids[one.start :])
+    # What is learned, with what the prompt opens, holds the answer whatever its blanks are.
+    opened = "" if "</think>" not in answer else prompt_opening(tokenizer)
+    assert "".join(answer.split()) in "".join((opened + learned).split())
+    assert "What is 2+3?" not in learned
+    assert one.ids == tuple(tokenizer(one.text, add_special_tokens=False)["input_ids"])
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in PARTS_ONLY])
@@ -95,7 +101,7 @@ def test_a_real_template_takes_the_system_prompt_or_is_refused(name: str) -> Non
 
 @pytest.mark.parametrize("name", sorted(PARTS_ONLY))
 def test_a_template_that_takes_parts_and_no_text_is_refused(name: str) -> None:
-    with pytest.raises(ScalpelError, match="leaves out what the user says|refuses a conversation"):
+    with pytest.raises(ScalpelError, match=r"leaves out what the user says|refuses a conv"):
         learn(name, ASKED, "It is 5.")
 
 

@@ -1,4 +1,4 @@
-"""What SFT learns and GRPO asks: as TRL would tokenize it, and refused or told where it is wrong."""
+"""What SFT learns and GRPO asks: as TRL would tokenize it, and refused or told if it is wrong."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mlflow_scalpel.recipes import load_recipe
 from mlflow_scalpel.training.learned import asked_examples, learned_examples
 from mlflow_scalpel.training.session import OpenBase
 from tests.chat.made import REAL, make_tokenizer
-from tests.training.test_training import RECIPES
+from tests.training.test_training import PROJECTS
 
 QWEN = (REAL / "qwen2_5.jinja").read_text()
 
@@ -62,7 +62,7 @@ def test_what_is_longer_than_the_context_is_told(tmp_path, monkeypatch):
     learned_examples(rows, base_of(QWEN, tmp_path, context=max(lengths) - 1))
     assert "1 of 2 examples are longer" in told["longer_than_context"]
     told.clear()
-    recipe = load_recipe("tiny", RECIPES / "grpo" / "recipes", stage="grpo")
+    recipe = load_recipe("tiny", PROJECTS / "grpo" / "recipes", stage="grpo")
     asked_examples(rows, recipe, base_of(QWEN, tmp_path, context=100_000))
     assert told == {}
     asked_examples(rows, recipe, base_of(QWEN, tmp_path, context=100))
@@ -70,7 +70,7 @@ def test_what_is_longer_than_the_context_is_told(tmp_path, monkeypatch):
 
 
 def test_a_prompt_for_grpo_is_checked_too(tmp_path):
-    recipe = load_recipe("tiny", RECIPES / "grpo" / "recipes", stage="grpo")
+    recipe = load_recipe("tiny", PROJECTS / "grpo" / "recipes", stage="grpo")
     rows = datasets.Dataset.from_list(
         [{"prompt": [{"role": "system", "content": "Be kind"}, {"role": "user", "content": "?"}]}]
     )
@@ -81,7 +81,7 @@ def test_a_prompt_for_grpo_is_checked_too(tmp_path):
 
 
 def test_an_empty_system_prompt_reaches_grpos_trainer_as_the_template_needs_it(tmp_path):
-    recipe = load_recipe("tiny", RECIPES / "grpo" / "recipes", stage="grpo")
+    recipe = load_recipe("tiny", PROJECTS / "grpo" / "recipes", stage="grpo")
     turns = [{"role": "system", "content": ""}, {"role": "user", "content": "?"}]
     rows = datasets.Dataset.from_list([{"prompt": turns}])
     (kept,) = asked_examples(rows, recipe, base_of(QWEN, tmp_path))
@@ -96,6 +96,8 @@ def test_a_model_that_ends_with_another_token_than_its_template_is_told_of(tmp_p
     )
     base = base_of(QWEN, tmp_path)
     other = OpenBase(tmp_path, base.tokenizer, "", "", ends=(0,))
-    recipe = load_recipe("tiny", RECIPES / "grpo" / "recipes", stage="grpo")
-    for _ in (learned_examples(examples("a"), other), asked_examples(examples("a"), recipe, other)):
-        assert "Set eos_token: '<|im_end|>'" in told.pop("never_stops")
+    recipe = load_recipe("tiny", PROJECTS / "grpo" / "recipes", stage="grpo")
+    learned_examples(examples("a"), other)
+    assert "Set eos_token: '<|im_end|>'" in told.pop("never_stops")
+    asked_examples(examples("a"), recipe, other)
+    assert "Set eos_token: '<|im_end|>'" in told.pop("never_stops")
