@@ -7,7 +7,6 @@ What may be wrong is counted over all conversations, and told in one sentence ea
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from mlflow_scalpel.chat.rendering import (
     Messages,
     Rendered,
     render,
+    shared_length,
 )
 from mlflow_scalpel.errors import ScalpelError
 
@@ -180,7 +180,7 @@ def _before_answer(tokenizer: Any, messages: Messages, one: Rendered) -> int:
         turns = render(tokenizer, messages, answer=True)
     except ScalpelError:  # some refuse a conversation that ends with a user's turn
         return one.boundary
-    return min(one.boundary, len(os.path.commonprefix([turns, one.text])))
+    return min(one.boundary, shared_length(turns, one.text))
 
 
 def _other_prompt(
@@ -194,8 +194,8 @@ def _other_prompt(
     if learned:
         raise ScalpelError(
             f"{why}. {len(which)} of {len(rendered)} answers would be learned behind another "
-            "prompt than the model is given; let solutions begin with what the prompt opens, or "
-            f"{OWN_TEMPLATE}"
+            "prompt than the model is given; let solutions go on from the prompt as it ends, "
+            f"or {OWN_TEMPLATE}"
         )
     for _ in which:
         checked.count("template_changes_prompt", why)
@@ -292,8 +292,8 @@ def _own_words(tokenizer: Any, text: str, frame: str | None) -> str | None:
     head = text.split(_MARK)[0]
     if frame is not None:  # what it has more than a system turn without any text
         bare = frame.split(_MARK)[0]
-        first = len(os.path.commonprefix([head, bare]))
-        last = len(os.path.commonprefix([head[first:][::-1], bare[first:][::-1]]))
+        first = shared_length(head, bare)
+        last = shared_length(head[first:][::-1], bare[first:][::-1])
         more = _without_marks(tokenizer, head[first : len(head) - last]).strip()
         if re.search(r"\w", more):
             return more

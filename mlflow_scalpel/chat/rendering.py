@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,9 +93,7 @@ def render_answered(
         offsets = tokens["offset_mapping"] if fast else [()] * len(batch)
         found += [
             _rendered(tokenizer, *parts)
-            for parts in zip(
-                prompts, texts, prompt_ids, tokens["input_ids"], offsets, strict=True
-            )
+            for parts in zip(prompts, texts, prompt_ids, tokens["input_ids"], offsets, strict=True)
         ]
     return found
 
@@ -114,6 +111,14 @@ def prompt_opening(tokenizer: Any, tag: str = "<think>") -> str:
     return "" if opened < 0 or closing in prompt[opened:] else prompt[opened:]
 
 
+def shared_length(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """How many items both begin with."""
+    if second[: len(first)] == first:  # mostly so
+        return len(first)
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((at for at, (one, other) in pairs if one != other), min(len(first), len(second)))
+
+
 def _rendered(
     tokenizer: Any,
     prompt: str,
@@ -122,8 +127,8 @@ def _rendered(
     ids: list[int],
     offsets: Sequence[tuple[int, int]],
 ) -> Rendered:
-    boundary = len(os.path.commonprefix([prompt, text]))
-    shared = len(os.path.commonprefix([prompt_ids, ids]))
+    boundary = shared_length(prompt, text)
+    shared = shared_length(prompt_ids, ids)
     start = shared
     if offsets:
         start = next((at for at, (_, end) in enumerate(offsets) if end > boundary), len(ids))
@@ -143,9 +148,7 @@ def _behind_answer(decode: Callable[[list[int]], str], ids: list[int], start: in
     return len(ids)
 
 
-def _refusal(
-    tokenizer: Any, messages: Messages, answer: bool, what: str, error: Exception
-) -> str:
+def _refusal(tokenizer: Any, messages: Messages, answer: bool, what: str, error: Exception) -> str:
     """What is said of turns that a template cannot render, with what would help."""
     roles = ", ".join(str(turn["role"]) for turn in messages)
     why = f"{what}: it refuses a conversation of the turns {roles}: {error}"
@@ -154,9 +157,7 @@ def _refusal(
     others = [turn for turn in messages if turn["role"] != "system"]
     if len(others) < len(messages):
         try:
-            tokenizer.apply_chat_template(
-                others, tokenize=False, add_generation_prompt=not answer
-            )
+            tokenizer.apply_chat_template(others, tokenize=False, add_generation_prompt=not answer)
         except (jinja2.TemplateError, TypeError, ValueError):
             pass  # the system turn is not the reason
         else:

@@ -157,9 +157,7 @@ def _probe(
             flush=True,
         )
     context = context_of(AutoConfig.from_pretrained(base.directory))
-    probe = build_probe(
-        name, pairs, tokenizer, system_prompt=system_prompt, context=context
-    )
+    probe = build_probe(name, pairs, tokenizer, system_prompt=system_prompt, context=context)
     for message in probe.warnings.values():
         print(f"WARNING: {message}", flush=True)
     return probe

@@ -34,13 +34,12 @@ from mlflow_scalpel.chat import (
     Checked,
     Messages,
     check_prompt,
-    load_tokenizer,
     render,
     settled,
     system_turn,
 )
-from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.generation import BatchedLM
+from mlflow_scalpel.evaluation.opening import open_model, open_tokenizer
 from mlflow_scalpel.evaluation.scoring import (
     UNREADABLE,
     gold_within,
@@ -114,9 +113,10 @@ class Evaluator:
 
     `model_directory` is a directory or a hub name; its tokenizer and chat template serve every set
     of weights, and write `template_date` where they write a date. A system prompt goes before every
-    problem; an empty one switches off what the template says by itself. The engine `vllm` takes a directory, half
-    a minute to start, and `vllm_gpu_memory_utilization` of the GPU's memory. Raises ScalpelError
-    where a task, its data or the model cannot be had, before anything is generated.
+    problem; an empty one switches off what the template says by itself. The engine `vllm` takes a
+    directory, half a minute to start, and `vllm_gpu_memory_utilization` of the GPU's memory. Raises
+    ScalpelError where a task, its data or the model cannot be had, or the template does not take
+    the system prompt, before anything is generated.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Evaluator:
         """What the model read of each label, kind and problem ID that it generated for."""
         with _quiet(), _own_random(BUILD_SEED):
             self._works = build_works(suite)
-            tokenizer = _load_tokenizer(str(model_directory), template_date)
+            tokenizer = open_tokenizer(str(model_directory), template_date)
             self._system = self._check_chat_template(tokenizer, str(model_directory))
             self._lm: SuiteLM
             if engine == "vllm":
@@ -154,7 +154,7 @@ class Evaluator:
                     gpu_memory_utilization=vllm_gpu_memory_utilization,
                 )
             else:
-                model = _load_model(str(model_directory), dtype, device)
+                model = open_model(str(model_directory), dtype, device)
                 base = Path(model_directory)
                 self._lm = BatchedLM(model, tokenizer, batch_size=batch_size, base=base)
 
@@ -196,8 +196,7 @@ class Evaluator:
         what = f"{model}: its chat template"
         question = {"role": "user", "content": "What is 1 + 1?"}
         turns = [*system_turn(self.system_prompt), question]
-        # render is first to say what the tokenizer lacks
-        render(tokenizer, [question], what=what)
+        render(tokenizer, [question], what=what)  # says what the tokenizer lacks
         turns = settled(tokenizer, turns)
         prompt = render(tokenizer, turns, what=what)
         check_prompt(tokenizer, turns, prompt, Checked(), what=what)
@@ -305,36 +304,6 @@ def _describe(task: Any, requests: list[Instance], entry: SuiteTask) -> dict[str
     }
 
 
-def _load_tokenizer(model: str, template_date: date) -> Any:
-    try:
-        return load_tokenizer(
-            model, template_date, local_files_only=Path(model).is_dir(), trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise _not_loaded(model, error) from error
-
-
-def _load_model(model: str, dtype: str, device: str | None) -> Any:
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            model,
-            dtype=getattr(torch, dtype),
-            local_files_only=Path(model).is_dir(),
-            trust_remote_code=False,
-            use_safetensors=True,  # the other formats are pickles
-        )
-    except (OSError, ValueError) as error:
-        raise _not_loaded(model, error) from error
-    return loaded.to(device)
-
-
-def _not_loaded(model: str, error: Exception) -> ScalpelError:
-    return ScalpelError(
-        f"model {model}: it cannot be loaded: {error}. Give a directory with config.json, "
-        "tokenizer and safetensors files, or a name on the hub"
-    )
 
 
 @contextmanager

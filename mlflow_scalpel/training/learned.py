@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def learned_examples(
     examples: datasets.Dataset, base: OpenBase, run_id: str = ""
 ) -> datasets.Dataset:
-    """Columns `input_ids` and `completion_mask` (1 where a token is the answer's), a row an example.
+    """Columns `input_ids` and `completion_mask` (1 for the answer's tokens), a row an example.
 
     `examples` has the columns `prompt` and `completion`, as chat messages. Raises ScalpelError
     where a template refuses, cuts or leaves out what was given, or teaches no model to stop; what

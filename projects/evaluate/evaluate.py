@@ -28,6 +28,7 @@ def evaluate(stage):
         rows_of,
         score_table,
         take_up_suite,
+        tell_warnings,
         warn_left_out,
     )
     from mlflow_scalpel.evaluation.results import Results
@@ -41,7 +42,7 @@ def evaluate(stage):
     unreadable = data_warnings(suite)
     for run_id in filter(None, (stage.run_id, recipe.run) if unreadable else ()):
         warn("unreadable_golds_evaluated", unreadable, run_id)
-    plan = plan_evaluation(recipe)
+    plan = plan_evaluation(recipe, stage.output)
     results = Results(stage.run_id, stage.output)
     mlflow.log_params(recipe.flat())
     if stage.resumed:
@@ -81,6 +82,7 @@ def evaluate(stage):
     tables += [gap_table(suite, gaps[n], subjects[n], plan, recipe.dtype) for n in sorted(gaps)]
     results.close()
     warn_left_out([evaluation for evaluation, _ in found], stage.run_id, recipe.run)
+    tell_warnings(found, plan, stage.run_id)
     log_results(tables, [rows_of(*one) for one in found], measured, recipe.dtype)
     if recipe.best is not None and recipe.run is not None:
         give_best(mlflow.MlflowClient(), recipe.run, recipe.best, minimize=False)

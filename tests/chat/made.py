@@ -15,7 +15,9 @@ _PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_MARKS = re.compile(r"<[|｜][^<>|｜]*[|｜]>|<(?:start|end)_of_turn>|<\|?turn\|?>|</s>|\[gMASK\]|<sop>")
+_MARKS = re.compile(
+    r"<[|｜][^<>|｜]*[|｜]>|<(?:start|end)_of_turn>|<\|?turn\|?>|</s>|\[gMASK\]|<sop>"
+)
 _TEXT = ["a line\n\nand one\n", "assistant\n\n", ">\n", "\n\n\n", "What is it?"] * 20
 
 REAL = Path(trl.__file__).parent / "chat_templates"
@@ -24,7 +26,7 @@ REAL = Path(trl.__file__).parent / "chat_templates"
 def make_tokenizer(
     template: str | None, *, eos: str = "<|im_end|>", bos: str = "<|begin|>", extra: str = ""
 ) -> PreTrainedTokenizerFast:
-    """One whose special tokens are those that the template (and `extra`) writes, `eos` and `bos`."""
+    """Its special tokens are those that the template (and `extra`) writes, `eos` and `bos`."""
     marks = dict.fromkeys([eos, bos, *_MARKS.findall((template or "") + extra)])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_trained()), eos_token=eos, bos_token=bos
@@ -46,8 +48,6 @@ def _trained() -> str:
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320, initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(_TEXT, trainer)
     return str(tokenizer.to_str())

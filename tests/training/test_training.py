@@ -171,6 +171,15 @@ def test_rewards_count_what_goes_wrong():
     assert rewards.warning() is None
 
 
+def test_the_format_is_judged_with_what_the_prompt_opens():
+    """As of DeepSeek-R1's template, which ends the prompt with <think> and a line break."""
+    rest = BLOCKS.removeprefix("<think>\n")
+    wrong = ["1+1=2", rest.replace("</think>", ""), rest.replace("answer", "result")]
+    completions = [[{"content": text}] for text in (BLOCKS, rest, *wrong)]
+    assert Rewards().format(completions) == [1.0, 0.0, 0.0, 0.0, 0.0]
+    assert Rewards(opening="<think>\n").format(completions) == [1.0, 1.0, 0.0, 0.0, 0.0]
+
+
 def test_a_gold_answer_that_does_not_parse_is_counted_and_not_judged():
     _, given, counted, form = judge([BLOCKS, BLOCKS], ["", "2"])
     assert given == [None, 1.0]
