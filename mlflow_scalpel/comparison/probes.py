@@ -16,6 +16,8 @@ from mlflow_scalpel.chat import (
     template_of,
 )
 from mlflow_scalpel.data.conversations import EARLIER, Message, question
+from mlflow_scalpel.data.files import Placed, read_file
+from mlflow_scalpel.data.values import NotText, as_text
 from mlflow_scalpel.errors import ScalpelError
 
 
@@ -135,28 +137,32 @@ def other_tokenizer(base: Path, checkpoint: Path) -> str | None:
 
 
 def read_texts(file: Path) -> list[tuple[str, str]]:
-    """Problem and solution of each line of a JSONL file with the fields `problem` and `solution`.
+    """Problem and solution of each row of a file (JSON lines, CSV, Parquet) with these two columns.
 
     Raises ScalpelError that names the line for a file of another form.
     """
-    pairs = []
+    if not file.is_file():
+        raise ScalpelError(f"texts = {file}: there is no such file; give one of JSON lines")
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        placed = read_file(file)
+    except ScalpelError as error:
+        raise ScalpelError(str(error).replace("data.file = ", "texts = ", 1)) from error
+    if not placed:
+        raise ScalpelError(f"texts = {file}: there is no row in it; give one JSON object a line")
+    return [(_text(file, one, "problem"), _text(file, one, "solution")) for one in placed]
+
+
+def _text(file: Path, one: Placed, column: str) -> str:
+    try:
+        text = as_text(one.row.get(column), column, "user" if column == "problem" else "assistant")
+    except NotText as error:
         raise ScalpelError(
-            f"texts = {file}: cannot be read as text ({error}); give a JSONL file"
+            f"texts = {file}: {one.place}: {column} {error}; give a file with this text in a "
+            f"column {column}"
         ) from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            fields = json.loads(line)
-            pairs.append((str(fields["problem"]), str(fields["solution"])))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ScalpelError(
-                f"texts = {file}: line {number} is no JSON object with the fields problem and "
-                f"solution ({type(error).__name__}: {error})"
-            ) from error
-    if not pairs:
-        raise ScalpelError(f"texts = {file}: is empty; give one JSON object a line")
-    return pairs
+    if text is None:
+        raise ScalpelError(
+            f"texts = {file}: {one.place} has no {column}; give each row the columns problem and "
+            "solution"
+        )
+    return text

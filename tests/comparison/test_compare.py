@@ -219,9 +219,13 @@ def test_wrong_questions_are_answered_with_a_remedy(models, tmp_path):
         mlflow_scalpel.compare(base, checkpoint, metrics=["kl"])
     with pytest.raises(ScalpelError, match="did you mean weights"):
         mlflow_scalpel.compare(base, checkpoint, metrics=["weight"])
+    turns = tmp_path / "turns.jsonl"
+    turns.write_text('{"problem": "a", "solution": [{"role": "assistant", "content": "b"}]}')
+    with pytest.raises(ScalpelError, match=r"turns.jsonl: line 1: solution holds a list of mess"):
+        mlflow_scalpel.compare(base, checkpoint, texts=turns, metrics=["kl"])
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"problem": "a", "solution": "b"}\n{"problem": "a"}\n')
-    with pytest.raises(ScalpelError, match="line 2 is no JSON object with the fields problem"):
+    with pytest.raises(ScalpelError, match="line 2 has no solution"):
         mlflow_scalpel.compare(base, checkpoint, metrics=["kl"], texts=bad)
 
 
