@@ -138,7 +138,7 @@ def _checked_columns(data: Data, known: list[str], needs: tuple[str, ...]) -> di
 def _no_column(data: Data, column: str, role: str, known: list[str]) -> str:
     return (
         f"data {data.describe()}: there is no column {column!r} to take the {role} from; "
-        f"set columns.{role} to one of {', '.join(known)}"
+        f"set columns.{role} to one of {', '.join(known) or 'those that there are (none)'}"
     )
 
 
@@ -162,14 +162,14 @@ def _choose(data: Data, placed: list[Placed], known: list[str], account: Account
                 f"data {data.describe()}: where.{column} = {asked} leaves no row; the column has "
                 f"{', '.join(there[:_SHOWN])}{more}"
             )
-        account.drop("where", len(placed) - len(kept), f"by where.{column}")
+        account.drop("where", len(placed) - len(kept), f"left out by where.{column}")
         placed = kept
     before = len(placed)
     if data.rows is not None:
         placed = placed[parse_rows(data.rows)]
-        account.drop("rows", before - len(placed), f"outside of rows {data.rows}")
+        account.drop("rows", before - len(placed), f"outside of `rows` {data.rows}")
     if data.limit is not None and data.limit < len(placed):
-        account.drop("limit", len(placed) - data.limit, f"over the limit of {data.limit}")
+        account.drop("limit", len(placed) - data.limit, f"beyond the limit of {data.limit}")
         placed = random.Random(data.seed).sample(placed, data.limit)
     if not placed:
         raise ScalpelError(

@@ -120,7 +120,8 @@ def as_text(value: Any, column: str, said_by: str = "user") -> str | None:
 
 
 def _digits(value: float | Decimal) -> str:
-    if not math.isfinite(value):
+    finite = value.is_finite() if isinstance(value, Decimal) else math.isfinite(value)
+    if not finite:
         raise NotText(f"holds {value}, which is not a number; write null where there is none")
     if isinstance(value, Decimal):  # a literal of JSON, or a decimal column
         return format(value, "f") if abs(value.adjusted()) < _MOST_DIGITS else str(value)

@@ -60,6 +60,7 @@ def with_answer(literal: str) -> bytes:
             with_answer("1e16") + with_answer("-2E-3"),
             ["10000000000000000", "-0.002"],
         ),
+        ("beyond.jsonl", with_answer("1e400"), ["1E+400"]),
         ("true.jsonl", with_answer("true"), ["true"]),
         ("later.jsonl", b'{"problem": "p"}\n' + with_answer("7"), [None, "7"]),
         ("gone.jsonl", with_answer("7") + b'{"problem": "p"}\n', ["7", None]),

@@ -195,7 +195,7 @@ def test_all_that_leaves_rows_out_is_counted_in_order(tmp_path, capsys):
     said = capsys.readouterr().out
     order = [
         "by where.k",
-        "outside of rows",
+        "outside of `rows`",
         "cannot be read",
         "gold answer",
         "repeat",
