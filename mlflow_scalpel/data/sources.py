@@ -55,13 +55,20 @@ def load_rows(data: Data, *, needs: tuple[str, ...] = ("problem",)) -> list[Row]
     or holds no text, a row lacks what `needs` names, or no row is left.
     """
     loaded = load(data, needs=needs)
-    if loaded.unmatched and "answer" in needs:
+    if "answer" in needs:
+        check_matched(loaded, data)
+    return loaded.rows
+
+
+def check_matched(loaded: Loaded, data: Data) -> None:
+    """Raise ScalpelError where the answer pattern finds nothing in a row."""
+    if loaded.unmatched:
         first = next(iter(loaded.unmatched.values()))
         raise ScalpelError(
-            f"data {data.describe()}: {first.place} has no answer that answer_pattern finds "
-            f"({first.text[:60]!r}); correct the pattern, or leave such rows out with `where`"
+            f"data {data.describe()}: in {len(loaded.unmatched)} of {len(loaded.rows)} rows "
+            f"answer_pattern finds no answer (the first is {first.place}: {first.text[:60]!r}); "
+            "correct the pattern, or leave such rows out with `where`"
         )
-    return loaded.rows
 
 
 def load(data: Data, *, needs: tuple[str, ...] = ("problem",)) -> Loaded:

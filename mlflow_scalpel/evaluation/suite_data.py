@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from mlflow_scalpel.data.conversations import EARLIER
-from mlflow_scalpel.data.sources import load, load_rows
+from mlflow_scalpel.data.sources import check_matched, load
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.suite import Suite, SuiteTask
 from mlflow_scalpel.evaluation.unreadable import readable_golds
@@ -16,19 +17,28 @@ _MATHEMATICS = ("math_verify", "math_verify_or_number")  # graders, and names of
 _NEEDS = ("problem", "answer")
 
 
-def task_rows(entry: SuiteTask) -> tuple[list[dict[str, Any]], str | None]:
-    """The rows of the task's `data`, and a warning where gold answers cannot be read.
+@dataclass(frozen=True)
+class TaskRows:
+    """The rows of a task's `data`, and what is to be said of them."""
+
+    rows: list[dict[str, Any]]
+    line: str | None
+    """How many were left out, and why."""
+    warnings: list[str]
+
+
+def task_rows(entry: SuiteTask) -> TaskRows:
+    """The rows of the task's `data`, with a warning where gold answers cannot be read.
 
     Raises ScalpelError where all or most cannot, and for conversations: a task asks one question.
     """
     assert entry.data is not None
-    warning = None
+    loaded, unreadable = load(entry.data, needs=_NEEDS), None
     if entry.grader in _MATHEMATICS or entry.metric in _MATHEMATICS:
-        loaded, warning = readable_golds(load(entry.data, needs=_NEEDS), entry.data, _gold(entry))
-        rows = loaded.rows
+        loaded, unreadable = readable_golds(loaded, entry.data, _gold(entry))
     else:
-        rows = load_rows(entry.data, needs=_NEEDS)
-    for row in rows:
+        check_matched(loaded, entry.data)
+    for row in loaded.rows:
         if row[EARLIER]:
             raise ScalpelError(
                 f"data {entry.data.describe()}: the problem {row['problem'][:60]!r} has "
@@ -36,16 +46,24 @@ def task_rows(entry: SuiteTask) -> tuple[list[dict[str, Any]], str | None]:
                 "question; name its path in columns.problem (messages.-2.content), and give a "
                 "system prompt with the recipe's system_prompt"
             )
-    return [{key: value for key, value in row.items() if key != EARLIER} for row in rows], warning
+    rows = [{key: value for key, value in row.items() if key != EARLIER} for row in loaded.rows]
+    warnings = [one for one in (unreadable, loaded.account.warning()) if one is not None]
+    return TaskRows(rows, loaded.account.line(), warnings)
 
 
 def data_warnings(suite: Suite) -> str | None:
-    """What is to be said of the data of all tasks of a suite; None where all is well.
+    """Print what is left out of the data of a suite's tasks; a warning, or None where all is well.
 
     Raises ScalpelError as `task_rows` does.
     """
-    found = [task_rows(entry)[1] for entry in suite.tasks if entry.data is not None]
-    return "; ".join(dict.fromkeys(one for one in found if one)) or None
+    warnings: list[str] = []
+    for entry in suite.tasks:
+        if entry.data is not None:
+            found = task_rows(entry)
+            warnings += found.warnings
+            if found.line is not None and entry.data.drop_unreadable:
+                print(f"{entry.metric_name}: {found.line}", flush=True)
+    return "; ".join(dict.fromkeys(warnings)) or None
 
 
 def one_type_a_column(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

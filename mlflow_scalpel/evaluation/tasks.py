@@ -49,7 +49,7 @@ def build_works(suite: Suite) -> list[Work]:
 def _load_tasks(manager: TaskManager, entry: SuiteTask) -> list[Task]:
     spec: Any = entry.task
     if entry.data is not None:
-        rows, _ = task_rows(entry)  # of which the stage has warned
+        rows = task_rows(entry).rows  # of which the stage has warned
         # An inline group is how lm-eval takes a task by name with some of its settings replaced.
         spec = {"group": f"{entry.label}-data", "task": [{"task": entry.task, **_own_rows(rows)}]}
     try:

@@ -57,7 +57,12 @@ def readable_golds(
     )
     proposal = _proposal(loaded, data)
     if len(bad) == total or (not data.drop_unreadable and len(bad) > data.max_unreadable * total):
-        remedy = proposal or "name the column that holds the answers alone in columns.answer"
+        if proposal is not None:
+            remedy = proposal
+        elif data.answer_pattern is not None:
+            remedy = f"correct data.answer_pattern = {data.answer_pattern!r}"
+        else:
+            remedy = "name the column that holds the answers alone in data.columns.answer"
         if len(bad) < total:
             remedy += (
                 ", leave such rows out with data.drop_unreadable=true, or raise "
@@ -90,10 +95,10 @@ def _proposal(loaded: Loaded, data: Data) -> str | None:
     """A pattern or a column under which nearly all golds of the first rows can be read."""
     rows = loaded.rows[:_SAMPLE]
     texts = [
-        loaded.unmatched[n].text if n in loaded.unmatched else str(row["answer"] or "")
+        loaded.unmatched[n].text if n in loaded.unmatched else row["answer"]
         for n, row in enumerate(rows)
     ]
-    for pattern in _PATTERNS:
+    for pattern in _PATTERNS if data.answer_pattern is None else ():
         found = [re.search(pattern, text) for text in texts]
         if _mostly_readable([one[1].strip() if one else "" for one in found]):
             return f"set data.answer_pattern = '{pattern}'"

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from mlflow_scalpel.errors import RecipeError
 from mlflow_scalpel.recipes.base import BaseRecipe
 from mlflow_scalpel.recipes.experiment import MainRecipe
-from mlflow_scalpel.recipes.fields import Recipe
+from mlflow_scalpel.recipes.fields import Data, Recipe
 from mlflow_scalpel.recipes.measuring import CompareRecipe, EvaluateRecipe
 from mlflow_scalpel.recipes.places import existing_file, seen_by_user, user_directory
 from mlflow_scalpel.recipes.settings import BY_RUN, Loader, parse_settings
@@ -43,15 +43,23 @@ def load_recipe(name: str, folder: Path, *, stage: str, settings: str = "") -> R
     if isinstance(recipe, MainRecipe):
         check_parts(recipe, folder.parents[1])
     check_files(recipe)
-    return _with_model_seen(recipe)
+    return recipe if user_directory() == Path.cwd() else _with_places(recipe)
 
 
-def _with_model_seen(recipe: Recipe) -> Recipe:
-    """The recipe, with a model's directory as the user sees it where the stage runs elsewhere."""
+def _with_places(recipe: Recipe) -> Recipe:
+    """The recipe with its relative paths as the user sees them, for a stage that runs elsewhere."""
+    seen: dict[str, Any] = {}
     model = getattr(recipe, "model", None)
-    if model is None or user_directory() == Path.cwd() or not seen_by_user(model).is_dir():
-        return recipe
-    return recipe.model_copy(update={"model": str(seen_by_user(model))})
+    if model is not None and seen_by_user(model).is_dir():
+        seen["model"] = str(seen_by_user(model))
+    if isinstance(recipe, TrainingRecipe):
+        seen["data"] = _with_place(recipe.data)
+        seen["probes"] = {name: _with_place(probe) for name, probe in recipe.probes.items()}
+    return recipe.model_copy(update=seen)
+
+
+def _with_place(data: Data) -> Data:
+    return data.model_copy(update={"file": str(seen_by_user(data.file))}) if data.file else data
 
 
 def read_recipe(

@@ -104,12 +104,12 @@ def entry(data: Data, **fields) -> SuiteTask:
 
 def test_data_of_a_suite_is_looked_at_where_mathematics_is_graded(tmp_path):
     data = data_of(tmp_path, ["7", PROSE, "9"])
-    assert task_rows(entry(data, metric="exact_match"))[1] is None
-    rows, warning = task_rows(entry(data, grader="math_verify"))
-    assert (len(rows), "earlier_turns" in rows[0]) == (3, False)
-    assert "1 of 3 gold answers" in str(warning)
+    assert task_rows(entry(data, metric="exact_match")).warnings == []
+    found = task_rows(entry(data, grader="math_verify"))
+    assert (len(found.rows), "earlier_turns" in found.rows[0]) == (3, False)
+    assert "1 of 3 gold answers" in found.warnings[0]
     said = data_of(tmp_path, ["the sum is 7", "the sum is 8"])
-    assert task_rows(entry(said, grader="math_verify", gold_pattern=r"is (\d+)"))[1] is None
+    assert task_rows(entry(said, grader="math_verify", gold_pattern=r"is (\d+)")).warnings == []
     with pytest.raises(ScalpelError, match="2 of 2"):
         task_rows(entry(said, grader="math_verify"))
 
@@ -137,3 +137,18 @@ def test_warnings_of_a_suite_are_one(tmp_path):
     other = bad.model_copy(update={"kind": "again"})
     found = data_warnings(Suite(name="s", tasks=[bad, other]))
     assert str(found).count("1 of 3 gold answers") == 1
+
+
+def test_what_a_task_leaves_out_is_told(tmp_path, capsys):
+    from mlflow_scalpel.evaluation.suite import Suite
+
+    data = data_of(tmp_path, ["7", PROSE, PROSE], drop_unreadable=True)
+    found = data_warnings(Suite(name="s", tasks=[entry(data, grader="math_verify")]))
+    assert "eval/in/l/greedy: data: 1 of 3 rows kept" in capsys.readouterr().out
+    assert "only 1 of the 3 rows" in str(found)
+
+
+def test_a_pattern_that_leads_nowhere_is_to_be_corrected(tmp_path):
+    data = data_of(tmp_path, ["we add\n#### 7", "and\n#### 8"], answer_pattern=r"(none)")
+    with pytest.raises(ScalpelError, match=r"2 of 2 .*correct data.answer_pattern = '\(none\)'"):
+        judged(data)

@@ -48,7 +48,8 @@ def test_recipe_data_and_model_are_seen_from_there(tmp_path, monkeypatch):
     settings = "model=model data.generated=null data.file=rows.jsonl"
     recipe = load_recipe("mine.yaml", PROJECTS / "sft" / "recipes", stage="sft", settings=settings)
     assert recipe.model == str(tmp_path / "model")
-    assert existing_file("data.file", recipe.data.file) == tmp_path / "rows.jsonl"
+    assert recipe.data.file == str(tmp_path / "rows.jsonl")
+    assert existing_file("data.file", "rows.jsonl") == tmp_path / "rows.jsonl"
     with pytest.raises(RecipeError, match=f"data.file = none: there is no such file in {tmp_path}"):
         load_recipe(
             "mine.yaml",
