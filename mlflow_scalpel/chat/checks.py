@@ -119,6 +119,13 @@ def check_answered(
         check_prompt(tokenizer, messages, one.prompt, checked, what=what)
         if one.differing.strip():
             elsewhere.append(number)
+        if one.merged and learned:
+            checked.count(
+                "answer_merges_with_prompt",
+                f"an answer that begins with {answer[:8]!r} is one token with the prompt's end, "
+                f"{one.prompt[-8:]!r}: it is learned from that token on, which the model is never "
+                "given to go on from; let solutions begin without blanks",
+            )
         found = _place_of(one, answer)
         if found is None:
             if not _holds(one.text[_before_answer(tokenizer, messages, one) :], answer):

@@ -38,6 +38,8 @@ class Rendered:
     end: int
     """Index behind the answer's last token, which is its end-of-turn token where there is one: a
     template may write a line break after it."""
+    merged: bool = False
+    """Whether the answer's first token holds the prompt's last characters too."""
 
     @property
     def differing(self) -> str:
@@ -137,7 +139,8 @@ def _rendered(
             start = shared
     end = _behind_answer(tokenizer.decode, ids, start)
     places = tuple((first, last) for first, last in offsets)
-    return Rendered(prompt, text, boundary, tuple(ids), places, start, end)
+    merged = boundary == len(prompt) and shared < len(prompt_ids)
+    return Rendered(prompt, text, boundary, tuple(ids), places, start, end, merged)
 
 
 def _behind_answer(decode: Callable[[list[int]], str], ids: list[int], start: int) -> int:

@@ -34,7 +34,13 @@ def check(template: str, answers: list[str], *, eos: str = "<|im_end|>", learned
 
 
 def test_nothing_is_said_of_a_good_template() -> None:
-    assert check(CHATML, ["One.", "\nTwo.\n\n", " three", "<think>\na\n</think>\nb"]).counts == {}
+    assert check(CHATML, ["One.", "Two.\n\n", "three", "<think>\na\n</think>\nb"]).counts == {}
+
+
+def test_an_answer_that_is_one_token_with_the_prompt_is_told_where_it_is_learned() -> None:
+    told = check(CHATML, ["One.", "\nTwo."])
+    assert told.counts == {"answer_merges_with_prompt": 1}
+    assert check(CHATML, ["\nTwo."], learned=False).counts == {}
 
 
 def test_a_turn_that_ends_with_nothing_is_refused_where_it_is_learned() -> None:

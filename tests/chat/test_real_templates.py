@@ -66,9 +66,8 @@ def refusal_of(name: str, answer: str) -> str | None:
         return "cuts text out of 1 of 1 answers"
     if name in WITHOUT_END:
         return "never stops"
-    if name in ALWAYS_OPEN or (reasoned and name in CLOSE_THINK):
-        return None if reasoned and name in ALWAYS_OPEN else "another prompt than the model is"
-    return None
+    elsewhere = name in (CLOSE_THINK if reasoned else ALWAYS_OPEN)
+    return "another prompt than the model is given" if elsewhere else None
 
 
 @pytest.mark.parametrize("answer", ["It is 5.", "\nIt is 5.", REASONED])

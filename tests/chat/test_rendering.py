@@ -56,6 +56,7 @@ def test_a_line_break_that_is_merged_with_the_prompts_belongs_to_the_answer() ->
     (one,) = render_answered(tokenizer, [(ASKED, "\nIt is 5.")])
     prompt = tokenizer(one.prompt, add_special_tokens=False)["input_ids"]
     assert list(one.ids[: len(prompt)]) != prompt  # else it would show nothing
+    assert one.merged
     assert tokenizer.decode(one.ids[one.start : one.end]) == "\n\nIt is 5.<|im_end|>"
 
 

@@ -345,6 +345,26 @@ def test_groups_on_texts_in_one_call_run_nothing_again(models, texts, monkeypatc
     pd.testing.assert_frame_equal(once, again, check_exact=True)
 
 
+def test_texts_have_the_template_that_the_checkpoints_were_trained_with(models, texts, capsys):
+    def of(*checkpoints):
+        table = mlflow_scalpel.compare(
+            models[0], checkpoints, metrics=["kl/all_tokens"], texts=texts, cache=False
+        )
+        (found,) = set(table["texts"])
+        return found
+
+    plain = of(*models[1:])
+    template = Path(models[1]) / "chat_template.jinja"
+    template.write_text(template.read_text().replace("{{ m['content'] }}", "({{ m['content'] }})"))
+    trained = of(models[1])
+    assert trained != plain
+    assert "chat templates" not in capsys.readouterr().out
+    assert of(*models[1:]) == plain  # with two templates, the base's
+    assert "the checkpoints have 2 chat templates" in capsys.readouterr().out
+    (Path(models[0]) / "chat_template.jinja").unlink()  # of a base that was not tuned to chat
+    assert of(models[1]) == trained
+
+
 def test_what_the_views_say_to_run_is_a_command(monkeypatch, tmp_path):
     """Each printed command is read, names metrics that there are, and texts where they need any."""
     from mlflow_scalpel.comparison import compare as module

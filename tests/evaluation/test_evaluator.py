@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +315,27 @@ def test_a_template_that_drops_the_system_prompt_is_refused(
     template.unlink()
     with pytest.raises(ScalpelError, match="no chat template"):
         build(task(limit=1), model=model)
+
+
+def test_an_empty_system_prompt_and_the_date_reach_every_prompt(
+    build: Callable[..., Evaluator], make_model: Callable[..., Path]
+) -> None:
+    """As Qwen2.5 has a system prompt of its own, and Llama 3.2 writes the date."""
+    model = make_model(1)
+    own = "{% if messages[0]['role'] != 'system' %}<|system|>you are kind{% endif %}"
+    template = model / "chat_template.jinja"
+    plain = template.read_text()
+    template.write_text(own + "{{ strftime_now('%Y') }}" + plain)
+    seen = {}
+    for prompt in (None, "", "Be brief"):
+        evaluator = build(
+            task(limit=1), model=model, system_prompt=prompt, template_date=date(1999, 1, 2)
+        )
+        evaluator.run()
+        (seen[prompt],) = evaluator.prompts.values()
+    assert seen[None].startswith("<|system|>you are kind1999<|user|>")
+    assert seen[""].startswith("1999<|system|><|user|>")
+    assert seen["Be brief"].startswith("1999<|system|>Be brief<|user|>")
 
 
 def test_a_grader_of_the_project_in_place_of_the_tasks(
