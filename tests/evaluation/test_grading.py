@@ -111,6 +111,12 @@ def test_unreadable_gold_answers_are_found_in_one_go() -> None:
     assert golds_are_readable(golds) == [True, False, True, True, False]
 
 
+def test_a_gold_answer_that_cannot_be_read_is_so_for_every_completion() -> None:
+    gold = r"\le(5,\frac{\pi}{2}\right)"
+    found = grade_many([rf"\boxed{{{gold}}}", r"\boxed{7}", "nothing"], [gold] * 3)
+    assert found == [Verdict.GOLD_UNREADABLE] * 3
+
+
 def test_the_last_number_counts_only_if_asked_for() -> None:
     text = "She sells 9 eggs for $2 and makes $1,018 a day."
     assert grade(text, "1018") is Verdict.WRONG
