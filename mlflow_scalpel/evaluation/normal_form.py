@@ -80,7 +80,7 @@ def normal(text: str) -> str:
     text = re.sub(r"\\text\{\s*infinity\s*\}|(?<![\\A-Za-z])infinity\b", r"\\infty", text)
     text = text.replace(r"\varnothing", r"\emptyset").replace(r"\degree", r"^\circ")
     text = _REPEATING.sub(_as_fraction, text)
-    text = re.sub(r"\\dots(?![a-z])", r"\\ldots", text)
+    text = re.sub(r"\\dots(?![a-z])|\.\.\.+|…", r"\\ldots", text)
     text = re.sub(r"\\log_\{?e\}?(?![a-z])", r"\\ln", text)
     text = re.sub(r"\^\s*\{\s*\\circ\s*\}", r"^\\circ", text)
     text = re.sub(r"\s+", " ", text).strip()

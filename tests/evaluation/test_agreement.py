@@ -61,7 +61,7 @@ def test_disagreements_may_only_fall(pairs: list[Pair], monkeypatch: pytest.Monk
 
 
 def test_every_gold_answer_is_readable_and_right_against_itself(pairs: list[Pair]) -> None:
-    golds = sorted({pair.gold for pair in pairs if r"\ldots" not in pair.gold})
+    golds = sorted({pair.gold for pair in pairs})
     assert [gold for gold in golds if not gold_is_readable(gold)] == []
     verdicts = grade_many([rf"\boxed{{{gold}}}" for gold in golds], golds)
     found = list(zip(golds, verdicts, strict=True))
