@@ -71,9 +71,15 @@ def grade_many(
     graders().run(list(tasks.values()), seconds)
     for pair, task in tasks.items():
         found[pair] = verdict = _VERDICTS[task.found]
-        if verdict is not Verdict.NOT_GRADED or task.timed_out:
+        if verdict is Verdict.GOLD_UNREADABLE:
+            _remember((None, pair[1]), verdict)
+        elif verdict is not Verdict.NOT_GRADED or task.timed_out:
             _remember(pair, verdict)
-    return [found[pair] or Verdict.NOT_GRADED for pair in pairs]
+    return [
+        # for every completion: else only the right ones of such a problem would count
+        Verdict.GOLD_UNREADABLE if _is_unreadable(pair[1]) else found[pair] or Verdict.NOT_GRADED
+        for pair in pairs
+    ]
 
 
 def math_correct(completion: str, gold: str, *, fallback: Fallback = "none") -> bool | None:
@@ -157,11 +163,9 @@ _memory: OrderedDict[tuple[str | None, str], Verdict] = OrderedDict()
 
 def _at_once(answer: str | None, gold: str) -> Verdict | None:
     """The verdict that needs no computation; None where there is none."""
-    readable = may_be_read(gold)
-    if readable is False:
+    if may_be_read(gold) is False or _is_unreadable(gold):
         return Verdict.GOLD_UNREADABLE
     if answer is None or not answer.strip():
-        # `readable` may be None: the gold answer is then parsed for those who state an answer
         return Verdict.WRONG
     equal = same(answer, gold)
     if equal is not None:
@@ -172,6 +176,10 @@ def _at_once(answer: str | None, gold: str) -> Verdict | None:
     if is_explosive(normal(answer)) or is_explosive(normal(gold)):
         return Verdict.NOT_GRADED
     return None
+
+
+def _is_unreadable(gold: str) -> bool:
+    return _remembered((None, gold)) is Verdict.GOLD_UNREADABLE
 
 
 def _gold_text(gold: str) -> str:

@@ -75,6 +75,8 @@ def _prepared(text: str) -> str:
         spelled = f"{opening}{foreign[2]},{foreign[3]}{closing}"
     spelled = re.sub(r"\\text\{\s*(,?\s*(?:and|or))\s*\}", r" \1 ", spelled)
     spelled = re.sub(r"(?<![\\A-Za-z])(sqrt|sin|cos|tan|log|ln|pi)(?![A-Za-z])", r"\\\1 ", spelled)
+    # the real root of a negative number, where there is one
+    spelled = re.sub(r"\\sqrt\s*\[([3579])\]\s*\{\s*-\s*(\w+)\s*\}", r"(-\\sqrt[\1]{\2})", spelled)
     spelled = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", spelled)
     spelled = re.sub(r"\\text\{\s*([A-Za-z0-9])\s*\}", r"\1", spelled)
     return re.sub(r"\\mathrm\{([a-z])\}", r"\1", spelled)
@@ -170,7 +172,10 @@ def _unwrapped(value: Any) -> Any:
 def _compared_at_points(left: Any, right: Any) -> bool | None:
     """Equality at random points, negative ones too; None where too few can be computed."""
     symbols = sorted(left.free_symbols | right.free_symbols, key=str)
-    if left.free_symbols != right.free_symbols or not 0 < len(symbols) <= 6:
+    if not 0 < len(symbols) <= 6:
+        return None
+    alone = left.free_symbols != right.free_symbols
+    if alone and any(_is_word(value) for value in (left, right)):
         return None
     if any(e.has(sympy.Float, sympy.Integral, sympy.Derivative, sympy.Sum, sympy.Limit,
                  sympy.UnevaluatedExpr) or e.atoms(sympy.core.function.AppliedUndef)
@@ -191,7 +196,14 @@ def _compared_at_points(left: Any, right: Any) -> bool | None:
         if gap > size * sympy.Float(10) ** -25 and gap > sympy.Float(10) ** -35:
             return False
         alike += 1
-    return True if alike >= POINTS // 2 else None
+    return True if alike >= POINTS // 2 and not alone else None
+
+
+def _is_word(value: Any) -> bool:
+    """Whether an expression may be a word or a unit, which math-verify compares by its letters."""
+    factors = value.args if isinstance(value, sympy.Mul) else (value,)
+    symbols = [f for f in factors if isinstance(f, sympy.Symbol) or f == sympy.E]
+    return bool(symbols) and all(f in symbols or f.is_number for f in factors)
 
 
 def _contradicts(value: Any) -> bool:

@@ -39,6 +39,7 @@ _TEXT = re.compile(
     r"\\(?:text(?:bf|it|rm|normal|sf|tt|up|sc)?|mbox|hbox|math(?:rm|bf|it|sf)|operatorname)\s*(?=\{)"
 )
 _THOUSANDS = re.compile(r"(?<![\d.,\w])(\d{1,3}(?:(?:,|\{,\})\d{3})+)(?![\d,])")
+_REPEATING = re.compile(r"(\d{0,20})\.(\d{0,20})\\overline\s*\{(\d{1,20})\}")
 _ENGLISH_SPACES = re.compile(r"-?\d{1,3}(?: \d{3})+(?:\.\d+)?")
 _TEXT_CONTENT = re.compile(r"\\text\{([^{}]*)\}")
 
@@ -78,6 +79,9 @@ def normal(text: str) -> str:
     text = re.sub(r"\\neq?(?![a-z])", r"\\neq", text)
     text = re.sub(r"\\text\{\s*infinity\s*\}|(?<![\\A-Za-z])infinity\b", r"\\infty", text)
     text = text.replace(r"\varnothing", r"\emptyset").replace(r"\degree", r"^\circ")
+    text = _REPEATING.sub(_as_fraction, text)
+    text = re.sub(r"\\dots(?![a-z])|\.\.\.+|…", r"\\ldots", text)
+    text = re.sub(r"\\log_\{?e\}?(?![a-z])", r"\\ln", text)
     text = re.sub(r"\^\s*\{\s*\\circ\s*\}", r"^\\circ", text)
     text = re.sub(r"\s+", " ", text).strip()
     text = _ended(text)
@@ -88,6 +92,7 @@ def normal(text: str) -> str:
 
 def squeezed(text: str) -> str:
     """Text to compare character by character: without blanks, quotes, dollars and outer braces."""
+    text = _TEXT_CONTENT.sub(r" \1 ", text).strip()
     text = re.sub(r"(?<=\d)\s+(?=\d)", "_", text)  # 1 2 is not 12
     text = re.sub(r"[\s\"`$]|(?<![A-Za-z])'|\\$", "", text)
     while text.startswith("{") and text.endswith("}") and _closes_at_end(text):
@@ -103,6 +108,13 @@ def words(text: str) -> str | None:
     if re.fullmatch(r"[a-z][a-z'\- ]*[a-z]", bare) and (len(bare) > 2 or "\\text" in text):
         return bare
     return None
+
+
+def _as_fraction(found: re.Match[str]) -> str:
+    r"""`0.1\overline{6}` as `\frac{15}{90}`."""
+    before, fixed, repeated = found.groups()
+    whole = int((before or "0") + fixed + repeated) - int((before or "0") + fixed)
+    return rf"\frac{{{whole}}}{{{'9' * len(repeated)}{'0' * len(fixed)}}}"
 
 
 def _ended(text: str) -> str:
@@ -158,6 +170,8 @@ _PLAIN = re.compile(
 _CURRENCY = re.compile(
     r"^(-?)\s*(\\\$|\$|€|£|¥|₹|Rs\.?|USD|US\$|\\text\{\s*(?:\\?\$|Rs\.?|USD)\s*\})\s*"
 )
+_MAGNITUDES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_MAGNITUDE = re.compile(rf"(?:\\text\{{\s*)?({'|'.join(_MAGNITUDES)})(?![A-Za-z])(?:\s*\}})?")
 _ABOUT = re.compile(r"^(?:\\approx|\\sim|about|approximately|roughly|~)\s*")
 
 
@@ -171,6 +185,10 @@ def quantity(text: str) -> Quantity | None:
     if found is None or (value := _value(found)) is None:
         return None
     rest = text[found.end() :].strip()
+    magnitude = _MAGNITUDE.match(rest)
+    if magnitude is not None:
+        value *= _MAGNITUDES[magnitude[1]]
+        rest = rest[magnitude.end() :].strip()
     percent = re.match(r"\\?%|(?:\\text\{\s*)?(?:percent(?:age)?|pct)(?![A-Za-z])(?:\s*\})?", rest)
     if percent is not None:
         rest = rest[percent.end() :].strip()

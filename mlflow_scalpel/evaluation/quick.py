@@ -61,6 +61,8 @@ def same(answer: str, gold: str) -> bool | None:
         return True
     if max(len(one), len(other)) > LONGEST:
         return None
+    if r"\ldots" in one + other:
+        return False  # sequences that go on are compared as texts
     for compare in (_bases, _clock, _choices, _wordings, _amounts):
         verdict = compare(one, other)
         if verdict is not None:
@@ -75,7 +77,13 @@ def may_be_read(gold: str) -> bool | None:
         return False
     if len(text) > LONGEST:
         return False if _PROSE.search(text) else None
-    if _value(text) is not None or based(text) or choice(text) or _compound(text):
+    if (
+        r"\ldots" in text
+        or _value(text) is not None
+        or based(text)
+        or choice(text)
+        or _compound(text)
+    ):
         return True
     spoken = words(text)
     if spoken is not None and ("\\text" in text or " " not in spoken or spoken in _PHRASES):

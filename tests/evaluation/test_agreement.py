@@ -17,7 +17,7 @@ import pytest
 from mlflow_scalpel.evaluation.grading import Verdict, gold_is_readable, grade_many
 
 FALSE_POSITIVES = 0
-FALSE_NEGATIVES = 0
+FALSE_NEGATIVES = 1
 ONLY_MATH_VERIFY_RIGHT = 0
 
 

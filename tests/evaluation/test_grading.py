@@ -96,7 +96,7 @@ def test_large_numbers_that_people_mean_are_computed(answer: str) -> None:
         ("x=1 or x=2", True),
         ("", False),
         ("   ", False),
-        ("...", False),
+        ("?", False),
         ("see above", False),
         ("Natalia sold 48/2 = 24 clips.\n#### 72", False),
         (r"\le(3,\frac{\pi}{2}\right)", False),
@@ -109,6 +109,12 @@ def test_gold_answers_that_can_be_read(gold: str, readable: bool) -> None:
 def test_unreadable_gold_answers_are_found_in_one_go() -> None:
     golds = ["x+1", "see above", "12", "x+1", r"(2,\iny)"]
     assert golds_are_readable(golds) == [True, False, True, True, False]
+
+
+def test_a_gold_answer_that_cannot_be_read_is_so_for_every_completion() -> None:
+    gold = r"\le(5,\frac{\pi}{2}\right)"
+    found = grade_many([rf"\boxed{{{gold}}}", r"\boxed{7}", "nothing"], [gold] * 3)
+    assert found == [Verdict.GOLD_UNREADABLE] * 3
 
 
 def test_the_last_number_counts_only_if_asked_for() -> None:
