@@ -63,7 +63,7 @@ class ScalpelEvaluator(ModelEvaluator):
         candidate = replace(subject_from(evaluator_config["candidate"]), run_id=run_id)
         probe = build_probe(
             "data",
-            list(zip(texts["problem"], texts["solution"], strict=True)),
+            list(zip(_texts(texts, "problem"), _texts(texts, "solution"), strict=True)),
             AutoTokenizer.from_pretrained(base.directory),
             system_prompt=evaluator_config.get("system_prompt"),
         )
@@ -71,6 +71,22 @@ class ScalpelEvaluator(ModelEvaluator):
         log_table(table, run_id)
         log_summary(table, run_id)
         return EvaluationResult(metrics=summarise(table), artifacts={})
+
+
+def _texts(frame: Any, column: str) -> list[str]:
+    """The texts of a column; raises ScalpelError for a list of messages and all else."""
+    from mlflow_scalpel.data.values import NotText, as_text
+
+    found = []
+    for number, value in enumerate(frame[column].tolist()):
+        try:
+            text = as_text(value, column)
+        except NotText as error:
+            raise ScalpelError(f"data: row {number}: the column {column} {error}") from error
+        if text is None:
+            raise ScalpelError(f"data: row {number}: there is no {column}; leave such rows out")
+        found.append(text)
+    return found
 
 
 def _check(settings: dict[str, Any]) -> None:

@@ -180,4 +180,8 @@ def _give_up(run: Run, successor: str) -> None:
 
 def as_settings(settings: Mapping[str, Any]) -> str:
     """Fields and values as `set` takes them."""
-    return " ".join(shlex.quote(f"{name}={json.dumps(value)}") for name, value in settings.items())
+    # Not in ASCII, where a character beyond 65535 is written as two, which YAML leaves two.
+    return " ".join(
+        shlex.quote(f"{name}={json.dumps(value, ensure_ascii=False)}")
+        for name, value in settings.items()
+    )

@@ -19,16 +19,16 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print that the recipe is valid; raises RecipeError where it is not."""
-    from mlflow_scalpel.evaluation.suite import load_suite
+    from mlflow_scalpel.evaluation.suite import check_data_files, load_suite
     from mlflow_scalpel.recipes.experiment import MainRecipe
     from mlflow_scalpel.recipes.load import (
-        BY_COMMAND,
+        check_files,
         check_parts,
         find_recipe,
-        parse_settings,
         read_recipe,
     )
     from mlflow_scalpel.recipes.measuring import EvaluateRecipe
+    from mlflow_scalpel.recipes.settings import BY_COMMAND, parse_settings
 
     path = find_recipe(arguments.recipe, Path())
     settings = parse_settings(arguments.set, BY_COMMAND)
@@ -36,9 +36,11 @@ def run(arguments: argparse.Namespace) -> int:
     folder = path.resolve().parent
     shipped = (folder.parent.name, folder.name) == (read.stage, "recipes")
     projects = folder.parents[1] if shipped else Path.cwd() / "projects"
+    check_files(read)
     if isinstance(read, MainRecipe):
         check_parts(read, projects)
     if isinstance(read, EvaluateRecipe):
-        load_suite(read.suite, projects / "evaluate" / "suites", read.data, read.samples)
+        folder = projects / "evaluate" / "suites"
+        check_data_files(load_suite(read.suite, folder, read.data, read.samples))
     print(f"{path}: a valid recipe of the entry point {read.stage}")
     return 0

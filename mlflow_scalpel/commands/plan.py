@@ -54,7 +54,8 @@ def _at_least_one(text: str, value: float) -> float:
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan."""
     from mlflow_scalpel.errors import RecipeError
-    from mlflow_scalpel.recipes.load import BY_COMMAND, find_recipe, parse_settings, read_recipe
+    from mlflow_scalpel.recipes.load import find_recipe, read_recipe
+    from mlflow_scalpel.recipes.settings import BY_COMMAND, parse_settings
     from mlflow_scalpel.recipes.training import TrainingRecipe
     from mlflow_scalpel.training.planning import model_size, plan_run
 

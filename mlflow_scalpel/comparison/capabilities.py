@@ -41,6 +41,7 @@ LEDGER_DTYPES = {
 
 LEFT_OUT = {
     "ungraded": "not graded, because the gold answer cannot be read",
+    "not graded": "not graded, because comparing an answer takes too long",
     "only base": "answered by the base only",
     "only checkpoint": "answered by the checkpoint only",
 }
@@ -185,6 +186,9 @@ def _joined(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     here, there = ours["samples"].notna(), theirs["samples"].notna()
     graded = ours["graded"].eq(True) & theirs["graded"].eq(True)
     status = pd.Series("ungraded", index=index, dtype=object)
+    unread = ours["unread"].eq(True) | theirs["unread"].eq(True)
+    late = ours["too_long"].eq(True) | theirs["too_long"].eq(True)
+    status[late & ~unread] = "not graded"
     status[here & ~there] = "only base"
     status[~here & there] = "only checkpoint"
     status[graded] = status_of(
@@ -203,17 +207,28 @@ def _problems(rows: pd.DataFrame) -> pd.DataFrame:
         occurrence=rows.groupby([*BENCHMARK, "problem_id", "sample"], sort=False).cumcount(),
         is_right=rows["score"] >= _RIGHT,
         is_graded=rows["score"].notna(),
+        is_late=rows["score"].isna() & _late(rows),
     )
+    rows["is_unread"] = ~rows["is_graded"] & ~rows["is_late"]
     return rows.groupby([*BENCHMARK, "problem_id", "occurrence"], sort=False).agg(
         first=("is_right", "first"),
         right=("is_right", "sum"),
         samples=("is_right", "size"),
         graded=("is_graded", "all"),
+        unread=("is_unread", "any"),
+        too_long=("is_late", "any"),
         problem=("problem", "first"),
         gold=("gold", "first"),
         completion=("completion", "first"),
         **{name: (name, "first") for name in LOGLIKS},
     )
+
+
+def _late(rows: pd.DataFrame) -> pd.Series:
+    """Rows without a score because comparing takes too long."""
+    if "unscored" not in rows.columns:  # rows of one's own
+        return pd.Series(False, index=rows.index)
+    return rows["unscored"].eq("not graded").fillna(False)
 
 
 def _of_base(samples: pd.DataFrame, base: Subject) -> pd.DataFrame:

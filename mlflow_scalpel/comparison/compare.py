@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from mlflow_scalpel.chat import context_of, load_tokenizer, stored_template, template_of
 from mlflow_scalpel.checkpoints.resolve import expand
 from mlflow_scalpel.comparison.engine import ON_TEXTS, STANDARD, Comparison
 from mlflow_scalpel.comparison.evaluated import evaluated_capabilities
@@ -80,9 +81,10 @@ def compare(
     # What was evaluated is in MLflow; all else reads the models' files.
     files = texts is not None or any(one.group != "capabilities" for one in chosen)
     subject = subject_from(base, files=files)
+    subjects = [subject_from(one, files=files) for one in expanded]
     comparison = Comparison(
         subject,
-        [] if texts is None else [_probe(texts, subject, system_prompt)],
+        [] if texts is None else [_probe(texts, subject, subjects, system_prompt)],
         names,
         dtype=dtype,
         device=device,
@@ -92,7 +94,6 @@ def compare(
         sampling=Sampling(sample_seed, max_new_tokens),
         token_tables=on_tokens is not None,
     )
-    subjects = [subject_from(one, files=files) for one in expanded]
     table = comparison.measure(*subjects)
     if on_tokens is not None:
         on_tokens(list(comparison.tokens.values()))
@@ -129,13 +130,34 @@ def top_tokens(
 
 
 def _probe(
-    texts: str | Path | Sequence[tuple[str, str]], base: Subject, system_prompt: str | None
+    texts: str | Path | Sequence[tuple[str, str]],
+    base: Subject,
+    checkpoints: Sequence[Subject],
+    system_prompt: str | None,
 ) -> Probe:
-    from transformers import AutoTokenizer
+    """The texts, rendered with the template that the checkpoints were trained with.
+
+    That is the one that all of them have, where they have one; else the base's.
+    """
+    from transformers import AutoConfig
 
     if isinstance(texts, str | Path):
         name, pairs = Path(texts).stem, read_texts(Path(texts))
     else:
         name, pairs = "texts", [(problem, solution) for problem, solution in texts]
-    tokenizer = AutoTokenizer.from_pretrained(base.directory)
-    return build_probe(name, pairs, tokenizer, system_prompt=system_prompt)
+    tokenizer = load_tokenizer(base.directory)
+    own = template_of(tokenizer)
+    found = {stored_template(one.directory) for one in checkpoints} - {None}
+    if len(found) == 1:
+        tokenizer.chat_template = found.pop()
+    elif found - {own}:
+        print(
+            f"WARNING: the checkpoints have {len(found)} chat templates, so that the texts of "
+            f"{name} are rendered with {'that of the base' if own else 'none of them'}",
+            flush=True,
+        )
+    context = context_of(AutoConfig.from_pretrained(base.directory))
+    probe = build_probe(name, pairs, tokenizer, system_prompt=system_prompt, context=context)
+    for message in probe.warnings.values():
+        print(f"WARNING: {message}", flush=True)
+    return probe

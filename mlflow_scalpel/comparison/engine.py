@@ -176,26 +176,36 @@ class Comparison:
     ) -> list[Rows]:
         """Rows of a group that runs texts; all groups of one dtype share one model."""
         group = metrics[0].group
+        probes = [probe for probe in self.probes if probe.items]
+        too_long = [
+            row
+            for probe in self.probes
+            for reason in probe.left_out
+            for row in failed_rows(metrics, [probe], dtype, "too long", reason)
+        ]
+        if not probes:
+            return [too_long for _ in checkpoints]
         if dtype not in self._models:
             self._models[dtype] = OneModel(self.base.directory, dtype=dtype, device=self._device)
         model = self._models[dtype]
         if group not in self._runners:
             try:
-                self._runners[group] = open_runner(model, self.probes)
+                self._runners[group] = open_runner(model, probes)
             except ScalpelError as error:
                 unsupported = isinstance(error, UnsupportedModel)
                 status = "not supported" if unsupported else "not measured"
-                failed = failed_rows(metrics, self.probes, dtype, status, str(error))
-                return [failed for _ in checkpoints]
+                failed = failed_rows(metrics, probes, dtype, status, str(error))
+                return [failed + too_long for _ in checkpoints]
         runner, found = self._runners[group], []
-        count = sum(len(probe.items) for probe in self.probes)
+        count = sum(len(probe.items) for probe in probes)
         with self._bars.open(group, count * len(checkpoints), "texts") as progress:
             for one in checkpoints:
                 refused = swap(model, one.directory, group)
                 if refused is not None:
-                    found.append(failed_rows(metrics, runner.probes, dtype, *refused))
+                    failed = failed_rows(metrics, runner.probes, dtype, *refused)
+                    found.append(failed + too_long)
                     continue
-                found.append(list(runner.rows(metrics, progress)))
+                found.append(list(runner.rows(metrics, progress)) + too_long)
                 if self._token_tables and isinstance(runner, Divergence):
                     self.tokens[one] = token_table(runner.last, self._tokenizer())
         return found

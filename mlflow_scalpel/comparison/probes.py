@@ -5,10 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlflow_scalpel.chat import (
+    check_answered,
+    render_answered,
+    settled,
+    template_of,
+)
+from mlflow_scalpel.data.conversations import EARLIER, Message, question
+from mlflow_scalpel.data.files import Placed, read_file
+from mlflow_scalpel.data.values import NotText, as_text
 from mlflow_scalpel.errors import ScalpelError
 
 
@@ -29,10 +38,16 @@ class Probe:
     name: str
     texts: str
     digest: str
-    """First 16 hex digits of the SHA-256 of the texts and the system prompt."""
+    """First 16 hex digits of the SHA-256 of what was rendered: texts, system prompt, date, and
+    whatever else the template writes."""
     pairs: tuple[tuple[str, str], ...]
     """Problem and solution of each text."""
     items: tuple[ProbeText, ...]
+    """The texts that are measured, in the order of `pairs`."""
+    left_out: tuple[str, ...] = ()
+    """Why each of the others is not: they are longer than the model's context."""
+    warnings: dict[str, str] = field(default_factory=dict, compare=False)
+    """What may be wrong with them, by code."""
 
 
 def build_probe(
@@ -40,38 +55,54 @@ def build_probe(
     pairs: Sequence[tuple[str, str]],
     tokenizer: Any,
     *,
+    earlier: Sequence[list[Message]] | None = None,
     system_prompt: str | None = None,
+    context: int | None = None,
 ) -> Probe:
-    """Render (problem, solution) pairs with the base's chat template.
+    """Render (problem, solution) pairs with the tokenizer's chat template.
 
-    The same texts serve the base and all its checkpoints. Raises ScalpelError where the tokenizer
-    has no chat template, or one that changes the prompt when the answer follows.
+    `earlier` has the turns before each problem; a system turn among them stands in place of
+    `system_prompt`.
+
+    The same texts serve the base and all its checkpoints; those of more than `context` tokens are
+    left out. Raises ScalpelError where the tokenizer has no chat template, or one that refuses,
+    cuts or leaves out what was given.
     """
-    if not tokenizer.chat_template:
-        raise ScalpelError(
-            f"probe {name}: the base's tokenizer has no chat template; "
-            "save one with it (tokenizer.chat_template = ...)"
-        )
-    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    items = []
-    for problem, solution in pairs:
-        question = [*system, {"role": "user", "content": problem}]
-        answered = [*question, {"role": "assistant", "content": solution}]
-        prompt = _ids(tokenizer, question, add_generation_prompt=True)
-        whole = _ids(tokenizer, answered, add_generation_prompt=False)
-        if whole[: len(prompt)] != prompt:
-            raise ScalpelError(
-                f"probe {name}: the chat template renders {problem[:60]!r} otherwise once an "
-                "answer follows, so the answer's tokens cannot be told from the prompt's"
+    what = f"probe {name}: the chat template"
+    conversations = []
+    for number, (problem, solution) in enumerate(pairs):
+        row = {"problem": problem, EARLIER: earlier[number] if earlier else []}
+        turns = question(row, system_prompt)
+        conversations.append((settled(tokenizer, turns), solution))
+    rendered = render_answered(tokenizer, conversations, what=what)
+    ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    checked = check_answered(tokenizer, conversations, rendered, ends, what=what, learned=False)
+    # An end that is no end token is told where it matters: what is measured has it as a token.
+    warnings = {
+        code: message for code, message in checked.warnings().items() if code != "never_stops"
+    }
+    items, left_out = [], []
+    for number, ((problem, _), one) in enumerate(zip(pairs, rendered, strict=True)):
+        if context is not None and len(one.ids) > context:
+            left_out.append(
+                f"problem {number} of probe {name} ({problem[:60]!r}) has {len(one.ids)} tokens "
+                f"with its solution, and the model's context has {context}"
             )
-        end = _last_of_answer(tokenizer, whole, len(prompt))
-        items.append(ProbeText(tuple(whole), slice(len(prompt) - 1, end)))
-    digest = hashlib.sha256(
-        json.dumps([system_prompt, *map(list, pairs)], ensure_ascii=False).encode()
-    ).hexdigest()[:16]
-    template = hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()[:16]
-    texts = f"{name} sha256:{digest} template:{template}"
-    return Probe(name, texts, digest, tuple(pairs), tuple(items))
+            continue
+        items.append(ProbeText(one.ids, slice(max(one.start - 1, 0), one.end - 1)))
+    if left_out:
+        warnings["too_long"] = (
+            f"{len(left_out)} of {len(pairs)} texts of probe {name} are longer than the model's "
+            f"context, and are not measured; the first: {left_out[0]}"
+        )
+    digest = text_digest(json.dumps([[one.text, one.ids] for one in rendered], ensure_ascii=False))
+    texts = f"{name} sha256:{digest} template:{text_digest(template_of(tokenizer) or '')}"
+    return Probe(name, texts, digest, tuple(pairs), tuple(items), tuple(left_out), warnings)
+
+
+def text_digest(text: str) -> str:
+    """First 16 hex digits of the SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def other_tokenizer(base: Path, checkpoint: Path) -> str | None:
@@ -106,44 +137,32 @@ def other_tokenizer(base: Path, checkpoint: Path) -> str | None:
 
 
 def read_texts(file: Path) -> list[tuple[str, str]]:
-    """Problem and solution of each line of a JSONL file with the fields `problem` and `solution`.
+    """Problem and solution of each row of a file (JSON lines, CSV, Parquet) with these two columns.
 
     Raises ScalpelError that names the line for a file of another form.
     """
-    pairs = []
+    if not file.is_file():
+        raise ScalpelError(f"texts = {file}: there is no such file; give one of JSON lines")
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        placed = read_file(file)
+    except ScalpelError as error:
+        raise ScalpelError(str(error).replace("data.file = ", "texts = ", 1)) from error
+    if not placed:
+        raise ScalpelError(f"texts = {file}: there is no row in it; give one JSON object a line")
+    return [(_text(file, one, "problem"), _text(file, one, "solution")) for one in placed]
+
+
+def _text(file: Path, one: Placed, column: str) -> str:
+    try:
+        text = as_text(one.row.get(column), column, "user" if column == "problem" else "assistant")
+    except NotText as error:
         raise ScalpelError(
-            f"texts = {file}: cannot be read as text ({error}); give a JSONL file"
+            f"texts = {file}: {one.place}: {column} {error}; give a file with this text in a "
+            f"column {column}"
         ) from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            fields = json.loads(line)
-            pairs.append((str(fields["problem"]), str(fields["solution"])))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ScalpelError(
-                f"texts = {file}: line {number} is no JSON object with the fields problem and "
-                f"solution ({type(error).__name__}: {error})"
-            ) from error
-    if not pairs:
-        raise ScalpelError(f"texts = {file}: is empty; give one JSON object a line")
-    return pairs
-
-
-def _ids(tokenizer: Any, messages: list[dict[str, str]], **how: bool) -> list[int]:
-    rendered = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **how)
-    return list(rendered["input_ids"])
-
-
-def _last_of_answer(tokenizer: Any, ids: list[int], start: int) -> int:
-    """Index of the answer's last token, its end-of-turn token where the template writes one.
-
-    That need not be the tokenizer's eos_token, and a template may put a line break after it.
-    """
-    for index in range(len(ids) - 1, start - 1, -1):
-        if tokenizer.decode([ids[index]]).strip():
-            return index
-    return len(ids) - 1
+    if text is None:
+        raise ScalpelError(
+            f"texts = {file}: {one.place} has no {column}; give each row the columns problem and "
+            "solution"
+        )
+    return text

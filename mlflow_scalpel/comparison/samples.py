@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mlflow_scalpel.chat import context_of
 from mlflow_scalpel.checkpoints import cache
 from mlflow_scalpel.comparison.divergence import Divergence
 from mlflow_scalpel.comparison.forward import OneModel, Progress
@@ -93,7 +94,7 @@ def sample(
 
     tokenizer = AutoTokenizer.from_pretrained(model.base)
     ends = _ends(model.model, tokenizer)
-    context = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_of(model.model.config)
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
     answers: list[list[int]] = [[]] * len(prompts)
     with torch.random.fork_rng():

@@ -24,6 +24,22 @@ COMPARISONS_WHERE = "tags.`scalpel.stage` = 'compare' AND status = 'FINISHED'"
 # Params that differ between any two runs and say nothing about what was done.
 _UNTOLD = {"output_dir", "run_name", "logging_dir", "recipe", "set", "_name_or_path"}
 
+_NO_PROMPT = "none"  # as the param `system_prompt` of a run says it
+_EMPTY_PROMPT = '""'
+
+
+def stated_prompt(system_prompt: str | None) -> str:
+    """A system prompt as the param of a run; an empty one switches a template's default off."""
+    if system_prompt is None:
+        return _NO_PROMPT
+    return system_prompt or _EMPTY_PROMPT
+
+
+def trained_prompt(run: Run) -> str | None:
+    """The system prompt that a run was trained with, by its param."""
+    stated: str = run.data.params.get("system_prompt", _NO_PROMPT)
+    return {_NO_PROMPT: None, _EMPTY_PROMPT: ""}.get(stated, stated)
+
 
 def evaluations_where(run_id: str) -> str:
     """MLflow's filter for the finished evaluation runs of a training run."""

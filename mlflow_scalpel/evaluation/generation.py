@@ -9,7 +9,6 @@ for, and each row ends by itself.
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,9 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from mlflow_scalpel.chat import context_of
 from mlflow_scalpel.checkpoints.weights import load_weights
 from mlflow_scalpel.evaluation.suite_lm import SuiteLM, end_tokens_of
-
-logger = logging.getLogger(__name__)
 
 
 class BatchedLM(HFLM, SuiteLM):
@@ -46,10 +44,15 @@ class BatchedLM(HFLM, SuiteLM):
         base: Path,
     ) -> None:
         super().__init__(
-            pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size
+            pretrained=model,
+            backend="causal",
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            max_length=context_of(model.config),
         )
         self._base = base
         self.lengths = {}
+        self.crowded = set()
         self.announce("a model", {})
         self.end_tokens = end_tokens_of(model.generation_config, self.tokenizer)
         model.generation_config = GenerationConfig(
@@ -87,6 +90,8 @@ class BatchedLM(HFLM, SuiteLM):
         with self.bar(total=len(requests), disable=disable_tqdm, mininterval=2) as bar:
             for batch in batches:
                 settings = dict(requests[batch[0]].args[1])
+                if self.max_length - len(tokens[batch[0]]) < settings["max_gen_toks"]:
+                    self.crowded |= {id(requests[number]) for number in batch}
                 made = self._generate_batch([tokens[number] for number in batch], settings)
                 for number, (text, length) in zip(batch, made, strict=True):
                     texts[number], lengths[number] = text, length
@@ -102,13 +107,6 @@ class BatchedLM(HFLM, SuiteLM):
         limit = settings.pop("max_gen_toks")
         longest = len(prompts[0])  # sorted so
         room = self.max_length - longest
-        if room < limit:
-            logger.warning(
-                "a prompt of %d tokens leaves %d of the %d new tokens that its task allows",
-                longest,
-                room,
-                limit,
-            )
         pad = self.tokenizer.pad_token_id
         inputs = torch.full((len(prompts), longest), pad)  # (B, T), padded on the left
         mask = torch.zeros_like(inputs)

@@ -1,82 +1,122 @@
 r"""Graders: is this completion's answer the gold one?
 
-`math_correct` compares mathematics, for rewards and for evaluation alike; `exact_answer`,
+`grade` and `grade_many` compare mathematics, for rewards and for evaluation alike; `exact_answer`,
 `math_answer` and `math_answer_or_number` are what lm-eval task YAMLs name as `process_results`.
+What is read as a completion's answer is said in `answers`, what is not computed in `computable`.
 """
 
 from __future__ import annotations
 
-import re
-import threading
-from functools import lru_cache
-from typing import Any, Literal
+from collections import OrderedDict
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any
 
-from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.evaluation.answers import Fallback, answer_of, last_boxed
+from mlflow_scalpel.evaluation.computable import is_explosive
+from mlflow_scalpel.evaluation.graders import Task, graders
+from mlflow_scalpel.evaluation.normal_form import normal
+from mlflow_scalpel.evaluation.quick import may_be_read, same
 
-Fallback = Literal["none", "last_number"]
+SECONDS_PER_BATCH = 20.0
+SECONDS_PER_PAIR = 0.05  # added for each pair of the batch that has to be computed
+REMEMBERED = 50_000  # verdicts on pairs
 
-SECONDS = 2  # for one parsing or comparison; the usual one takes 3 ms
-LONGEST_ANSWER = 500  # characters
-DEEPEST_NESTING = 40  # brackets
-LARGEST_EXPONENT = 100_000
-LARGEST_FACTORIAL = 10_000
 
-_BOX = r"\boxed{"
-_BRACE = re.compile(r"\\boxed\{|\\[\\{}]|[{}]")  # an escaped brace is no brace
-_INTEGER = re.compile(r"[+-]?\d{1,30}")
-_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
-_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}")
+class Verdict(Enum):
+    """What grading a completion found."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    """Also where the completion states no answer."""
+    GOLD_UNREADABLE = "gold unreadable"
+    """The gold answer is no mathematics, number, choice or word that could be compared with."""
+    NOT_GRADED = "not graded"
+    """Comparing would take too long, or what is compared is too large to be computed."""
+
+    @property
+    def score(self) -> float | None:
+        """1 or 0; None where nothing was found out."""
+        return {Verdict.RIGHT: 1.0, Verdict.WRONG: 0.0}.get(self)
+
+
+def grade(completion: str, gold: str, *, fallback: Fallback = "none") -> Verdict:
+    """The verdict on one completion; see `grade_many`."""
+    return grade_many([completion], [gold], fallback=fallback)[0]
+
+
+def grade_many(
+    completions: Sequence[str],
+    golds: Sequence[str],
+    *,
+    fallback: Fallback = "none",
+    seconds: float | None = None,
+) -> list[Verdict]:
+    r"""The verdict on each completion, against the gold answer at the same place.
+
+    `golds` are answers (`\frac{1}{2}`, `12`, `$x=3$`) or whole solutions with a boxed one. Numbers,
+    choices and equal texts are compared here at once; equal pairs are compared once. All else is
+    computed in other processes (`graders`) for at most `seconds` together, by default 20 s and
+    0.05 s for each such pair; what is not done by then, or takes more than 3 s alone, is NOT_GRADED
+    and never WRONG for that, as is what is too large (`computable`). Works in any thread.
+    """
+    pairs = [
+        (answer_of(completion, fallback=fallback), _gold_text(gold))
+        for completion, gold in zip(completions, golds, strict=True)
+    ]
+    found = {pair: _at_once(*pair) for pair in dict.fromkeys(pairs)}
+    tasks = {pair: Task(*pair) for pair, verdict in found.items() if verdict is None}
+    if seconds is None:
+        seconds = SECONDS_PER_BATCH + SECONDS_PER_PAIR * len(tasks)
+    graders().run(list(tasks.values()), seconds)
+    for pair, task in tasks.items():
+        found[pair] = verdict = _VERDICTS[task.found]
+        if verdict is Verdict.GOLD_UNREADABLE:
+            _remember((None, pair[1]), verdict)
+        elif verdict is not Verdict.NOT_GRADED or task.timed_out:
+            _remember(pair, verdict)
+    return [
+        # for every completion: else only the right ones of such a problem would count
+        Verdict.GOLD_UNREADABLE if _is_unreadable(pair[1]) else found[pair] or Verdict.NOT_GRADED
+        for pair in pairs
+    ]
 
 
 def math_correct(completion: str, gold: str, *, fallback: Fallback = "none") -> bool | None:
-    r"""Whether the answer of `completion` is the mathematics of `gold`; None if `gold` is none.
+    """`grade` as True or False; None where the gold answer is unreadable or nothing was graded."""
+    return {Verdict.RIGHT: True, Verdict.WRONG: False}.get(
+        grade(completion, gold, fallback=fallback)
+    )
 
-    The answer is the content of the last \boxed{...}. Where there is none, it is LaTeX that the
-    words "answer" or "final answer is" lead to; with `fallback="last_number"` it is otherwise the
-    last number of the text. A bare number in a text is no answer without that. `gold` is an answer
-    (`\frac{1}{2}`, `12`, `$x=3$`) or a whole solution with a boxed one.
 
-    Answers that no one can mean and that would hang a computer algebra system, such as 9^9^9, are
-    wrong without being computed; whatever else takes longer than 2 s is wrong too. The time limit
-    uses a signal: raises ScalpelError off the main thread.
+def gold_is_readable(gold: str) -> bool:
+    """Whether answers can be compared with `gold`; see `golds_are_readable`."""
+    return golds_are_readable([gold])[0]
+
+
+def golds_are_readable(golds: Sequence[str]) -> list[bool]:
+    """Whether answers can be compared with each of `golds`.
+
+    Prose and empty texts cannot be read, and neither can LaTeX that math-verify makes nothing of.
     """
-    answer = _answer_of(completion)
-    if answer is None and fallback == "last_number":
-        answer = _last_number(completion)
-    return _equal(answer, gold.strip())
-
-
-def last_boxed(text: str) -> str | None:
-    r"""The content of the last whole \boxed{...} of `text`, braces balanced; None without one."""
-    best: tuple[int, int] | None = None
-    open_braces: list[int | None] = []  # where a box's content starts; None for any other brace
-    for found in _BRACE.finditer(text):
-        if found.group() == _BOX:
-            open_braces.append(found.end())
-        elif found.group() == "{":
-            open_braces.append(None)
-        elif found.group() == "}" and open_braces:
-            start = open_braces.pop()
-            if start is not None and (best is None or start > best[0]):
-                best = (start, found.start())
-    return None if best is None else text[best[0] : best[1]].strip()
-
-
-def is_explosive(text: str) -> bool:
-    """Whether computing `text` may take forever: towers of powers, huge factorials, long texts."""
-    if len(text) > LONGEST_ANSWER or _nesting(text) > DEEPEST_NESTING:
-        return True
-    bare = re.sub(r"\\(?:left|right|big|Big|,|;|!|:| )|[\s{}()\[\]]|\*(?=\*)", "", text)
-    bare = bare.replace("**", "^").replace("*", "^" if "**" in text else "*")
-    for tower in re.findall(r"\^[+-]?(\d+(?:\^[+-]?\d+)*)", bare):
-        if _tower([int(number) for number in re.findall(r"\d+", tower)]) > LARGEST_EXPONENT:
-            return True
-    for number, marks in re.findall(r"(\d+)(!+)", bare):
-        # math-verify reads 7!! as (7!)!
-        if int(number) > (LARGEST_FACTORIAL if len(marks) == 1 else 7):
-            return True
-    large = str(LARGEST_FACTORIAL * 10)
-    return "binom" in bare and re.search(rf"\d{{{len(large)},}}", bare) is not None
+    texts = [_gold_text(gold) for gold in golds]
+    found = {text: may_be_read(text) for text in dict.fromkeys(texts)}
+    tasks = []
+    for text, readable in found.items():
+        if readable is None:
+            before = _remembered((None, text))
+            if before is not None:
+                found[text] = before is Verdict.RIGHT
+            elif is_explosive(text):
+                found[text] = True  # equal texts are right
+            else:
+                tasks.append(Task(None, text))
+    graders().run(tasks, SECONDS_PER_BATCH + SECONDS_PER_PAIR * len(tasks))
+    for task in tasks:
+        found[task.gold] = task.found != "unreadable"
+        if task.found != "not graded":
+            _remember((None, task.gold), _VERDICTS[task.found])
+    return [found[text] is True for text in texts]
 
 
 def exact_answer(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
@@ -91,7 +131,7 @@ def exact_answer(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
 
 
 def math_answer(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """lm-eval `process_results`: `math_correct` with the row's `answer`; NaN if that is none."""
+    """lm-eval `process_results`: `grade` with the row's `answer`; NaN where it has no score."""
     return {"math_verify": math_score(results[0], str(doc["answer"]), "math_verify")}
 
 
@@ -101,107 +141,57 @@ def math_answer_or_number(doc: dict[str, Any], results: list[str]) -> dict[str, 
     return {name: math_score(results[0], str(doc["answer"]), name)}
 
 
+def fallback_of(grader: str) -> Fallback:
+    """What the graders `math_verify` and `math_verify_or_number` do without a stated answer."""
+    return "last_number" if grader == "math_verify_or_number" else "none"
+
+
 def math_score(completion: str, gold: str, grader: str) -> float:
-    """`math_correct` as 1 or 0, and NaN where `gold` is no mathematics.
-
-    `grader` is `math_verify`, or `math_verify_or_number` for the last number as a fallback.
-    """
-    fallback: Fallback = "last_number" if grader == "math_verify_or_number" else "none"
-    correct = math_correct(completion, gold, fallback=fallback)
-    return float("nan") if correct is None else float(correct)
+    """`grade` as 1 or 0, and NaN where it has no score; `grader` as in `fallback_of`."""
+    score = grade(completion, gold, fallback=fallback_of(grader)).score
+    return float("nan") if score is None else score
 
 
-def _answer_of(completion: str) -> str | None:
-    boxed = last_boxed(completion)
-    if boxed is not None:
-        return boxed
-    # LaTeX between dollars or brackets, within 50 characters of the last "answer"
-    place = completion.lower().rfind("answer")
-    if place < 0:
-        return None
-    tail = completion[place : place + LONGEST_ANSWER]
-    found = re.match(
-        r"(?is)answer.{0,50}?(?:\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\])", tail
-    )
-    if found is None:
-        return None
-    return next(group for group in found.groups() if group is not None).strip()
+_VERDICTS = {
+    "right": Verdict.RIGHT,
+    "wrong": Verdict.WRONG,
+    "unreadable": Verdict.GOLD_UNREADABLE,
+    "not graded": Verdict.NOT_GRADED,
+}
+_memory: OrderedDict[tuple[str | None, str], Verdict] = OrderedDict()
 
 
-def _last_number(text: str) -> str | None:
-    found = _NUMBER.findall(text)
-    return found[-1].replace(",", "").replace("$", "") if found else None
+def _at_once(answer: str | None, gold: str) -> Verdict | None:
+    """The verdict that needs no computation; None where there is none."""
+    if may_be_read(gold) is False or _is_unreadable(gold):
+        return Verdict.GOLD_UNREADABLE
+    if answer is None or not answer.strip():
+        return Verdict.WRONG
+    equal = same(answer, gold)
+    if equal is not None:
+        return Verdict.RIGHT if equal else Verdict.WRONG
+    before = _remembered((answer, gold))
+    if before is not None:
+        return before
+    if is_explosive(normal(answer)) or is_explosive(normal(gold)):
+        return Verdict.NOT_GRADED
+    return None
 
 
-def _nesting(text: str) -> int:
-    depth = deepest = 0
-    for character in text:
-        if character in "([{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in ")]}":
-            depth -= 1
-    return deepest
-
-
-def _tower(numbers: list[int]) -> float:
-    """numbers[0] ** numbers[1] ** ..., or infinity beyond what may be computed."""
-    value: float = 1
-    for number in reversed(numbers):
-        if number > 1 and value > 30:
-            return float("inf")
-        value = number**value
-    return value
-
-
-@lru_cache(maxsize=50_000)
-def _equal(answer: str | None, gold: str) -> bool | None:
-    gold_values = _gold_values(gold)
-    if not gold_values:
-        return None
-    if not answer:
-        return False
-    boxed_gold = _gold_text(gold)
-    if _squeeze(answer) == _squeeze(boxed_gold):
-        return True
-    if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(boxed_gold):
-        return int(answer) == int(boxed_gold)
-    if is_explosive(answer):
-        return False
-    from math_verify import verify
-
-    values = _parse(answer)
-    return bool(values) and verify(list(gold_values), values, timeout_seconds=SECONDS)
-
-
-@lru_cache(maxsize=50_000)
-def _gold_values(gold: str) -> tuple[Any, ...]:
-    text = _gold_text(gold)
-    if not text or is_explosive(text) or _PROSE.search(text):
-        return ()
-    return tuple(_parse(text))
+def _is_unreadable(gold: str) -> bool:
+    return _remembered((None, gold)) is Verdict.GOLD_UNREADABLE
 
 
 def _gold_text(gold: str) -> str:
     boxed = last_boxed(gold)
-    return boxed if boxed is not None else gold.strip().strip("$").strip()
+    return boxed if boxed is not None else gold.strip()
 
 
-def _parse(text: str) -> list[Any]:
-    """The mathematics of LaTeX without delimiters; empty if it is none."""
-    if threading.current_thread() is not threading.main_thread():
-        raise ScalpelError(
-            "mathematics can be graded only in the main thread, because the time limit uses a "
-            "signal; call the grader from there, or from a process of its own"
-        )
-    from math_verify import LatexExtractionConfig, parse
-
-    return parse(
-        f"{_BOX}{text}}}",
-        [LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)],
-        parsing_timeout=SECONDS,
-    )
+def _remembered(pair: tuple[str | None, str]) -> Verdict | None:
+    return _memory.get(pair)
 
 
-def _squeeze(text: str) -> str:
-    return re.sub(r"\s", "", text)
+def _remember(pair: tuple[str | None, str], verdict: Verdict) -> None:
+    _memory[pair] = verdict
+    while len(_memory) > REMEMBERED:
+        _memory.popitem(last=False)

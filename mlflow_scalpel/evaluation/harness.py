@@ -13,10 +13,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,10 +29,25 @@ import torch
 import transformers
 from lm_eval.api.instance import Instance
 
-from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.chat import (
+    DEFAULT_DATE,
+    Checked,
+    Messages,
+    check_prompt,
+    render,
+    settled,
+    system_turn,
+)
 from mlflow_scalpel.evaluation.generation import BatchedLM
-from mlflow_scalpel.evaluation.grading import last_boxed, math_score
 from mlflow_scalpel.evaluation.groups import GroupScore, group_score
+from mlflow_scalpel.evaluation.opening import open_model, open_tokenizer
+from mlflow_scalpel.evaluation.scoring import (
+    UNREADABLE,
+    gold_within,
+    grades_of,
+    left_out_words,
+    target_of,
+)
 from mlflow_scalpel.evaluation.suite import Suite, SuiteTask
 from mlflow_scalpel.evaluation.suite_lm import SuiteLM
 from mlflow_scalpel.evaluation.tasks import Work, build_works
@@ -53,6 +68,7 @@ SAMPLE_COLUMNS = [
     "gold",
     "completion",
     "score",
+    "unscored",
     "tokens",
     "finished",
     "chat_template",
@@ -75,11 +91,15 @@ class Score:
     """Completions a problem."""
     ungraded: int
     """Problems whose gold answer the grader cannot read; they are left out."""
+    not_graded: int = 0
+    """Problems with an answer that takes too long to compare; they are left out too."""
     unit: str = "accuracy"
     chat_template: bool = True
     """Whether the problems went through the model's chat template."""
     group: GroupScore | None = None
     """Of a group of tasks, what lm-eval gives for it."""
+    crowded: int = 0
+    """Problems whose prompt left fewer tokens of the model's context than the task allows."""
 
 
 @dataclass(frozen=True)
@@ -90,16 +110,19 @@ class Evaluation:
     samples: pd.DataFrame
     """A row a problem and sample, with the columns SAMPLE_COLUMNS. `problem_id` is a digest of
     problem and gold answer; `tokens` and `finished` (ended before the token limit) are null for
-    tasks that compare likelihoods, and `score` is NaN where the grader gave none."""
+    tasks that compare likelihoods, and `score` is NaN where the grader gave none; `unscored` says
+    why, in the words of `comparison.capabilities.LEFT_OUT`."""
 
 
 class Evaluator:
     """A suite and a model, ready to run; building it costs seconds, a run what generation costs.
 
     `model_directory` is a directory or a hub name; its tokenizer and chat template serve every set
-    of weights. A system prompt goes before every problem. The engine `vllm` takes a directory, half
-    a minute to start, and `vllm_gpu_memory_utilization` of the GPU's memory. Raises ScalpelError
-    where a task, its data or the model cannot be had, before anything is generated.
+    of weights, and write `template_date` where they write a date. A system prompt goes before every
+    problem; an empty one switches off what the template says by itself. The engine `vllm` takes a
+    directory, half a minute to start, and `vllm_gpu_memory_utilization` of the GPU's memory. Raises
+    ScalpelError where a task, its data or the model cannot be had, or the template does not take
+    the system prompt, before anything is generated.
     """
 
     def __init__(
@@ -108,6 +131,7 @@ class Evaluator:
         suite: Suite,
         *,
         system_prompt: str | None = None,
+        template_date: date = DEFAULT_DATE,
         batch_size: int = 64,
         dtype: str = "float32",
         device: str | None = None,
@@ -122,7 +146,10 @@ class Evaluator:
         """What the model read of each label, kind and problem ID that it generated for."""
         with _quiet(), _own_random(BUILD_SEED):
             self._works = build_works(suite)
-            tokenizer = _load_tokenizer(str(model_directory))
+            tokenizer = open_tokenizer(str(model_directory), template_date)
+            self._system: Messages = []
+            if any(task.chat_template for task in suite.tasks):
+                self._system = self._check_chat_template(tokenizer, str(model_directory))
             self._lm: SuiteLM
             if engine == "vllm":
                 from mlflow_scalpel.evaluation.vllm_engine import VllmLM
@@ -135,11 +162,9 @@ class Evaluator:
                     gpu_memory_utilization=vllm_gpu_memory_utilization,
                 )
             else:
-                model = _load_model(str(model_directory), dtype, device)
+                model = open_model(str(model_directory), dtype, device)
                 base = Path(model_directory)
                 self._lm = BatchedLM(model, tokenizer, batch_size=batch_size, base=base)
-        if any(task.chat_template for task in suite.tasks):
-            self._check_chat_template(str(model_directory))
 
     def load_weights(self, directory: str | Path) -> None:
         """Take the weights of another checkpoint of the same model, in place.
@@ -158,6 +183,7 @@ class Evaluator:
         with _quiet(), _own_random(BUILD_SEED):
             torch.manual_seed(self.seed if seed is None else seed)
             self._lm.lengths.clear()
+            self._lm.crowded.clear()
             self._answer_requests(title)
             parts = [self._graded(work, entry) for work in self._works for entry in work.entries]
         order = {task.metric_name: place for place, task in enumerate(self.suite.tasks)}
@@ -173,24 +199,22 @@ class Evaluator:
         """
         return self._lm.log_probabilities(pairs)
 
-    def _check_chat_template(self, model: str) -> None:
-        if self._lm.tokenizer.chat_template is None:
-            raise ScalpelError(
-                f"{model}: the tokenizer has no chat template; add chat_template.jinja to it, or "
-                "set chat_template: false for the suite's tasks, or evaluate a model that was "
-                "tuned to chat"
-            )
-        if self.system_prompt is None:
-            return
-        turns = [
-            {"role": "system", "content": self.system_prompt},
-            {"role": "user", "content": "?"},
-        ]
-        if self.system_prompt.strip() not in self._lm.apply_chat_template(turns):
-            raise ScalpelError(
-                f"{model}: its chat template leaves out the system prompt "
-                f"{self.system_prompt[:60]!r}; set system_prompt to null, or mend the template"
-            )
+    def _check_chat_template(self, tokenizer: Any, model: str) -> Messages:
+        """The turns before a problem, once it is seen that the template takes them."""
+        what = f"{model}: its chat template"
+        question = {"role": "user", "content": "What is 1 + 1?"}
+        turns = [*system_turn(self.system_prompt), question]
+        render(tokenizer, [question], what=what)  # says what the tokenizer lacks
+        turns = settled(tokenizer, turns)
+        prompt = render(tokenizer, turns, what=what)
+        check_prompt(tokenizer, turns, prompt, Checked(), what=what)
+        return turns[:-1]
+
+    def _render(self, turns: Messages, add_generation_prompt: bool = True) -> str:
+        """A task's turns as text; lm-eval passes over a system prompt that is empty."""
+        if self._system and not self.system_prompt and turns[0]["role"] != "system":
+            turns = [*self._system, *turns]
+        return self._lm.apply_chat_template(turns, add_generation_prompt)
 
     def _answer_requests(self, title: str) -> None:
         """Build every task's prompts and get the model's answers, all tasks together."""
@@ -202,10 +226,10 @@ class Evaluator:
                 task.set_fewshot_seed(BUILD_SEED)
                 task.build_all_requests(
                     limit=entry.limit,
-                    system_instruction=self.system_prompt,
+                    system_instruction=self.system_prompt or None,
                     apply_chat_template=entry.chat_template,
                     fewshot_as_multiturn=entry.chat_template,
-                    chat_template=self._lm.apply_chat_template if entry.chat_template else None,
+                    chat_template=self._render if entry.chat_template else None,
                     tokenizer_name=self._lm.tokenizer_name,
                 )
                 for request in task.instances:
@@ -221,41 +245,47 @@ class Evaluator:
     def _graded(self, work: Work, entry: SuiteTask) -> tuple[Score, list[dict[str, Any]]]:
         rows: list[dict[str, Any]] = []
         by_task: dict[str, list[list[float]]] = {}  # the scores of each problem
+        crowded = 0
+        reasons: list[set[str | None]] = []  # why it has none
         for task in work.tasks:
             problems = by_task.setdefault(task.task_name, [])
             groups: dict[int, list[Instance]] = {}
             for request in task.instances:
                 groups.setdefault(request.doc_id, []).append(request)
-            grades = [_grade(task, entry, sample) for sample in range(entry.samples)]
+            grades, unscored = grades_of(task, entry)
             for number, requests in groups.items():
                 scores = [grade[number] for grade in grades]
                 problems.append([score for part in scores for score in part])
+                crowded += any(id(request) in self._lm.crowded for request in requests)
+                reasons.append(set())
                 about = _describe(task, requests, entry)
                 if entry.generation is not None:
                     key = (entry.label, entry.kind, about["problem_id"])
                     self.prompts[key] = requests[0].args[0]
                 for sample, part in enumerate(scores):
-                    row = {"sample": sample, "score": float(np.mean(part))}
+                    mean = float(np.mean(part))
+                    why = unscored.get((sample, number), UNREADABLE) if np.isnan(mean) else None
+                    reasons[-1].add(why)
+                    row = {"sample": sample, "score": mean, "unscored": why}
                     rows.append({**about, **row, **self._completion(requests, sample)})
         count = sum(map(len, by_task.values()))
         for name, problems in by_task.items():
             by_task[name] = [scores for scores in problems if not np.isnan(scores).any()]
         graded = [scores for problems in by_task.values() for scores in problems]
-        if len(graded) < count:
-            logger.warning(
-                "%s: the gold answer of %d of %d problems cannot be read; they are left out",
-                entry.metric_name,
-                count - len(graded),
-                count,
-            )
+        unreadable = sum(UNREADABLE in why for why in reasons)
+        too_long = count - len(graded) - unreadable
+        if unreadable or too_long:
+            logger.warning("%s", left_out_words(entry.metric_name, unreadable, too_long, count))
         score = Score(
             entry.metric_name,
             *clustered_mean(graded),
             len(graded),
             entry.samples,
-            count - len(graded),
+            unreadable,
+            too_long,
             chat_template=entry.chat_template,
             group=None if work.group is None else group_score(work.group, entry, by_task),
+            crowded=crowded,
         )
         return score, rows
 
@@ -268,40 +298,11 @@ class Evaluator:
         return {"completion": likeliest.args[1].strip(), "tokens": None, "finished": None}
 
 
-def _grade(task: Any, entry: SuiteTask, sample: int) -> dict[int, list[float]]:
-    """Scores of one sample of each problem, by document; several where the metric gives several."""
-    clones = [replace(one, resps=[one.resps[sample]], filtered_resps={}) for one in task.instances]
-    for ensemble in task._filters:
-        if ensemble.name == entry.filter:
-            ensemble.apply(clones)
-    groups: dict[int, list[Instance]] = {}
-    for clone in clones:
-        groups.setdefault(clone.doc_id, []).append(clone)
-    scores = {}
-    for number, requests in groups.items():
-        requests.sort(key=lambda request: request.idx)
-        doc = requests[0].doc
-        if entry.grader != "task":
-            gold = _gold(_target(task, doc, entry), entry)
-            scores[number] = [math_score(requests[0].resps[0], gold, entry.grader)]
-            continue
-        filtered = [request.filtered_resps[entry.filter] for request in requests]
-        value = task.process_results(doc, filtered)[entry.metric]
-        values = value if isinstance(value, list) else [value]
-        if not values or not all(isinstance(v, bool | int | float | np.number) for v in values):
-            raise ScalpelError(
-                f"{entry.metric_name}: metric {entry.metric} of the task {entry.task} is "
-                f"{value!r} for a problem and no accuracy; name another metric"
-            )
-        scores[number] = [float(v) for v in values]
-    return scores
-
-
 def _describe(task: Any, requests: list[Instance], entry: SuiteTask) -> dict[str, Any]:
     doc = requests[0].doc
     problem = doc.get("problem")
     problem = problem if isinstance(problem, str) else str(task.doc_to_text(doc))
-    target = _target(task, doc, entry)
+    target = target_of(task, doc, entry)
     digest = hashlib.sha256(f"{problem}\0{target}".encode()).hexdigest()[:16]
     return {
         "domain": entry.domain,
@@ -310,58 +311,8 @@ def _describe(task: Any, requests: list[Instance], entry: SuiteTask) -> dict[str
         "chat_template": entry.chat_template,
         "problem_id": digest,
         "problem": problem,
-        "gold": _gold(target, entry),
+        "gold": gold_within(target, entry),
     }
-
-
-def _target(task: Any, doc: dict[str, Any], entry: SuiteTask) -> str:
-    target = doc.get("answer") if entry.generation is not None else None
-    if target is None:
-        target = task.doc_to_target(doc)
-        if isinstance(target, int) and task.OUTPUT_TYPE == "multiple_choice":
-            target = task.doc_to_choice(doc)[target]
-    return str(target)
-
-
-def _gold(target: str, entry: SuiteTask) -> str:
-    """The answer within a task's target: what the suite's pattern finds, a boxed one, or all."""
-    found = re.search(entry.gold_pattern, target) if entry.gold_pattern is not None else None
-    if found is not None:
-        return found.group(1).strip()
-    boxed = last_boxed(target)
-    return target if boxed is None else boxed
-
-
-def _load_tokenizer(model: str) -> Any:
-    try:
-        return transformers.AutoTokenizer.from_pretrained(
-            model, local_files_only=Path(model).is_dir(), trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise _not_loaded(model, error) from error
-
-
-def _load_model(model: str, dtype: str, device: str | None) -> Any:
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            model,
-            dtype=getattr(torch, dtype),
-            local_files_only=Path(model).is_dir(),
-            trust_remote_code=False,
-            use_safetensors=True,  # the other formats are pickles
-        )
-    except (OSError, ValueError) as error:
-        raise _not_loaded(model, error) from error
-    return loaded.to(device)
-
-
-def _not_loaded(model: str, error: Exception) -> ScalpelError:
-    return ScalpelError(
-        f"model {model}: it cannot be loaded: {error}. Give a directory with config.json, "
-        "tokenizer and safetensors files, or a name on the hub"
-    )
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,11 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from mlflow_scalpel.chat import DEFAULT_DATE, stored_eos, stored_template, with_chat
 from mlflow_scalpel.checkpoints import Checkpoint, checkpoints_of_run, log_base, resolve
 from mlflow_scalpel.comparison import Subject, tidy
 from mlflow_scalpel.comparison.capabilities import capability_table, ledger
+from mlflow_scalpel.comparison.probes import text_digest
 from mlflow_scalpel.comparison.store import (
     get_run,
     log_rows,
@@ -27,9 +30,10 @@ from mlflow_scalpel.comparison.store import (
     readable,
     subject_of,
 )
-from mlflow_scalpel.comparison.stored import EVALUATED_RUN_TAG, LEDGER, SAMPLES
+from mlflow_scalpel.comparison.stored import EVALUATED_RUN_TAG, LEDGER, SAMPLES, trained_prompt
 from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.recipes.measuring import EvaluateRecipe
+from mlflow_scalpel.run_warnings import warn, warning_tag
 
 if TYPE_CHECKING:
     from mlflow_scalpel.evaluation.harness import Evaluation
@@ -46,6 +50,7 @@ class Plan:
     base: Subject
     """The base of a run, or the one model that is evaluated."""
     system_prompt: str | None
+    template_date: date = DEFAULT_DATE
     run: Run | None = None
     checkpoints: list[Checkpoint] = field(default_factory=list)
     """In order of step."""
@@ -68,31 +73,58 @@ class Plan:
             yield subject
 
 
-def plan_evaluation(recipe: EvaluateRecipe) -> Plan:
-    """Find what the recipe names: one model, or a run's base and some of its checkpoints."""
+def plan_evaluation(recipe: EvaluateRecipe, output: Path) -> Plan:
+    """Find what the recipe names: one model, or a run's base and some of its checkpoints.
+
+    A run's models are all asked with the chat template that it was trained with; `output` is where
+    a base that has another one gets it.
+    """
     if recipe.run is not None:
-        return _plan_run(recipe, recipe.run)
+        return _plan_run(recipe, recipe.run, output)
     if recipe.model is not None:
         model = log_base(recipe.model)
         subject = Subject(resolve(recipe.model), model.model_id, model.params["digest"], step=0)
-        return Plan(subject, recipe.system_prompt)
+        return Plan(subject, recipe.system_prompt, recipe.template_date or DEFAULT_DATE)
     raise RecipeError(
         "neither model nor run is given, so there is nothing to evaluate; "
         'give one with -P set="run=RUN_ID" or -P set="model=models:/NAME/VERSION"'
     )
 
 
-def _plan_run(recipe: EvaluateRecipe, run_id: str) -> Plan:
+def _plan_run(recipe: EvaluateRecipe, run_id: str, output: Path) -> Plan:
     run = get_run(run_id)
     base, found = checkpoints_of_run(run_id)
     if base is None:
         raise ScalpelError(f"run {run_id} ({run.info.run_name}) names no base among its inputs")
     whole = readable(found, run_id)
     chosen = _choose(len(whole), recipe.checkpoints)
-    trained_with = run.data.params.get("system_prompt", "none")
-    system_prompt = recipe.system_prompt or (None if trained_with == "none" else trained_with)
+    system_prompt = recipe.system_prompt
+    if system_prompt is None:
+        system_prompt = trained_prompt(run)
+    trained = run.data.params.get("template_date")
+    template_date = recipe.template_date or (
+        DEFAULT_DATE if trained is None else date.fromisoformat(trained)
+    )
     mlflow.set_tag(EVALUATED_RUN_TAG, run_id)
-    return Plan(subject_of(base, run), system_prompt, run, [whole[index] for index in chosen])
+    checkpoints = [whole[index] for index in chosen]
+    subject = _as_trained(subject_of(base, run), run, checkpoints, output / "base")
+    return Plan(subject, system_prompt, template_date, run, checkpoints)
+
+
+def _as_trained(base: Subject, run: Run, checkpoints: list[Checkpoint], into: Path) -> Subject:
+    """The base with the chat template and the end token that the run's checkpoints have."""
+    if all(run.data.params.get(name) == "none" for name in ("chat_template", "eos_token")):
+        return base  # the run says that they are the base's
+    for one in checkpoints:
+        try:
+            with opened(one, run) as subject:
+                template, eos = stored_template(subject.directory), stored_eos(subject.directory)
+        except ScalpelError:
+            continue  # it will be a gap
+        other = template if template != stored_template(base.directory) else None
+        end = eos if eos != stored_eos(base.directory) else None
+        return replace(base, directory=with_chat(base.directory, into, other, end))
+    return base
 
 
 def _choose(count: int, which: str | int) -> list[int]:
@@ -159,6 +191,8 @@ def _settings(suite: Suite, plan: Plan, engine: str) -> dict[str, Any]:
     return {
         **suite.model_dump(mode="json"),
         "system_prompt": plan.system_prompt,
+        "template_date": plan.template_date.isoformat(),
+        "chat_template": text_digest(stored_template(plan.base.directory) or ""),
         "engine": engine,
         "versions": versions,
         "models": [subject.model_id for subject in plan.subjects],
@@ -214,6 +248,25 @@ def gap_table(suite: Suite, reason: str, subject: Subject, plan: Plan, dtype: st
     return tidy({**origin, "metric": task.metric_name, **gap} for task in suite.tasks)
 
 
+def warn_left_out(evaluations: list[Evaluation], run_id: str, evaluated: str | None) -> None:
+    """Warn, on this run and on the run whose models it evaluates, of problems without a score."""
+    from mlflow_scalpel.evaluation.scoring import left_out_words
+
+    most: dict[str, tuple[int, int, int]] = {}  # of a model: unreadable, too long, all
+    for score in (score for evaluation in evaluations for score in evaluation.scores):
+        found = (score.ungraded, score.not_graded, score.n + score.ungraded + score.not_graded)
+        before = most.get(score.metric, (0, 0, 0))
+        most[score.metric] = tuple(map(max, found, before))  # type: ignore[assignment]
+    words = [left_out_words(metric, *counts) for metric, counts in most.items() if any(counts[:2])]
+    if not words:
+        return
+    message = "; ".join(words)
+    warn("problems_left_out", message, run_id)
+    if evaluated is not None:
+        for key, value in warning_tag("problems_left_out", message).items():
+            MlflowClient().set_tag(evaluated, key, value)
+
+
 def _origin(subject: Subject, plan: Plan, dtype: str) -> dict[str, Any]:
     return {
         "base": plan.base.model_id,
@@ -233,6 +286,25 @@ def rows_of(evaluation: Evaluation, subject: Subject) -> pd.DataFrame:
     return evaluation.samples.assign(
         step=subject.step, model_id=subject.model_id, model_digest=subject.digest
     )
+
+
+def tell_warnings(found: list[tuple[Evaluation, Subject]], plan: Plan, run_id: str) -> None:
+    """Warn of completions that were cut off, on the evaluation's run and on the evaluated one."""
+    from mlflow_scalpel.evaluation.finished import crowded_words, unfinished_words
+
+    rows = pd.concat([rows_of(*one) for one in found], ignore_index=True)
+    scores = [(subject.step or 0, score) for one, subject in found for score in one.scores]
+    said = {
+        "unfinished": unfinished_words(rows),
+        "short_of_context": crowded_words(scores),
+    }
+    for code, message in said.items():
+        if message is None:
+            continue
+        warn(code, message, run_id)
+        if plan.run is not None:  # printed once, kept on both
+            for key, value in warning_tag(code, message).items():
+                MlflowClient().set_tag(plan.run.info.run_id, key, value)
 
 
 def log_results(

@@ -21,6 +21,7 @@ from pydantic import (
 from mlflow_scalpel.errors import RecipeError
 from mlflow_scalpel.recipes.fields import Data, Strict, check_pattern
 from mlflow_scalpel.recipes.load import find_recipe, read_yaml, validate
+from mlflow_scalpel.recipes.places import existing_file
 
 NamePart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=60)]
 """Part of a metric's name: no blank and no slash, which separates the parts."""
@@ -73,8 +74,8 @@ class SuiteTask(Strict):
     """lm-eval's key of the result, such as `exact_match`; null with a grader of this project."""
     grader: Literal["task", "math_verify", "math_verify_or_number"] = "task"
     """`task` leaves it to lm-eval. `math_verify` compares the completion's answer as mathematics:
-    boxed, or else LaTeX after the word "answer"; `math_verify_or_number` takes the last number
-    where there is neither."""
+    in <answer> tags, boxed, or else LaTeX after the word "answer"; `math_verify_or_number` takes
+    the last number where there is none of these. docs/grading.md says it all."""
     gold_pattern: str | None = None
     """Regular expression whose first group is the answer within the task's target."""
     filter: str = "none"
@@ -196,6 +197,14 @@ def load_suite(
     if samples is None:
         return suite
     return suite.model_copy(update={"tasks": [_sampled(task, samples) for task in suite.tasks]})
+
+
+def check_data_files(suite: Suite) -> None:
+    """Raise RecipeError where a data file that a task names is not there."""
+    for task in suite.tasks:
+        if task.data is not None and task.data.file is not None:
+            field = f"the data.file of {task.label} in the suite {suite.name}"
+            existing_file(field, task.data.file)
 
 
 def _sampled(task: SuiteTask, samples: int) -> SuiteTask:

@@ -23,6 +23,8 @@ class SuiteLM(TemplateLM):
 
     tokenizer: PreTrainedTokenizerBase
     lengths: dict[int, list[tuple[int, bool]]]
+    crowded: set[int]
+    """id(request) of each whose completion had less room in the context than its task allows."""
     end_tokens: list[int]
     labels: dict[int, str]
     """The benchmark of each request that is asked, by id(request)."""
@@ -97,4 +99,5 @@ def end_tokens_of(stated: GenerationConfig, tokenizer: PreTrainedTokenizerBase) 
     """The tokens that end a completion: the model's own, and the tokenizer's."""
     own: Any = stated.eos_token_id
     own = [] if own is None else [own] if isinstance(own, int) else list(own)
-    return list(dict.fromkeys([*own, tokenizer.eos_token_id]))
+    ends = [*own, tokenizer.eos_token_id]
+    return list(dict.fromkeys(end for end in ends if end is not None))

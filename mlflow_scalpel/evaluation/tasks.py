@@ -9,9 +9,9 @@ from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
-from mlflow_scalpel.data import load_rows
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.suite import Suite, SuiteTask
+from mlflow_scalpel.evaluation.suite_data import one_type_a_column, task_rows
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def build_works(suite: Suite) -> list[Work]:
 def _load_tasks(manager: TaskManager, entry: SuiteTask) -> tuple[list[Task], Group | None]:
     spec: Any = entry.task
     if entry.data is not None:
-        rows = load_rows(entry.data, needs=("problem", "answer"))
+        rows = task_rows(entry).rows  # of which the stage has warned
         # An inline group is how lm-eval takes a task by name with some of its settings replaced.
         spec = {"group": f"{entry.label}-data", "task": [{"task": entry.task, **_own_rows(rows)}]}
     try:
@@ -80,7 +80,7 @@ def _own_rows(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Settings that make a task take `rows` as its test split, and nothing from elsewhere."""
     import datasets
 
-    test = datasets.Dataset.from_list(rows)
+    test = datasets.Dataset.from_list(one_type_a_column(rows))
     return {
         "custom_dataset": _Rows(test),
         "test_split": "test",

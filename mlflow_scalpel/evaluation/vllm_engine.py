@@ -48,6 +48,7 @@ class VllmLM(SuiteLM):
         super().__init__()
         self.tokenizer = tokenizer
         self.lengths = {}
+        self.crowded = set()
         self.announce("a model", {})
         self.end_tokens = end_tokens_of(_generation_config(base), tokenizer)
         self._base = base
@@ -94,12 +95,7 @@ class VllmLM(SuiteLM):
             room = self.max_length - len(prompt)
             wanted = sampling(request.args[1], ends=ends, strings=strings, room=room, seed=seed)
             if room < request.args[1]["max_gen_toks"]:
-                logger.warning(
-                    "a prompt of %d tokens leaves %d of the %d new tokens that its task allows",
-                    len(prompt),
-                    room,
-                    request.args[1]["max_gen_toks"],
-                )
+                self.crowded.add(id(request))
             parameters.append(SamplingParams(**wanted))
             searched.append(strings)
         shown = False if disable_tqdm else self.bar

@@ -52,6 +52,7 @@ class Measurer:
             order.plan.base.directory,
             order.suite,
             system_prompt=order.plan.system_prompt,
+            template_date=order.plan.template_date,
             batch_size=recipe.batch_size,
             dtype=recipe.dtype,
             device=recipe.device,

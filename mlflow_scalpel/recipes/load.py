@@ -6,8 +6,6 @@ Imports neither torch nor MLflow: a mistake in a recipe is told within a second.
 from __future__ import annotations
 
 import difflib
-import re
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -18,9 +16,11 @@ from pydantic import BaseModel, ValidationError
 from mlflow_scalpel.errors import RecipeError
 from mlflow_scalpel.recipes.base import BaseRecipe
 from mlflow_scalpel.recipes.experiment import MainRecipe
-from mlflow_scalpel.recipes.fields import Recipe
+from mlflow_scalpel.recipes.fields import Data, Recipe
 from mlflow_scalpel.recipes.measuring import CompareRecipe, EvaluateRecipe
-from mlflow_scalpel.recipes.training import GrpoRecipe, SftRecipe
+from mlflow_scalpel.recipes.places import existing_file, seen_by_user, user_directory
+from mlflow_scalpel.recipes.settings import BY_RUN, Loader, parse_settings
+from mlflow_scalpel.recipes.training import GrpoRecipe, SftRecipe, TrainingRecipe
 
 STAGES: dict[str, type[Recipe]] = {
     "main": MainRecipe,
@@ -30,46 +30,6 @@ STAGES: dict[str, type[Recipe]] = {
     "evaluate": EvaluateRecipe,
     "compare": CompareRecipe,
 }
-
-
-BY_RUN = "-P set="  # how a field is given to `mlflow run`
-BY_COMMAND = "--set "  # and to a command of ours
-
-_NUMBERS = {
-    "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9]*)|0x[0-9a-fA-F]+",
-    "tag:yaml.org,2002:float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
-    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-}  # as in YAML 1.2
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key given twice is an error (the second would win in silence), `1e-5` is a
-    number, and `10:50` is text, not 650 as YAML 1.1 has it.
-    """
-
-    # PyYAML keeps, by first character, which pattern makes a plain word something else than text.
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in known if tag not in _NUMBERS]
-        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key is a list or a mapping and no word", key.start_mark
-                )
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is given twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-for _tag, _pattern in _NUMBERS.items():
-    _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list("-+.0123456789"))
 
 
 def load_recipe(name: str, folder: Path, *, stage: str, settings: str = "") -> Recipe:
@@ -82,7 +42,24 @@ def load_recipe(name: str, folder: Path, *, stage: str, settings: str = "") -> R
     recipe = read_recipe(path, stage=stage, settings=parse_settings(settings), option=BY_RUN)
     if isinstance(recipe, MainRecipe):
         check_parts(recipe, folder.parents[1])
-    return recipe
+    check_files(recipe)
+    return recipe if user_directory() == Path.cwd() else _with_places(recipe)
+
+
+def _with_places(recipe: Recipe) -> Recipe:
+    """The recipe with its relative paths as the user sees them, for a stage that runs elsewhere."""
+    seen: dict[str, Any] = {}
+    model = getattr(recipe, "model", None)
+    if model is not None and seen_by_user(model).is_dir():
+        seen["model"] = str(seen_by_user(model))
+    if isinstance(recipe, TrainingRecipe):
+        seen["data"] = _with_place(recipe.data)
+        seen["probes"] = {name: _with_place(probe) for name, probe in recipe.probes.items()}
+    return recipe.model_copy(update=seen)
+
+
+def _with_place(data: Data) -> Data:
+    return data.model_copy(update={"file": str(seen_by_user(data.file))}) if data.file else data
 
 
 def read_recipe(
@@ -125,15 +102,24 @@ def check_parts(recipe: MainRecipe, projects: Path) -> None:
         if part is not None:
             path = find_recipe(part.recipe, projects / stage / "recipes")
             option = f"the experiment's {field}.set: "
-            read_recipe(path, stage=stage, settings=part.set, option=option)
+            check_files(read_recipe(path, stage=stage, settings=part.set, option=option))
+
+
+def check_files(recipe: Recipe) -> None:
+    """Raise RecipeError where a data file that a training recipe names is not there."""
+    if isinstance(recipe, TrainingRecipe):
+        named = {"data": recipe.data, **{f"probes.{name}": d for name, d in recipe.probes.items()}}
+        for field, data in named.items():
+            if data.file is not None:
+                existing_file(f"{field}.file", data.file)
 
 
 def find_recipe(name: str, folder: Path) -> Path:
-    """The file of the recipe `name`: a path as it stands, or a name under `folder`.
+    """The file of the recipe `name`: a path as the user sees it, or a name under `folder`.
 
     STAGE/NAME is a name under projects/STAGE/recipes/ of the working directory.
     """
-    for candidate in (Path(name), folder / f"{name}.yaml"):
+    for candidate in (seen_by_user(name), folder / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
     stage, _, bare = name.rpartition("/")
@@ -143,41 +129,11 @@ def find_recipe(name: str, folder: Path) -> Path:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f". Did you mean {near[0]}?" if near else ""
     raise RecipeError(
-        f"recipe = {name}: there is neither a file of that path nor a recipe of that name under "
-        f"{folder.resolve()}{hint or '.'} Known: {', '.join(known) or 'none'}. Elsewhere, "
-        "STAGE/NAME stands for projects/STAGE/recipes/NAME.yaml of the project that you are in."
+        f"recipe = {name}: there is neither a file of that path (seen from {user_directory()}) nor "
+        f"a recipe of that name under {folder.resolve()}{hint or '.'} Known: "
+        f"{', '.join(known) or 'none'}. Elsewhere, STAGE/NAME stands for "
+        "projects/STAGE/recipes/NAME.yaml of the project that you are in."
     )
-
-
-def parse_settings(text: str, option: str = BY_RUN) -> dict[str, Any]:
-    """Read `a.b=1 c=[x, y]`, given by `option`, as dotted names and YAML values.
-
-    Raises RecipeError.
-    """
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise RecipeError(f"set = {text}: {error}; quote values that hold blanks.") from error
-    settings = {}
-    for word in words:
-        field, equals, value = word.partition("=")
-        if not equals or not field:
-            raise RecipeError(
-                f"set = {text}: {word!r} is not FIELD=VALUE; write for example "
-                f'{option}"train.learning_rate=1e-5 train.max_steps=50".'
-            )
-        try:
-            parsed = yaml.load(value, _Loader)
-            # `rows=1000:` is a slice of rows, not a mapping; one of those is written with braces.
-            bare = isinstance(parsed, dict) and not value.lstrip().startswith("{")
-            settings[field] = value if bare else parsed
-        except yaml.YAMLError as error:
-            why = " ".join(str(error).split())
-            raise RecipeError(
-                f"set = {text}: the value of {field} is no YAML ({why}); put quotes around "
-                "a field and value that hold blanks."
-            ) from error
-    return settings
 
 
 def validate(
@@ -199,7 +155,7 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in seen:
         raise RecipeError(f"{path}: extends itself, by way of {seen[-1]}; remove one `extends`.")
     try:
-        fields = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        fields = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         why = " ".join(str(error).split())
         raise RecipeError(f"{path}: is no readable YAML: {why}; correct it there.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
@@ -40,7 +41,11 @@ class EvaluateRecipe(Recipe):
     samples: PositiveInt | None = None
     """Completions a problem of every task that samples, for pass@k; null takes the suite's."""
     system_prompt: str | None = None
-    """Goes before every problem; for a run, null takes the one it was trained with."""
+    """Goes before every problem; for a run, null takes the one it was trained with. An empty one
+    switches off what the chat template says by itself."""
+    template_date: date | None = None
+    """What chat templates write that ask for the current date; null takes the run's, or
+    2024-07-26."""
     batch_size: PositiveInt = 64
     dtype: Dtype = "float32"
     device: str | None = None

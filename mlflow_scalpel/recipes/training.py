@@ -8,6 +8,7 @@ TRL's change between versions.
 from __future__ import annotations
 
 import math
+from datetime import date
 from typing import Literal
 
 from pydantic import (
@@ -22,8 +23,17 @@ from pydantic import (
 
 from mlflow_scalpel.metrics.registry import GROUPS
 from mlflow_scalpel.recipes.alarms import Alarms
-from mlflow_scalpel.recipes.fields import Data, Dtype, Fraction, Recipe, Strict
+from mlflow_scalpel.recipes.fields import (
+    TEMPLATE_DATE,
+    Data,
+    Dtype,
+    Fraction,
+    Recipe,
+    Strict,
+    template_text,
+)
 from mlflow_scalpel.recipes.freezing import Freeze
+from mlflow_scalpel.recipes.schedules import check_schedule
 
 
 class Checkpoints(Strict):
@@ -70,6 +80,9 @@ class Train(Strict):
     lr_scheduler_type: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_min_lr"
     ] = "constant_with_warmup"
+    lr_scheduler_kwargs: dict[str, float] = {}
+    """What the schedule takes besides: `num_cycles` of the cosines; of cosine_with_min_lr the rate
+    that it ends with, as `min_lr` or as `min_lr_rate`, a share of learning_rate."""
     warmup_steps: NonNegativeFloat = 0.1
     """A number of steps, or a fraction of the run where it is below 1."""
     max_steps: PositiveInt | None = None
@@ -99,6 +112,11 @@ class Train(Strict):
     """Which weights stay as they are in the base; null trains all."""
 
     @model_validator(mode="after")
+    def _schedule_has_what_it_takes(self) -> Train:
+        check_schedule(self.lr_scheduler_type, self.lr_scheduler_kwargs, self.learning_rate)
+        return self
+
+    @model_validator(mode="after")
     def _one_length(self) -> Train:
         if (self.max_steps is None) == (self.num_train_epochs is None):
             raise ValueError(
@@ -112,7 +130,8 @@ class SftTrain(Train):
     """Fields of supervised fine-tuning."""
 
     max_length: PositiveInt | None = None
-    """Longest sequence in tokens, longer ones are cut; null cuts nothing."""
+    """Longest sequence in tokens: longer ones are cut there, counted and warned of, and what has a
+    prompt that fills it is left out; null cuts nothing."""
     padding_free: bool = False
     """One long row a batch, without padding; needs flash_attention_2 and no max_length."""
     loss_on: Literal["completion", "all"] = "completion"
@@ -173,7 +192,8 @@ class Rewards(Strict):
     """Weight of each reward in GRPO's sum; 0 leaves one out."""
 
     accuracy: NonNegativeFloat = 1.0
-    """1 where math-verify finds the gold answer in the completion (LaTeX, boxed first)."""
+    """1 where the completion's answer is the gold one: in <answer> tags, boxed, or LaTeX after
+    the word "answer"; never a number that merely stands somewhere (docs/grading.md)."""
     format: NonNegativeFloat = 0.2
     """1 for <think>...</think> and then <answer>...</answer>, each on lines of its own."""
 
@@ -194,7 +214,7 @@ class TrainingData(Data):
 
     @model_validator(mode="after")
     def _solutions_to_count(self) -> TrainingData:
-        if self.max_solution_tokens is not None and self.columns.solution is None:
+        if self.max_solution_tokens is not None and self.columns.solutions is None:
             raise ValueError(
                 f"max_solution_tokens = {self.max_solution_tokens}, but columns.solution is null; "
                 "name the column that holds the solutions, or set max_solution_tokens to null"
@@ -208,7 +228,17 @@ class TrainingRecipe(Recipe):
     model: str = Field(min_length=1)
     """The base: a hub name, a local directory, or a models:/ URI."""
     system_prompt: str | None = None
-    """Goes before every problem, in training, probes and evaluation alike."""
+    """Goes before every problem, in training, probes and evaluation alike; null leaves what the
+    chat template says by itself, "" switches that off."""
+    chat_template: str | None = None
+    """Jinja text, or the path of a .jinja file, in place of the base's chat template: in training,
+    probes, evaluation and every checkpoint."""
+    eos_token: str | None = Field(default=None, min_length=1)
+    """A token of the base that ends a turn, in place of its own end token; where the chat template
+    ends turns with another token than that, nothing that is generated would stop."""
+    template_date: date = TEMPLATE_DATE
+    """What chat templates write that ask for the current date: else texts would differ from day to
+    day."""
     data: TrainingData
     probes: dict[str, Data] = {}
     """Texts fixed in advance on which KL(base || checkpoint) is measured at every checkpoint."""
@@ -231,6 +261,11 @@ class TrainingRecipe(Recipe):
     """Top of the colour scale of the heat maps logged while training; the same for all runs of an
     algorithm, so that their pictures can be compared."""
     train: Train
+
+    @field_validator("chat_template")
+    @classmethod
+    def _template_text(cls, value: str | None) -> str | None:
+        return None if value is None else template_text(value)
 
     @field_validator("metrics", "rare_metrics")
     @classmethod
@@ -276,7 +311,7 @@ class TrainingRecipe(Recipe):
     @model_validator(mode="after")
     def _probes_have_solutions(self) -> TrainingRecipe:
         for name, probe in self.probes.items():
-            if probe.columns.solution is None:
+            if probe.columns.solutions is None:
                 raise ValueError(
                     f"probes.{name}.columns.solution is null, but KL is measured on solutions; "
                     "name the column that holds them"
@@ -293,7 +328,7 @@ class SftRecipe(TrainingRecipe):
 
     @model_validator(mode="after")
     def _data_has_solutions(self) -> SftRecipe:
-        if self.data.columns.solution is None:
+        if self.data.columns.solutions is None:
             raise ValueError(
                 "data.columns.solution is null, but SFT learns from solutions; "
                 "name the column that holds them"
@@ -307,9 +342,6 @@ class GrpoRecipe(TrainingRecipe):
     stage: Literal["grpo"]
     train: GrpoTrain
     rewards: Rewards = Rewards()
-    answer_extraction: Literal["boxed_then_anchored_latex"] = "boxed_then_anchored_latex"
-    """What the accuracy reward takes as a completion's answer: the last \\boxed{...}, or else LaTeX
-    that the word "answer" leads to; never a number that merely stands somewhere in the text."""
     alarms: Alarms = Alarms()
     heatmap_maximum: PositiveFloat = 0.05
 

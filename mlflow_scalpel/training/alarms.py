@@ -31,6 +31,10 @@ from mlflow_scalpel.recipes.alarms import AlarmName, Alarms
 from mlflow_scalpel.run_warnings import ALARM_PREFIX
 
 PREFIX = "alarms/"
+ENDLESS = (
+    "either max_completion_length is too short, or the model does not stop, because it never "
+    "learned to or because the token that it ends with is no end token (eos_token of the recipe)"
+)
 _MOST = 1000.0  # a level beyond it (a division by 0) is shown as this
 _FINITE = ("loss", "grad_norm", "reward")
 _MEANS = (
@@ -73,6 +77,7 @@ class Watch:
         self._best_reward = -math.inf
         self._gradients = deque[float](maxlen=settings.window)
         self._raised: set[str] = set()
+        self._with_completions = self._with_finished = 0  # logged steps
 
     def see(self, step: int, logs: Mapping[str, float]) -> list[Alarm]:
         """Take in what was logged at a step; the alarms that it raises for the first time."""
@@ -83,6 +88,10 @@ class Watch:
                 self._seen[key] = self._seen.get(key, 0) + 1
                 if self._seen[key] == self.settings.window:
                     self._first[key] = statistics.fmean(self._recent[key])
+        cut = logs.get("completions/clipped_ratio")
+        if cut is not None:
+            self._with_completions += 1
+            self._with_finished += cut < 1.0
         self.levels, raised = {}, []
         for name, level, message in self._rules(logs):
             self.levels[f"{PREFIX}{name}"] = min(level, _MOST)
@@ -90,6 +99,12 @@ class Watch:
                 self._raised.add(name)
                 raised.append(Alarm(name, step, message))
         return raised
+
+    def unfinished(self) -> str | None:
+        """What to say where no completion has ended so far, and no alarm has said it."""
+        if not self._with_completions or self._with_finished or "truncation" in self._raised:
+            return None
+        return f"no completion of {self._with_completions} logged steps ended: {ENDLESS}"
 
     def _rules(self, logs: Mapping[str, float]) -> Iterator[tuple[AlarmName, float, str]]:
         """Name, level and what is said of it, of each rule that has a level now."""
@@ -131,12 +146,13 @@ class Watch:
             )
         cut = self._mean("completions/clipped_ratio", logs)
         if cut is not None and limits.truncation is not None:
-            yield (
-                "truncation",
-                cut / limits.truncation,
+            message = (
                 f"{cut:.0%} of the completions are cut off; raise max_completion_length "
-                "(masked ones teach nothing)",
+                "(masked ones teach nothing)"
             )
+            if cut >= 1.0:
+                message = f"no completion of the last {limits.window} logged steps ended: {ENDLESS}"
+            yield "truncation", cut / limits.truncation, message
         yield from self._gradient(logs)
         yield from self._kl(logs)
         apart = logs.get("sampling/sampling_logp_difference/mean")

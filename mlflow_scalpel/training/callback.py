@@ -237,9 +237,12 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         if self._recipe.checkpoints.best is not None:
             self._journal.best(self._recipe.checkpoints.best, self._recipe.checkpoints.best_is)
         warning = self._rewards.warning() if self._rewards else None
-        if warning:
-            print_warning("no_reward", warning, self._run_id)
-            self._journal.tags(warning_tag("no_reward", warning))
+        last = step == self._steps
+        endless = self._watch.unfinished() if self._watch and last else None
+        for code, message in (("no_reward", warning), ("unfinished", endless)):
+            if message:
+                print_warning(code, message, self._run_id)
+                self._journal.tags(warning_tag(code, message))
 
     def _look_out(self, values: dict[str, float], step: int) -> str | None:
         """Name what goes wrong, with levels among the values; what the run is to fail with."""

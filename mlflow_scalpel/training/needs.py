@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from mlflow_scalpel.installed import need
 from mlflow_scalpel.recipes.training import GrpoRecipe, TrainingRecipe
 
@@ -29,4 +31,12 @@ def check_installed(recipe: TrainingRecipe) -> None:
             "liger_kernel",
             "pip install 'mlflow-scalpel[liger]'",
             "train.use_liger_kernel=false, which changes speed and memory only",
+        )
+    if train.attn_implementation == "flash_attention_2" and find_spec("kernels") is None:
+        # Transformers takes the package kernels in its place, where that is there.
+        need(
+            "train.attn_implementation = flash_attention_2",
+            "flash_attn",
+            "pip install flash-attn, or pip install kernels, on a machine with a GPU",
+            "train.attn_implementation=sdpa, which computes the same",
         )

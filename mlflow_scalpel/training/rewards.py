@@ -6,65 +6,132 @@ carry (`rewards/accuracy/mean`). What they count goes to the same charts as `rew
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from mlflow_scalpel.evaluation.grading import math_correct
+from mlflow_scalpel.evaluation.grading import Verdict, grade_many
 
 _BLOCKS = re.compile(r"<think>\n.*?\n</think>\n<answer>\n.*?\n</answer>", re.DOTALL)
 
 Messages = list[dict[str, str]]
+Reward = Callable[..., list[float | None]]
 
 
 class Rewards:
-    """The rewards of one run, and what they have seen so far."""
+    """The rewards of one run, and what they have seen so far.
 
-    def __init__(self) -> None:
+    `opening` is what the prompt writes of each completion already (`<think>` and a line break,
+    where the chat template of a reasoning model does).
+    """
+
+    def __init__(self, *, opening: str = "") -> None:
+        self._opening = opening
         self.completions = 0
         self.tokens_generated = 0
-        self.correct = 0
         self.boxed = 0
+        self.not_graded = 0
+        self.judged: dict[str, int] = {}
+        """Completions to which each reward gave a value, whichever."""
+        self.rewarded: dict[str, int] = {}
+        """Of those, the ones with a value above 0."""
+
+    def functions(self, names: Sequence[str]) -> list[Reward]:
+        """The rewards of these names, for the trainer; each batch is counted by the first."""
+        return [
+            self._counted(getattr(self, name), batch=number == 0)
+            for number, name in enumerate(names)
+        ]
 
     def accuracy(
         self,
         completions: list[Messages],
         answer: list[str],
-        completion_ids: list[list[int]],
         log_metric: Callable[[str, float], None],
         **_: Any,
     ) -> list[float | None]:
-        r"""1 where the completion's \boxed answer equals the gold one by math-verify, else 0.
+        r"""1 where the completion's answer equals the gold one (`evaluation.grading`), else 0.
 
-        None where the gold answer does not parse: the sample then counts for the other rewards
-        only, and `reward_checks/gold_unparsable` says how often that was.
+        None where the gold answer cannot be read, or where comparing takes too long: the sample
+        then counts for the other rewards only, and `reward_checks/gold_unparsable` and
+        `reward_checks/not_graded` say how often that was.
         """
         texts = [completion[0]["content"] for completion in completions]
-        verdicts = [math_correct(text, gold) for text, gold in zip(texts, answer, strict=True)]
+        verdicts = grade_many(texts, answer)
+        self.not_graded += verdicts.count(Verdict.NOT_GRADED)
+        unreadable = _share(verdict is Verdict.GOLD_UNREADABLE for verdict in verdicts)
+        log_metric("reward_checks/gold_unparsable", unreadable)
+        log_metric("reward_checks/not_graded", _share(v is Verdict.NOT_GRADED for v in verdicts))
+        return [verdict.score for verdict in verdicts]
+
+    def format(self, completions: list[Messages], **_: Any) -> list[float]:
+        """1 for <think>...</think> and then <answer>...</answer>, each on lines of its own.
+
+        Judged together with what the prompt opens: there <think> may be left out.
+        """
+        texts = [self._opening + completion[0]["content"] for completion in completions]
+        return [float(bool(_BLOCKS.fullmatch(text.strip()))) for text in texts]
+
+    def warning(self) -> str | None:
+        """What a user must know about the rewards, or None where they have worked."""
+        if not self.completions:
+            return None
+        seen = f"all {self.completions} completions so far"
+        if "accuracy" in self.judged and not self.judged["accuracy"]:
+            unreadable = self.completions - self.not_graded
+            return (
+                f"the accuracy reward judged none of {seen}: for {unreadable} the gold answer "
+                f"could not be read as mathematics, and {self.not_graded} took too long to "
+                "compare; look at data.columns.answer and data.answer_pattern"
+            )
+        if not any(self.rewarded.values()):
+            names = " and ".join(self.rewarded)
+            return (
+                f"the {names} reward was 0 for {seen} ({self.boxed} of them hold a \\boxed "
+                "answer): nothing can be learned, because no completion is better than another. "
+                "Use a base that earns some reward, easier problems, or a system prompt that asks "
+                "for what is rewarded (\\boxed{...}, <think> and <answer>)"
+            )
+        if self.rewarded.get("accuracy") == 0:
+            return (
+                f"the accuracy reward was 0 for {seen} ({self.boxed} of them hold a \\boxed "
+                "answer): GRPO has nothing to amplify, and what changes comes from the format "
+                "reward or from noise. Use a base that solves some problems, easier problems, or a "
+                "system prompt that asks for \\boxed{...}"
+            )
+        return None
+
+    def _counted(self, reward: Reward, *, batch: bool) -> Reward:
+        """The reward, with its values counted, and the batch too where `batch` says so."""
+        name = reward.__name__
+        self.judged[name] = self.rewarded[name] = 0
+
+        @functools.wraps(reward)
+        def counted(**arguments: Any) -> list[float | None]:
+            if batch:
+                self._count(**arguments)
+            values = reward(**arguments)
+            self.judged[name] += sum(value is not None for value in values)
+            self.rewarded[name] += sum(value is not None and value > 0 for value in values)
+            return values
+
+        return counted
+
+    def _count(
+        self,
+        completions: list[Messages],
+        completion_ids: list[list[int]],
+        log_metric: Callable[[str, float], None],
+        **_: Any,
+    ) -> None:
+        texts = [completion[0]["content"] for completion in completions]
         boxed = sum("\\boxed" in text for text in texts)
         self.completions += len(texts)
         self.tokens_generated += sum(len(ids) for ids in completion_ids)
-        self.correct += sum(verdict is True for verdict in verdicts)
         self.boxed += boxed
-        log_metric("reward_checks/gold_unparsable", _share(v is None for v in verdicts))
         log_metric("reward_checks/empty_completions", _share(not t.strip() for t in texts))
         log_metric("reward_checks/boxed", boxed / len(texts))
-        return [None if verdict is None else float(verdict) for verdict in verdicts]
-
-    def format(self, completions: list[Messages], **_: Any) -> list[float]:
-        """1 for <think>...</think> and then <answer>...</answer>, each on lines of its own."""
-        return [float(bool(_BLOCKS.fullmatch(c[0]["content"].strip()))) for c in completions]
-
-    def warning(self) -> str | None:
-        """What a user must know about the accuracy reward, or None where it has worked."""
-        if not self.completions or self.correct:
-            return None
-        return (
-            f"the accuracy reward was 0 for all {self.completions} completions so far "
-            f"({self.boxed} of them hold a \\boxed answer): GRPO has nothing to amplify, and what "
-            "changes comes from the format reward or from noise. Use a base that solves some "
-            "problems, easier problems, or a system prompt that asks for \\boxed{...}"
-        )
 
 
 def _share(verdicts: Any) -> float:

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 
+from mlflow_scalpel.chat import (
+    Checked,
+    check_prompt,
+    context_of,
+    end_tokens,
+    load_tokenizer,
+    render,
+    settled,
+    system_turn,
+    with_chat,
+)
 from mlflow_scalpel.checkpoints import log_base, resolve
 from mlflow_scalpel.comparison import Comparison, Probe, Subject, build_probe
-from mlflow_scalpel.comparison.stored import ARGUMENTS
+from mlflow_scalpel.comparison.probes import text_digest
+from mlflow_scalpel.comparison.stored import ARGUMENTS, stated_prompt
 from mlflow_scalpel.data import load_rows
+from mlflow_scalpel.data.conversations import EARLIER
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.recipes.training import TrainingRecipe
+from mlflow_scalpel.run_warnings import warn
 from mlflow_scalpel.stage import OpenStage
 from mlflow_scalpel.takeup import seam_tag
 from mlflow_scalpel.training.cost import hardware
@@ -26,6 +41,8 @@ if TYPE_CHECKING:
     from mlflow_scalpel.training.resume import Past
     from mlflow_scalpel.training.rewards import Rewards
 
+BASE = "base"  # in the output directory: the base with the recipe's template and end token
+
 
 @dataclass(frozen=True)
 class OpenBase:
@@ -36,22 +53,54 @@ class OpenBase:
     model_id: str
     """Empty in processes other than the main one, which alone speaks to MLflow."""
     digest: str
-    name: str
+    name: str = ""
     """What people call it: name and version of the registry, hub name, or the directory's."""
+    ends: tuple[int, ...] = ()
+    """Tokens that end a completion."""
+    context: int | None = None
+    """Longest text in tokens, where the configuration states it."""
+    probes: tuple[Probe, ...] = ()
+    """The recipe's probes; none in processes other than the main one."""
+
+    what: str = "the chat template"
+    """Whose chat template it is, for what is said of it."""
 
 
 def open_base(stage: OpenStage) -> OpenBase:
-    """Find the recipe's base, and link it to the run as its input (once for each content)."""
-    from transformers import AutoTokenizer
+    """Find the recipe's base, and link it to the run as its input (once for each content).
+
+    With the recipe's own template or end token, it is opened from the output directory, where
+    these stand in place of the base's. Raises ScalpelError where the template does not take the
+    recipe's system prompt, or the probes: no model is loaded before.
+    """
+    from transformers import AutoConfig
 
     recipe: TrainingRecipe = stage.recipe
-    directory = resolve(recipe.model)
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    base = resolve(recipe.model)
+    # Processes that share the directory must not write it at the same time.
+    own = stage.output / (BASE if stage.run_id else f"{BASE}-{os.environ.get('RANK', '0')}")
+    directory = with_chat(base, own, recipe.chat_template, recipe.eos_token)
+    tokenizer = load_tokenizer(directory, recipe.template_date)
+    opened = OpenBase(
+        directory,
+        tokenizer,
+        model_id="",
+        digest="",
+        ends=tuple(end_tokens(directory, tokenizer)),
+        context=context_of(AutoConfig.from_pretrained(directory)),
+        what=f"the chat template of {'the recipe' if recipe.chat_template else recipe.model}",
+    )
+    _check_system_prompt(recipe, opened)
     if not stage.run_id:
-        return OpenBase(directory, tokenizer, "", "", "")
+        return opened
     model = log_base(recipe.model)
-    name = base_name(model, recipe.model)
-    return OpenBase(directory, tokenizer, model.model_id, model.params["digest"], name)
+    return replace(
+        opened,
+        model_id=model.model_id,
+        digest=model.params["digest"],
+        name=base_name(model, recipe.model),
+        probes=tuple(open_probe(name, recipe, opened, stage.run_id) for name in recipe.probes),
+    )
 
 
 def base_name(model: LoggedModel, source: str) -> str:
@@ -65,6 +114,13 @@ def base_name(model: LoggedModel, source: str) -> str:
     if source.startswith(("models:/", "runs:/")):
         return str(model.name)
     return Path(source).resolve().name if Path(source).is_dir() else source
+
+
+def _check_system_prompt(recipe: TrainingRecipe, base: OpenBase) -> None:
+    turns = [*system_turn(recipe.system_prompt), {"role": "user", "content": "What is 1 + 1?"}]
+    turns = settled(base.tokenizer, turns)
+    prompt = render(base.tokenizer, turns, what=base.what)
+    check_prompt(base.tokenizer, turns, prompt, Checked(), what=base.what)
 
 
 def follow(
@@ -89,6 +145,12 @@ def follow(
     from mlflow_scalpel.training.resume import Past
 
     check_spread(stage.recipe.sharding, trainer.accelerator.distributed_type.value)
+    if len(trainer.train_dataset) != len(pool.rows):
+        raise ScalpelError(
+            f"data {stage.recipe.data.describe()}: the trainer took {len(trainer.train_dataset)} "
+            f"of {len(pool.rows)} examples, so that steps and costs would be wrong; set "
+            "train.max_length=null, and filter with data.max_solution_tokens"
+        )
     trained = apply_freeze(trainer.model, stage.recipe.train.freeze)
     trainer.remove_callback(PrinterCallback)  # a line a step; the callback prints what counts
     trainer.add_callback(TogetherCallback(trainer.accelerator.wait_for_everyone))
@@ -100,7 +162,7 @@ def follow(
         courier.drain()  # what the killed process had not sent yet
         chosen[0], past = _take_up(stage)
     else:
-        log_settings(stage.recipe, base, algorithm, trainer.args)
+        log_settings(stage.recipe, base, algorithm, trainer.args, pool)
         mlflow.log_params({**pool.params(), **trained.params()})
     broadcast_object_list(chosen)  # the others must not look while files are removed here
     trainer.add_callback(
@@ -148,20 +210,33 @@ def check_spread(sharding: str | None, kind: str) -> None:
 
 def open_comparison(recipe: TrainingRecipe, base: OpenBase) -> Comparison:
     """The base, ready to have checkpoints measured against it on the recipe's probes."""
-    probes = [open_probe(name, recipe, base.tokenizer) for name in recipe.probes]
     subject = Subject(base.directory, base.model_id, base.digest, step=0)
     metrics = [*recipe.metrics, *recipe.rare_metrics]
-    return Comparison(subject, probes, metrics, token_tables=True)
+    return Comparison(subject, base.probes, metrics, token_tables=True)
 
 
-def open_probe(name: str, recipe: TrainingRecipe, tokenizer: Any) -> Probe:
-    """The probe `name` of the recipe, rendered with its system prompt."""
+def open_probe(name: str, recipe: TrainingRecipe, base: OpenBase, run_id: str = "") -> Probe:
+    """The probe `name` of the recipe, rendered with its system prompt.
+
+    What may be wrong with it is told on the run.
+    """
     rows = load_rows(recipe.probes[name], needs=("problem", "solution"))
-    pairs = [(row["problem"], row["solution"]) for row in rows]
-    return build_probe(name, pairs, tokenizer, system_prompt=recipe.system_prompt)
+    probe = build_probe(
+        name,
+        [(row["problem"], row["solution"]) for row in rows],
+        base.tokenizer,
+        earlier=[row[EARLIER] for row in rows],
+        system_prompt=recipe.system_prompt,
+        context=base.context,
+    )
+    for code, message in probe.warnings.items():
+        warn(f"probe_{name}_{code}", message, run_id)
+    return probe
 
 
-def log_settings(recipe: TrainingRecipe, base: OpenBase, algorithm: str, arguments: Any) -> None:
+def log_settings(
+    recipe: TrainingRecipe, base: OpenBase, algorithm: str, arguments: Any, pool: Pool
+) -> None:
     """Log what the recipe says as params, and every training argument as an artifact.
 
     MLflow's charts write all params of a run beside each picture: with the 150 fields of
@@ -180,8 +255,11 @@ def log_settings(recipe: TrainingRecipe, base: OpenBase, algorithm: str, argumen
             "base_name": base.name,
             "base_model_id": base.model_id,
             "data": recipe.data.describe(),
-            "solutions": recipe.data.columns.solution if algorithm == "sft" else "none",
-            "system_prompt": recipe.system_prompt or "none",
+            "solutions": recipe.data.columns.solutions if algorithm == "sft" else "none",
+            "system_prompt": stated_prompt(pool.system_prompt),
+            "chat_template": text_digest(recipe.chat_template) if recipe.chat_template else "none",
+            "eos_token": recipe.eos_token or "none",
+            "template_date": recipe.template_date.isoformat(),
             "weights_dtype": recipe.train.dtype,
             "processes": recipe.processes,
             "hardware": hardware(),

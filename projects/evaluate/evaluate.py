@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mlflow_scalpel.evaluation.needs import check_installed
-from mlflow_scalpel.evaluation.suite import load_suite
+from mlflow_scalpel.evaluation.suite import check_data_files, load_suite
 from mlflow_scalpel.stage import open_stage
 
 HERE = Path(__file__).parent
@@ -11,7 +11,9 @@ HERE = Path(__file__).parent
 
 def suite_of(recipe):
     check_installed(recipe)
-    return load_suite(recipe.suite, HERE / "suites", recipe.data, recipe.samples)
+    suite = load_suite(recipe.suite, HERE / "suites", recipe.data, recipe.samples)
+    check_data_files(suite)
+    return suite
 
 
 def evaluate(stage):
@@ -26,14 +28,21 @@ def evaluate(stage):
         rows_of,
         score_table,
         take_up_suite,
+        tell_warnings,
+        warn_left_out,
     )
     from mlflow_scalpel.evaluation.results import Results
+    from mlflow_scalpel.evaluation.suite_data import data_warnings
     from mlflow_scalpel.evaluation.workers import Order, count_workers, measure_all
+    from mlflow_scalpel.run_warnings import warn
     from mlflow_scalpel.takeup import seam_tag
 
     recipe = stage.recipe
     suite = suite_of(recipe)
-    plan = plan_evaluation(recipe)
+    unreadable = data_warnings(suite)
+    for run_id in filter(None, (stage.run_id, recipe.run) if unreadable else ()):
+        warn("unreadable_golds_evaluated", unreadable, run_id)
+    plan = plan_evaluation(recipe, stage.output)
     results = Results(stage.run_id, stage.output)
     mlflow.log_params(recipe.flat())
     if stage.resumed:
@@ -72,6 +81,8 @@ def evaluate(stage):
     tables = [score_table(*one, plan, recipe.dtype) for one in found]
     tables += [gap_table(suite, gaps[n], subjects[n], plan, recipe.dtype) for n in sorted(gaps)]
     results.close()
+    warn_left_out([evaluation for evaluation, _ in found], stage.run_id, recipe.run)
+    tell_warnings(found, plan, stage.run_id)
     log_results(tables, [rows_of(*one) for one in found], measured, recipe.dtype)
     if recipe.best is not None and recipe.run is not None:
         give_best(mlflow.MlflowClient(), recipe.run, recipe.best, minimize=False)

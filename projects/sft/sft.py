@@ -10,12 +10,13 @@ with open_stage("sft", Path(__file__).parent / "recipes", check=check_installed)
 
     from mlflow_scalpel.training.arguments import sft_fields
     from mlflow_scalpel.training.examples import open_pool, sft_examples
+    from mlflow_scalpel.training.learned import learned_examples
     from mlflow_scalpel.training.session import follow, open_base
 
     recipe = stage.recipe
     base = open_base(stage)
-    pool = open_pool(recipe, base.tokenizer)
-    examples = sft_examples(recipe, pool)
+    pool = open_pool(recipe, base.tokenizer, stage.run_id)
+    examples = learned_examples(sft_examples(recipe, pool), base, stage.run_id)
     trainer = SFTTrainer(
         model=str(base.directory),
         args=SFTConfig(**sft_fields(recipe, stage.output, len(examples))),

@@ -65,7 +65,7 @@ def test_a_base_that_gives_nan_is_rows_with_that_reason(models):
     assert rows.loc["weights/update_rms", "status"] == "ok"
 
 
-def test_a_problem_longer_than_the_context_is_rows_with_a_reason_that_are_not_kept(models):
+def test_a_problem_longer_than_the_context_is_a_row_and_the_rest_is_measured(models):
     base, checkpoint, _ = models
     config = Path(base) / "config.json"
     settings = json.loads(config.read_text())
@@ -73,9 +73,10 @@ def test_a_problem_longer_than_the_context_is_rows_with_a_reason_that_are_not_ke
     config.write_text(json.dumps(settings | {"max_position_embeddings": longest}))
     ask = {"metrics": ["kl_on_base_samples", "weights/update_rms"], "texts": TEXTS}
     table = mlflow_scalpel.compare(base, checkpoint, **ask)
-    rows = table[table["metric"] != "weights/update_rms"]
-    assert list(rows["status"]) == ["not measured"] * 2
-    assert rows["reason"].str.contains("leaves no room").all()
+    rows = table[table["metric"] == "kl_on_base_samples/answer_tokens"]
+    assert list(rows["status"]) == ["ok", "too long"]
+    assert rows["n"].iloc[0] == 2
+    assert "('what is the capital') has 50 tokens" in rows["reason"].iloc[1]
     assert (table[table["metric"] == "weights/update_rms"]["status"] == "ok").all()
 
 

@@ -114,6 +114,21 @@ def test_what_cannot_be_compared_is_counted_and_listed():
     assert (kept["value"], kept["n"]) == (1, 1)
 
 
+def test_what_takes_too_long_is_told_from_unreadable_gold_answers():
+    nan = float("nan")
+    before = rows(BASE, {"fine": [1], "gold": [nan], "late": [1], "both": [nan]})
+    after = rows(AFTER, {"fine": [1], "gold": [nan], "late": [nan], "both": [nan]})
+    before["unscored"] = [None, "ungraded", None, "ungraded"]
+    after["unscored"] = [None, "ungraded", "not graded", "not graded"]
+    samples = pd.concat([before, after])
+    found = ledger(samples, BASE, [AFTER]).set_index("problem_id")
+    assert list(found["status"]) == ["kept", "ungraded", "not graded", "ungraded"]
+    table = capability_table(samples, BASE, [AFTER])
+    (out,) = table[table["metric"] == "capabilities/left_out"].to_dict("records")
+    assert "2 not graded, because the gold answer cannot be read" in out["reason"]
+    assert "1 not graded, because comparing an answer takes too long" in out["reason"]
+
+
 def test_a_problem_asked_twice_is_two_problems():
     before = pd.concat([rows(BASE, {"p": [1]}), rows(BASE, {"p": [1]})])
     after = pd.concat([rows(AFTER, {"p": [1]}), rows(AFTER, {"p": [0]})])

@@ -219,9 +219,13 @@ def test_wrong_questions_are_answered_with_a_remedy(models, tmp_path):
         mlflow_scalpel.compare(base, checkpoint, metrics=["kl"])
     with pytest.raises(ScalpelError, match="did you mean weights"):
         mlflow_scalpel.compare(base, checkpoint, metrics=["weight"])
+    turns = tmp_path / "turns.jsonl"
+    turns.write_text('{"problem": "a", "solution": [{"role": "assistant", "content": "b"}]}')
+    with pytest.raises(ScalpelError, match=r"turns.jsonl: line 1: solution holds a list of mess"):
+        mlflow_scalpel.compare(base, checkpoint, texts=turns, metrics=["kl"])
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"problem": "a", "solution": "b"}\n{"problem": "a"}\n')
-    with pytest.raises(ScalpelError, match="line 2 is no JSON object with the fields problem"):
+    with pytest.raises(ScalpelError, match="line 2 has no solution"):
         mlflow_scalpel.compare(base, checkpoint, metrics=["kl"], texts=bad)
 
 
@@ -339,6 +343,26 @@ def test_groups_on_texts_in_one_call_run_nothing_again(models, texts, monkeypatc
     monkeypatch.setattr(engine, "OneModel", None)  # nothing may be run
     again = mlflow_scalpel.compare(models[0], models[1], metrics=groups, texts=texts)
     pd.testing.assert_frame_equal(once, again, check_exact=True)
+
+
+def test_texts_have_the_template_that_the_checkpoints_were_trained_with(models, texts, capsys):
+    def of(*checkpoints):
+        table = mlflow_scalpel.compare(
+            models[0], checkpoints, metrics=["kl/all_tokens"], texts=texts, cache=False
+        )
+        (found,) = set(table["texts"])
+        return found
+
+    plain = of(*models[1:])
+    template = Path(models[1]) / "chat_template.jinja"
+    template.write_text(template.read_text().replace("{{ m['content'] }}", "({{ m['content'] }})"))
+    trained = of(models[1])
+    assert trained != plain
+    assert "chat templates" not in capsys.readouterr().out
+    assert of(*models[1:]) == plain  # with two templates, the base's
+    assert "the checkpoints have 2 chat templates" in capsys.readouterr().out
+    (Path(models[0]) / "chat_template.jinja").unlink()  # of a base that was not tuned to chat
+    assert of(models[1]) == trained
 
 
 def test_what_the_views_say_to_run_is_a_command(monkeypatch, tmp_path):

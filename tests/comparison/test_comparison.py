@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mlflow_scalpel.chat import load_tokenizer
 from mlflow_scalpel.checkpoints import log_base, log_checkpoint
 from mlflow_scalpel.comparison import (
     COLUMNS,
@@ -139,6 +141,39 @@ def test_texts_are_named_by_their_content(first_model):
     tokenizer.chat_template = None
     with pytest.raises(ScalpelError, match="no chat template"):
         build_probe("p", PAIRS, tokenizer)
+
+
+def test_texts_are_named_by_what_was_rendered(first_model, tmp_path):
+    """Not only by the template: it may write a date, or what a setting says."""
+    tokenizer = load_tokenizer(first_model)
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
+    plain = build_probe("p", PAIRS, tokenizer).texts
+    assert build_probe("p", PAIRS, tokenizer).texts == plain
+    tokenizer.save_pretrained(tmp_path)
+    later = load_tokenizer(tmp_path, datetime.date(2025, 1, 1))
+    assert build_probe("p", PAIRS, later).texts != plain
+    assert build_probe("p", PAIRS, later).texts.split()[2] == plain.split()[2]  # the template's
+
+
+def test_a_text_longer_than_the_context_is_a_row_with_its_reason(first_model, make_model):
+    tokenizer = AutoTokenizer.from_pretrained(first_model)
+    short, long = ("1+1=?", "2"), ("2+2=?", "4" * 95)  # the model has 96 positions
+    both = build_probe("p", [short, long], tokenizer, context=96)
+    alone = build_probe("p", [short], tokenizer, context=96)
+    fitting = build_probe("p", [short, ("2+2=?", "4" * 89)], tokenizer, context=96)
+    assert (len(both.items), len(both.left_out), len(fitting.left_out)) == (1, 1, 0)
+    assert "1 of 2 texts of probe p are longer" in both.warnings["too_long"]
+    other = subject(make_model(2), 1)
+    tables = [Comparison(subject(first_model), [one]).measure(other) for one in (both, alone)]
+    for metric in ("kl/all_tokens", "kl/answer_tokens"):
+        found, expected = (rows_of(table, metric) for table in tables)
+        assert list(found["status"]) == ["ok", "too long"]
+        assert found["value"].iloc[0] == expected["value"].iloc[0]
+        assert found["n"].iloc[0] == 1
+        assert "problem 1 of probe p ('2+2=?') has 102 tokens" in found["reason"].iloc[1]
+    none = build_probe("p", [long], tokenizer, context=96)
+    table = Comparison(subject(first_model), [none]).measure(other)
+    assert list(rows_of(table, "kl/all_tokens")["status"]) == ["too long"]
 
 
 def test_what_cannot_be_compared_is_a_row_that_says_why(first_model, make_model, tmp_path):

@@ -50,7 +50,7 @@ def test_where_rows_and_limit(file):
     [
         ({"columns": {"problem": "frage"}}, "no column 'frage'.*question, answer, kind"),
         ({"where": {"level": "1"}}, "where.level names no column"),
-        ({"where": {"kind": "x"}}, "leave no row"),
+        ({"where": {"kind": "x"}}, "where.kind = x leaves no row; the column has sum, product"),
         ({"rows": "9:"}, "leave no row"),
     ],
 )
@@ -64,7 +64,7 @@ def test_a_row_without_what_is_needed_is_told(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"problem": "a", "answer": "1"}\n{"problem": "b", "answer": null}\n')
     assert load_rows(Data(file=str(path)))[1]["answer"] is None
-    with pytest.raises(ScalpelError, match="row 1 has no answer"):
+    with pytest.raises(ScalpelError, match="line 2: there is no answer in it"):
         load_rows(Data(file=str(path)), needs=("problem", "answer"))
 
 

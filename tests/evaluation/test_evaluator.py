@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,30 @@ def test_problems_without_a_readable_gold_are_left_out(
     assert np.isnan(score.stderr)  # of one problem
     assert list(evaluation.samples["score"].isna()) == [False, True]
     assert "1 of 2 problems cannot be read" in caplog.text
+    assert evaluation.samples["unscored"].fillna("").tolist() == ["", "ungraded"]
+
+
+@pytest.mark.parametrize("by", [{"metric": "math_verify"}, {"grader": "math_verify"}])
+def test_answers_that_take_too_long_are_counted_apart(
+    build: Callable[..., Evaluator],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    by: dict[str, str],
+) -> None:
+    rows = [{"problem": "1+1=?", "answer": "2"}, {"problem": "2+2=?", "answer": "9^{9^{9}}"}]
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    evaluator = build(task(task="math_problem", data=data, **{"metric": None, **by}))
+    lm = evaluator._lm
+    monkeypatch.setattr(lm, "generate_until", lambda requests: [
+        lm.lengths.setdefault(id(request), []).append((3, True)) or r"\boxed{2}"
+        for request in requests
+    ])  # fmt: skip
+    evaluation = evaluator.run()
+    (score,) = evaluation.scores
+    assert (score.value, score.n, score.ungraded, score.not_graded) == (1.0, 1, 0, 1)
+    assert evaluation.samples["unscored"].fillna("").tolist() == ["", "not graded"]
+    assert "1 of 2 problems have an answer that takes too long" in caplog.text
 
 
 def test_a_stop_string_ends_each_row_by_itself(build: Callable[..., Evaluator]) -> None:
@@ -270,11 +295,12 @@ def test_a_prompt_beyond_the_context_is_refused(build: Callable[..., Evaluator])
 
 
 def test_where_the_context_ends_so_does_the_completion(
-    build: Callable[..., Evaluator], caplog: pytest.LogCaptureFixture
+    build: Callable[..., Evaluator],
 ) -> None:
-    rows = build(task(limit=3), system_prompt="x" * 80).run().samples
-    assert rows["tokens"].max() < 12
-    assert "new tokens that its task allows" in caplog.text
+    found = build(task(limit=3), system_prompt="x" * 80).run()
+    assert found.samples["tokens"].max() < 12
+    assert [score.crowded for score in found.scores] == [3]
+    assert [score.crowded for score in build(task(limit=3)).run().scores] == [0]
 
 
 def test_a_template_that_drops_the_system_prompt_is_refused(
@@ -289,6 +315,27 @@ def test_a_template_that_drops_the_system_prompt_is_refused(
     template.unlink()
     with pytest.raises(ScalpelError, match="no chat template"):
         build(task(limit=1), model=model)
+
+
+def test_an_empty_system_prompt_and_the_date_reach_every_prompt(
+    build: Callable[..., Evaluator], make_model: Callable[..., Path]
+) -> None:
+    """As Qwen2.5 has a system prompt of its own, and Llama 3.2 writes the date."""
+    model = make_model(1)
+    own = "{% if messages[0]['role'] != 'system' %}<|system|>you are kind{% endif %}"
+    template = model / "chat_template.jinja"
+    plain = template.read_text()
+    template.write_text(own + "{{ strftime_now('%Y') }}" + plain)
+    seen = {}
+    for prompt in (None, "", "Be brief"):
+        evaluator = build(
+            task(limit=1), model=model, system_prompt=prompt, template_date=date(1999, 1, 2)
+        )
+        evaluator.run()
+        (seen[prompt],) = evaluator.prompts.values()
+    assert seen[None].startswith("<|system|>you are kind1999<|user|>")
+    assert seen[""].startswith("1999<|system|><|user|>")
+    assert seen["Be brief"].startswith("1999<|system|>Be brief<|user|>")
 
 
 def test_a_grader_of_the_project_in_place_of_the_tasks(

@@ -211,3 +211,24 @@ def test_values_are_what_they_look_like(text, value, tmp_path):
     (read,) = parse_settings(f"'field={text}'").values()
     assert read == value
     assert type(read) is type(value)
+
+
+def test_a_chat_template_is_text_or_a_file(tmp_path, monkeypatch):
+    text = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    (tmp_path / "own.jinja").write_text(text)
+    (tmp_path / "empty.jinja").write_text("no braces")
+    monkeypatch.chdir(tmp_path)
+    recipe = load("sft", "chat_template=own.jinja")
+    assert recipe.chat_template == text
+    # As the run keeps it, it is read again without the file.
+    assert type(recipe).model_validate(recipe.model_dump(mode="json")) == recipe
+    for name, said in (("none.jinja", f"looked for in {tmp_path}"), ("empty.jinja", "no braces")):
+        with pytest.raises(RecipeError, match=said):
+            load("sft", f"chat_template={name}")
+
+
+def test_the_date_of_templates_is_a_stated_one():
+    recipe = load("sft")
+    assert recipe.template_date.isoformat() == "2024-07-26"
+    recipe = load("sft", "template_date=2026-01-02")
+    assert recipe.template_date.isoformat() == "2026-01-02"

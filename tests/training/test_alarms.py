@@ -134,3 +134,20 @@ def test_logs_of_other_things_are_passed_over():
 def test_a_mistake_in_the_recipe_is_told(settings, said):
     with pytest.raises(RecipeError, match=f"(?s){said}"):
         load_recipe("tiny", GRPO, stage="grpo", settings=settings)
+
+
+def test_completions_none_of_which_ends_are_said_once():
+    """By the alarm where the run is long enough, and at its end where it is shorter than that."""
+    cut = [{"completions/clipped_ratio": 1.0}] * 12
+    for length, alarmed in ((4, False), (12, True)):
+        watch = Watch(Alarms(window=10))
+        alarms = [one for step in range(length) for one in watch.see(step, cut[step])]
+        assert [alarm.name for alarm in alarms] == ["truncation"] * alarmed
+        said = alarms[0].message if alarmed else watch.unfinished()
+        assert said is not None
+        assert f"no completion of {'the last 10' if alarmed else '4'} logged steps ended" in said
+        assert (watch.unfinished() is None) == alarmed
+    watch = Watch(Alarms(window=10))
+    watch.see(1, {"completions/clipped_ratio": 0.9})
+    watch.see(2, cut[0])
+    assert watch.unfinished() is None

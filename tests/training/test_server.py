@@ -210,6 +210,11 @@ def test_the_papers_server_has_the_eighth_gpu_and_what_trl_needs():
         ("grpo", "train.use_vllm=true", r"vllm is not installed; .*\[vllm\].*train.use_vllm=false"),
         ("sft", "processes=2 sharding=zero3", "deepspeed is not installed; .*sharding=fsdp"),
         ("sft", "train.use_liger_kernel=true", "liger_kernel is not installed"),
+        (
+            "sft",
+            "train.attn_implementation=flash_attention_2",
+            "flash_attn is not installed; .*attn_implementation=sdpa",
+        ),
     ],
 )
 def test_a_package_that_is_missing_is_told_before_anything_starts(

@@ -54,7 +54,8 @@ def test_every_sft_recipe_is_what_trl_takes(path, tmp_path):
 )
 def test_every_choice_that_a_recipe_may_make_exists_in_trl(model, field, tmp_path):
     for choice in get_args(model.model_fields[field].annotation):
-        recipe = recipe_of("grpo", f"train.{field}={choice}")
+        kwargs = "'train.lr_scheduler_kwargs={min_lr_rate: 0.1}'" if "min_lr" in choice else ""
+        recipe = recipe_of("grpo", f"train.{field}={choice} {kwargs}")
         assert GRPOConfig(**grpo_fields(recipe, tmp_path, rows=1000))
 
 
@@ -106,13 +107,18 @@ def test_what_is_too_long_is_left_out_and_counted(stage, tmp_path, capsys):
     pool = open_pool(lengths_recipe(stage, tmp_path, limits), make_tokenizer())
     assert [row["problem"] for row in pool.rows] == ["1+1"]
     assert pool.rows[0]["solution"] == "2"
-    assert pool.params() == {
+    assert {key: value for key, value in pool.params().items() if value} == {
+        "data_rows": 4,
         "data_problems": 1,
         "data_dropped_repeated": 1,
         "data_dropped_long_prompts": 1,
         "data_dropped_long_solutions": 1,
     }
-    assert "1 of 3 problems kept; 1 prompts are over 5 tokens" in capsys.readouterr().out
+    assert (
+        "data: 1 of 4 rows kept; 1 repeat an earlier problem (1 of them with another solution); "
+        "1 prompts are over 5 tokens; 1 solutions are over 5 tokens\n"
+    ) in capsys.readouterr().out
+    assert "only 1 of the 4 rows" in pool.warnings["data"]
 
 
 def test_the_system_prompt_counts_as_prompt(tmp_path):
@@ -140,10 +146,15 @@ def judge(texts: list[str], gold: list[str]):
     rewards, counted = Rewards(), Counted()
     completions = [[{"role": "assistant", "content": text}] for text in texts]
     ids = [[1] * len(text) for text in texts]
-    given = rewards.accuracy(
-        completions=completions, answer=gold, completion_ids=ids, log_metric=counted, prompts=[]
-    )
-    return rewards, given, counted.values, rewards.format(completions=completions)
+    batch = {
+        "completions": completions,
+        "answer": gold,
+        "completion_ids": ids,
+        "log_metric": counted,
+        "prompts": [],
+    }
+    accuracy, form = rewards.functions(["accuracy", "format"])
+    return rewards, accuracy(**batch), counted.values, form(**batch)
 
 
 BLOCKS = "<think>\n1+1=2\n</think>\n<answer>\n\\boxed{2}\n</answer>"
@@ -160,6 +171,15 @@ def test_rewards_count_what_goes_wrong():
     assert rewards.warning() is None
 
 
+def test_the_format_is_judged_with_what_the_prompt_opens():
+    """As of DeepSeek-R1's template, which ends the prompt with <think> and a line break."""
+    rest = BLOCKS.removeprefix("<think>\n")
+    wrong = ["1+1=2", rest.replace("</think>", ""), rest.replace("answer", "result")]
+    completions = [[{"content": text}] for text in (BLOCKS, rest, *wrong)]
+    assert Rewards().format(completions) == [1.0, 0.0, 0.0, 0.0, 0.0]
+    assert Rewards(opening="<think>\n").format(completions) == [1.0, 1.0, 0.0, 0.0, 0.0]
+
+
 def test_a_gold_answer_that_does_not_parse_is_counted_and_not_judged():
     _, given, counted, form = judge([BLOCKS, BLOCKS], ["", "2"])
     assert given == [None, 1.0]
@@ -170,15 +190,66 @@ def test_a_gold_answer_that_does_not_parse_is_counted_and_not_judged():
 def test_completions_that_would_take_seconds_do_not():
     nasty = ["\\boxed{9^{9^{9^9}}}", "\\boxed{10^{10^{10}}}", "\\boxed{99999999!}"] * 4
     started = time.monotonic()
-    _, given, _, _ = judge(nasty, ["2"] * len(nasty))
-    assert given == [0.0] * len(nasty)
+    rewards, given, counted, _ = judge(nasty, ["2"] * len(nasty))
+    assert given == [None] * len(nasty)  # not graded, which is not wrong
+    assert counted["reward_checks/not_graded"] == 1.0
+    assert counted["reward_checks/gold_unparsable"] == 0.0
+    assert rewards.not_graded == len(nasty)
     assert time.monotonic() - started < 5
+
+
+def test_an_unboxed_answer_in_the_format_asked_for_is_right():
+    texts = [
+        "<think>\nx\n</think>\n<answer>\n$17$\n</answer>",
+        "<think>\nx\n</think>\n<answer>\nThe final answer is \\(17\\).\n</answer>",
+        "The answer is $17$. I hope this answer helps.",
+    ]
+    _, given, _, form = judge(texts, ["17"] * 3)
+    assert given == [1.0] * 3
+    assert form == [1.0, 1.0, 0.0]
 
 
 def test_a_reward_that_is_always_zero_is_said():
     rewards, *_ = judge(["2", "\\boxed{3}"], ["2", "2"])
     assert "0 for all 2 completions" in str(rewards.warning())
     assert "1 of them hold a \\boxed" in str(rewards.warning())
+
+
+def counted_by(names: list[str], texts: list[str], gold: str = "2") -> Rewards:
+    rewards = Rewards()
+    for reward in rewards.functions(names):
+        reward(
+            completions=[[{"role": "assistant", "content": text}] for text in texts],
+            answer=[gold] * len(texts),
+            completion_ids=[[1] * 7] * len(texts),
+            log_metric=Counted(),
+            prompts=[],
+        )
+    return rewards
+
+
+@pytest.mark.parametrize("names", [["format"], ["accuracy"], ["accuracy", "format"]])
+def test_each_batch_is_counted_once_whichever_rewards_there_are(names):
+    rewards = counted_by(names, [BLOCKS, "\\boxed{2}", ""])
+    assert (rewards.completions, rewards.tokens_generated, rewards.boxed) == (3, 21, 2)
+    assert rewards.warning() is None
+    # The names that the trainer's metrics carry.
+    assert [reward.__name__ for reward in rewards.functions(names)] == names
+
+
+@pytest.mark.parametrize(
+    ("names", "texts", "gold", "said"),
+    [
+        (["format"], ["2", "\\boxed{2}"], "2", "the format reward was 0 for all 2 completions"),
+        (["accuracy"], ["2", "3"], "2", "the accuracy reward was 0 for all 2 completions"),
+        (["accuracy", "format"], ["2"], "2", "accuracy and format reward was 0 for all 1 compl"),
+        (["accuracy", "format"], [BLOCKS], "3", "GRPO has nothing to amplify"),
+        (["accuracy", "format"], [BLOCKS], "", "judged none of all 1 completions"),
+        (["accuracy"], [BLOCKS], "", "for 1 the gold answer could not be read"),
+    ],
+)
+def test_rewards_that_are_all_zero_are_said_whichever_they_are(names, texts, gold, said):
+    assert said in str(counted_by(names, texts, gold).warning())
 
 
 def test_flops_and_cost():
