@@ -304,8 +304,6 @@ def _describe(task: Any, requests: list[Instance], entry: SuiteTask) -> dict[str
     }
 
 
-
-
 @contextmanager
 def _own_random(seed: int) -> Iterator[None]:
     """Random state of its own for Python and torch, seeded; the caller's comes back afterwards."""
