@@ -94,7 +94,9 @@ class Graders:
     """A few grading processes. All methods may be called from any thread, one at a time."""
 
     def __init__(self, most: int | None = None) -> None:
-        self._most = most or max(1, min(PROCESSES, len(os.sched_getaffinity(0))))
+        affinity = getattr(os, "sched_getaffinity", None)  # Linux: the cores that this job has
+        cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+        self._most = most or min(PROCESSES, cores)
         self._processes: list[_Process] = []
         self._lock = threading.Lock()
 

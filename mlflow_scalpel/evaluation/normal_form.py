@@ -35,6 +35,10 @@ _CHARACTERS = str.maketrans({**{chr(k): v for k, v in _FULLWIDTH.items()}, **_SP
 _DELIMITED = re.compile(r"(?s)^\s*(?:\$\$(.*)\$\$|\$(.*)\$|\\\((.*)\\\)|\\\[(.*)\\\])\s*$")
 _SPACES = re.compile(r"\\[,;:! ]|~|\\q?quad(?![A-Za-z])|\\hspace\{[^{}]*\}")
 _SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\.?|\\displaystyle|\\limits")
+_COLOUR = re.compile(
+    r"\\(?:text)?color\s*(?:\[\w+\])?\{\s*[\w!]+\s*\}|\\(?:bf|rm|it|sf|tt|boldmath|bfseries)(?![A-Za-z])"
+)
+_DECORATION = re.compile(r"\\(?:underline|boldsymbol|bm|mathbf|pmb)\s*\{([^{}]*)\}")
 _TEXT = re.compile(
     r"\\(?:text(?:bf|it|rm|normal|sf|tt|up|sc)?|mbox|hbox|math(?:rm|bf|it|sf)|operatorname)\s*(?=\{)"
 )
@@ -72,6 +76,7 @@ def normal(text: str) -> str:
     text = re.sub(r"(\d)(?:\\!|\{,\}|,\\!|\\,)+\s*(?=\d{3}(?!\d))", r"\1,", text)
     text = _SIZES.sub("", _SPACES.sub(" ", text)).replace("**", "^")
     text = re.sub(r"\\[dtc]frac(?![a-z])", r"\\frac", text)
+    text = _DECORATION.sub(r"\1", _COLOUR.sub("", text))
     text = _TEXT.sub(r"\\text", text)
     text = re.sub(r"\\text\s*\{\s*\}", " ", text)
     text = re.sub(r"\\(?:leqslant|leq|le)(?![a-z])", r"\\leq", text)

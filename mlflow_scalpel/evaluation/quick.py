@@ -42,6 +42,7 @@ _NAME = (
     r"|\\text\{[^{}=]*\}|\\[a-z]+(?:\([a-z]\))?)"
 )
 _ASSIGNED = re.compile(rf"^({_NAME})\s*(?:=|\\approx)\s*([^=<>]+)$")
+_TURNED = re.compile(rf"^([^=<>A-Za-z]+)\s*=\s*({_NAME})$")
 _MEMBER = re.compile(r"^[A-Za-z]\s*\\in(?![a-z])\s*")
 _TIME = re.compile(r"(\d{1,2}):(\d{2})\s*(?:\\text\{\s*)?([ap]\.?m\.?)?(?:\s*\})?$", re.IGNORECASE)
 _RATIO = re.compile(r"(\d+(?:\.\d+)?)\s*:\s*(\d+(?:\.\d+)?)$")
@@ -95,6 +96,9 @@ def may_be_read(gold: str) -> bool | None:
 
 
 def _core(text: str) -> str:
+    turned = _TURNED.match(text)
+    if turned is not None:
+        text = f"{turned[2]} = {turned[1]}"
     return _MEMBER.sub("", text)
 
 
