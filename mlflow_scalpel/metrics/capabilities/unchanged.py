@@ -20,7 +20,7 @@ from mlflow_scalpel.metrics.capabilities.benchmark import Benchmark
 
 ALPHA = 0.05
 TWO_ERRORS = 0.0455  # of a normal distribution lie outside of two standard deviations
-EXACT_TO = 1 << 19
+EXACT_TO = 1 << 17
 """Largest number of different excesses; expectations of a problem are rounded to stay within."""
 ROUNDING = 1e-13
 """Of a chance that comes out of a Fourier transform."""
@@ -71,13 +71,20 @@ def unchanged(benchmarks: Sequence[Benchmark], *, lost: bool = False) -> Unchang
     Lost problems are those with the first samples the other way round. Raises ValueError where a
     problem has fewer than two samples of the base.
     """
-    rights = np.concatenate([one.base_right for one in benchmarks])
-    k = np.concatenate([one.base_samples for one in benchmarks])
-    others = np.concatenate([one.samples for one in benchmarks])
-    pooled = rights + np.concatenate([one.right for one in benchmarks])
-    observed = sum(int((one.lost if lost else one.gained).sum()) for one in benchmarks)
-    if not len(k) or k.min() < 2:
+    columns = ("base_right", "base_samples", "right", "samples")
+    problems = np.concatenate(
+        [np.stack([getattr(one, name) for name in columns]) for one in benchmarks], axis=1
+    ).astype(np.int64)  # (4, P)
+    if not problems.size or problems[1].min() < 2:
         raise ValueError("what chance gives needs problems, with two samples of the base each")
+    observed = sum(int((one.lost if lost else one.gained).sum()) for one in benchmarks)
+    return _unchanged(problems.tobytes(), observed, lost)
+
+
+@functools.lru_cache(maxsize=64)  # several metrics are parts of one
+def _unchanged(problems: bytes, observed: int, lost: bool) -> Unchanged:
+    rights, k, right, others = np.frombuffer(problems, dtype=np.int64).reshape(4, -1)
+    pooled = rights + right
     unit = math.lcm(*np.unique(k * (k - 1)).tolist())
     unit = min(unit, max(64, EXACT_TO // (2 * len(k))))
     groups, counts = np.unique(np.stack([k, others, pooled]), axis=1, return_counts=True)
