@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from mlflow_scalpel.chat import context_of, load_tokenizer, stored_template, template_of
+from mlflow_scalpel.chat import (
+    DEFAULT_DATE,
+    context_of,
+    load_tokenizer,
+    stored_template,
+    template_of,
+)
 from mlflow_scalpel.checkpoints.resolve import expand
 from mlflow_scalpel.comparison.engine import ON_TEXTS, STANDARD, Comparison
 from mlflow_scalpel.comparison.evaluated import evaluated_capabilities
@@ -27,6 +34,7 @@ def compare(
     texts: str | Path | Sequence[tuple[str, str]] | None = None,
     samples: pd.DataFrame | str | Path | None = None,
     system_prompt: str | None = None,
+    template_date: date = DEFAULT_DATE,
     dtype: str = "float32",
     device: str = "cpu",
     all_tensors: bool = False,
@@ -46,7 +54,8 @@ def compare(
             `attention` are measured on. Without texts they are left out.
         samples: rows of one evaluation, or their Parquet file, for `capabilities`; without them
             the newest evaluation of each checkpoint's run is taken.
-        system_prompt: put before every text.
+        system_prompt: put before every text; "" switches off what the template says by itself.
+        template_date: what a chat template writes that asks for the current date.
         dtype: of the forward passes.
         device: Torch device of the forward passes.
         all_tensors: weight metrics also of embeddings, norms, heads and biases.
@@ -84,7 +93,7 @@ def compare(
     subjects = [subject_from(one, files=files) for one in expanded]
     comparison = Comparison(
         subject,
-        [] if texts is None else [_probe(texts, subject, subjects, system_prompt)],
+        [] if texts is None else [_probe(texts, subject, subjects, system_prompt, template_date)],
         names,
         dtype=dtype,
         device=device,
@@ -134,6 +143,7 @@ def _probe(
     base: Subject,
     checkpoints: Sequence[Subject],
     system_prompt: str | None,
+    template_date: date,
 ) -> Probe:
     """The texts, rendered with the template that the checkpoints were trained with.
 
@@ -145,7 +155,7 @@ def _probe(
         name, pairs = Path(texts).stem, read_texts(Path(texts))
     else:
         name, pairs = "texts", [(problem, solution) for problem, solution in texts]
-    tokenizer = load_tokenizer(base.directory)
+    tokenizer = load_tokenizer(base.directory, template_date)
     own = template_of(tokenizer)
     found = {stored_template(one.directory) for one in checkpoints} - {None}
     if len(found) == 1:
