@@ -170,7 +170,7 @@ def pair(setup: Setup) -> Iterator[Row]:
     """Two layers of OLMo-2 1B in bfloat16, and a perturbed copy."""
     base, checkpoint = setup.work / "pair", setup.work / "pair-step-1"
     config = olmo2_1b(setup.small, num_hidden_layers=2)
-    tokenizer = make_tokenizer(Architecture(), ["add"])
+    tokenizer = make_tokenizer(Architecture(max_position_embeddings=4096), ["add"])
     model = random_model(config, torch.bfloat16, setup.device)
     for directory in (base, checkpoint):
         model.save_pretrained(directory)
