@@ -1,4 +1,4 @@
-"""First contact with a GPU: what of the product was never run on one, in a few minutes.
+"""First contact with a GPU: what of the product a CPU cannot show, in some eight minutes.
 
     python benchmarks/gpu_check.py --out gpu-check
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="sizes of a test")
     parser.add_argument("--only", nargs="*", choices=CHECKS, help="some of the checks")
-    parser.add_argument("--seconds", type=float, default=340, help="after which none goes on")
+    parser.add_argument("--seconds", type=float, default=600, help="after which none goes on")
     parser.add_argument("--one", choices=CHECKS, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

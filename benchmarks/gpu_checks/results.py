@@ -84,6 +84,6 @@ def table(rows: Iterable[Row]) -> str:
             "" if number is None else f"{number:.5g} {row.unit}".strip()
             for number in (row.value, row.expected)
         )
-        note = row.note.replace("|", "\\|").replace("\n", " ")
-        lines.append(f"| {row.check} | {row.what} | {row.status} | {value} | {expected} | {note} |")
+        what, note = (text.replace("|", "\\|").replace("\n", " ") for text in (row.what, row.note))
+        lines.append(f"| {row.check} | {what} | {row.status} | {value} | {expected} | {note} |")
     return "\n".join(lines)
