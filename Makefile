@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo ui test test-all lint install
+.PHONY: demo ui test test-all lint gpu-check install
 
 demo: install  ## GRPO against SFT on a tiny OLMo-2, from pre-training to report
 	@$(BIN)/mlflow run . --env-manager local --experiment-name scalpel-demo
@@ -23,6 +23,9 @@ lint: install  ## Format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+gpu-check: install  ## What can be shown on a GPU only, in about eight minutes
+	$(BIN)/python benchmarks/gpu_check.py --out gpu-check
 
 install: $(VENV)/.installed
 

@@ -98,7 +98,8 @@ def lines(recipe: Any, size: Any, plan: Plan, *, bounded: bool) -> list[tuple[st
             "memory a GPU",
             f"{memory.total / gb:.2f} GB: weights {memory.weights / gb:.2f}, gradients "
             f"{memory.gradients / gb:.2f}, optimizer {memory.optimizer / gb:.2f}, activations "
-            f"{memory.activations / gb:.2f} (sequences of {plan.longest} tokens)",
+            f"{memory.activations / gb:.2f} (sequences of {plan.longest} tokens)"
+            + (f", autocast's copies {memory.copies / gb:.2f}" if memory.copies else ""),
         ),
         ("a checkpoint", f"{plan.checkpoint_bytes / gb:.4g} GB"),
         ("disk, stored", f"{plan.disk_stored / gb:.4g} GB ({recipe.checkpoints.count} and base)"),

@@ -107,7 +107,7 @@ def singular_values(
     a small update has.
 
     Memory: two float64 squares of the shorter side. R C^2 + 4/3 C^3 FLOPs for C <= R. On a GPU
-    (`device="cuda"`, not run by us) slices travel there, and only values return.
+    (`device="cuda"`) slices travel there, and only values return.
 
     Args:
         matrix: (R, C) of any floating dtype.

@@ -13,7 +13,7 @@ from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.recipes.training import GrpoRecipe, SftRecipe, TrainingRecipe
 from mlflow_scalpel.training.arguments import problems_a_step, sequences_a_step, total_steps
 from mlflow_scalpel.training.cost import Multiplied, generations, multiplied, run_flops
-from mlflow_scalpel.training.freezing import apply_freeze
+from mlflow_scalpel.training.freezing import apply_freeze, elements
 
 Sharding = Literal["zero2", "zero3", "fsdp"]
 
@@ -37,6 +37,8 @@ class ModelSize:
     keys_values: int
     """Width of the keys, and of the values."""
     intermediate: int
+    cast: int
+    """Elements of the matrices that are multiplied with, which autocast copies into its dtype."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,13 @@ class Memory:
     gradients: float
     optimizer: float
     activations: float
+    copies: float
+    """Of the weights, in the dtype of autocast where that is another one."""
 
     @property
     def total(self) -> float:
         """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.weights + self.gradients + self.optimizer + self.activations + self.copies
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,16 @@ def model_size(config: Any, recipe: TrainingRecipe) -> ModelSize:
         attention=heads * size,
         keys_values=(getattr(text, "num_key_value_heads", None) or heads) * size,
         intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        cast=_cast(model),
     )
+
+
+def _cast(model: Any) -> int:
+    """Elements of all matrices but the input embedding, which is a look-up where it is not tied."""
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    tied = head is not None and head.weight is embedding
+    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
+    return sum(elements(weight) for weight in matrices if tied or weight is not embedding)
 
 
 def plan_run(
@@ -205,6 +218,9 @@ def memory(
     fsdp        4 N / P        4 M / P         8 M / P         master weights in float32
     =========== ============== =============== =============== ==============
 
+    Without sharding, autocast to bfloat16 keeps copies of the float32 weights that it multiplies
+    with, 2 bytes each (docs/gpu.md has a GPU's memory beside a plan).
+
     (ZeRO's 12 are float32 weights and AdamW's two states; with float32 weights it has no second
     copy, 8.) Activations by `activation_bytes` for a batch of the longest sequences; logits are
     left out, since the trainers' fused head makes them piece by piece.
@@ -226,6 +242,7 @@ def memory(
             2 if recipe.train.bf16 else b,
             checkpointing=recipe.train.gradient_checkpointing,
         ),
+        copies=2 * size.cast if recipe.train.bf16 and b > 2 and sharding is None else 0,
     )
 
 

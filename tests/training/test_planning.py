@@ -91,6 +91,31 @@ def test_activations_are_about_what_the_forward_pass_keeps(shape):
 
 
 @pytest.mark.parametrize("tied", [False, True])
+def test_autocast_keeps_the_copies_of_weights_that_the_plan_counts(tied):
+    recipe, config = recipe_of("sft", "train.bf16=true"), tiny(tie_word_embeddings=tied)
+    size = model_size(config, recipe)
+    model = AutoModelForCausalLM.from_config(config)
+    shapes = {tuple(weight.shape) for weight in model.parameters() if weight.ndim == 2}
+    shapes |= {shape[::-1] for shape in shapes}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dtype == torch.bfloat16 and tuple(tensor.shape) in shapes:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        output = model(input_ids=torch.randint(724, (2, 10)))  # whose shapes no weight has
+    assert output.logits.requires_grad
+    assert memory(size, recipe, 10).copies == sum(kept.values())
+    for settings in ("train.bf16=false", "train.bf16=true train.dtype=bfloat16"):
+        assert memory(size, recipe_of("sft", settings), 10).copies == 0
+
+
+@pytest.mark.parametrize("tied", [False, True])
 def test_flops_are_what_pytorch_counts(tied):
     config = tiny(tie_word_embeddings=tied)
     size = model_size(config, recipe_of("sft")).multiplied
