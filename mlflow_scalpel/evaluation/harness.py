@@ -58,21 +58,10 @@ logger = logging.getLogger(__name__)
 _WITH_BARS: list[Any] = [lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface]
 BUILD_SEED = 1234  # lm-eval's own: order of choices and examples, the same whatever is sampled
 
-SAMPLE_COLUMNS = [
-    "domain",
-    "label",
-    "kind",
-    "problem_id",
-    "sample",
-    "problem",
-    "gold",
-    "completion",
-    "score",
-    "unscored",
-    "tokens",
-    "finished",
-    "chat_template",
-]
+SAMPLE_COLUMNS = (
+    "domain label kind problem_id sample problem gold completion score unscored tokens finished "
+    "chat_template"
+).split()
 
 
 @dataclass(frozen=True)

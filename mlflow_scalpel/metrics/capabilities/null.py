@@ -43,13 +43,13 @@ def gained_null(benchmark: Benchmark) -> list[Finding]:
 
 @benchmark_metric("capabilities/gained_null_low", unit="problems")
 def gained_null_low(benchmark: Benchmark) -> list[Finding]:
-    """Least number of gained problems that is not told apart from chance (5 %, two-sided)."""
+    """Least number of gained problems that chance may give on a benchmark (5 %, two-sided)."""
     return against_chance([benchmark], "low", lost=False)
 
 
 @benchmark_metric("capabilities/gained_null_high", unit="problems")
 def gained_null_high(benchmark: Benchmark) -> list[Finding]:
-    """Largest number of gained problems that is not told apart from chance (5 %, two-sided)."""
+    """Largest number of gained problems that chance may give on a benchmark (5 %, two-sided)."""
     return against_chance([benchmark], "high", lost=False)
 
 
@@ -76,13 +76,13 @@ def lost_null(benchmark: Benchmark) -> list[Finding]:
 
 @benchmark_metric("capabilities/lost_null_low", unit="problems")
 def lost_null_low(benchmark: Benchmark) -> list[Finding]:
-    """Least number of lost problems that is not told apart from chance (5 %, two-sided)."""
+    """Least number of lost problems that chance may give on a benchmark (5 %, two-sided)."""
     return against_chance([benchmark], "low", lost=True)
 
 
 @benchmark_metric("capabilities/lost_null_high", unit="problems")
 def lost_null_high(benchmark: Benchmark) -> list[Finding]:
-    """Largest number of lost problems that is not told apart from chance (5 %, two-sided)."""
+    """Largest number of lost problems that chance may give on a benchmark (5 %, two-sided)."""
     return against_chance([benchmark], "high", lost=True)
 
 
