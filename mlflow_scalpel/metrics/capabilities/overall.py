@@ -72,13 +72,13 @@ def overall_gained_null(benchmarks: Sequence[Benchmark]) -> list[Finding]:
 
 @metric("capabilities/overall_gained_null_low", unit="problems")
 def overall_gained_null_low(benchmarks: Sequence[Benchmark]) -> list[Finding]:
-    """Least number of gained problems that chance may give over all benchmarks (5 %, two-sided)."""
+    """Least number of gained problems that chance may give over all of them (5 %, two-sided)."""
     return _chance(benchmarks, "low", lost=False)
 
 
 @metric("capabilities/overall_gained_null_high", unit="problems")
 def overall_gained_null_high(benchmarks: Sequence[Benchmark]) -> list[Finding]:
-    """Largest number of gained problems that chance may give over all benchmarks (5 %, two-sided)."""
+    """Largest number of gained problems that chance may give over all of them (5 %, two-sided)."""
     return _chance(benchmarks, "high", lost=False)
 
 
@@ -96,13 +96,13 @@ def overall_lost_null(benchmarks: Sequence[Benchmark]) -> list[Finding]:
 
 @metric("capabilities/overall_lost_null_low", unit="problems")
 def overall_lost_null_low(benchmarks: Sequence[Benchmark]) -> list[Finding]:
-    """Least number of lost problems that chance may give over all benchmarks (5 %, two-sided)."""
+    """Least number of lost problems that chance may give over all of them (5 %, two-sided)."""
     return _chance(benchmarks, "low", lost=True)
 
 
 @metric("capabilities/overall_lost_null_high", unit="problems")
 def overall_lost_null_high(benchmarks: Sequence[Benchmark]) -> list[Finding]:
-    """Largest number of lost problems that chance may give over all benchmarks (5 %, two-sided)."""
+    """Largest number of lost problems that chance may give over all of them (5 %, two-sided)."""
     return _chance(benchmarks, "high", lost=True)
 
 
