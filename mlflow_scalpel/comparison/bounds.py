@@ -58,7 +58,6 @@ _BOUNDS = {
     "capabilities/base_success_rate": _SHARE,
     "capabilities/pass_at_k": _SHARE,
     "capabilities/base_pass_at_k": _SHARE,
-    "capabilities/mcnemar_p": _SHARE,
     "capabilities/amplified": _SHARE,
     "capabilities/new": _SHARE,
     "capabilities/gold_loglik": _ANY,
@@ -127,6 +126,8 @@ def bounds_of(metric: str, unit: Any = None) -> tuple[float, float]:
     """Least and greatest value of a metric; infinite where there is no bound, or none is known."""
     if metric.startswith(("eval/", "lm_eval/")):
         return _SHARE if unit in (None, "accuracy") else _ANY
+    if metric.startswith("capabilities/") and metric.endswith("_p"):
+        return _SHARE  # of a test
     return next((found for start, found in _BOUNDS.items() if metric.startswith(start)), _ANY)
 
 

@@ -55,6 +55,8 @@ def imported(capsys, *words: str) -> str:
         ("n.json", {"v-step-9": {"q_proj": [0.1, -0.2]}}, [], "'v-step-9', q_proj, 1: weights/rel"),
         ("t.csv", TABLE + "kl/js/all_tokens,1,0.7,,\n", [], "line 2: kl/js/all_tokens = 0.7"),
         ("t.csv", TABLE + "kl/gini/all_tokens,1,1.2,,\n", [], "is not in [0, 1]"),
+        ("t.csv", TABLE + "capabilities/gained_p,1,1.5,,\n", [], "is not in [0, 1]"),
+        ("t.csv", TABLE + "capabilities/in_domain_gain_p,1,-0.5,,\n", [], "is not in [0, 1]"),
         ("t.csv", TABLE + "pairs/update_cosine,1,-1.1,,\n", [], "is not in [-1, 1]"),
         ("t.csv", TABLE + "weights/update_rms,1,-0.1,,\n", [], "is not in [0, inf)"),
         ("t.csv", TABLE + "eval/in/a/b,1,35,,\n", [], "share of 1: 0.35"),
