@@ -44,9 +44,8 @@ class ScalpelEvaluator(ModelEvaluator):
         may hold `system_prompt`. Raises ScalpelError for other keys, or data without the columns
         problem and solution.
         """
-        from transformers import AutoTokenizer
-
-        from mlflow_scalpel.comparison import Comparison, build_probe
+        from mlflow_scalpel.comparison import Comparison
+        from mlflow_scalpel.comparison.compare import probe_of
         from mlflow_scalpel.comparison.store import log_summary, log_table
         from mlflow_scalpel.comparison.subjects import subject_from
         from mlflow_scalpel.comparison.summary import summarise
@@ -61,12 +60,9 @@ class ScalpelEvaluator(ModelEvaluator):
             )
         base = subject_from(evaluator_config["base"])
         candidate = replace(subject_from(evaluator_config["candidate"]), run_id=run_id)
-        probe = build_probe(
-            "data",
-            list(zip(_texts(texts, "problem"), _texts(texts, "solution"), strict=True)),
-            AutoTokenizer.from_pretrained(base.directory),
-            system_prompt=evaluator_config.get("system_prompt"),
-        )
+        pairs = list(zip(_texts(texts, "problem"), _texts(texts, "solution"), strict=True))
+        prompt = evaluator_config.get("system_prompt")
+        probe = probe_of("data", pairs, base, [candidate], system_prompt=prompt)
         table = Comparison(base, [probe]).measure(candidate)
         log_table(table, run_id)
         log_summary(table, run_id)

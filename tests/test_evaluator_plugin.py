@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+
 import mlflow
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
+from mlflow_scalpel.chat import DEFAULT_DATE, load_tokenizer
 from mlflow_scalpel.checkpoints import log_base, log_checkpoint
+from mlflow_scalpel.comparison import build_probe
 from mlflow_scalpel.comparison.store import stored_table
 from mlflow_scalpel.errors import ScalpelError
 
@@ -36,6 +40,28 @@ def test_two_models_are_measured_at_the_candidates_step(tracking, make_model):
     table = stored_table(run.info.run_id)
     assert set(table["step"]) == {30}
     assert set(table["base"]) == {base.model_id}
+
+
+def test_texts_are_rendered_as_everywhere_else(tracking, first_model, tmp_path, capsys):
+    """On the stated date whatever the day is, and not beyond the model's context."""
+    model = shutil.copytree(first_model, tmp_path / "dated")
+    template = (model / "chat_template.jinja").read_text(encoding="utf-8")
+    dated = "{{ strftime_now('%Y-%m-%d') }}\n" + template
+    (model / "chat_template.jinja").write_text(dated, encoding="utf-8")
+    texts = pd.concat([TEXTS, pd.DataFrame({"problem": ["long"], "solution": ["1" * 9000]})])
+    with mlflow.start_run() as run:
+        evaluate(texts, base=str(model), candidate=str(model))
+    assert "1 of 3 texts of probe data are longer than the model's context" in (
+        capsys.readouterr().out
+    )
+    table = stored_table(run.info.run_id)
+    rows = table[table["metric"] == "kl/all_tokens"]
+    assert set(rows["status"]) == {"ok", "too long"}
+    tokenizer = load_tokenizer(model, DEFAULT_DATE)
+    pairs = list(texts.itertuples(index=False, name=None))
+    assert rows["texts"].iloc[0] == build_probe("data", pairs, tokenizer).texts
+    turns = [{"role": "user", "content": "?"}]
+    assert "2024-07-26" in tokenizer.apply_chat_template(turns, tokenize=False)
 
 
 def test_directories_do_too_and_a_model_is_at_zero_from_itself(tracking, first_model):

@@ -91,9 +91,21 @@ def compare(
     files = texts is not None or any(one.group != "capabilities" for one in chosen)
     subject = subject_from(base, files=files)
     subjects = [subject_from(one, files=files) for one in expanded]
+    probes = []
+    if texts is not None:
+        name, pairs = _named(texts)
+        probe = probe_of(
+            name,
+            pairs,
+            subject,
+            subjects,
+            system_prompt=system_prompt,
+            template_date=template_date,
+        )
+        probes = [probe]
     comparison = Comparison(
         subject,
-        [] if texts is None else [_probe(texts, subject, subjects, system_prompt, template_date)],
+        probes,
         names,
         dtype=dtype,
         device=device,
@@ -138,23 +150,31 @@ def top_tokens(
     return pd.concat(found, ignore_index=True)
 
 
-def _probe(
+def _named(
     texts: str | Path | Sequence[tuple[str, str]],
+) -> tuple[str, list[tuple[str, str]]]:
+    """Name of the texts, and problem and solution of each."""
+    if isinstance(texts, str | Path):
+        return Path(texts).stem, read_texts(Path(texts))
+    return "texts", [(problem, solution) for problem, solution in texts]
+
+
+def probe_of(
+    name: str,
+    pairs: Sequence[tuple[str, str]],
     base: Subject,
     checkpoints: Sequence[Subject],
-    system_prompt: str | None,
-    template_date: date,
+    *,
+    system_prompt: str | None = None,
+    template_date: date = DEFAULT_DATE,
 ) -> Probe:
-    """The texts, rendered with the template that the checkpoints were trained with.
+    """(problem, solution) pairs, rendered with the template that the checkpoints were trained with.
 
-    That is the one that all of them have, where they have one; else the base's.
+    That is the one that all of them have, where they have one; else the base's. Prints what may be
+    wrong with them. Raises ScalpelError as `build_probe` does.
     """
     from transformers import AutoConfig
 
-    if isinstance(texts, str | Path):
-        name, pairs = Path(texts).stem, read_texts(Path(texts))
-    else:
-        name, pairs = "texts", [(problem, solution) for problem, solution in texts]
     tokenizer = load_tokenizer(base.directory, template_date)
     own = template_of(tokenizer)
     found = {stored_template(one.directory) for one in checkpoints} - {None}
