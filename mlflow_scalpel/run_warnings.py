@@ -27,20 +27,31 @@ def print_warning(code: str, message: str, run_id: str = "") -> None:
         print(f"WARNING: {message}", flush=True)
 
 
-def warn(code: str, message: str, run_id: str) -> None:
-    """Print a warning and set it as a tag of the run.
+def warn(code: str, message: str, *run_ids: str) -> None:
+    """Print a warning and set it as a tag of the runs that it is about.
 
-    `run_id` is empty in processes other than the main one, which alone speak to nobody: there
+    The first ID is empty in processes other than the main one, which alone speaks to MLflow: there
     nothing is done. `code` is a few words in snake_case that say what kind of warning it is; a
     later warning of the same code replaces the tag.
     """
-    if not run_id:
+    if not run_ids[0]:
         return
     from mlflow import MlflowClient
 
-    print_warning(code, message, run_id)
-    for key, value in warning_tag(code, message).items():
-        MlflowClient().set_tag(run_id, key, value)
+    print_warning(code, message, run_ids[0])
+    for run_id in run_ids:
+        for key, value in warning_tag(code, message).items():
+            MlflowClient().set_tag(run_id, key, value)
+
+
+def withdraw(code: str, *run_ids: str) -> None:
+    """Remove the warning of a code from the runs that have it: it is not true any more."""
+    from mlflow import MlflowClient
+
+    client, key = MlflowClient(), f"{WARNING_PREFIX}{code}"
+    for run_id in run_ids:
+        if key in client.get_run(run_id).data.tags:
+            client.delete_tag(run_id, key)
 
 
 def warnings_of(tags: Mapping[str, str]) -> list[str]:

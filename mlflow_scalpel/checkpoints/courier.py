@@ -329,8 +329,11 @@ def send(
         image = Image(str(folder / "image.png"))
         client.log_image(run_id, image, key=entry.key, step=entry.step, timestamp=entry.timestamp)
     elif isinstance(entry, TagsEntry):
-        tags = [RunTag(key, value) for key, value in entry.tags.items()]
+        tags = [RunTag(key, value) for key, value in entry.tags.items() if value is not None]
         client.log_batch(run_id, tags=tags)
+        gone = {key for key, value in entry.tags.items() if value is None}
+        for key in gone.intersection(client.get_run(run_id).data.tags if gone else ()):
+            client.delete_tag(run_id, key)
     else:
         raise AssertionError(f"{entry.kind} is sent elsewhere")
 

@@ -95,10 +95,10 @@ class ImageEntry(_Entry):
 
 
 class TagsEntry(_Entry):
-    """Tags of the run."""
+    """Tags of the run; None removes one."""
 
     kind: Literal["tags"] = "tags"
-    tags: dict[str, str]
+    tags: dict[str, str | None]
 
 
 class BestEntry(_Entry):

@@ -33,7 +33,6 @@ from mlflow_scalpel.comparison.store import (
 from mlflow_scalpel.comparison.stored import EVALUATED_RUN_TAG, LEDGER, SAMPLES, trained_prompt
 from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.recipes.measuring import EvaluateRecipe
-from mlflow_scalpel.run_warnings import warn, warning_tag
 
 if TYPE_CHECKING:
     from mlflow_scalpel.evaluation.harness import Evaluation
@@ -223,7 +222,7 @@ def score_table(evaluation: Evaluation, subject: Subject, plan: Plan, dtype: str
         if score.n:
             own |= {"value": score.value, "stderr": score.stderr}
         else:
-            why = f"none of the {score.ungraded} problems was graded"
+            why = f"none of the {score.ungraded + score.not_graded} problems was graded"
             own |= {"status": "undefined", "reason": why}
         rows.append({**_origin(subject, plan, dtype), **own})
         if score.n and score.group is not None:
@@ -248,25 +247,6 @@ def gap_table(suite: Suite, reason: str, subject: Subject, plan: Plan, dtype: st
     return tidy({**origin, "metric": task.metric_name, **gap} for task in suite.tasks)
 
 
-def warn_left_out(evaluations: list[Evaluation], run_id: str, evaluated: str | None) -> None:
-    """Warn, on this run and on the run whose models it evaluates, of problems without a score."""
-    from mlflow_scalpel.evaluation.scoring import left_out_words
-
-    most: dict[str, tuple[int, int, int]] = {}  # of a model: unreadable, too long, all
-    for score in (score for evaluation in evaluations for score in evaluation.scores):
-        found = (score.ungraded, score.not_graded, score.n + score.ungraded + score.not_graded)
-        before = most.get(score.metric, (0, 0, 0))
-        most[score.metric] = tuple(map(max, found, before))  # type: ignore[assignment]
-    words = [left_out_words(metric, *counts) for metric, counts in most.items() if any(counts[:2])]
-    if not words:
-        return
-    message = "; ".join(words)
-    warn("problems_left_out", message, run_id)
-    if evaluated is not None:
-        for key, value in warning_tag("problems_left_out", message).items():
-            MlflowClient().set_tag(evaluated, key, value)
-
-
 def _origin(subject: Subject, plan: Plan, dtype: str) -> dict[str, Any]:
     return {
         "base": plan.base.model_id,
@@ -286,25 +266,6 @@ def rows_of(evaluation: Evaluation, subject: Subject) -> pd.DataFrame:
     return evaluation.samples.assign(
         step=subject.step, model_id=subject.model_id, model_digest=subject.digest
     )
-
-
-def tell_warnings(found: list[tuple[Evaluation, Subject]], plan: Plan, run_id: str) -> None:
-    """Warn of completions that were cut off, on the evaluation's run and on the evaluated one."""
-    from mlflow_scalpel.evaluation.finished import crowded_words, unfinished_words
-
-    rows = pd.concat([rows_of(*one) for one in found], ignore_index=True)
-    scores = [(subject.step or 0, score) for one, subject in found for score in one.scores]
-    said = {
-        "unfinished": unfinished_words(rows),
-        "short_of_context": crowded_words(scores),
-    }
-    for code, message in said.items():
-        if message is None:
-            continue
-        warn(code, message, run_id)
-        if plan.run is not None:  # printed once, kept on both
-            for key, value in warning_tag(code, message).items():
-                MlflowClient().set_tag(plan.run.info.run_id, key, value)
 
 
 def log_results(

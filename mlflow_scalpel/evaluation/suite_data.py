@@ -10,6 +10,7 @@ from typing import Any
 from mlflow_scalpel.data.conversations import EARLIER
 from mlflow_scalpel.data.sources import check_matched, load
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.evaluation.grading import golds_are_readable
 from mlflow_scalpel.evaluation.suite import Suite, SuiteTask
 from mlflow_scalpel.evaluation.unreadable import readable_golds
 
@@ -25,6 +26,8 @@ class TaskRows:
     line: str | None
     """How many were left out, and why."""
     warnings: list[str]
+    unreadable: int = 0
+    """Gold answers among the rows that cannot be read, of which a warning speaks."""
 
 
 def task_rows(entry: SuiteTask) -> TaskRows:
@@ -48,22 +51,29 @@ def task_rows(entry: SuiteTask) -> TaskRows:
             )
     rows = [{key: value for key, value in row.items() if key != EARLIER} for row in loaded.rows]
     warnings = [one for one in (unreadable, loaded.account.warning()) if one is not None]
-    return TaskRows(rows, loaded.account.line(), warnings)
+    count = 0
+    if unreadable is not None:
+        gold = _gold(entry)
+        count = golds_are_readable([gold(row["answer"]) for row in rows]).count(False)
+    return TaskRows(rows, loaded.account.line(), warnings, count)
 
 
-def data_warnings(suite: Suite) -> str | None:
-    """Print what is left out of the data of a suite's tasks; a warning, or None where all is well.
+def data_warnings(suite: Suite) -> tuple[str | None, dict[str, int]]:
+    """Print what is left out of the data of a suite's tasks, and find what may be wrong with it.
 
+    Returns a warning, or None where all is well, and by score how many gold answers cannot be read.
     Raises ScalpelError as `task_rows` does.
     """
     warnings: list[str] = []
+    unreadable: dict[str, int] = {}
     for entry in suite.tasks:
         if entry.data is not None:
             found = task_rows(entry)
             warnings += found.warnings
+            unreadable[entry.metric_name] = found.unreadable
             if found.line is not None and entry.data.drop_unreadable:
                 print(f"{entry.metric_name}: {found.line}", flush=True)
-    return "; ".join(dict.fromkeys(warnings)) or None
+    return "; ".join(dict.fromkeys(warnings)) or None, unreadable
 
 
 def one_type_a_column(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

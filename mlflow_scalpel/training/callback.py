@@ -20,7 +20,6 @@ from mlflow_scalpel.comparison.summary import summarise
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import GROUPS
 from mlflow_scalpel.recipes.training import GrpoRecipe, TrainingRecipe
-from mlflow_scalpel.run_warnings import print_warning, warning_tag
 from mlflow_scalpel.training.alarms import Watch
 from mlflow_scalpel.training.arguments import problems_a_step, sequences_a_step
 from mlflow_scalpel.training.cost import (
@@ -119,8 +118,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
             return
         if self._multiplied.unknown:
             said = f"cost/flops is too high: {'; '.join(self._multiplied.notes)}"
-            print_warning("flops", said, self._run_id)
-            self._journal.tags(warning_tag("flops", said))
+            self._journal.warnings({"flops": said}, self._run_id)
         if self._watch is not None:
             for entry in state.log_history:  # of a run that is taken up
                 self._watch.see(int(entry["step"]), entry)
@@ -236,13 +234,10 @@ class CheckpointCallback(TrainerCallback, ExportableState):
             self._measure(directory, step)
         if self._recipe.checkpoints.best is not None:
             self._journal.best(self._recipe.checkpoints.best, self._recipe.checkpoints.best_is)
-        warning = self._rewards.warning() if self._rewards else None
-        last = step == self._steps
-        endless = self._watch.unfinished() if self._watch and last else None
-        for code, message in (("no_reward", warning), ("unfinished", endless)):
-            if message:
-                print_warning(code, message, self._run_id)
-                self._journal.tags(warning_tag(code, message))
+        said = self._rewards.warnings() if self._rewards else {}
+        if self._watch is not None:
+            said["unfinished"] = self._watch.unfinished() if step == self._steps else None
+        self._journal.warnings(said, self._run_id)
 
     def _look_out(self, values: dict[str, float], step: int) -> str | None:
         """Name what goes wrong, with levels among the values; what the run is to fail with."""

@@ -23,6 +23,7 @@ from mlflow_scalpel.checkpoints.spool import (
 from mlflow_scalpel.comparison.stored import TABLE
 from mlflow_scalpel.comparison.table import write_table
 from mlflow_scalpel.comparison.tokens import FOLDER, artifact_name, write_tokens
+from mlflow_scalpel.run_warnings import WARNING_PREFIX, print_warning, warning_tag
 
 SUMMARY = "scalpel/summary.json"
 
@@ -32,6 +33,7 @@ class Journal:
 
     def __init__(self, courier: Courier) -> None:
         self.courier = courier
+        self._warned: dict[str, bool] = {}  # by code, as it was last time
 
     def metrics(
         self,
@@ -98,9 +100,23 @@ class Journal:
         shown = json.dumps([{"path": SUMMARY, "type": "table"}])
         self.tags({"mlflow.loggedArtifacts": shown})
 
-    def tags(self, tags: dict[str, str]) -> None:
-        """Tags of the run."""
-        self.courier.add(TagsEntry(tags=tags))
+    def warnings(self, said: Mapping[str, str | None], run_id: str) -> None:
+        """Warn on the run of what is said, by code: printed the first time, kept as it is last.
+
+        None takes back what was said before, by a process that was killed too.
+        """
+        for code, message in said.items():
+            if message is not None:
+                if not self._warned.get(code):
+                    print_warning(code, message, run_id)
+                self.tags(warning_tag(code, message))
+            elif self._warned.get(code, True):
+                self.tags({f"{WARNING_PREFIX}{code}": None})
+            self._warned[code] = message is not None
+
+    def tags(self, tags: Mapping[str, str | None]) -> None:
+        """Tags of the run; None removes one."""
+        self.courier.add(TagsEntry(tags=dict(tags)))
 
     def best(self, metric: str, mode: str) -> None:
         """Have the alias best-<run> follow the best version so far."""

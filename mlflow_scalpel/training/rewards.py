@@ -73,8 +73,21 @@ class Rewards:
         texts = [self._opening + completion[0]["content"] for completion in completions]
         return [float(bool(_BLOCKS.fullmatch(text.strip()))) for text in texts]
 
-    def warning(self) -> str | None:
-        """What a user must know about the rewards, or None where they have worked."""
+    def warnings(self) -> dict[str, str | None]:
+        """What a user must know about the rewards, by code; None where there is nothing to say."""
+        return {"no_reward": self._no_reward(), "not_graded": self._left_out()}
+
+    def _left_out(self) -> str | None:
+        if not self.not_graded or not self.judged.get("accuracy"):
+            return None  # where none was graded, that is said of the reward
+        return (
+            f"{self.not_graded} of {self.completions} completions were not graded, because "
+            "comparing their answers takes too long: the accuracy reward leaves them out, and only "
+            "the other rewards count for them. docs/grading.md has the limits; plain numbers as "
+            "gold answers, or a system prompt that asks for simplified ones, keep within them"
+        )
+
+    def _no_reward(self) -> str | None:
         if not self.completions:
             return None
         seen = f"all {self.completions} completions so far"

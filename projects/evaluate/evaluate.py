@@ -28,21 +28,18 @@ def evaluate(stage):
         rows_of,
         score_table,
         take_up_suite,
-        tell_warnings,
-        warn_left_out,
     )
     from mlflow_scalpel.evaluation.results import Results
     from mlflow_scalpel.evaluation.suite_data import data_warnings
+    from mlflow_scalpel.evaluation.warned import keep_warnings, warnings_of_results
     from mlflow_scalpel.evaluation.workers import Order, count_workers, measure_all
-    from mlflow_scalpel.run_warnings import warn
     from mlflow_scalpel.takeup import seam_tag
 
     recipe = stage.recipe
     suite = suite_of(recipe)
-    unreadable = data_warnings(suite)
-    for run_id in filter(None, (stage.run_id, recipe.run) if unreadable else ()):
-        warn("unreadable_golds_evaluated", unreadable, run_id)
+    about_data, unreadable = data_warnings(suite)
     plan = plan_evaluation(recipe, stage.output)
+    keep_warnings({"data": about_data}, suite, plan, stage.run_id)
     results = Results(stage.run_id, stage.output)
     mlflow.log_params(recipe.flat())
     if stage.resumed:
@@ -81,8 +78,7 @@ def evaluate(stage):
     tables = [score_table(*one, plan, recipe.dtype) for one in found]
     tables += [gap_table(suite, gaps[n], subjects[n], plan, recipe.dtype) for n in sorted(gaps)]
     results.close()
-    warn_left_out([evaluation for evaluation, _ in found], stage.run_id, recipe.run)
-    tell_warnings(found, plan, stage.run_id)
+    keep_warnings(warnings_of_results(found, unreadable), suite, plan, stage.run_id)
     log_results(tables, [rows_of(*one) for one in found], measured, recipe.dtype)
     if recipe.best is not None and recipe.run is not None:
         give_best(mlflow.MlflowClient(), recipe.run, recipe.best, minimize=False)

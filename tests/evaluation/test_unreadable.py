@@ -135,17 +135,19 @@ def test_warnings_of_a_suite_are_one(tmp_path):
 
     bad = entry(data_of(tmp_path, ["7", PROSE, "9"]), grader="math_verify")
     other = bad.model_copy(update={"kind": "again"})
-    found = data_warnings(Suite(name="s", tasks=[bad, other]))
-    assert str(found).count("1 of 3 gold answers") == 1
+    said, unreadable = data_warnings(Suite(name="s", tasks=[bad, other]))
+    assert str(said).count("1 of 3 gold answers") == 1
+    assert unreadable == {bad.metric_name: 1, other.metric_name: 1}
 
 
 def test_what_a_task_leaves_out_is_told(tmp_path, capsys):
     from mlflow_scalpel.evaluation.suite import Suite
 
     data = data_of(tmp_path, ["7", PROSE, PROSE], drop_unreadable=True)
-    found = data_warnings(Suite(name="s", tasks=[entry(data, grader="math_verify")]))
+    said, unreadable = data_warnings(Suite(name="s", tasks=[entry(data, grader="math_verify")]))
     assert "eval/in/l/greedy: data: 1 of 3 rows kept" in capsys.readouterr().out
-    assert "only 1 of the 3 rows" in str(found)
+    assert "only 1 of the 3 rows" in str(said)
+    assert not any(unreadable.values())
 
 
 def test_a_pattern_that_leads_nowhere_is_to_be_corrected(tmp_path):

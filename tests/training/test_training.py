@@ -168,7 +168,7 @@ def test_rewards_count_what_goes_wrong():
     assert counted["reward_checks/empty_completions"] == 0.25
     assert counted["reward_checks/boxed"] == 0.5
     assert rewards.tokens_generated == sum(map(len, texts))
-    assert rewards.warning() is None
+    assert not any(rewards.warnings().values())
 
 
 def test_the_format_is_judged_with_what_the_prompt_opens():
@@ -211,8 +211,8 @@ def test_an_unboxed_answer_in_the_format_asked_for_is_right():
 
 def test_a_reward_that_is_always_zero_is_said():
     rewards, *_ = judge(["2", "\\boxed{3}"], ["2", "2"])
-    assert "0 for all 2 completions" in str(rewards.warning())
-    assert "1 of them hold a \\boxed" in str(rewards.warning())
+    assert "0 for all 2 completions" in str(rewards.warnings()["no_reward"])
+    assert "1 of them hold a \\boxed" in str(rewards.warnings()["no_reward"])
 
 
 def counted_by(names: list[str], texts: list[str], gold: str = "2") -> Rewards:
@@ -232,7 +232,7 @@ def counted_by(names: list[str], texts: list[str], gold: str = "2") -> Rewards:
 def test_each_batch_is_counted_once_whichever_rewards_there_are(names):
     rewards = counted_by(names, [BLOCKS, "\\boxed{2}", ""])
     assert (rewards.completions, rewards.tokens_generated, rewards.boxed) == (3, 21, 2)
-    assert rewards.warning() is None
+    assert not any(rewards.warnings().values())
     # The names that the trainer's metrics carry.
     assert [reward.__name__ for reward in rewards.functions(names)] == names
 
@@ -249,7 +249,17 @@ def test_each_batch_is_counted_once_whichever_rewards_there_are(names):
     ],
 )
 def test_rewards_that_are_all_zero_are_said_whichever_they_are(names, texts, gold, said):
-    assert said in str(counted_by(names, texts, gold).warning())
+    assert said in str(counted_by(names, texts, gold).warnings()["no_reward"])
+
+
+def test_completions_that_are_not_graded_are_said_once_some_are():
+    nasty = "\\boxed{9^{9^{9^9}}}"
+    said = counted_by(["accuracy", "format"], [nasty, "\\boxed{2}", nasty, BLOCKS]).warnings()
+    assert said["no_reward"] is None
+    assert "2 of 4 completions were not graded" in str(said["not_graded"])
+    none = counted_by(["accuracy"], [nasty, nasty]).warnings()
+    assert "2 took too long to compare" in str(none["no_reward"])
+    assert none["not_graded"] is None  # said once
 
 
 def test_flops_and_cost():
