@@ -8,8 +8,8 @@ from mlflow_scalpel.chat.checks import (
     Checked,
     check_answered,
     check_prompt,
+    check_system_prompt,
     settled,
-    system_turn,
 )
 from mlflow_scalpel.chat.dates import DEFAULT_DATE
 from mlflow_scalpel.chat.files import (
@@ -36,6 +36,7 @@ __all__ = [
     "Rendered",
     "check_answered",
     "check_prompt",
+    "check_system_prompt",
     "context_of",
     "end_tokens",
     "load_tokenizer",
@@ -45,7 +46,6 @@ __all__ = [
     "settled",
     "stored_eos",
     "stored_template",
-    "system_turn",
     "template_of",
     "with_chat",
 ]

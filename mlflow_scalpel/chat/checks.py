@@ -67,9 +67,20 @@ def system_turn(system_prompt: str | None) -> Messages:
     return [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
 
 
-def check_prompt(
-    tokenizer: Any, messages: Messages, prompt: str, checked: Checked, *, what: str
-) -> None:
+def check_system_prompt(tokenizer: Any, system_prompt: str | None, *, what: str) -> Messages:
+    """The turns before a problem that carry a system prompt, once the template is seen to take it.
+
+    Raises ScalpelError where there is no template, or where it leaves out the system prompt or a
+    question.
+    """
+    question = {"role": "user", "content": "What is 1 + 1?"}
+    render(tokenizer, [question], what=what)  # says what the tokenizer lacks
+    turns = settled(tokenizer, [*system_turn(system_prompt), question])
+    check_prompt(turns, render(tokenizer, turns, what=what), Checked(), what=what)
+    return turns[:-1]
+
+
+def check_prompt(messages: Messages, prompt: str, checked: Checked, *, what: str) -> None:
     """Whether the prompt holds what the turns say.
 
     Raises ScalpelError where it lacks the system prompt or the question; an earlier turn that is
@@ -116,7 +127,7 @@ def check_answered(
     elsewhere: list[int] = []
     endless: list[int] = []
     for number, ((messages, answer), one) in enumerate(zip(conversations, rendered, strict=True)):
-        check_prompt(tokenizer, messages, one.prompt, checked, what=what)
+        check_prompt(messages, one.prompt, checked, what=what)
         if one.differing.strip():
             elsewhere.append(number)
         if one.merged and learned:

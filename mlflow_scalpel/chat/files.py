@@ -168,8 +168,8 @@ def _number_of(tokenizer: Any, token: str, directory: Path) -> int:
     special = list(tokenizer.get_added_vocab())
     near = difflib.get_close_matches(token, special, n=3) or special[:8]
     raise ScalpelError(
-        f"eos_token = {token!r}: is no token of {directory}, and the model has no embedding for a "
-        f"new one; name one that it has, such as {', '.join(map(repr, near)) or 'its eos_token'}"
+        f"eos_token = {token!r}: is not a token of {directory}, and the model has no embedding for "
+        f"a new one; name one that it has, such as {', '.join(map(repr, near)) or 'its eos_token'}"
     )
 
 

@@ -156,7 +156,7 @@ def _refusal(tokenizer: Any, messages: Messages, answer: bool, what: str, error:
     roles = ", ".join(str(turn["role"]) for turn in messages)
     why = f"{what}: it refuses a conversation of the turns {roles}: {error}"
     if isinstance(error, jinja2.TemplateSyntaxError):
-        return f"{what}: is no valid Jinja template (line {error.lineno}: {error}); correct it"
+        return f"{what}: is not a valid Jinja template (line {error.lineno}: {error}); correct it"
     others = [turn for turn in messages if turn["role"] != "system"]
     if len(others) < len(messages):
         try:

@@ -66,14 +66,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 def _rate(text: str) -> float:
     value = float(text)
     if not 0.0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no learning rate, which is above 0")
+        raise argparse.ArgumentTypeError(f"{text} is not a learning rate; give a number above 0")
     return value
 
 
 def _steps(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number of steps, from 1 on")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of steps; give 1 or more")
     return value
 
 

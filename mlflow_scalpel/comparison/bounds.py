@@ -88,8 +88,8 @@ def check_row(row: Mapping[str, Any], at: str, dtype: str | None = None) -> None
     value = row.get("value")
     if n is not None and n < (0 if value is None else 1):
         raise ScalpelError(
-            f"{at}: n = {n} of {metric} is no number of problems that a value can rest on; leave "
-            "it empty where it is not known"
+            f"{at}: n = {n} of {metric} is not a number of problems that a value can rest on; "
+            "leave it empty where it is not known"
         )
     if value is None:
         return
@@ -116,7 +116,7 @@ def _check_value(metric: str, value: float, dtype: str, at: str, unit: Any) -> N
         )
     elif metric.startswith("kl") and high == MOST_NATS:
         remedy = (
-            f"a mean of more than {MOST_NATS:g} nats a token is no KL of language models; is it "
+            f"a mean of more than {MOST_NATS:g} nats a token is not a KL of language models; is it "
             "another quantity, or a sum over tokens? Give the mean in nats"
         )
     raise ScalpelError(f"{at}: {metric} = {value:.10g} is not in {_interval(low, high)}; {remedy}")
@@ -140,8 +140,8 @@ def _interval(low: float, high: float) -> str:
 def _check_stderr(metric: str, value: float, stderr: float, n: Any, at: str, unit: Any) -> None:
     if not 0.0 <= stderr < math.inf:
         raise ScalpelError(
-            f"{at}: stderr = {stderr:g} of {metric} is no standard error, which is 0 or more and "
-            "finite; leave it empty where it is not known"
+            f"{at}: stderr = {stderr:g} of {metric} is not a standard error, which is 0 or more "
+            "and finite; leave it empty where it is not known"
         )
     if bounds_of(metric, unit) != _SHARE:
         return

@@ -16,6 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from mlflow_scalpel.data.values import short
 from mlflow_scalpel.errors import ScalpelError
 
 Row = dict[str, Any]
@@ -29,7 +30,6 @@ _BOMS = {
 }  # the longer one of two that begin alike first
 _PACKED = (".gz", ".bz2", ".zst", ".lz4")
 _LONGEST_CELL = 2**31 - 1  # characters; the csv module stops at 131072 unless told
-_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _bytes(path: Path) -> bytes:
             return bytes(stream.read())
     except OSError as error:
         raise ScalpelError(
-            f"data.file = {path}: cannot be read ({_short(str(error))}); if it is compressed, it "
+            f"data.file = {path}: cannot be read ({short(str(error))}); if it is compressed, it "
             "may be cut off: copy or make it again"
         ) from error
 
@@ -129,7 +129,7 @@ def _read_lines(path: Path, text: str, *, first: bool) -> list[Placed]:
         if not isinstance(item, dict):
             raise ScalpelError(
                 f"data.file = {path}: row {number} (counted from 0) is "
-                f"{_short(json.dumps(item, default=str))} and not an object with the columns; "
+                f"{short(json.dumps(item, default=str))} and not an object with the columns; "
                 'write each row as {"problem": ...}'
             )
     return [Placed(item, f"row {n} (counted from 0)") for n, item in enumerate(found)]
@@ -140,7 +140,7 @@ def _rows_of(path: Path, document: Any) -> list[Any]:
         return document
     if not isinstance(document, dict):
         raise ScalpelError(
-            f"data.file = {path}: line 1: holds {_short(json.dumps(document, default=str))} and "
+            f"data.file = {path}: line 1: holds {short(json.dumps(document, default=str))} and "
             'not rows; write an array of objects, or an object a line, such as {"problem": ...}'
         )
     lists = {
@@ -169,7 +169,7 @@ def _object(path: Path, line: str, number: int, text: str) -> Row:
         raise ScalpelError(_not_json(path, error, number)) from error
     if not isinstance(value, dict):
         raise ScalpelError(
-            f"data.file = {path}: line {number}: holds {_short(line)} and not an object with the "
+            f"data.file = {path}: line {number}: holds {short(line)} and not an object with the "
             'columns; write each row as {"problem": ...}'
         )
     return value
@@ -182,7 +182,7 @@ def _not_json(path: Path, error: Exception, first: int) -> str:
         line += error.lineno - 1
         why = f"{error.msg} at column {error.colno}"
     return (
-        f"data.file = {path}: line {line}: is not whole JSON ({_short(why)}); correct or remove "
+        f"data.file = {path}: line {line}: is not whole JSON ({short(why)}); correct or remove "
         "it, or write the file again if it was cut off"
     )
 
@@ -227,7 +227,7 @@ def _read_cells(path: Path, text: str, delimiters: str) -> list[Placed]:
             if len(cells) != len(header):
                 raise ScalpelError(
                     f"data.file = {path}: line {line}: has {len(cells)} cells, and the header has "
-                    f"{len(header)} ({_short(', '.join(header))}), separated by {delimiter!r}; put "
+                    f"{len(header)} ({short(', '.join(header))}), separated by {delimiter!r}; put "
                     "quotes around cells that hold it or a line break, and double quotes within"
                 )
             row = {name: cell or None for name, cell in zip(header, cells, strict=True) if name}
@@ -259,7 +259,7 @@ def _read_parquet(path: Path) -> list[Placed]:
         table = pyarrow.parquet.ParquetFile(str(path)).read()
     except (OSError, pyarrow.ArrowException) as error:
         raise ScalpelError(
-            f"data.file = {path}: is not readable Parquet ({_short(str(error))}); write it again"
+            f"data.file = {path}: is not readable Parquet ({short(str(error))}); write it again"
         ) from error
     names = table.column_names
     if len(set(names)) < len(names):
@@ -271,8 +271,3 @@ def _read_parquet(path: Path) -> list[Placed]:
 def placed_rows(rows: Iterable[Row]) -> list[Placed]:
     """Rows that stand in no line of a file."""
     return [Placed(row, f"row {number} (counted from 0)") for number, row in enumerate(rows)]
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

@@ -94,7 +94,7 @@ def load(data: Data, *, needs: tuple[str, ...] = ("problem",)) -> Loaded:
         except (NotText, Unreadable) as error:
             if not data.drop_unreadable:
                 remedy = (
-                    "; mend the row, or leave such rows out with `where`, `rows` or "
+                    "; correct the row, or leave such rows out with `where`, `rows` or "
                     "drop_unreadable=true"
                 )
                 raise ScalpelError(

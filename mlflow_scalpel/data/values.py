@@ -16,7 +16,6 @@ _NAME = re.compile(r"\{([^{}]+)\}")
 # A list of turns or of content parts that was written into a cell, as JSON or as Python shows it
 _WRITTEN_LIST = re.compile(r"""\s*\[\s*\{\s*['"](role|from|content|value|type)['"]\s*:""")
 _ROLES = {"user": ("user", "human"), "assistant": ("assistant", "gpt")}
-_SHOWN = 60
 _MOST_DIGITS = 400  # before a number is written with an exponent
 
 
@@ -97,7 +96,7 @@ def as_text(value: Any, column: str, said_by: str = "user") -> str | None:
     if isinstance(value, str):
         if _WRITTEN_LIST.match(value):
             raise NotText(
-                f"holds a list of messages that was written as text ({_short(value)}); name it in "
+                f"holds a list of messages that was written as text ({short(value)}); name it in "
                 "columns.messages if it is JSON, or save the file as JSON lines or Parquet"
             )
         try:
@@ -131,7 +130,7 @@ def _digits(value: float | Decimal) -> str:
 
 def _refusal(value: Any, column: str, said_by: str) -> str:
     if not isinstance(value, dict | list | tuple):
-        return f"holds {type(value).__name__} and not a text ({_short(repr(value))})"
+        return f"holds {type(value).__name__} and not a text ({short(repr(value))})"
     path = path_to_text(value, column, _ROLES[said_by])
     if path is None:
         return "holds no text; name another column"
@@ -207,6 +206,7 @@ def as_plain_numbers(value: Any) -> Any:
     return value
 
 
-def _short(text: str) -> str:
+def short(text: str, most: int = 60) -> str:
+    """A text on one line, cut to `most` characters, for messages."""
     text = " ".join(text.split())
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -36,8 +36,8 @@ def unfinished_words(rows: pd.DataFrame) -> str | None:
     return (
         f"few completions ended before the token limit: {'; '.join(listed[:_LISTED])}{more}."
         f"{none} What is cut off is graded as it stands. Either max_new_tokens is too short, or "
-        "the model does not stop: it never learned to, or the token that it ends with is no end "
-        "token of its tokenizer and generation config (eos_token of the training recipe)"
+        "the model does not stop: it never learned to, or the token that it ends with is not an "
+        "end token of its tokenizer and generation config (eos_token of the training recipe)"
     )
 
 

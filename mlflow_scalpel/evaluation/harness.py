@@ -29,15 +29,7 @@ import torch
 import transformers
 from lm_eval.api.instance import Instance
 
-from mlflow_scalpel.chat import (
-    DEFAULT_DATE,
-    Checked,
-    Messages,
-    check_prompt,
-    render,
-    settled,
-    system_turn,
-)
+from mlflow_scalpel.chat import DEFAULT_DATE, Messages, check_system_prompt
 from mlflow_scalpel.evaluation.generation import BatchedLM
 from mlflow_scalpel.evaluation.groups import GroupScore, group_score
 from mlflow_scalpel.evaluation.opening import open_model, open_tokenizer
@@ -138,7 +130,8 @@ class Evaluator:
             tokenizer = open_tokenizer(str(model_directory), template_date)
             self._system: Messages = []
             if any(task.chat_template for task in suite.tasks):
-                self._system = self._check_chat_template(tokenizer, str(model_directory))
+                what = f"{model_directory}: its chat template"
+                self._system = check_system_prompt(tokenizer, system_prompt, what=what)
             self._lm: SuiteLM
             if engine == "vllm":
                 from mlflow_scalpel.evaluation.vllm_engine import VllmLM
@@ -187,17 +180,6 @@ class Evaluator:
         model's context together with its own, has NaN.
         """
         return self._lm.log_probabilities(pairs)
-
-    def _check_chat_template(self, tokenizer: Any, model: str) -> Messages:
-        """The turns before a problem, once it is seen that the template takes them."""
-        what = f"{model}: its chat template"
-        question = {"role": "user", "content": "What is 1 + 1?"}
-        turns = [*system_turn(self.system_prompt), question]
-        render(tokenizer, [question], what=what)  # says what the tokenizer lacks
-        turns = settled(tokenizer, turns)
-        prompt = render(tokenizer, turns, what=what)
-        check_prompt(tokenizer, turns, prompt, Checked(), what=what)
-        return turns[:-1]
 
     def _render(self, turns: Messages, add_generation_prompt: bool = True) -> str:
         """A task's turns as text; lm-eval passes over a system prompt that is empty."""

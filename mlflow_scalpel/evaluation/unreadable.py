@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from mlflow_scalpel.data.sources import Loaded
+from mlflow_scalpel.data.values import short
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.answers import last_boxed
 from mlflow_scalpel.evaluation.grading import golds_are_readable
@@ -45,7 +46,7 @@ def readable_golds(
     text = (
         loaded.unmatched[first].text if first in loaded.unmatched else loaded.rows[first]["answer"]
     )
-    example = f"the first is {loaded.places[first]}: {_short(text)!r}"
+    example = f"the first is {loaded.places[first]}: {short(text, _SHOWN)!r}"
     unmatched = (
         f", in {len(loaded.unmatched)} of them answer_pattern finds nothing"
         if loaded.unmatched
@@ -118,8 +119,3 @@ def _boxed(rows: list[dict[str, Any]], column: str) -> bool:
 
 def _mostly_readable(golds: list[str]) -> bool:
     return sum(golds_are_readable(golds)) >= _ENOUGH * len(golds)
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

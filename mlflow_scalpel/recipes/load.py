@@ -158,7 +158,7 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         fields = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         why = " ".join(str(error).split())
-        raise RecipeError(f"{path}: is no readable YAML: {why}; correct it there.") from error
+        raise RecipeError(f"{path}: is not readable YAML: {why}; correct it there.") from error
     if not isinstance(fields, dict):
         raise RecipeError(f"{path}: holds no fields; a recipe is a mapping such as `stage: sft`.")
     parent = fields.pop("extends", None)

@@ -74,7 +74,7 @@ def parse_settings(text: str, option: str = BY_RUN) -> dict[str, Any]:
         except yaml.YAMLError as error:
             why = " ".join(str(error).split())
             raise RecipeError(
-                f"set = {text}: the value of {field} is no YAML ({why}); put quotes around a text "
+                f"set = {text}: the value of {field} is not YAML ({why}); put quotes around a text "
                 f"({field}='...'), and around field and value that hold blanks ('{field}=[a, b]')."
             ) from error
     return settings

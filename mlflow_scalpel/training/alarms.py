@@ -33,7 +33,8 @@ from mlflow_scalpel.run_warnings import ALARM_PREFIX
 PREFIX = "alarms/"
 ENDLESS = (
     "either max_completion_length is too short, or the model does not stop, because it never "
-    "learned to or because the token that it ends with is no end token (eos_token of the recipe)"
+    "learned to or because the token that it ends with is not an end token (eos_token of the "
+    "recipe)"
 )
 _MOST = 1000.0  # a level beyond it (a division by 0) is shown as this
 _FINITE = ("loss", "grad_norm", "reward")

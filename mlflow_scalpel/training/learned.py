@@ -63,7 +63,7 @@ def asked_examples(
     for row in examples:
         turns = settled(base.tokenizer, row["prompt"])
         prompt = render(base.tokenizer, turns, what=base.what)
-        check_prompt(base.tokenizer, turns, prompt, checked, what=base.what)
+        check_prompt(turns, prompt, checked, what=base.what)
         lengths.append(prompt)
         rows.append({**row, "prompt": turns})
     _look_for_end(base, checked)

@@ -11,14 +11,10 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 
 from mlflow_scalpel.chat import (
-    Checked,
-    check_prompt,
+    check_system_prompt,
     context_of,
     end_tokens,
     load_tokenizer,
-    render,
-    settled,
-    system_turn,
     with_chat,
 )
 from mlflow_scalpel.checkpoints import log_base, resolve
@@ -90,7 +86,7 @@ def open_base(stage: OpenStage) -> OpenBase:
         context=context_of(AutoConfig.from_pretrained(directory)),
         what=f"the chat template of {'the recipe' if recipe.chat_template else recipe.model}",
     )
-    _check_system_prompt(recipe, opened)
+    check_system_prompt(tokenizer, recipe.system_prompt, what=opened.what)
     if not stage.run_id:
         return opened
     model = log_base(recipe.model)
@@ -114,13 +110,6 @@ def base_name(model: LoggedModel, source: str) -> str:
     if source.startswith(("models:/", "runs:/")):
         return str(model.name)
     return Path(source).resolve().name if Path(source).is_dir() else source
-
-
-def _check_system_prompt(recipe: TrainingRecipe, base: OpenBase) -> None:
-    turns = [*system_turn(recipe.system_prompt), {"role": "user", "content": "What is 1 + 1?"}]
-    turns = settled(base.tokenizer, turns)
-    prompt = render(base.tokenizer, turns, what=base.what)
-    check_prompt(base.tokenizer, turns, prompt, Checked(), what=base.what)
 
 
 def follow(

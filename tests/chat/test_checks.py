@@ -13,7 +13,6 @@ from mlflow_scalpel.chat import (
     render,
     render_answered,
     settled,
-    system_turn,
 )
 from mlflow_scalpel.errors import ScalpelError
 from tests.chat.made import REAL, make_tokenizer
@@ -115,13 +114,13 @@ def test_an_answer_behind_another_prompt_is_refused_where_it_is_learned() -> Non
 )
 def test_a_prompt_that_lacks_the_system_prompt_is_refused(template: str | None, said: str) -> None:
     tokenizer = make_tokenizer(template)
-    turns = [*system_turn("Be brief, friend."), *ASKED]
+    turns = [{"role": "system", "content": "Be brief, friend."}, *ASKED]
     with pytest.raises(ScalpelError, match=said):
-        check_prompt(tokenizer, turns, render(tokenizer, turns), Checked(), what="T")
+        check_prompt(turns, render(tokenizer, turns), Checked(), what="T")
 
 
 def test_an_empty_system_prompt_where_the_template_says_something_by_itself() -> None:
-    empty = [*system_turn(""), *ASKED]
+    empty = [{"role": "system", "content": ""}, *ASKED]
     own = (
         "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind<|im_end|>\n{% endif %}"
     )

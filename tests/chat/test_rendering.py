@@ -161,5 +161,5 @@ def test_end_tokens_are_those_of_the_generation_config(first_model: Path, tmp_pa
 
 
 def test_a_template_with_an_error_of_syntax_is_named() -> None:
-    with pytest.raises(ScalpelError, match="no valid Jinja template \\(line 2"):
+    with pytest.raises(ScalpelError, match="not a valid Jinja template \\(line 2"):
         render(make_tokenizer("a\n{% for m in %}"), ASKED)

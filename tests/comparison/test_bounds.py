@@ -48,7 +48,7 @@ def imported(capsys, *words: str) -> str:
         ("kl.json", {"v-step-9": -0.1}, KL, "'v-step-9': kl/all_tokens = -0.1"),
         ("kl.json", {"v-step-9": -0.1}, [*KL, "--dtype", "bfloat16"], "KL is never negative"),
         ("kl.json", {"v-step-9": -1e-3}, KL, "with --dtype"),
-        ("kl.json", {"v-step-9": 122.0}, KL, "more than 50 nats a token is no KL"),
+        ("kl.json", {"v-step-9": 122.0}, KL, "more than 50 nats a token is not a KL"),
         ("kl.json", {"main": 122.0, "v-step-9": 1.0}, KL, "'main': kl/all_tokens = 122"),
         ("acc.json", {"v-step-9": 32.6}, EVAL, "in percent? Give it as a share of 1: 0.326"),
         ("acc.json", {"v-step-9": -0.1}, EVAL, "is not in [0, 1]"),

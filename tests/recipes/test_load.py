@@ -56,7 +56,7 @@ def test_every_stage_has_a_default_recipe():
         ("sft", "stage=grpo", "another entry point than sft"),
         ("base", "architecture.num_attention_heads=5", "= 5 does not divide hidden_size = 96"),
         ("evaluate", "model=a run=b", "both model = a and run = b"),
-        ("main", "arms=[{name: a, b: c}]", "the value of arms is no YAML.*quotes"),
+        ("main", "arms=[{name: a, b: c}]", "the value of arms is not YAML.*quotes"),
         ("main", "compare.recipe=tinny", "recipe = tinny: .*Did you mean tiny"),
         (
             "main",
@@ -107,9 +107,9 @@ def test_a_recipe_inherits_all_but_what_it_states(tmp_path):
     [
         ("stage: sft\nstage: grpo\n", "'stage' is given twice"),
         ("- a\n", "holds no fields"),
-        ("stage: [\n", "no readable YAML"),
-        ("? [a]\n: b\n", "no readable YAML: a key is a list"),
-        ("\0", "no readable YAML: unacceptable character"),
+        ("stage: [\n", "not readable YAML"),
+        ("? [a]\n: b\n", "not readable YAML: a key is a list"),
+        ("\0", "not readable YAML: unacceptable character"),
         ("stage: dpo\n", "'dpo' is no stage"),
         ("stage: [sft]\n", r"\['sft'\] is no stage"),
         ("stage: sft\n", "model: field required"),

@@ -89,7 +89,7 @@ def test_other_values_are_yaml_or_words(text, value):
     [
         ("x='a", "no closing quotation"),
         ("x=Don't", "no closing quotation"),
-        ("x=[a", "x is no YAML.*x='...'"),
+        ("x=[a", "x is not YAML.*x='...'"),
         ("words", "'words' is not FIELD=VALUE"),
         ("=1", "is not FIELD=VALUE"),
         ("'x={a: 1, a: 2}'", "given twice"),
