@@ -35,6 +35,7 @@ from typing import Any
 from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 from mlflow_scalpel.recipes import load_recipe
+from mlflow_scalpel.recipes.settings import dump
 from mlflow_scalpel.takeup import RECIPE_ARTIFACT, RESUMABLE, STAGE_TAG, take_up
 
 FAILURE_TAG = "scalpel.failure"
@@ -119,7 +120,7 @@ def open_stage(
     several = _ending_at_once() if "RANK" in os.environ else nullcontext()
     with several, _settled_run(mlflow, name) as (run_id, output):
         note = run_note(run_id, recipe.description)
-        mlflow.log_dict(recipe.model_dump(mode="json"), RECIPE_ARTIFACT)
+        mlflow.log_text(dump(recipe.model_dump(mode="json")), RECIPE_ARTIFACT)
         mlflow.set_tags({STAGE_TAG: stage, "scalpel.recipe": recipe.name, DESCRIPTION_TAG: note})
         _use_threads(recipe)
         yield OpenStage(recipe, run_id, output, resumed=bool(arguments.resume))

@@ -59,6 +59,19 @@ for _tag, _pattern in _NUMBERS.items():
     Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list("-+.0123456789"))
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that `Loader`, or a reader of YAML 1.1, would take for something else."""
+
+
+for _tag, _pattern in _NUMBERS.items():
+    _Dumper.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list("-+.0123456789"))
+
+
+def dump(fields: dict[str, Any]) -> str:
+    """Fields as YAML that `Loader` reads as they are: the text `1e5` comes back as a text."""
+    return yaml.dump(fields, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
+
+
 def parse_settings(text: str, option: str = BY_RUN) -> dict[str, Any]:
     """Read `a.b=1 c=[x, y] d='any text'`, given by `option`, as dotted names and values.
 

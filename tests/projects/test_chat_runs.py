@@ -132,7 +132,7 @@ def test_an_end_of_turn_that_is_no_end_token_is_told_from_the_start_to_the_end(h
     [
         ("{{ messages[0].content }}", "", "cuts text out of 64 of 64 answers"),
         (None, "", "never stops"),  # the base's own template ends no turn
-        (TEMPLATE, "eos_token=end", "eos_token = 'end': is no token"),
+        (TEMPLATE, "eos_token=end", "eos_token = 'end': is not a token"),
         (
             TEMPLATE.replace("in messages", "in messages if m['role'] != 'system'"),
             "system_prompt=brief",

@@ -6,10 +6,11 @@ import shlex
 import subprocess
 
 import pytest
+import yaml
 
 from mlflow_scalpel.errors import RecipeError
 from mlflow_scalpel.experiment import as_settings
-from mlflow_scalpel.recipes.settings import parse_settings
+from mlflow_scalpel.recipes.settings import Loader, dump, parse_settings
 
 TEXTS = [
     "Solve it. #1 rule: box it.",
@@ -108,3 +109,17 @@ def test_a_shell_changes_nothing_on_the_way(text):
         ["bash", "-c", f"printf %s {shlex.quote(given)}"], capture_output=True, text=True
     ).stdout
     assert parse_settings(said)["system_prompt"] == text
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["1e5", "12e4567", "0x1F", "10:50", "1_000", "007", ".5", "yes", "null", "", "😀 é", "a\nb",
+     "2024-07-26", "#x", 1e-05, 1e300, 100000.0, 7, True, None],
+)  # fmt: skip
+def test_a_recipe_that_is_kept_on_its_run_is_read_back_as_it_was(value):
+    text = dump({"value": value, "nested": {"list": [value]}})
+    read = yaml.load(text, Loader)
+    assert read == {"value": value, "nested": {"list": [value]}}
+    assert type(read["value"]) is type(value)
+    if isinstance(value, str):
+        assert yaml.safe_load(text)["value"] == value  # as other readers have it
