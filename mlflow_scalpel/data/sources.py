@@ -9,7 +9,7 @@ from typing import Any
 
 from mlflow_scalpel.data.account import Account
 from mlflow_scalpel.data.conversations import EARLIER, Unreadable, conversation_of
-from mlflow_scalpel.data.files import Placed, Row, placed_rows, read_file
+from mlflow_scalpel.data.files import Placed, Row, as_written, placed_rows, read_file
 from mlflow_scalpel.data.values import (
     NotText,
     as_plain_numbers,
@@ -249,5 +249,5 @@ def _read(data: Data) -> list[Placed]:
         dataset = datasets.load_dataset(
             data.hub, data.config, split=data.split, revision=data.revision
         )
-        return placed_rows(dataset)
+        return placed_rows(as_written(dataset, dataset.features.arrow_schema))
     return read_file(existing_file("data.file", data.file or ""), data.encoding)
