@@ -207,9 +207,9 @@ def _with_roles(
         found = re.search(data.answer_pattern, whole)
         roles["answer"] = (found.group(1) or "").strip() if found else None
     for role in needs:
-        if role == "answer" and whole:
+        if role == "answer" and whole and not whole.isspace():
             continue  # what the pattern does not find is counted, and told with the others
-        if roles[role] is None or roles[role] == "":
+        if not (roles[role] or "").strip():
             source = columns.get("messages")
             if source and role != "answer":
                 raise Unreadable(f"columns.messages: its last turn is of the user; no {role} there")
