@@ -37,7 +37,10 @@ def learned_examples(
     may be wrong is told on the run.
     """
     pairs = [
-        (settled(base.tokenizer, row["prompt"]), str(row["completion"][0]["content"]))
+        (
+            settled(base.tokenizer, row["prompt"], what=base.what),
+            str(row["completion"][0]["content"]),
+        )
         for row in examples
     ]
     rendered = render_answered(base.tokenizer, pairs, what=base.what)
@@ -61,7 +64,7 @@ def asked_examples(
     rows, lengths = [], []
     checked = Checked(total=len(examples))
     for row in examples:
-        turns = settled(base.tokenizer, row["prompt"])
+        turns = settled(base.tokenizer, row["prompt"], what=base.what)
         prompt = render(base.tokenizer, turns, what=base.what)
         check_prompt(base.tokenizer, turns, prompt, checked, what=base.what)
         lengths.append(prompt)

@@ -118,7 +118,7 @@ def base_name(model: LoggedModel, source: str) -> str:
 
 def _check_system_prompt(recipe: TrainingRecipe, base: OpenBase) -> None:
     turns = [*system_turn(recipe.system_prompt), {"role": "user", "content": "What is 1 + 1?"}]
-    turns = settled(base.tokenizer, turns)
+    turns = settled(base.tokenizer, turns, what=base.what)
     prompt = render(base.tokenizer, turns, what=base.what)
     check_prompt(base.tokenizer, turns, prompt, Checked(), what=base.what)
 
