@@ -49,7 +49,7 @@ class Checked:
         }
 
 
-def settled(tokenizer: Any, messages: Messages) -> Messages:
+def settled(tokenizer: Any, messages: Messages, *, what: str = "the chat template") -> Messages:
     """The turns with an empty system turn as the template needs it.
 
     An empty system prompt switches off what a template says by itself where none is given. It is
@@ -59,7 +59,9 @@ def settled(tokenizer: Any, messages: Messages) -> Messages:
     if not messages or messages[0]["role"] != "system" or messages[0]["content"]:
         return messages
     without = messages[1:]
-    return [{"role": "system", "content": ""}, *without] if _needs_empty(tokenizer) else without
+    return (
+        [{"role": "system", "content": ""}, *without] if _needs_empty(tokenizer, what) else without
+    )
 
 
 def system_turn(system_prompt: str | None) -> Messages:
@@ -75,7 +77,7 @@ def check_system_prompt(tokenizer: Any, system_prompt: str | None, *, what: str)
     """
     question = {"role": "user", "content": "What is 1 + 1?"}
     render(tokenizer, [question], what=what)  # says what the tokenizer lacks
-    turns = settled(tokenizer, [*system_turn(system_prompt), question])
+    turns = settled(tokenizer, [*system_turn(system_prompt), question], what=what)
     check_prompt(turns, render(tokenizer, turns, what=what), Checked(), what=what)
     return turns[:-1]
 
@@ -161,7 +163,7 @@ def check_answered(
     if cut:
         raise ScalpelError(_cut(conversations, rendered, cut, what))
     if elsewhere:
-        _other_prompt(rendered, elsewhere, checked, what, learned)
+        _other_prompt(conversations, rendered, elsewhere, checked, what, learned)
     if endless:
         _without_end(tokenizer, rendered, endless, ends, checked, what, learned)
     return checked
@@ -202,13 +204,25 @@ def _before_answer(tokenizer: Any, messages: Messages, one: Rendered) -> int:
 
 
 def _other_prompt(
-    rendered: Sequence[Rendered], which: list[int], checked: Checked, what: str, learned: bool
+    conversations: Sequence[tuple[Messages, str]],
+    rendered: Sequence[Rendered],
+    which: list[int],
+    checked: Checked,
+    what: str,
+    learned: bool,
 ) -> None:
     one = rendered[which[0]]
     why = (
         f"{what} ends the prompt with {one.differing!r}, which is not there once an answer "
         f"follows: {_short(one.text[one.boundary :])}"
     )
+    messages = conversations[which[0]][0]
+    if learned and messages[0]["role"] == "system" and not _holds(one.text, messages[0]["content"]):
+        raise ScalpelError(
+            f"{what}: leaves out the system prompt {_short(messages[0]['content'])} once an answer "
+            f"follows, so that {len(which)} of {len(rendered)} answers would be learned without "
+            f"it; set system_prompt to null, or {OWN_TEMPLATE}"
+        )
     if learned:
         raise ScalpelError(
             f"{why}. {len(which)} of {len(rendered)} answers would be learned behind another "
@@ -278,10 +292,10 @@ def _without_end(
         raise ScalpelError(message)
 
 
-def _needs_empty(tokenizer: Any) -> bool:
+def _needs_empty(tokenizer: Any, what: str) -> bool:
     """Whether an empty system turn is what keeps the template from words of its own."""
     user = {"role": "user", "content": _MARK}
-    without = render(tokenizer, [user])
+    without = render(tokenizer, [user], what=what)
     frame = None
     try:
         marked = render(tokenizer, [{"role": "system", "content": _MARK + "s"}, user])
@@ -299,7 +313,7 @@ def _needs_empty(tokenizer: Any) -> bool:
             return True
         own = left
     raise ScalpelError(
-        f"system_prompt = '': the chat template writes {_short(own)} whatever the system prompt "
+        f"system_prompt = '': {what} writes {_short(own)} whatever the system prompt "
         f"is, so it cannot be switched off; set system_prompt to null to keep it, or "
         f"{OWN_TEMPLATE}"
     )

@@ -55,6 +55,10 @@ def conversation_of(value: Any) -> Conversation:
             raise Unreadable("it begins with an assistant turn, and no user has asked")
         elif not message["content"].strip():
             raise Unreadable(f"turn {number}, of the {role}, is empty")
+    if messages[-1]["role"] == "assistant" and _turns(value)[-1].get("weight", 1) == 0:
+        raise Unreadable(
+            f"turn {len(messages) - 1}, of the assistant, has weight 0, which says not to learn it"
+        )
     solution = messages.pop()["content"] if messages[-1]["role"] == "assistant" else None
     if messages[-1]["role"] != "user":
         raise Unreadable("it has no user turn")
@@ -101,6 +105,9 @@ def _message(turn: Any, number: int) -> Message:
     if role not in _ROLES:
         known = ", ".join(_ROLES)
         raise Unreadable(f"turn {number} has the {said} {role!r}, which is not one of {known}")
+    if content not in turn and not set(_LOST) & set(turn):
+        there = ", ".join(map(str, turn))
+        raise Unreadable(f"turn {number} has no {content} beside its {said}, but {there}")
     lost = [key for key in _LOST if turn.get(key)]
     if lost:
         raise Unreadable(

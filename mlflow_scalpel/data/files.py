@@ -9,8 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -210,15 +211,19 @@ def _unique(pairs: list[tuple[str, Any]]) -> Row:
 def _read_cells(path: Path, text: str, delimiters: str) -> list[Placed]:
     """CSV with a header; the first of `delimiters`, or another one where the header shows it."""
     csv.field_size_limit(_LONGEST_CELL)
-    head = text.split("\n", 1)[0]
+    head, _, rest = text.partition("\n")
     delimiter = next((mark for mark in delimiters if mark in head), delimiters[0])
+    before = 0
+    stated = re.fullmatch(r'"?sep=(.)"?\r?', head, re.IGNORECASE)
+    if stated:  # Excel's own line, which says the delimiter and is not the header
+        delimiter, text, before = stated[1], rest, 1
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    skipped = before
     placed: list[Placed] = []
     header: list[str] | None = None
-    before = 0
     try:
         for cells in reader:
-            line, before = before + 1, reader.line_num
+            line, before = before + 1, skipped + reader.line_num
             if not cells:
                 continue
             if header is None:
@@ -265,7 +270,29 @@ def _read_parquet(path: Path) -> list[Placed]:
     if len(set(names)) < len(names):
         twice = Counter(names).most_common(1)[0][0]
         raise ScalpelError(f"data.file = {path}: has two columns {twice!r}; rename one of them")
-    return placed_rows(table.to_pylist())
+    return placed_rows(as_written(table.to_pylist(), table.schema))
+
+
+def as_written(rows: Iterable[Row], schema: Any) -> Iterator[Row]:
+    """The rows of an Arrow schema, narrow floats with the digits that stand for them.
+
+    Arrow gives 0.1 of a float32 column as 0.10000000149011612, the double of the same bits.
+    """
+    narrow = {field.name: field.type for field in schema if "float" in str(field.type)}
+    for row in rows:
+        yield {**row, **{name: _narrow(row[name], kind) for name, kind in narrow.items()}}
+
+
+def _narrow(value: Any, kind: Any) -> Any:
+    from pyarrow import types
+
+    if isinstance(value, float) and (types.is_float32(kind) or types.is_float16(kind)):
+        return float(str(kind.to_pandas_dtype()(value)))
+    if isinstance(value, dict) and types.is_struct(kind):
+        return {name: _narrow(inner, kind.field(name).type) for name, inner in value.items()}
+    if isinstance(value, list) and hasattr(kind, "value_type"):
+        return [_narrow(inner, kind.value_type) for inner in value]
+    return value
 
 
 def placed_rows(rows: Iterable[Row]) -> list[Placed]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlflow_scalpel.data.account import Account
 from mlflow_scalpel.data.conversations import EARLIER, Unreadable, conversation_of
-from mlflow_scalpel.data.files import Placed, Row, placed_rows, read_file
+from mlflow_scalpel.data.files import Placed, Row, as_written, placed_rows, read_file
 from mlflow_scalpel.data.values import (
     NotText,
     as_plain_numbers,
@@ -207,9 +207,9 @@ def _with_roles(
         found = re.search(data.answer_pattern, whole)
         roles["answer"] = (found.group(1) or "").strip() if found else None
     for role in needs:
-        if role == "answer" and whole:
+        if role == "answer" and whole and not whole.isspace():
             continue  # what the pattern does not find is counted, and told with the others
-        if roles[role] is None or roles[role] == "":
+        if not (roles[role] or "").strip():
             source = columns.get("messages")
             if source and role != "answer":
                 raise Unreadable(f"columns.messages: its last turn is of the user; no {role} there")
@@ -249,5 +249,5 @@ def _read(data: Data) -> list[Placed]:
         dataset = datasets.load_dataset(
             data.hub, data.config, split=data.split, revision=data.revision
         )
-        return placed_rows(dataset)
+        return placed_rows(as_written(dataset, dataset.features.arrow_schema))
     return read_file(existing_file("data.file", data.file or ""), data.encoding)

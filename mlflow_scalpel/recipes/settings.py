@@ -17,9 +17,9 @@ BY_COMMAND = "--set "  # and to a command of ours
 
 _NUMBERS = {
     "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9]*)|0x[0-9a-fA-F]+",
-    "tag:yaml.org,2002:float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+    "tag:yaml.org,2002:float": r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
     r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-}  # as in YAML 1.2
+}  # as in YAML 1.2's JSON schema: 004 is a code, and its zeros would be lost
 _WORDS = {*_NUMBERS, "tag:yaml.org,2002:bool", "tag:yaml.org,2002:null"}
 
 

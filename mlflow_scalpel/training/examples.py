@@ -177,9 +177,10 @@ def _distinct(rows: list[dict[str, Any]], account: Account) -> list[dict[str, An
     others = 0
     for row in rows:
         key = json.dumps([row[EARLIER], row["problem"]])
-        others += first.setdefault(key, row)["solution"] != row["solution"]
+        kept = first.setdefault(key, row)
+        others += any(kept[role] != row[role] for role in ("solution", "answer"))
     repeated = len(rows) - len(first)
-    detail = f" ({others} of them with another solution)" if others else ""
+    detail = f" ({others} of them with another solution or answer)" if others else ""
     account.drop("repeated", repeated, f"repeat an earlier problem{detail}")
     return list(first.values())
 

@@ -37,7 +37,10 @@ def learned_examples(
     may be wrong is told on the run.
     """
     pairs = [
-        (settled(base.tokenizer, row["prompt"]), str(row["completion"][0]["content"]))
+        (
+            settled(base.tokenizer, row["prompt"], what=base.what),
+            str(row["completion"][0]["content"]),
+        )
         for row in examples
     ]
     rendered = render_answered(base.tokenizer, pairs, what=base.what)
@@ -61,12 +64,12 @@ def asked_examples(
     rows, lengths = [], []
     checked = Checked(total=len(examples))
     for row in examples:
-        turns = settled(base.tokenizer, row["prompt"])
+        turns = settled(base.tokenizer, row["prompt"], what=base.what)
         prompt = render(base.tokenizer, turns, what=base.what)
         check_prompt(turns, prompt, checked, what=base.what)
         lengths.append(prompt)
         rows.append({**row, "prompt": turns})
-    _look_for_end(base, checked)
+    _look_at_an_answer(base, checked)
     for code, message in checked.warnings().items():
         warn(code, message, run_id)
     tokens = base.tokenizer(lengths, add_special_tokens=False)["input_ids"]
@@ -81,18 +84,27 @@ def _learned(one: Rendered) -> dict[str, Any]:
     return {"input_ids": list(one.ids), "completion_mask": mask}
 
 
-def _look_for_end(base: OpenBase, checked: Checked) -> None:
-    """Count a template whose turns end with what ends no completion."""
+def _look_at_an_answer(base: OpenBase, checked: Checked) -> None:
+    """Count a template whose turns end with what ends no completion, or that opens no answer."""
     pair = ([{"role": "user", "content": "What is 1 + 1?"}], "2")
     try:
         rendered = render_answered(base.tokenizer, [pair], what=base.what)
         found = check_answered(
             base.tokenizer, [pair], rendered, base.ends, what=base.what, learned=False
         )
+        unopened = render(base.tokenizer, pair[0], answer=True, what=base.what)
     except ScalpelError:
         return  # it takes no finished answer, and GRPO gives it none
     if "never_stops" in found.counts:
         checked.count("never_stops", found.firsts["never_stops"])
+    if "template_adds_text" in found.counts and rendered[0].prompt == unopened:
+        checked.count(
+            "prompt_opens_no_answer",
+            f"{base.what} writes the same whether add_generation_prompt is given or not, so that "
+            f"prompts end with {unopened[-20:]!r} and the model itself must write what leads to "
+            f"an answer ({rendered[0].text[rendered[0].boundary :]!r}); let the template write "
+            "that for add_generation_prompt (chat_template)",
+        )
 
 
 def _tell_too_long(lengths: list[int], base: OpenBase, what: str, run_id: str) -> None:

@@ -96,6 +96,24 @@ def test_an_answer_behind_another_prompt_is_refused_where_it_is_learned() -> Non
     assert set(told.counts) == {"template_changes_prompt"}
 
 
+def test_a_system_prompt_that_goes_once_an_answer_follows_is_named() -> None:
+    """As in Mistral-7B-Instruct v0.3, which writes it into the last turn if that is a user's."""
+    mistral = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {% if loop.last and "
+        "messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}\n\n{% endif %}"
+        "{{ m['content'] }}[/INST]{% elif m['role'] == 'assistant' %} {{ m['content'] }}"
+        "{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    tokenizer = make_tokenizer(mistral)
+    pairs: list[Any] = [([*system_turn("Be brief, friend."), *ASKED], "5")]
+    ends = [tokenizer.eos_token_id]
+    rendered = render_answered(tokenizer, pairs)
+    with pytest.raises(
+        ScalpelError, match=r"system prompt .*once an answer.*system_prompt to null"
+    ):
+        check_answered(tokenizer, pairs, rendered, ends, what="T", learned=True)
+
+
 @pytest.mark.parametrize(
     ("template", "said"),
     [
@@ -133,4 +151,6 @@ def test_an_empty_system_prompt_where_the_template_says_something_by_itself() ->
     ):
         with pytest.raises(ScalpelError, match=r"cannot be switched off.*prompt to null"):
             settled(make_tokenizer(always + CHATML), empty)
+    with pytest.raises(ScalpelError, match="T of b: the tokenizer has no chat template"):
+        settled(make_tokenizer(None), empty, what="T of b")
     assert settled(make_tokenizer(own + CHATML), ASKED) == ASKED  # null leaves it as it is

@@ -75,6 +75,8 @@ def test_columns_of_turns_follow_one_another(tmp_path):
         ([ASK], "its last turn is of the user; no solution there"),
         ([ASK, turn("assistant", "")], "turn 1, of the assistant, is empty"),
         ([ASK, turn("assistant", None)], "turn 1, of the assistant, is empty"),
+        ([ASK, {"role": "assistant", "value": "7"}], "turn 1 has no content beside its role"),
+        ([ASK, {**TELL, "weight": 0}], "turn 1, of the assistant, has weight 0"),
         ([ASK, TELL, TELL], "turns 1 and 2 are both of the assistant"),
         ([ASK, ASK, TELL], "turns 0 and 1 are both of the user"),
         ([TELL, ASK, TELL], "begins with an assistant turn"),
@@ -111,6 +113,12 @@ def test_what_is_not_taken_names_line_and_turn(tmp_path, value, said):
     assert [row["solution"] for row in loaded.rows] == ["7"]
     assert loaded.account.dropped["unreadable"] == 1
     assert said.partition("`")[0] in str(loaded.account.line())
+
+
+def test_an_earlier_turn_of_weight_0_is_context_as_any_other(tmp_path):
+    turns = [ASK, {**TELL, "weight": 0}, ASK, {**TELL, "weight": 1}]
+    (row,) = read(tmp_path, {"messages": turns}).rows
+    assert row["earlier_turns"] == [ASK, TELL]
 
 
 def test_a_prompt_needs_no_answer(tmp_path):

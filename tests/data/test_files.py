@@ -36,6 +36,7 @@ def with_answer(literal: str) -> bytes:
         ("bom.jsonl", b"\xef\xbb\xbf" + ROW + b"\n", ["7"]),
         ("bom.json", b"\xef\xbb\xbf[" + ROW + b"]", ["7"]),
         ("bom.csv", b"\xef\xbb\xbf" + HEAD + b"3+4=,7,x\n", ["7"]),
+        ("excel.csv", b"sep=;\r\nproblem;answer;solution\r\na,b;2,5;x\r\n", ["2,5"]),
         ("utf16.csv", (HEAD + b"3+4=,7,x\n").decode().encode("utf-16"), ["7"]),
         ("utf16.jsonl", ROW.decode().encode("utf-16"), ["7"]),
         ("lines.json", ROW + b"\n" + ROW + b"\n", ["7", "7"]),
@@ -184,6 +185,21 @@ def test_parquet_gives_values_as_they_stand(tmp_path):
         match=r"row 0.*columns.answer = meta.tags holds a list of 2; write meta.tags.0",
     ):
         first("meta.tags")
+
+
+def test_narrow_floats_have_the_digits_that_were_written(tmp_path):
+    written = ["0.1", "2.5", "0.7", "3"]  # what stood there before it became float32 or float16
+    for kind in (pa.float32(), pa.float16()):
+        values = pa.array(np.array(written, dtype=kind.to_pandas_dtype()))
+        nested = pa.array(
+            [{"of": [float(one)]} for one in written], pa.struct({"of": pa.list_(kind)})
+        )
+        table = pa.table({"problem": list("abcd"), "answer": values, "solution": nested})
+        pq.write_table(table, tmp_path / "narrow.parquet")
+        columns = {"solution": "solution.of.0"}
+        rows = load_rows(Data(file=str(tmp_path / "narrow.parquet"), columns=columns))
+        assert [row["answer"] for row in rows] == written
+        assert [row["solution"] for row in rows] == written
 
 
 def test_arrays_in_a_parquet_file_of_pandas_are_lists(tmp_path):

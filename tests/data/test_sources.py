@@ -68,6 +68,17 @@ def test_a_row_without_what_is_needed_is_told(tmp_path):
         load_rows(Data(file=str(path)), needs=("problem", "answer"))
 
 
+@pytest.mark.parametrize("role", ["problem", "answer", "solution"])
+def test_what_is_only_blanks_is_not_there(tmp_path, role):
+    path = tmp_path / "rows.jsonl"
+    row = {"problem": "a", "answer": "1", "solution": "so 1"}
+    path.write_text(json.dumps(row) + "\n" + json.dumps({**row, role: " \n"}) + "\n")
+    with pytest.raises(ScalpelError, match=f"line 2: there is no {role} in it"):
+        load_rows(Data(file=str(path)), needs=("problem", "answer", "solution"))
+    data = Data(file=str(path), drop_unreadable=True)
+    assert len(load_rows(data, needs=("problem", "answer", "solution"))) == 1
+
+
 def test_files_that_are_missing_or_of_another_kind(tmp_path):
     with pytest.raises(ScalpelError, match="no such file"):
         load_rows(Data(file=str(tmp_path / "none.jsonl")))

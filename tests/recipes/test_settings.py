@@ -71,6 +71,8 @@ def test_an_experiment_hands_on_what_it_has(value):
         ("x={a:,b:}", {"a": None, "b": None}),
         ("'x=some words'", "some words"),
         ("'x=some #1 words'", "some #1 words"),
+        ("x=004", "004"),
+        ("x=[007,0,0.5,00.5]", ["007", 0, 0.5, "00.5"]),
         ("x=#1", "#1"),
         ("x=&y", "&y"),
         ("x=12e4567", "12e4567"),

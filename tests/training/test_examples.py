@@ -39,9 +39,15 @@ def test_rows_of_one_instruction_are_told_and_can_be_joined(tmp_path, capsys):
     columns = "'data.columns={problem: instruction, answer: null, solution: output}'"
     pool = open_pool(recipe_of(tmp_path, ALPACA, columns))
     assert len(pool.rows) == 1
-    line = "1 of 4 rows kept; 3 repeat an earlier problem (3 of them with another solution)"
+    line = (
+        "1 of 4 rows kept; 3 repeat an earlier problem (3 of them with another solution or answer)"
+    )
     assert line in capsys.readouterr().out
     assert "only 1 of the 4 rows" in pool.warnings["data"]
+    golds = [{"problem": "3+4=", "answer": answer} for answer in ("7", "7", "8")]
+    open_pool(recipe_of(tmp_path, golds, "data.columns.solution=null", "grpo"))
+    line = "2 repeat an earlier problem (1 of them with another solution or answer)"
+    assert line in capsys.readouterr().out
     joined = (
         r"""'data.columns={problem: "{instruction}\n{input}", answer: null, solution: output}'"""
     )

@@ -80,6 +80,26 @@ def test_a_prompt_for_grpo_is_checked_too(tmp_path):
     assert row["prompt"] == rows[0]["prompt"]
 
 
+def test_a_template_that_opens_no_answer_is_told_of_before_grpo(tmp_path, monkeypatch):
+    told: dict[str, str] = {}
+    monkeypatch.setattr(
+        "mlflow_scalpel.training.learned.warn", lambda code, text, _: told.update({code: text})
+    )
+    recipe = load_recipe("tiny", PROJECTS / "grpo" / "recipes", stage="grpo")
+    turn = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    unopened = "{% for m in messages %}" + turn + "{% endfor %}"
+    asked_examples(examples("a"), recipe, base_of(unopened, tmp_path))
+    assert "<|im_start|>assistant" in told.pop("prompt_opens_no_answer")
+    opened = unopened + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    always = (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+        "{% else %} {{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    )  # what ends a question is what opens the answer, as in Mistral's
+    for template in (opened, always, QWEN, (REAL / "qwen3.jinja").read_text()):
+        asked_examples(examples("a"), recipe, base_of(template, tmp_path))
+        assert "prompt_opens_no_answer" not in told
+
+
 def test_an_empty_system_prompt_reaches_grpos_trainer_as_the_template_needs_it(tmp_path):
     recipe = load_recipe("tiny", PROJECTS / "grpo" / "recipes", stage="grpo")
     turns = [{"role": "system", "content": ""}, {"role": "user", "content": "?"}]

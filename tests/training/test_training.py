@@ -115,7 +115,8 @@ def test_what_is_too_long_is_left_out_and_counted(stage, tmp_path, capsys):
         "data_dropped_long_solutions": 1,
     }
     assert (
-        "data: 1 of 4 rows kept; 1 repeat an earlier problem (1 of them with another solution); "
+        "data: 1 of 4 rows kept; "
+        "1 repeat an earlier problem (1 of them with another solution or answer); "
         "1 prompts are over 5 tokens; 1 solutions are over 5 tokens\n"
     ) in capsys.readouterr().out
     assert "only 1 of the 4 rows" in pool.warnings["data"]
