@@ -19,9 +19,8 @@ from mlflow_scalpel.views.capabilities import (
     last_evaluated,
 )
 from mlflow_scalpel.views.kl import reading
-from mlflow_scalpel.views.norm_words import NORM, PER_RATE, at_step, mean_norms
+from mlflow_scalpel.views.norm_words import NORM, PER_RATE, mean_norms, when
 from mlflow_scalpel.views.score_change import PAIRED, last_change
-from mlflow_scalpel.views.scores import stepless
 from mlflow_scalpel.views.style import Run, column_of
 from mlflow_scalpel.views.tidy import Z, last_step, probe, reasons
 from mlflow_scalpel.views.xaxis import end_of
@@ -76,13 +75,6 @@ def absent(what: str, remedy: str, why: str = "") -> Point:
     """No value, and what to run for one."""
     return Point(rests=f"{what} was not measured{': ' + why if why else ''}; run {remedy}",
                  open=MISSING)  # fmt: skip
-
-
-def when(step: float, run: Run, clean: pd.DataFrame, runs: pd.DataFrame | None) -> str:
-    """Which checkpoint; a published model of unknown training has no step."""
-    if stepless([run.run_id], runs):
-        return "at its end (step not recorded)"
-    return at_step(step, end_of(clean, run.run_id, runs))
 
 
 def older(step: float, run: Run, clean: pd.DataFrame, runs: pd.DataFrame | None) -> str:

@@ -166,10 +166,31 @@ def test_no_sentence_takes_an_older_step_for_the_last(missing, whole, runs):
         assert "no value at step 300: could not load" in card
         assert "at step 200" not in text
     else:
-        assert text.count("at step 200, and the run's last is 300") == 2
+        assert text.count("at step 200, and the run's last is 300") == 4  # 2 changes, KL, norm
         assert "at step 200, and the run&#39;s last is 300" in card or (
             "at step 200, and the run's last is 300" in card
         )
+
+
+def test_a_change_says_at_which_step_it_is(make, runs):
+    rng = np.random.default_rng(4)
+    table = evaluated(make, {"in": (rng.random((40, 2)) < 0.3, rng.random((40, 2)) < 0.8)}, 24)
+    runs["steps"] = "60"
+    (text,) = views.findings(table, runs)
+    assert "not corrected) at step 24, and the run's last is 60" in text
+    runs.loc["aaaa1111", "steps"] = "24"
+    (text,) = views.findings(table, runs)
+    assert "not corrected) at step 24;" in text
+
+
+def test_a_published_model_has_no_step_in_any_sentence(make, table, runs):
+    runs["imported_from"] = [None, "somebody/model", None]
+    runs.loc["bbbb2222", "steps"] = None
+    table = table[(table["run_id"] != "bbbb2222") | table["step"].isin([0, 100])]
+    table.loc[(table["run_id"] == "bbbb2222") & (table["step"] > 0), "step"] = 1
+    (text,) = [one for one in views.findings(table, runs) if one.startswith("sft:")]
+    assert "at step" not in text
+    assert text.count("at its end (step not recorded)") == 4  # two changes, KL and norm
 
 
 def kl_rows(make, value: float, floor: float | None, dtype: str = "bfloat16") -> pd.DataFrame:
