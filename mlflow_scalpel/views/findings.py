@@ -129,7 +129,10 @@ def kl_words(clean: pd.DataFrame, tokens: pd.DataFrame, run: Run, runs: pd.DataF
         within = "" if pd.isna(row.stderr) else f" \u00b1 {Z * row.stderr:.2g}"  # type: ignore[operator]
         beside = reading(clean, row)
         dtype = f", {beside.dtype}" if beside.dtype else ""
-        nothing = f", which decides nothing: {beside.undecided}" if beside.undecided else ""
+        why = beside.undecided
+        if row.value <= Z * row.stderr:
+            why = why or "the interval includes 0"
+        nothing = f", which decides nothing: {why}" if why else ""
         said.append(f"{row.value:.3g}{within} ({probe(str(row.texts))}{dtype}{nothing})")
     return f"KL, {TOKEN_SETS[metric]}, {', '.join(said)} nats/token {at}"
 

@@ -123,9 +123,12 @@ def change_of(
         return found
     if sign < 0:
         ((low, high),) = negated([(low, high)])
+    # What is shown before and after has the difference that is shown.
     start_mean, end_mean = found.before, found.after
     if not abs(end_mean - start_mean - sign * value) < 1e-6:  # scores of other problems, or partial
         start_mean, end_mean = rates(clean, run_id, step, domain, kinds)
+    if not abs(end_mean - start_mean - sign * value) < 1e-6:  # problems of unlike sample counts,
+        start_mean, end_mean = UNKNOWN  # by which rates weigh them, and the paired change does not
     return Change(
         tuple(kinds), found.kinds or tuple(dict.fromkeys(kinds.values())), start_mean, end_mean,
         sign * value + 0.0, low, high, p, cell(own, metric)[2], step,

@@ -165,6 +165,25 @@ def test_findings_card_and_the_figure_have_one_interval(make):
     assert "\u22120.000" not in text  # nothing changed out-of-domain
 
 
+def test_what_is_shown_before_and_after_has_the_difference_that_is_shown(make):
+    rng = np.random.default_rng(6)
+    # Easy problems with two samples each and hard ones with six, of which the hard are learned.
+    base = [rng.random(k) < p for k, p in [(2, 0.9), (6, 0.3)] * 30]
+    after = [rng.random(k) < p for k, p in [(2, 0.9), (6, 0.9)] * 30]
+    samples = [*rows_of("m-base", base), *rows_of("m-last", after)]
+    last = Subject(None, "m-last", "sha256:last", 60, "aaaa1111", "grpo")  # type: ignore[arg-type]
+    table = capability_table(pd.DataFrame(samples), BASE, [last], dtype="float32")
+    own: dict[str, Any] = {"run_id": "aaaa1111", "metric": "eval/in/add/sampled", "n": 60}
+    scores = [
+        make.row(**own, step=step, value=np.concatenate(right).mean(), stderr=0.05)
+        for step, right in ((0, base), (60, after))
+    ]
+    (text,) = views.findings(pd.concat([make.frame(scores), table], ignore_index=True))
+    change = np.mean([b.mean() - a.mean() for a, b in zip(base, after, strict=True)])
+    assert f"accuracy (add) ({change:+.3f}, 95 % interval" in text
+    assert "\u2192" not in text  # 0.448 -> 0.894 is +0.446, of samples and not of problems
+
+
 def test_three_of_three_is_not_sure(make):
     right = np.ones((3, 2), dtype=bool)
     table = evaluated(make, {"in": (right, right)})
@@ -273,6 +292,14 @@ def test_kl_is_quoted_with_dtype_and_floor(value, floor, dtype, said, decided, m
     # How concentrated a KL of rounding is, says nothing either.
     (gini,) = [t for t in card.data if t.meta["panel"] == "Concentration of KL" and t.customdata]
     assert gini.marker.symbol == point.marker.symbol
+
+
+def test_a_kl_whose_interval_includes_0_says_so_in_findings_and_card(make):
+    table = kl_rows(make, 2e-9, None, "float32")
+    table.loc[table["metric"] == "kl/answer_tokens", "stderr"] = 2e-9
+    (text,) = views.findings(table)
+    assert "(math, which decides nothing: the interval includes 0)" in text
+    assert "decides nothing: the interval includes 0" in views.card_table(table)
 
 
 def test_ratios_of_norms_say_steps_and_rates(table, runs):
