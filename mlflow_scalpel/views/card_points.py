@@ -94,7 +94,7 @@ def accuracy_change(
     basis = f"{', '.join(found.skills)} ({' and '.join(found.kinds)})"
     at = when(found.step, run, clean, runs)
     if found.paired:
-        rests = f"{basis}; {found.n:g} problems, paired, {at}"
+        rests = f"{basis}; {found.problems}, paired, {at}"
     else:
         rests = f"mean over {basis} {at}; unpaired, the two evaluations taken as independent"
     if not math.isnan(found.before):

@@ -154,7 +154,8 @@ def test_findings_card_and_the_figure_have_one_interval(make):
         for end in ("low", "high")
     )
     (text,) = views.findings(table)
-    assert f"95 % interval +{low:.3f} to +{high:.3f}; paired over 50 problems" in text
+    assert f"95 % interval +{low:.3f} to +{high:.3f}; paired over 50 problems, k = 4 sampl" in text
+    assert "50 problems, k = 4 samples a problem, paired, at step 60" in views.card_table(table)
     card = views.card(table)
     (gain,) = [t for t in card.data if t.meta["panel"] == "In-domain gain" and t.customdata]
     figure = views.in_versus_out(table)
@@ -210,6 +211,16 @@ def test_the_last_checkpoint_is_the_last_evaluated_one(make, whole, runs):
     words = [text for t in figure.data if t.type == "scatter" for text in t.text]
     assert words.count("no problem was gained, step 300") == 3
     assert not views.numbers(figure).query("y == 'sft'").size
+
+
+def test_the_label_of_amplified_names_the_samples_of_what_is_drawn(make):
+    rng = np.random.default_rng(7)
+    base, after = rng.random((2, 40, 3)) < 0.5
+    # A benchmark with one sample has no share; its k stands in no label.
+    table = evaluated(make, {"in": (base, after), "out": (base[:, :1], after[:, :1])})
+    text = views.amplified(table).to_json()
+    assert "at least once in k = 3" in text
+    assert "k = 1 or 3" not in text
 
 
 @pytest.mark.parametrize("missing", ["failed", "absent"])
