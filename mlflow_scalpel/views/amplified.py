@@ -55,7 +55,10 @@ def amplified(
     rows = rows[rows["benchmark"].isin([one.key for one in kept])]
     if not len(rows):
         return nothing(TITLE, f"This table has no gained problems: {EVALUATE}.")
-    ks = sorted({int(k) for text in rows["reason"] for k in _K.findall(text)})
+    # Of one sample a problem there is no share, and its k would stand beside those of others.
+    with_share = rows["value"].notna()
+    told = rows.loc[with_share if with_share.any() else rows.index, "reason"]
+    ks = sorted({int(k) for text in told for k in _K.findall(text)})
     samples = f"k = {' or '.join(map(str, ks))}" if ks else "k (not recorded)"
     names = (f"solved by the base at least once in {samples}", f"unsolved by it in {samples}")
     shown = in_rows(looks, rows)

@@ -19,9 +19,8 @@ from mlflow_scalpel.views.capabilities import (
     last_evaluated,
 )
 from mlflow_scalpel.views.kl import reading
-from mlflow_scalpel.views.norm_words import NORM, PER_RATE, at_step, mean_norms
+from mlflow_scalpel.views.norm_words import NORM, PER_RATE, mean_norms, when
 from mlflow_scalpel.views.score_change import PAIRED, last_change
-from mlflow_scalpel.views.scores import stepless
 from mlflow_scalpel.views.style import Run, column_of
 from mlflow_scalpel.views.tidy import Z, last_step, probe, reasons
 from mlflow_scalpel.views.xaxis import end_of
@@ -78,13 +77,6 @@ def absent(what: str, remedy: str, why: str = "") -> Point:
                  open=MISSING)  # fmt: skip
 
 
-def when(step: float, run: Run, clean: pd.DataFrame, runs: pd.DataFrame | None) -> str:
-    """Which checkpoint; a published model of unknown training has no step."""
-    if stepless([run.run_id], runs):
-        return "at its end (step not recorded)"
-    return at_step(step, end_of(clean, run.run_id, runs))
-
-
 def older(step: float, run: Run, clean: pd.DataFrame, runs: pd.DataFrame | None) -> str:
     """To stand beside a point that is not of the run's last checkpoint: of which it is."""
     end = end_of(clean, run.run_id, runs)
@@ -102,7 +94,7 @@ def accuracy_change(
     basis = f"{', '.join(found.skills)} ({' and '.join(found.kinds)})"
     at = when(found.step, run, clean, runs)
     if found.paired:
-        rests = f"{basis}; {found.n:g} problems, paired, {at}"
+        rests = f"{basis}; {found.problems}, paired, {at}"
     else:
         rests = f"mean over {basis} {at}; unpaired, the two evaluations taken as independent"
     if not math.isnan(found.before):
@@ -179,7 +171,9 @@ class Balance:
     """Problems lost and gained, over all benchmarks of a run, with what chance alone would give.
 
     Each is judged by an exact test of its difference from what an unchanged model would show, and
-    the two against each other by McNemar's exact test: `lost_p`, `gained_p` and `balance_p`.
+    the two against each other by McNemar's exact test: `lost_p`, `gained_p` and `balance_p`. Of
+    three tests of an unchanged model one is below 5 % in some 12 % of cases, so a verdict is what
+    is left when they are corrected for each other (`sure`).
     """
 
     lost: float = math.nan
@@ -193,7 +187,7 @@ class Balance:
     balance_p: float = math.nan
     n: float = math.nan
     rests: str = ""
-    open: str = ""  # why it decides nothing; "" where any of the three tests does
+    open: str = ""  # why it decides nothing; "" where any of the three tests does, corrected
     tests: int = 3  # p values that are shown together
     unknown: str = ""  # why chance is not known
 
@@ -207,6 +201,15 @@ class Balance:
     def shown(self) -> int:
         """How many p values it has."""
         return sum(not math.isnan(p) for p in (self.lost_p, self.gained_p, self.balance_p))
+
+    @property
+    def sure(self) -> set[str]:
+        """Which of its tests are below 5 % when corrected for each other (Holm 1979)."""
+        names = ("lost_p", "gained_p", "balance_p")
+        known = sorted((getattr(self, one), one) for one in names if getattr(self, one) >= 0.0)
+        enough = [p * (len(known) - place) <= ALPHA for place, (p, _) in enumerate(known)]
+        first = enough.index(False) if False in enough else len(known)
+        return {name for _, name in known[:first]}
 
     def words(self) -> str:
         """Both numbers, each against chance, and one against the other."""
@@ -230,7 +233,9 @@ class Balance:
         band = f"({self.chance:.3g} expected, {between(low, high)} usual), {p_text(p)}"
         if p > ALPHA:
             return f"{text}, not told apart from chance {band}"
-        return f"{text}, {'more' if count > self.chance else 'fewer'} than by chance {band}"
+        verdict = "" if f"{side}_p" in self.sure else "perhaps "
+        verdict += "more" if count > self.chance else "fewer"
+        return f"{text}, {verdict} than by chance {band}"
 
     def balance_words(self) -> str:
         """Which of the two is more, if that is told apart from chance."""
@@ -240,7 +245,8 @@ class Balance:
         if self.balance_p > ALPHA:
             return f"gained and lost not told apart from each other, {p}"
         more, fewer = ("gained", "lost") if self.gained > self.lost else ("lost", "gained")
-        return f"more {more} than {fewer}, {p}"
+        verdict = "" if "balance_p" in self.sure else "perhaps "
+        return f"{verdict}more {more} than {fewer}, {p}"
 
 
 def balance(clean: pd.DataFrame, run: Run, runs: pd.DataFrame | None = None) -> Balance:
@@ -277,9 +283,11 @@ def balance(clean: pd.DataFrame, run: Run, runs: pd.DataFrame | None = None) -> 
 
 
 def undecided(made: Balance) -> str:
-    """Why the ledger decides nothing; "" where any of its tests does."""
-    if any(p <= ALPHA for p in (made.lost_p, made.gained_p, made.balance_p)):
+    """Why the ledger decides nothing; "" where any of its tests does, corrected for the others."""
+    if made.sure:
         return ""
+    if any(p <= ALPHA for p in (made.lost_p, made.gained_p, made.balance_p)):
+        return f"corrected for each other (Holm), none of its {made.shown} tests is below 5 %"
     if math.isnan(made.chance):
         return "gained and lost are not told apart from each other, and chance is unknown"
     return "lost and gained are told apart neither from chance nor from each other"

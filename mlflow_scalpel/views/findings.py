@@ -15,16 +15,15 @@ from mlflow_scalpel.views.kl import TOKEN_SETS, reading
 from mlflow_scalpel.views.norm_words import (
     NORM,
     PER_RATE,
-    at_step,
     mean_norms,
     norm_ratios,
     norm_words,
+    when,
 )
 from mlflow_scalpel.views.score_change import WHY, Change, last_change
 from mlflow_scalpel.views.scores import DOMAINS, after, before, scores
 from mlflow_scalpel.views.style import Run, styles, unturned
 from mlflow_scalpel.views.tidy import Z, last_step, probe, read, reasons
-from mlflow_scalpel.views.xaxis import end_of
 
 #: How the sentences are to be read.
 READING = (
@@ -49,11 +48,11 @@ def findings(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> list[str]
     tests = sum(one.paired for own in changes.values() for one in own.values())
     sentences = []
     for run in looks:
-        end = end_of(clean, run.run_id, runs)
+        norm = norms[run.run_id]
         parts = [
-            *score_words(rows, run, changes[run.run_id], tests),
-            kl_words(clean, tokens, run, end),
-            norm_words(norms[run.run_id], rates[run.run_id], end),
+            *score_words(clean, rows, run, changes[run.run_id], tests, runs),
+            kl_words(clean, tokens, run, runs),
+            norm_words(norm, rates[run.run_id], when(norm.step, run, clean, runs) if norm else ""),
         ]
         sentences.append(f"{run.name}: " + "; ".join(parts) + ".")
     sentences = once([*sentences, *norm_ratios(looks, norms, rates, runs)], WHY)
@@ -71,7 +70,12 @@ def once(sentences: Sequence[str], words: str) -> list[str]:
 
 
 def score_words(
-    rows: pd.DataFrame, run: Run, changes: Mapping[str, Change], tests: int
+    clean: pd.DataFrame,
+    rows: pd.DataFrame,
+    run: Run,
+    changes: Mapping[str, Change],
+    tests: int,
+    runs: pd.DataFrame | None,
 ) -> list[str]:
     """The change in-domain and out-of-domain from the base to the last evaluated checkpoint."""
     if not any(one.known for one in changes.values()):
@@ -79,36 +83,44 @@ def score_words(
             return ["no checkpoint was evaluated"]
         if not len(before(rows, run.run_id)):
             return ["no scores of its base, hence no change"]
-    return [change_words(changes[domain], name, tests) for domain, name in DOMAINS.items()]
+    said = {
+        domain: "" if one.step != one.step else when(one.step, run, clean, runs)
+        for domain, one in changes.items()
+    }
+    return [
+        change_words(changes[domain], name, said[domain], tests) for domain, name in DOMAINS.items()
+    ]
 
 
-def change_words(found: Change, name: str, tests: int = 1) -> str:
-    """One change as words: `in-domain sampled accuracy 0.600 -> 0.800 (+0.200, ...)`."""
+def change_words(found: Change, name: str, at: str, tests: int = 1) -> str:
+    """One change as words: `in-domain sampled accuracy 0.600 -> 0.800 (+0.200, ...) at step 60`.
+
+    `at` says of which checkpoint it is.
+    """
     if not found.known:
-        at = "" if found.step != found.step or not found.skills else f" at step {found.step:g}"
-        return f"{name}{at}: {found.why}"
+        return f"{name} {at}: {found.why}" if at and found.skills else f"{name}: {found.why}"
     kind = " and ".join(found.kinds)
     skills = f"mean over {len(found.skills)} skills" if len(found.skills) > 1 else found.skills[0]
     text = f"{name} {kind} accuracy ({skills}) "
     if found.before == found.before:
         text += f"{found.before:.3f} \u2192 {found.after:.3f} "
-    return f"{text}({found.words(tests)})"
+    return f"{text}({found.words(tests)}) {at}"
 
 
-def kl_words(clean: pd.DataFrame, tokens: pd.DataFrame, run: Run, end: float) -> str:
+def kl_words(clean: pd.DataFrame, tokens: pd.DataFrame, run: Run, runs: pd.DataFrame | None) -> str:
     """The KL from the base at the last measured checkpoint: answer tokens where known, else all.
 
-    `tokens` are the rows of TOKEN_SETS, `end` is the run's last step.
+    `tokens` are the rows of TOKEN_SETS.
     """
     rows = tokens[(tokens["run_id"] == run.run_id) & (tokens["step"] > 0)]
     rows = rows[rows["step"] == last_step(rows)]
     if not len(rows):
         return "KL from the base not measured"
-    step = rows["step"].iloc[0]
+    at = when(rows["step"].iloc[0], run, clean, runs)
     why = reasons(rows["reason"])
     rows = rows[rows["value"].notna()]
     if not len(rows):
-        return f"KL from the base has no value {at_step(step, end)}: {why}"
+        return f"KL from the base has no value {at}: {why}"
     metric = "kl/answer_tokens"
     if not (rows["metric"] == metric).any():
         metric = "kl/all_tokens"
@@ -117,9 +129,12 @@ def kl_words(clean: pd.DataFrame, tokens: pd.DataFrame, run: Run, end: float) ->
         within = "" if pd.isna(row.stderr) else f" \u00b1 {Z * row.stderr:.2g}"  # type: ignore[operator]
         beside = reading(clean, row)
         dtype = f", {beside.dtype}" if beside.dtype else ""
-        nothing = f", which decides nothing: {beside.undecided}" if beside.undecided else ""
+        why = beside.undecided
+        if row.value <= Z * row.stderr:
+            why = why or "the interval includes 0"
+        nothing = f", which decides nothing: {why}" if why else ""
         said.append(f"{row.value:.3g}{within} ({probe(str(row.texts))}{dtype}{nothing})")
-    return f"KL, {TOKEN_SETS[metric]}, {', '.join(said)} nats/token {at_step(step, end)}"
+    return f"KL, {TOKEN_SETS[metric]}, {', '.join(said)} nats/token {at}"
 
 
 def warning_words(runs: pd.DataFrame | None) -> list[str]:

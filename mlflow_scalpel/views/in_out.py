@@ -150,9 +150,8 @@ def trajectory(
                 within = between(c.low, c.high)
                 within = f", 95 % interval {within}" if within else ""
                 within += ", paired" if c.paired else ""
-                text.append(
-                    f"{domain}: {c.before:.4g} \u2192 {c.after:.4g} ({c.change:+.4g}{within})"
-                )
+                means = f"{c.before:.4g} \u2192 {c.after:.4g} " if c.before == c.before else ""
+                text.append(f"{domain}: {means}({c.change:+.4g}{within})")
         said.append(hover(*text))
     there = [i for i, value in enumerate(x) if value is not None]
     last = there[-1] if len(there) > 1 else None

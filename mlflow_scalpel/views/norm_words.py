@@ -11,6 +11,7 @@ from mlflow_scalpel.views.confounding import ABSENT, text_of
 from mlflow_scalpel.views.scores import stepless
 from mlflow_scalpel.views.style import Run, column_of
 from mlflow_scalpel.views.tidy import last_step, per_matrix, reasons
+from mlflow_scalpel.views.xaxis import end_of
 
 NORM = "weights/relative_frobenius"
 PER_RATE = "weights/relative_frobenius_per_lr"
@@ -27,8 +28,14 @@ class Norm:
     why: str  # it has none
 
 
-def at_step(step: float, end: float) -> str:
-    """Which checkpoint; and where it is not the run's last, which that is."""
+def when(step: float, run: Run, clean: pd.DataFrame, runs: pd.DataFrame | None) -> str:
+    """Which checkpoint; and where it is not the run's last, which that is.
+
+    A published model of unknown training has no step.
+    """
+    if stepless([run.run_id], runs):
+        return "at its end (step not recorded)"
+    end = end_of(clean, run.run_id, runs)
     later = f", and the run's last is {end:g}" if step < end else ""
     return f"at step {step:g}{later}"
 
@@ -50,14 +57,17 @@ def mean_norms(clean: pd.DataFrame, looks: Sequence[Run], metric: str) -> dict[s
     return found
 
 
-def norm_words(norm: Norm | None, rate: Norm | None, end: float) -> str:
-    """The mean relative norm, and the same for each unit of learning rate spent."""
+def norm_words(norm: Norm | None, rate: Norm | None, at: str) -> str:
+    """The mean relative norm, and the same for each unit of learning rate spent.
+
+    `at` says of which checkpoint they are.
+    """
     if norm is None:
         return "weights not compared"
     if not norm.known:
-        return f"the mean relative norm has no value {at_step(norm.step, end)}: {norm.why}"
+        return f"the mean relative norm has no value {at}: {norm.why}"
     of = "" if norm.known == norm.cells else f", {norm.known} of {norm.cells} matrices"
-    text = f"mean relative norm {norm.value:.3g} {at_step(norm.step, end)}{of}"
+    text = f"mean relative norm {norm.value:.3g} {at}{of}"
     if rate is None or not rate.known or rate.step != norm.step:
         return text
     return f"{text}, {rate.value:.3g} per unit of summed learning rate"

@@ -45,6 +45,8 @@ class Change:
     """Of the exact paired test; NaN where there are scores only."""
     n: float = math.nan
     """Problems, where they are paired."""
+    samples: str = ""
+    """How many samples each has, in words; "" where the table does not say."""
     step: float = math.nan
     why: str = ""
 
@@ -65,6 +67,12 @@ class Change:
             return NO_ERRORS
         return "the interval includes 0" if self.low <= 0 <= self.high else ""
 
+    @property
+    def problems(self) -> str:
+        """How many problems are paired, and of how many samples: `110 problems, k = 6 ...`."""
+        number = f"{self.n:g} problem{'s' * (self.n != 1)}"
+        return f"{number}, {self.samples}" if self.samples else number
+
     def words(self, tests: int) -> str:
         """The change with its interval and p, one of so many `tests` that are shown together."""
         if math.isnan(self.low):
@@ -73,7 +81,7 @@ class Change:
         if self.undecided:
             said += ", which includes 0"
         if self.paired:
-            return f"{said}; paired over {self.n:g} problems, {p_words(self.p, tests)}"
+            return f"{said}; paired over {self.problems}, {p_words(self.p, tests)}"
         return f"{said}; unpaired: {INDEPENDENT}"
 
 
@@ -123,12 +131,15 @@ def change_of(
         return found
     if sign < 0:
         ((low, high),) = negated([(low, high)])
+    # What is shown before and after has the difference that is shown.
     start_mean, end_mean = found.before, found.after
     if not abs(end_mean - start_mean - sign * value) < 1e-6:  # scores of other problems, or partial
         start_mean, end_mean = rates(clean, run_id, step, domain, kinds)
+    if not abs(end_mean - start_mean - sign * value) < 1e-6:  # problems of unlike sample counts,
+        start_mean, end_mean = UNKNOWN  # by which rates weigh them, and the paired change does not
     return Change(
         tuple(kinds), found.kinds or tuple(dict.fromkeys(kinds.values())), start_mean, end_mean,
-        sign * value + 0.0, low, high, p, cell(own, metric)[2], step,
+        sign * value + 0.0, low, high, p, *cell(own, metric)[2:], step,
     )  # fmt: skip
 
 

@@ -81,7 +81,10 @@ def _mean_change(
     found = paired_change(used)
     n, texts = sum(one.n for one in used), texts_of(*used)
     if part == "value":
-        return [Finding(sign * found.value + 0.0, found.stderr, n, texts=texts)]  # never -0.0
+        ks = sorted({int(k) for one in used for k in (*one.base_samples, *one.samples)})
+        said = f"k = {' or '.join(map(str, ks))} sample{'s' * (ks != [1])} a problem"
+        value = sign * found.value + 0.0  # never -0.0
+        return [Finding(value, found.stderr, n, reason=said, texts=texts)]
     if part == "p":
         return [Finding(found.p, n=n, texts=texts)]
     low, high = sorted((sign * found.low + 0.0, sign * found.high + 0.0))
@@ -94,7 +97,7 @@ def in_domain_gain(benchmarks: Sequence[Benchmark]) -> list[Finding]:
 
     One benchmark for each label, sampled before greedy. The error is over problems, paired; where
     few problems changed it says little, and capabilities/in_domain_gain_low, _high and _p are the
-    interval and the test. They cover the problems, not other seeds of training.
+    interval and the test. They cover the problems, not other seeds of training. `reason` says k.
     """
     return _mean_change(benchmarks, "in", 1)
 
