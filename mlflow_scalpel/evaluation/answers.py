@@ -16,6 +16,7 @@ LONGEST_BARE = 100  # characters of an answer that stands in no box and in no La
 LONGEST_BOXED = 10_000
 ANCHORS = 100  # of the word "answer", the last ones
 NEAR = 50  # characters between the word "answer" and the LaTeX that it leads to
+SENTENCE = 80  # characters around the only LaTeX of a completion that is one sentence
 
 _BOX = re.compile(r"(\\{1,3})(boxed|fbox|framebox)(?![A-Za-z])\s*")
 _BRACE = re.compile(r"\\\\|\\[{}]|[{}]")  # an escaped brace is not a brace
@@ -34,7 +35,9 @@ _MATH = (
 )
 _SPAN = re.compile(_MATH, re.DOTALL)
 _NEXT_SPAN = re.compile(rf"\s*(?:,|;|,?\s*(?:and|or)\b)\s*(?=\$|\\\(|\\\[){_MATH}", re.DOTALL)
-_ANCHOR = re.compile(r"answers?", re.IGNORECASE)
+_ANCHOR = re.compile(
+    r"answers?|答案|réponse|respuesta|risposta|resposta|antwort|ответ", re.IGNORECASE
+)
 _LED_TO = re.compile(rf"(?s).{{0,{NEAR}}}?(?={_MATH})")
 _TAG = re.compile(r"</?answer>", re.IGNORECASE)
 _PREFACE = re.compile(r"(?i)^(?:so|thus|hence|therefore)?,?\s*(?:the|my)?\s*(?:final|correct)?\s*"
@@ -44,10 +47,18 @@ _LABEL = re.compile(r"[ \t]*(?:\*\*|__)?[ \t]*[:：][ \t]*(?:\*\*|__)?[ \t]*([^\
 _BOLD = re.compile(
     r"(?:\*\*|__)?[ \t]*(?:is|are)?[ \t]*[:：]?[ \t\n]*(?:\*\*|__)([^*\n]+?)(?:\*\*|__)"
 )
+# "### Final Answer" or "**Answer:**" on a line of its own, and the line below
+_HEADING = re.compile(r"[ \t]*[:：]?[ \t]*(?:\*\*|__)?[ \t]*[:：]?[ \t]*\n\s*([^\n]+)")
+_JSON = re.compile(r'"[ \t]*:[ \t]*("(?:[^"\\\n]|\\.)*"|-?[\d.]+)[ \t]*[,}\n]')
 _HASHES = re.compile(r"(?m)^####[ \t]*(\S[^\n]*)$")
+_SENTENCE_END = re.compile(r"\n|[.!?。:：]\s")
+_NEXT_TURN = re.compile(r"(?:<\|[\w ]{1,40}\|>\s*(?:user|assistant|system)?\s*)+$")
+_ESCAPED = (("\x08", "b", "oxed"), ("\x0c", "f", "rac|box"), ("\t", "t", r"ext\{|imes|heta|frac"))
 _LABELS = ("", "final", "the", "thefinal", "myfinal", "my")
 _STATED = re.compile(r"[ \t]*(?:\*\*|__)?[ \t]*(?:is|[:：])?[ \t]*(?:\*\*|__)?[ \t\n]*")
 
+_FRACTIONS = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4"}
+_VULGAR = re.compile(f"[{''.join(_FRACTIONS)}]")
 _SIGN = r"(?:(?<![\d\w)}\]])-\s?)?"
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
 _MONEY = r"(?:[$€£]-?)?"
@@ -71,12 +82,13 @@ def answer_of(completion: str, *, fallback: Fallback = "none") -> str | None:
     3. LaTeX within 50 characters after the word "answer" (the last "answer" that leads to any),
        or what a line labels as the answer (`**Answer:** 42`, `Final answer: **42**`, `#### 42`),
        or a number after "final answer is";
-    4. the whole completion, if that is one LaTeX expression.
+    4. the only LaTeX expression of a completion, if that says nothing else, or is one short
+       sentence without other numbers.
 
     What stands before `</think>` counts only where nothing after it is an answer. A bare number
     elsewhere is no answer, unless `fallback` is "last_number" and there is no other.
     """
-    text = _restored(completion)
+    text = restored(completion)
     thought, mark, said = text.rpartition("</think>")
     answer = _stated(said)
     if answer is None and mark and not _TAG.search(said):
@@ -108,8 +120,9 @@ def last_number(text: str) -> str | None:
 
     Decimals, `.5`, `1/2`, `3 1/2`, `\frac{1}{2}`, `1,234.5`, `$18`, `50%` and U+2212 as minus.
     """
-    found = [match.group() for match in _NUMBER.finditer(plain_characters(text))]
-    return re.sub(r"[$€£,]|(?<=-)\s", "", found[-1]).strip() if found else None
+    plain = _VULGAR.sub(lambda found: f" {_FRACTIONS[found.group()]}", plain_characters(text))
+    numbers = [match.group() for match in _NUMBER.finditer(plain)]
+    return re.sub(r"[$€£,]|(?<=-)\s", "", numbers[-1]).strip() if numbers else None
 
 
 def _stated(text: str) -> str | None:
@@ -178,9 +191,8 @@ def _sentence_number(text: str, anchor: re.Match[str]) -> str | None:
 
 
 def _prefix(text: str, anchor: re.Match[str]) -> str:
-    """What the line says before the word "answer", letters only."""
-    line = text.rfind("\n", 0, anchor.start()) + 1
-    before = text[line : anchor.start()]
+    """What the sentence or line says before the word "answer", letters only."""
+    before = _SENTENCE_END.split(text[max(anchor.start() - 2 * NEAR, 0) : anchor.start()])[-1]
     return re.sub(r"[^A-Za-z]", "", before).lower() if len(before) < NEAR else before
 
 
@@ -203,7 +215,10 @@ def _spans_from(text: str, first: re.Match[str]) -> str:
 def _labelled(text: str, anchor: re.Match[str]) -> str | None:
     """What the line says after "Answer:", in bold after "answer is", or after "final answer is"."""
     prefix = _prefix(text, anchor)
-    label = _LABEL.match(text, anchor.end())
+    field = _JSON.match(text, anchor.end())
+    if field is not None:
+        return _bare(field.group(1).strip('"').replace("\\\\", "\\"))
+    label = _HEADING.match(text, anchor.end()) or _LABEL.match(text, anchor.end())
     if label is not None and prefix in _LABELS:
         return _bare(label.group(1))
     bold = _BOLD.match(text, anchor.end())
@@ -229,10 +244,16 @@ def _bare(content: str) -> str | None:
 
 
 def _whole(text: str) -> str | None:
-    found = _SPAN.fullmatch(text.strip().strip("*").rstrip(" .。"))
-    if found is None or "$" in _inner(found).replace(r"\$", ""):
-        return None
-    return _inner(found)
+    """The LaTeX of a text that holds one piece of it, alone or in one short sentence."""
+    said = text.strip().strip("*").rstrip(" .。")
+    found = _SPAN.fullmatch(said)
+    if found is None:
+        spans = list(_SPAN.finditer(said))
+        around = _SPAN.sub("", said)
+        if len(spans) != 1 or len(around) > SENTENCE or re.search(r"[\d\n$]|[.!?。]\s", around):
+            return None
+        return _spans_from(said, spans[0])
+    return None if "$" in _inner(found).replace(r"\$", "") else _inner(found)
 
 
 def _inner(found: re.Match[str]) -> str:
@@ -286,6 +307,12 @@ def _closing_braces(text: str) -> dict[int, int]:
     return closing
 
 
-def _restored(text: str) -> str:
-    r"""Commands whose first letters were read as escapes (`\b`, `\f`) get them back."""
-    return re.sub("\x08(?=oxed)", r"\\b", re.sub("\x0c(?=rac|box)", r"\\f", text))
+def restored(text: str) -> str:
+    r"""Commands whose first letters were read as escapes (`\b`, `\f`, `\t`) get them back.
+
+    Markers of the next turn (`<|im_start|>user`) at the end go.
+    """
+    text = text[:-NEAR] + _NEXT_TURN.sub("", text[-NEAR:])
+    for escape, letter, command in _ESCAPED:
+        text = re.sub(f"{escape}(?={command})", rf"\\{letter}", text)
+    return text

@@ -38,7 +38,11 @@ def main() -> None:
     print(json.dumps({"found": "ready"}), file=replies)
     for line in sys.stdin:
         task = json.loads(line)
-        print(json.dumps({"found": _found(mathematics, task)}), file=replies)
+        found = json.dumps({"found": _found(mathematics, task)})
+        try:
+            print(found, file=replies)
+        except BrokenPipeError:  # the one who asked has ended
+            os._exit(0)
 
 
 def _found(mathematics: Any, task: dict[str, Any]) -> str:

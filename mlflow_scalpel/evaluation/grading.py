@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
-from mlflow_scalpel.evaluation.answers import Fallback, answer_of, last_boxed
+from mlflow_scalpel.evaluation.answers import Fallback, answer_of, last_boxed, restored
 from mlflow_scalpel.evaluation.computable import is_explosive
 from mlflow_scalpel.evaluation.graders import Task, graders
 from mlflow_scalpel.evaluation.normal_form import normal
@@ -183,6 +183,7 @@ def _is_unreadable(gold: str) -> bool:
 
 
 def _gold_text(gold: str) -> str:
+    gold = restored(gold)
     boxed = last_boxed(gold)
     return boxed if boxed is not None else gold.strip()
 

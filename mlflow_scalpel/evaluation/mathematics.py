@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import re
+from fractions import Fraction
 from typing import Any
 
 import sympy
@@ -18,7 +19,7 @@ from math_verify import LatexExtractionConfig, parse, verify
 from sympy.core.relational import Relational
 
 from mlflow_scalpel.evaluation.normal_form import choice, normal, squeezed
-from mlflow_scalpel.evaluation.quick import same
+from mlflow_scalpel.evaluation.quick import close, same
 
 DIGITS = 60  # decimal digits of a numerical comparison
 POINTS = 6  # random points at which expressions are compared
@@ -74,7 +75,9 @@ def _prepared(text: str) -> str:
         opening, closing = "(" if foreign[1] == "]" else "[", ")" if foreign[4] == "[" else "]"
         spelled = f"{opening}{foreign[2]},{foreign[3]}{closing}"
     spelled = re.sub(r"\\text\{\s*(,?\s*(?:and|or))\s*\}", r" \1 ", spelled)
-    spelled = re.sub(r"(?<![\\A-Za-z])(sqrt|sin|cos|tan|log|ln|pi)(?![A-Za-z])", r"\\\1 ", spelled)
+    spelled = re.sub(
+        r"(?<![\\A-Za-z])(sqrt|sin|cos|tan|log|ln|exp|pi)(?![A-Za-z])", r"\\\1 ", spelled
+    )
     # the real root of a negative number, where there is one
     spelled = re.sub(r"\\sqrt\s*\[([3579])\]\s*\{\s*-\s*(\w+)\s*\}", r"(-\\sqrt[\1]{\2})", spelled)
     spelled = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", spelled)
@@ -106,6 +109,8 @@ def _decided(left: Any, right: Any) -> bool | None:
     values = [_imaginary(value) for value in (left, right)]
     if all(_is_exact(value) for value in values):
         return _numbers_equal(*values)
+    if _has_i(left) != _has_i(right) and sympy.expand(_plain(values[0]) - _plain(values[1])) == 0:
+        return True
     return _compared_at_points(left, right)  # much faster than simplifying their difference
 
 
@@ -151,10 +156,53 @@ def _apart(left: Any, right: Any) -> bool:
 
 def _agree(left: Any, right: Any) -> bool:
     """Whether two expressions that math-verify takes for different are surely equal."""
+    if isinstance(left, sympy.Eq) and isinstance(right, sympy.Eq):
+        return _proportional(left, right)
     left, right = _unwrapped(left), _unwrapped(right)
     if not (isinstance(left, sympy.Expr) and isinstance(right, sympy.Expr)):
         return False
+    if _close_complex(_imaginary(left), _imaginary(right)):
+        return True
     return bool(left.free_symbols) and _compared_at_points(left, right) is True
+
+
+def _proportional(left: sympy.Eq, right: sympy.Eq) -> bool:
+    """Whether two equations are one multiplied by a number, and `right` is not a solution."""
+    if isinstance(right.lhs, sympy.Symbol) and right.lhs not in right.rhs.free_symbols:
+        return False
+    sides = [side for equation in (left, right) for side in equation.args]
+    if not all(isinstance(side, sympy.Expr) for side in sides):
+        return False
+    one, other = (equation.lhs - equation.rhs for equation in (left, right))
+    symbols = sorted(one.free_symbols, key=str)
+    if not symbols or set(symbols) != other.free_symbols:
+        return False
+    at = {symbol: sympy.Rational(331 + 17 * place, 113) for place, symbol in enumerate(symbols)}
+    there = [value.subs(at) for value in (one, other)]
+    if not all(_is_exact(value) and value.is_zero is False for value in there):
+        return False
+    return _compared_at_points(one * there[1], other * there[0]) is True
+
+
+def _close_complex(left: Any, right: Any) -> bool:
+    """Whether two complex numbers, decimals among them, agree as decimals do (`quick.close`)."""
+    if not (left.has(sympy.Float) or right.has(sympy.Float)) or not left.has(sympy.I):
+        return False
+    if left.free_symbols or right.free_symbols:
+        return False
+    parts = [sympy.N(value, 30).as_real_imag() for value in (left, right)]
+    if not all(part.is_Float or part.is_Rational for pair in parts for part in pair):
+        return False
+    return all(close(Fraction(str(a)), Fraction(str(b)), True) for a, b in zip(*parts, strict=True))
+
+
+def _plain(value: Any) -> Any:
+    """An expression whose symbols are known by their names only; beside an i they are complex."""
+    return value.subs({symbol: sympy.Symbol(symbol.name) for symbol in value.free_symbols})
+
+
+def _has_i(value: Any) -> bool:
+    return any(symbol.name == "i" for symbol in value.free_symbols)
 
 
 def _imaginary(value: Any) -> Any:

@@ -42,7 +42,7 @@ _DECORATION = re.compile(r"\\(?:underline|boldsymbol|bm|mathbf|pmb)\s*\{([^{}]*)
 _TEXT = re.compile(
     r"\\(?:text(?:bf|it|rm|normal|sf|tt|up|sc)?|mbox|hbox|math(?:rm|bf|it|sf)|operatorname)\s*(?=\{)"
 )
-_THOUSANDS = re.compile(r"(?<![\d.,\w])(\d{1,3}(?:(?:,|\{,\})\d{3})+)(?![\d,])")
+_THOUSANDS = re.compile(r"(?<![\d.,\w])([1-9]\d{0,2}(?:(?:,|\{,\})\d{3})+)(?![\d,])")
 _REPEATING = re.compile(r"(\d{0,20})\.(\d{0,20})\\overline\s*\{(\d{1,20})\}")
 _ENGLISH_SPACES = re.compile(r"-?\d{1,3}(?: \d{3})+(?:\.\d+)?")
 _TEXT_CONTENT = re.compile(r"\\text\{([^{}]*)\}")
@@ -87,7 +87,9 @@ def normal(text: str) -> str:
     text = _REPEATING.sub(_as_fraction, text)
     text = re.sub(r"\\dots(?![a-z])|\.\.\.+|…", r"\\ldots", text)
     text = re.sub(r"\\log_\{?e\}?(?![a-z])", r"\\ln", text)
+    text = text.replace("{:}", ":")
     text = re.sub(r"\^\s*\{\s*\\circ\s*\}", r"^\\circ", text)
+    text = re.sub(r"\+\s*-(?=\s*[\d\\A-Za-z])", "- ", text)
     text = re.sub(r"\s+", " ", text).strip()
     text = _ended(text)
     if _ENGLISH_SPACES.fullmatch(text):
@@ -161,7 +163,7 @@ class Quantity:
     unit: Unit | None
 
 
-_INTEGER = r"\d{1,3}(?:,\d{3})+|\d+"
+_INTEGER = r"[1-9]\d{0,2}(?:,\d{3})+|\d+(?!,\d)"
 _PLAIN = re.compile(
     rf"(?P<sign>[+-]?)\s*(?:"
     rf"(?P<whole>\d+)?\s*\\frac\s*(?:\{{\s*(?P<a>-?\d+)\s*\}}\s*\{{\s*(?P<b>-?\d+)\s*\}}"
@@ -232,11 +234,13 @@ _CHOICE = re.compile(
     rf"|{_LETTER.replace('<p>', '<s>').replace('<q>', '<t>').replace('<r>', '<u>')})"
     r"\s*(?P<rest>.*)$"
 )
+_CALLED = re.compile(r"(?:\\text\s*\{\s*)?(?:option|choice)\s+(\(?[A-J]\)?)\s*\}?", re.IGNORECASE)
 
 
 def choice(text: str) -> tuple[str, str] | None:
     r"""(letter, the rest) of a multiple choice such as `\text{(A)} 15`, `(A)`, `A` or `A) 15`."""
-    found = _CHOICE.match(text)
+    called = _CALLED.fullmatch(text)
+    found = _CHOICE.match(called[1] if called is not None else text)
     if found is None:
         return None
     letter = next(found[name] for name in "pqrstu" if found[name] is not None)

@@ -50,6 +50,8 @@ _AND = re.compile(r"\\text\s*\{\s*(?:,?\s*and)\s*\}|\band\b|,|;")
 _PART = re.compile(
     r"\s*([\d.]+(?:\s*\\frac\{\d+\}\{\d+\})?)\s*((?:\\text\s*\{[^{}\d]*\}|[A-Za-z]+)(?:\^\\circ)?)\s*"
 )
+_LETTER_UNIT = re.compile(r"([\d.,]+)\s*([A-Za-z])((?:\s*\^\s*\{?\d\}?)?)$")
+_DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}")
 _CONNECTED = re.compile(r"\b(?:and|or)\b")
 
@@ -190,7 +192,26 @@ def _amounts(one: str, other: str) -> bool | None:
             return False  # 3 hours and 20 minutes are not 3
         return _equal(left, right)
     left, right = _value(one), _value(other)
-    return None if left is None or right is None else _equal(left, right)
+    if left is not None and right is not None:
+        return _equal(left, right)
+    if left is not None:
+        return _read_like(left, other)
+    return None if right is None else _read_like(right, one)
+
+
+def _read_like(amount: Quantity, text: str) -> bool | None:
+    """Whether `text` is `amount` if its letter is a unit (5000 g and 5 kg), or its comma a decimal
+    sign (0,25 and 0.25); such a text may also be a product, or a list of two."""
+    letter = _LETTER_UNIT.match(text)
+    if letter is not None and amount.unit is not None and amount.unit.dimension is not None:
+        other = _value(rf"{letter[1]} \text{{{letter[2]}}}{letter[3]}")
+        if other is None or other.unit is None or other.unit.dimension != amount.unit.dimension:
+            return None
+        return _equal(amount, other)
+    if not _DECIMAL_COMMA.fullmatch(text) or amount.unit is not None:
+        return None
+    other = _value(text.replace(",", "."))
+    return True if other is not None and _equal(amount, other) else None
 
 
 def _value(text: str) -> Quantity | None:

@@ -74,7 +74,22 @@ from mlflow_scalpel.evaluation.answers import answer_of, last_boxed, last_number
         ("9+8=17\n#### 17", "17"),
         ("$\\frac{1}{2}$", r"\frac{1}{2}"),
         ("The answer is 17.", None),
-        ("it is $17$", None),
+        ("it is $17$", "17"),
+        ("Therefore $x \\geq 17$ is the solution.", r"x \geq 17"),
+        ("it is $17$, since $17 > 3$", None),
+        ("in 3 steps we get $17$", None),
+        ("First we find $17$. Then we go on.", None),
+        ("It is $10 + $7. Final Answer: The final answer is 17. I hope it is correct.", "17"),
+        ("We find $n$. Final Answer: The volume of $ABC$ is 17. <|im_start|>user", "17"),
+        ("### Answer\n17", "17"),
+        ("**Final Answer:**\n17", "17"),
+        ('{"reasoning": "9 + 8", "answer": "17"}', "17"),
+        ('```json\n{"answer": 17}\n```', "17"),
+        ("答案：17", "17"),
+        ("答案是 $17$。", "17"),
+        ("La respuesta es $17$.", "17"),
+        ("Antwort: 17", "17"),
+        ("Ответ: $17$", "17"),
         ("17", None),
         ("#### Step 2", None),
         ("Answer: it depends on what you mean by that", None),
@@ -121,7 +136,8 @@ def test_the_last_number_counts_only_without_an_answer() -> None:
 
 
 def test_a_text_full_of_open_boxes_is_read_in_time() -> None:
-    for text in (r"\boxed{" * 50_000, r"\boxed{" * 20_000 + "}" * 20_000, "answer " * 20_000):
+    for text in (r"\boxed{" * 50_000, r"\boxed{" * 20_000 + "}" * 20_000, "answer " * 20_000,
+                 "<|a|>" * 20_000 + "x"):  # fmt: skip
         started = time.process_time()
         assert answer_of(text) is None
         assert time.process_time() - started < 2
