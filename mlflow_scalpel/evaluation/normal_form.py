@@ -43,6 +43,7 @@ _TEXT = re.compile(
     r"\\(?:text(?:bf|it|rm|normal|sf|tt|up|sc)?|mbox|hbox|math(?:rm|bf|it|sf)|operatorname)\s*(?=\{)"
 )
 _THOUSANDS = re.compile(r"(?<![\d.,\w])([1-9]\d{0,2}(?:(?:,|\{,\})\d{3})+)(?![\d,])")
+_SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d{1,4})(?![\w.])")
 _REPEATING = re.compile(r"(\d{0,20})\.(\d{0,20})\\overline\s*\{(\d{1,20})\}")
 _ENGLISH_SPACES = re.compile(r"-?\d{1,3}(?: \d{3})+(?:\.\d+)?")
 _TEXT_CONTENT = re.compile(r"\\text\{([^{}]*)\}")
@@ -57,7 +58,8 @@ def normal(text: str) -> str:
     r"""`text` (LaTeX of an answer, with or without delimiters) in one spelling.
 
     Unicode as LaTeX, no delimiters, spacing, sizes and styles (`\dfrac` is `\frac`, `\textbf` is
-    `\text`), no full stop at the end, no currency sign before a number, no thousands separators.
+    `\text`), no full stop at the end, no currency sign before a number, no thousands separators;
+    1e-7 is a power of ten.
     """
     text = plain_characters(text)
     text = re.sub(r"([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+)", lambda m: f"^{{{m[1].translate(_RAISED)}}}", text)
@@ -85,6 +87,8 @@ def normal(text: str) -> str:
     text = re.sub(r"\\text\{\s*infinity\s*\}|(?<![\\A-Za-z])infinity\b", r"\\infty", text)
     text = text.replace(r"\varnothing", r"\emptyset").replace(r"\degree", r"^\circ")
     text = _REPEATING.sub(_as_fraction, text)
+    # math-verify takes the e of 1e-7 for Euler's number
+    text = _SCIENTIFIC.sub(lambda m: rf"{m[1]}\times 10^{{{int(m[2])}}}", text)
     text = re.sub(r"\\dots(?![a-z])|\.\.\.+|…", r"\\ldots", text)
     text = re.sub(r"\\log_\{?e\}?(?![a-z])", r"\\ln", text)
     text = text.replace("{:}", ":")

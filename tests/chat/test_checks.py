@@ -105,7 +105,7 @@ def test_a_system_prompt_that_goes_once_an_answer_follows_is_named() -> None:
         "{{ eos_token }}{% endif %}{% endfor %}"
     )
     tokenizer = make_tokenizer(mistral)
-    pairs: list[Any] = [([*system_turn("Be brief, friend."), *ASKED], "5")]
+    pairs: list[Any] = [([{"role": "system", "content": "Be brief, friend."}, *ASKED], "5")]
     ends = [tokenizer.eos_token_id]
     rendered = render_answered(tokenizer, pairs)
     with pytest.raises(
