@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow_scalpel.data.account import Account
-from mlflow_scalpel.data.conversations import EARLIER, Unreadable, conversation_of
+from mlflow_scalpel.data.conversations import EARLIER, Message, Unreadable, conversation_of
 from mlflow_scalpel.data.files import Placed, Row, as_written, placed_rows, read_file
 from mlflow_scalpel.data.values import (
     NotText,
@@ -235,7 +235,22 @@ def _by_role(row: Row, columns: list[str]) -> Row:
         found = conversation_of(turns)
     except Unreadable as error:
         raise Unreadable(f"columns.messages = {' + '.join(columns)}: {error}") from error
-    return {EARLIER: found.earlier, "problem": found.problem, "solution": found.solution}
+    earlier = [*_system_column(row, found.earlier), *found.earlier]
+    return {EARLIER: earlier, "problem": found.problem, "solution": found.solution}
+
+
+def _system_column(row: Row, turns: list[Message]) -> list[Message]:
+    """The system turn of a column `system` beside the turns, as ShareGPT's files have it."""
+    if row.get("tools") not in (None, "", "[]", []):
+        raise Unreadable("it has `tools` beside its turns, which the model would not be shown")
+    system = row.get("system")
+    if not isinstance(system, str) or not system.strip():
+        return []
+    if not turns or turns[0]["role"] != "system":
+        return [{"role": "system", "content": system}]
+    if turns[0]["content"] != system:
+        raise Unreadable("its column `system` and its system turn differ; remove one of them")
+    return []
 
 
 def _read(data: Data) -> list[Placed]:

@@ -153,3 +153,21 @@ def test_messages_and_other_columns_are_one_or_the_other():
         Data(file="x", columns={"messages": "messages", "solution": "text"})
     with pytest.raises(ValueError, match="problem is null, and messages too"):
         Data(file="x", columns={"problem": None})
+
+
+def test_a_system_column_beside_the_turns_is_the_system_turn(tmp_path):
+    """As LLaMA-Factory's ShareGPT files have it, with `tools` beside."""
+    turns = [shared("human", "3+4="), shared("gpt", "7")]
+    rows = read(tmp_path, {"messages": turns, "system": "You add.", "tools": "[]"})
+    assert question(rows.rows[0], None) == [turn("system", "You add."), turn("user", "3+4=")]
+    assert question(read(tmp_path, {"messages": turns, "system": ""}).rows[0], None) == [
+        turn("user", "3+4=")
+    ]
+    stated = [turn("system", "You add."), turn("user", "3+4="), turn("assistant", "7")]
+    assert (
+        len(question(read(tmp_path, {"messages": stated, "system": "You add."}).rows[0], None)) == 2
+    )
+    with pytest.raises(ScalpelError, match=r"line 1.*`system` and its system turn differ"):
+        read(tmp_path, {"messages": stated, "system": "You subtract."})
+    with pytest.raises(ScalpelError, match=r"line 1.*`tools` beside its turns"):
+        read(tmp_path, {"messages": turns, "tools": '[{"name": "add"}]'})
