@@ -48,6 +48,7 @@ class Rewards:
         self,
         completions: list[Messages],
         answer: list[str],
+        completion_ids: list[list[int]],
         log_metric: Callable[[str, float], None],
         **_: Any,
     ) -> list[float | None]:
@@ -96,7 +97,8 @@ class Rewards:
             return (
                 f"the accuracy reward judged none of {seen}: for {unreadable} the gold answer "
                 f"could not be read as mathematics, and {self.not_graded} took too long to "
-                "compare; look at data.columns.answer and data.answer_pattern"
+                "compare; look at data.columns.answer and data.answer_pattern, and for answers "
+                "that take too long at the limits in docs/grading.md"
             )
         if not any(self.rewarded.values()):
             names = " and ".join(self.rewarded)
