@@ -15,11 +15,13 @@ EARLIER = "earlier_turns"  # key of a row: its messages before the problem, the 
 
 _ROLES = {
     "system": "system",
+    "developer": "system",  # OpenAI's newer name
     "user": "user",
     "human": "user",
     "assistant": "assistant",
     "gpt": "assistant",
 }
+_TEXTS = ("text", "input_text", "output_text")
 _CALLS = ("tool", "function", "ipython", "observation", "function_call", "tool_call")
 _LOST = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 
@@ -128,6 +130,6 @@ def _part(part: Any, number: int) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "text" and isinstance(part.get("text"), str):
+    if kind in _TEXTS and isinstance(part.get("text"), str):
         return str(part["text"])
     raise Unreadable(f"turn {number} has a part of type {kind!r}; only texts are trained on")

@@ -49,6 +49,16 @@ def read(tmp_path, *rows: dict, messages="messages", needs=("problem", "solution
             "3+4=",
             "7",
         ),
+        (
+            [
+                turn("developer", "Be brief."),
+                turn("user", [{"type": "input_text", "text": "3+4="}]),
+                turn("assistant", [{"type": "output_text", "text": "7"}]),
+            ],
+            [SYSTEM],
+            "3+4=",
+            "7",
+        ),
         ({"role": ["user", "assistant"], "content": ["3+4=", "7"]}, [], "3+4=", "7"),
         (json.dumps([ASK, TELL]), [], "3+4=", "7"),
         ([{**ASK, "name": None, "tool_calls": None}, TELL], [], "3+4=", "7"),
