@@ -20,18 +20,6 @@ from mlflow_scalpel.run_warnings import warn
 
 _BATCH = 1000  # texts that are tokenized at a time
 
-REASONS = (
-    "where",
-    "rows",
-    "limit",
-    "unreadable",
-    "unreadable_golds",
-    "repeated",
-    "long_prompts",
-    "long_solutions",
-    "max_length",
-)
-
 
 @dataclass(frozen=True)
 class Pool:
@@ -46,13 +34,14 @@ class Pool:
     warnings: dict[str, str] = field(default_factory=dict)
     """By code."""
 
-    def params(self) -> dict[str, int]:
-        """Counts for the run's params."""
+    def params(self) -> dict[str, int | str]:
+        """Counts for the run's params: few, since MLflow shows them beside each chart."""
+        counts = {**self.account.dropped, "cut at max_length": self.cut}
+        dropped = [f"{reason} {count}" for reason, count in counts.items() if count]
         return {
             "data_rows": self.account.rows,
             "data_problems": len(self.rows),
-            **{f"data_dropped_{one}": self.account.dropped.get(one, 0) for one in REASONS},
-            "data_cut_max_length": self.cut,
+            "data_dropped": ", ".join(dropped) or "none",
         }
 
 

@@ -232,7 +232,10 @@ def log_settings(
     TrainingArguments among them no picture is left to see.
     """
     mlflow.log_dict(arguments.to_dict(), ARGUMENTS)
-    told = recipe.train.model_dump(exclude={"dtype", "num_train_epochs", "logging_steps", "freeze"})
+    apart = {"dtype", "num_train_epochs", "logging_steps", "freeze", "lr_scheduler_kwargs"}
+    told = recipe.train.model_dump(exclude=apart)
+    if recipe.train.lr_scheduler_kwargs:
+        told["lr_scheduler_type"] += f" {recipe.train.lr_scheduler_kwargs}"
     unused = "vllm_" if not told.get("use_vllm") else None
     mlflow.log_params(
         {

@@ -137,10 +137,7 @@ def test_what_max_length_leaves_is_what_trl_learns(tmp_path, first_model, capsys
     pool = open_pool(recipe, make_tokenizer())
     assert [(row["problem"], row["solution"]) for row in pool.rows] == LENGTHS[:3]
     assert by_trl(recipe, pool, first_model, tmp_path) == learned
-    assert (pool.params()["data_dropped_max_length"], pool.params()["data_cut_max_length"]) == (
-        2,
-        1,
-    )
+    assert pool.params()["data_dropped"] == "max_length 2, cut at max_length 1"
     assert "1 of 3 solutions are cut there" in pool.warnings["cut"]
     said = capsys.readouterr().out
     assert "3 of 5 rows kept; 2 have a prompt that fills train.max_length = 11" in said
@@ -190,13 +187,8 @@ def test_all_that_leaves_rows_out_is_counted_in_order(tmp_path, capsys):
     assert {key: value for key, value in pool.params().items() if value} == {
         "data_rows": 10,
         "data_problems": 3,
-        "data_dropped_where": 1,
-        "data_dropped_rows": 1,
-        "data_dropped_unreadable": 1,
-        "data_dropped_unreadable_golds": 1,
-        "data_dropped_repeated": 1,
-        "data_dropped_long_prompts": 1,
-        "data_dropped_long_solutions": 1,
+        "data_dropped": "where 1, rows 1, unreadable 1, unreadable_golds 1, repeated 1, "
+        "long_prompts 1, long_solutions 1",
     }
     said = capsys.readouterr().out
     order = [

@@ -110,9 +110,7 @@ def test_what_is_too_long_is_left_out_and_counted(stage, tmp_path, capsys):
     assert {key: value for key, value in pool.params().items() if value} == {
         "data_rows": 4,
         "data_problems": 1,
-        "data_dropped_repeated": 1,
-        "data_dropped_long_prompts": 1,
-        "data_dropped_long_solutions": 1,
+        "data_dropped": "repeated 1, long_prompts 1, long_solutions 1",
     }
     assert (
         "data: 1 of 4 rows kept; "
