@@ -8,9 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import mlflow
 import pandas as pd
-from mlflow.data.pandas_dataset import from_pandas
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
@@ -34,7 +32,7 @@ from mlflow_scalpel.training.freezing import METRIC, UNIT, changed_elements, com
 from mlflow_scalpel.training.heatmap import heatmap_image
 from mlflow_scalpel.training.journal import Journal
 from mlflow_scalpel.training.resume import Past, keep_newest
-from mlflow_scalpel.training.session import OpenBase
+from mlflow_scalpel.training.session import OpenBase, log_probe
 
 if TYPE_CHECKING:
     from mlflow_scalpel.training.rewards import Rewards  # needs math-verify, which SFT does not
@@ -123,9 +121,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
             for entry in state.log_history:  # of a run that is taken up
                 self._watch.see(int(entry["step"]), entry)
         for probe in self._comparison.probes:
-            texts = pd.DataFrame(probe.pairs, columns=["problem", "solution"])
-            dataset = from_pandas(texts, name=probe.name, digest=probe.digest)
-            mlflow.log_input(dataset, context="probe")
+            log_probe(probe)
         self._tokens = state.num_input_tokens_seen
         if not self._is_measured(0):
             self._measure(self._base.directory, 0)

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+import pandas as pd
+from mlflow.data.pandas_dataset import from_pandas
+from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.chat import (
     check_system_prompt,
@@ -221,6 +224,24 @@ def open_probe(name: str, recipe: TrainingRecipe, base: OpenBase, run_id: str = 
     for code, message in probe.warnings.items():
         warn(f"probe_{name}_{code}", message, run_id)
     return probe
+
+
+def log_probe(probe: Probe) -> None:
+    """The texts of a probe as an input of the active run.
+
+    MLflow looks for a dataset and then makes it, so that of two runs that begin at the same time
+    one may be refused: by then the other has made it, and it is found.
+    """
+    texts = pd.DataFrame(probe.pairs, columns=["problem", "solution"])
+    dataset = from_pandas(texts, name=probe.name, digest=probe.digest)
+    for last in (False, False, True):
+        try:
+            mlflow.log_input(dataset, context="probe")
+            return
+        except MlflowException as error:
+            made = any(word in str(error).lower() for word in ("unique", "duplicate"))
+            if last or not made:
+                raise
 
 
 def log_settings(

@@ -7,9 +7,12 @@ import time
 from pathlib import Path
 from typing import get_args
 
+import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
 from trl import GRPOConfig, SFTConfig
 
+from mlflow_scalpel.comparison import Probe
 from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.recipes import load_recipe, read_recipe
 from mlflow_scalpel.recipes.training import Checkpoints, GrpoTrain, Train
@@ -18,6 +21,7 @@ from mlflow_scalpel.training.cost import Cost, Multiplied, estimate_flops
 from mlflow_scalpel.training.examples import grpo_examples, open_pool, sft_examples
 from mlflow_scalpel.training.pilots import choose, final_mean
 from mlflow_scalpel.training.rewards import Rewards
+from mlflow_scalpel.training.session import log_probe
 from tests.conftest import make_tokenizer
 
 PROJECTS = Path(__file__).parents[2] / "projects"
@@ -282,3 +286,30 @@ def test_the_rule_for_learning_rates():
     assert choose(tried, more_is_better=False) == 5e-4
     with pytest.raises(ScalpelError, match="broke down at every learning rate tried"):
         choose({1e-3: broke}, more_is_better=True)
+
+
+def test_a_probe_that_another_run_logs_at_the_same_moment_is_logged_all_the_same(
+    tracking, monkeypatch
+):
+    """Two arms of an experiment begin together; the store then refuses the later dataset."""
+    probe = Probe("p", "p sha256:0", "0123456789abcdef", (("3+4=", "7"),), ())
+    real, refused = mlflow.log_input, []
+
+    def refusing_once(*arguments, **options):
+        if not refused:
+            refused.append(1)
+            raise MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed: datasets")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(mlflow, "log_input", refusing_once)
+    with mlflow.start_run() as run:
+        log_probe(probe)
+    (found,) = mlflow.get_run(run.info.run_id).inputs.dataset_inputs
+    assert (found.dataset.name, found.dataset.digest, refused) == ("p", "0123456789abcdef", [1])
+
+    def away(*arguments, **options):
+        raise MlflowException("the server is away")
+
+    monkeypatch.setattr(mlflow, "log_input", away)
+    with mlflow.start_run(), pytest.raises(MlflowException, match="away"):
+        log_probe(probe)
