@@ -78,6 +78,16 @@ def test_the_heads_products_are_counted():
     assert counted == 2 * 8 * 4 * 16
 
 
+def test_stages_do_not_look_for_experiments_of_another_store(tmp_path, monkeypatch):
+    from gpu_checks.runs import environment
+
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "7")
+    monkeypatch.setenv("MLFLOW_RUN_ID", "a" * 32)
+    found = environment(tmp_path)
+    assert found["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/mlflow.db"
+    assert not {"MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID"} & set(found)
+
+
 def check(folder: Path, *names: str) -> tuple[int, list[dict]]:
     command = [sys.executable, str(BENCHMARKS / "gpu_check.py"), "--device", "cpu", "--small"]
     done = subprocess.run(

@@ -23,8 +23,10 @@ PATIENCE = 200  # seconds that a stage may take
 def environment(work: Path) -> dict[str, str]:
     """Of a stage: its store in `work`, no network, and this source."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    # What names an experiment or a run of another store.
+    others = ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID")
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in others},
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "MLFLOW_TRACKING_URI": f"sqlite:///{work}/mlflow.db",
