@@ -6,6 +6,7 @@ report and the pages of every run that has it. Imports nothing heavy.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 WARNING_PREFIX = "scalpel.warning."
@@ -17,7 +18,7 @@ _printed: set[tuple[str, str, str]] = set()
 
 def warning_tag(code: str, message: str) -> dict[str, str]:
     """The tag that keeps a warning on its run."""
-    return {f"{WARNING_PREFIX}{code}": message[:LONGEST]}
+    return {_key(code): message[:LONGEST]}
 
 
 def print_warning(code: str, message: str, run_id: str = "") -> None:
@@ -48,7 +49,7 @@ def withdraw(code: str, *run_ids: str) -> None:
     """Remove the warning of a code from the runs that have it: it is not true any more."""
     from mlflow import MlflowClient
 
-    client, key = MlflowClient(), f"{WARNING_PREFIX}{code}"
+    client, key = MlflowClient(), _key(code)
     for run_id in run_ids:
         if key in client.get_run(run_id).data.tags:
             client.delete_tag(run_id, key)
@@ -63,3 +64,8 @@ def warnings_of(tags: Mapping[str, str]) -> list[str]:
         if key.startswith(ALARM_PREFIX)
     ]
     return found + alarms
+
+
+def _key(code: str) -> str:
+    # A code may hold the name that a user gave to a probe; MLflow refuses other characters.
+    return WARNING_PREFIX + re.sub(r"[^\w\-. :/]", "_", code)

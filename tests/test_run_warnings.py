@@ -24,6 +24,14 @@ def test_a_warning_is_printed_once_and_kept_on_the_run(tracking, capsys):
     assert len(tags["scalpel.warning.other"]) == 5000
 
 
+def test_a_code_may_hold_a_name_that_mlflow_refuses(tracking):
+    with mlflow.start_run() as run:
+        warn("probe_hard (AIME)_too_long", "too long", run.info.run_id)
+    assert warnings_of(mlflow.get_run(run.info.run_id).data.tags) == ["too long"]
+    withdraw("probe_hard (AIME)_too_long", run.info.run_id)
+    assert warnings_of(mlflow.get_run(run.info.run_id).data.tags) == []
+
+
 def test_a_warning_that_is_true_no_more_is_taken_back(tracking, capsys):
     ids = []
     for _ in range(2):

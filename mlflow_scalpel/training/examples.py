@@ -92,6 +92,9 @@ def _make_pool(recipe: TrainingRecipe, tokenizer: Any) -> Pool:
     if earlier:
         account.note(f"{earlier} have earlier turns, which are context and not learned")
     lost = account.warning()
+    if lost is not None and account.dropped.get("repeated"):
+        lost += "; where another column tells them apart, join it, as in the recipe's "
+        lost += 'problem: "{instruction}\\n{input}"'
     if lost is not None:
         warnings["data"] = lost
     prompts = {_system_prompt(recipe, row) for row in rows}

@@ -44,6 +44,7 @@ def test_rows_of_one_instruction_are_told_and_can_be_joined(tmp_path, capsys):
     )
     assert line in capsys.readouterr().out
     assert "only 1 of the 4 rows" in pool.warnings["data"]
+    assert r'problem: "{instruction}\n{input}"' in pool.warnings["data"]
     golds = [{"problem": "3+4=", "answer": answer} for answer in ("7", "7", "8")]
     open_pool(recipe_of(tmp_path, golds, "data.columns.solution=null", "grpo"))
     line = "2 repeat an earlier problem (1 of them with another solution or answer)"
