@@ -28,13 +28,13 @@ from mlflow_scalpel.checkpoints.layout import (
     MODEL_TYPE,
     POINTER,
     check_whole,
-    is_adapter,
 )
 from mlflow_scalpel.checkpoints.manifest import Manifest, make_manifest, parse_manifest
 from mlflow_scalpel.checkpoints.spool import CheckpointEntry
 from mlflow_scalpel.checkpoints.stores import open_store
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, checkpoint_note
+from mlflow_scalpel.tensors.files import is_adapter
 
 _JOB_TAG = "scalpel.job"
 _TAG_LIMIT = 5000  # characters; MLflow's stores refuse tags above 8000

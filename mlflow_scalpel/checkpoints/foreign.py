@@ -15,11 +15,12 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.checkpoints.find import made_by, state_of, step_of
-from mlflow_scalpel.checkpoints.layout import STEP_DIRECTORY, check_whole
+from mlflow_scalpel.checkpoints.layout import check_whole
 from mlflow_scalpel.checkpoints.log import Delivery, log_checkpoint
 from mlflow_scalpel.checkpoints.stores import Link
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
+from mlflow_scalpel.tensors.steps import step_of_name
 
 DIRECTORY_TAG = "scalpel.directory"
 _BATCH = 1000  # metrics of one request
@@ -41,11 +42,12 @@ class Origin:
 
 def step_directories(directory: Path) -> dict[int, Path]:
     """Checkpoint directories by step: `directory` itself, or those in it (checkpoint-N, step-N)."""
-    candidates = [directory] if STEP_DIRECTORY.match(directory.name) else directory.iterdir()
+    own = step_of_name(directory.name) is not None
+    candidates = [directory] if own else directory.iterdir()
     found = {
-        int(match[1]): path
+        step: path
         for path in candidates
-        if path.is_dir() and (match := STEP_DIRECTORY.match(path.name))
+        if path.is_dir() and (step := step_of_name(path.name)) is not None
     }
     return dict(sorted(found.items()))
 
@@ -128,7 +130,7 @@ def run_of(directory: Path, origin: Origin) -> str:
                 f"({error}); copy the ID from the UI's run page, and check MLFLOW_TRACKING_URI"
             ) from error
     home = directory.resolve()
-    home = home.parent if STEP_DIRECTORY.match(home.name) else home
+    home = home if step_of_name(home.name) is None else home.parent
     experiment_id = str(mlflow.tracking.fluent._get_experiment_id())
     quoted = str(home).replace("'", "\\'")
     found = client.search_runs([experiment_id], f"tags.`{DIRECTORY_TAG}` = '{quoted}'")

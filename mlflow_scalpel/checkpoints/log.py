@@ -19,12 +19,13 @@ from mlflow.entities import LoggedModel, LoggedModelInput
 
 from mlflow_scalpel.checkpoints import deliver
 from mlflow_scalpel.checkpoints.courier import Courier, Undelivered
-from mlflow_scalpel.checkpoints.layout import WEIGHTS, check_whole, checkpoint_files, is_adapter
+from mlflow_scalpel.checkpoints.layout import check_whole, checkpoint_files
 from mlflow_scalpel.checkpoints.manifest import make_manifest
 from mlflow_scalpel.checkpoints.resolve import hub_snapshot, model_id_of
 from mlflow_scalpel.checkpoints.spool import CheckpointEntry, Spool
 from mlflow_scalpel.checkpoints.stores import Link, place
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.tensors.files import WEIGHTS, is_adapter
 
 QUEUED_CHECKPOINTS = 8  # checkpoints that wait to be stored; the next one waits for room
 _SMALL_FILE = 100_000  # bytes up to which a config or the like is copied and not linked
