@@ -28,7 +28,7 @@ def norms_by_part(
 
     A row a part (attention, MLP, experts, embeddings, norms ...) with its share of the model's
     parameters, a mark a run. What has no value (not measured, not trained by an adapter, 0 on a
-    logarithmic axis) has no mark, and says why on hover of the others. Reads `run_id, algorithm,
+    logarithmic axis) has no mark; where a part has none at all its label says why. Reads `run_id, algorithm,
     step, matrix, part, n, value, status, reason` of the rows of `metric`.
 
     Raises ValueError if columns are missing.
@@ -70,12 +70,19 @@ def norms_by_part(
 
 
 def _label(part: str, rows: pd.DataFrame) -> str:
-    """A part's name, and in brackets the share of the parameters that it has in the first run."""
+    """A part's name, its share of the first run's parameters, and why it has no mark at all."""
     first = rows[rows["run_id"] == rows["run_id"].iloc[0]]
-    if first["n"].isna().any():
-        return part
-    share = first.loc[first["part"] == part, "n"].sum() / first["n"].sum()
-    return f"{part} ({100 * share:.2g} %)"
+    label = part
+    if first["n"].notna().all():
+        share = first.loc[first["part"] == part, "n"].sum() / first["n"].sum()
+        label += f" ({100 * share:.2g} %)"
+    own = rows[rows["part"] == part]
+    known = own.loc[own["value"].notna(), "value"]
+    if (own["status"] == NOT_TRAINED).all():
+        return f"{label}, not trained"
+    if not len(known):
+        return f"{label}, no value"
+    return label if known.any() else f"{label}, unchanged"
 
 
 def _marks(run: Run, own: pd.DataFrame, labels: dict[str, str], log_x: bool) -> go.Scatter:

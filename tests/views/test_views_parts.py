@@ -68,7 +68,7 @@ def test_every_part_has_its_mean_and_its_share(table, tmp_path):
         "experts (60 %)": pytest.approx(0.4),
         "embeddings (15 %)": 60.0,
         "norm (1 %)": 40.0,
-        "vision (4 %)": None,
+        "vision (4 %), no value": None,
     }
     assert "because of vision_tower.proj" in figure.data[0].customdata[-1]
     assert to_png(figure, tmp_path / "parts.png").stat().st_size > 1000
