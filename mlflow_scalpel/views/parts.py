@@ -28,8 +28,8 @@ def norms_by_part(
 
     A row a part (attention, MLP, experts, embeddings, norms ...) with its share of the model's
     parameters, a mark a run. What has no value (not measured, not trained by an adapter, 0 on a
-    logarithmic axis) has no mark; where a part has none at all its label says why. Reads `run_id, algorithm,
-    step, matrix, part, n, value, status, reason` of the rows of `metric`.
+    logarithmic axis) has no mark; where a part has none at all its label says why. Reads `run_id,
+    algorithm, step, matrix, part, n, value, status, reason` of the rows of `metric`.
 
     Raises ValueError if columns are missing.
     """
