@@ -8,6 +8,8 @@ from typing import IO, Any
 
 import pandas as pd
 
+from mlflow_scalpel.credentials import without_credentials
+
 DTYPES = {
     "base": "string",  # model ID or name of the base
     "base_digest": "string",
@@ -54,6 +56,8 @@ def tidy(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         if record["status"] == "ok" and (value is None or value != value):
             record["status"] = "undefined"
             record.setdefault("reason", "the metric has no value here (0 divided by 0, or NaN)")
+        if record.get("reason"):  # which may quote the exception of a library
+            record["reason"] = without_credentials(str(record["reason"]))
     frame = pd.DataFrame(records, columns=list(COLUMNS))
     return frame.astype(DTYPES)
 
