@@ -8,6 +8,7 @@ from typing import IO, Any
 
 import pandas as pd
 
+from mlflow_scalpel.comparison.parquet import read_bounded
 from mlflow_scalpel.credentials import without_credentials
 
 DTYPES = {
@@ -69,5 +70,9 @@ def write_table(table: pd.DataFrame, path: str | Path) -> Path:
 
 
 def read_table(path: str | Path | IO[bytes]) -> pd.DataFrame:
-    """Read a table that `write_table` wrote; a column it lacks is null."""
-    return pd.read_parquet(path).reindex(columns=list(COLUMNS)).astype(DTYPES)
+    """Read a table that `write_table` wrote; a column that is missing is null.
+
+    Raises ScalpelError, which does not name the file, where it is damaged, too large, or holds what
+    no tidy table does.
+    """
+    return read_bounded(path, DTYPES)

@@ -193,7 +193,7 @@ def about(selection: Selection, page: Page) -> dict[str, Any]:
         f"{name}: nothing was measured of this run yet; {HOW_TO_MEASURE}"
         for name in selection.unmeasured
     ]
-    notes += selection.damaged
+    notes += selection.notes
     bases = base_words(table, selection.described)
     if len(bases) > 1:
         notes.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -50,8 +51,6 @@ def get(app):
 
 
 def lines(response):
-    import json
-
     return [json.loads(line) for line in response.text.splitlines()]
 
 
@@ -462,3 +461,54 @@ def test_tokens_of_later_texts_stand_beside_the_runs_own(get, logged):
     assert [label for _, label in fields["texts"]["choices"]] == ["base_style", "later"]
     assert fields["texts"]["value"].startswith("later")
     assert [label for _, label in fields["problem"]["choices"][1:]] == ["problem 0"]
+
+
+def claiming(client, experiment_id: str, table: pd.DataFrame, *run_ids: str, user: str) -> str:
+    """A finished run that says that it measured these runs."""
+    tags = {"scalpel.stage": "compare", "mlflow.user": user}
+    run_id = client.create_run(experiment_id, run_name="claims", tags=tags).info.run_id
+    for number, one in enumerate(run_ids):
+        client.log_param(run_id, f"run_{number}", one)
+    log_parquet(client, run_id, table, TABLE)
+    client.set_terminated(run_id)
+    return run_id
+
+
+def test_a_bad_comparison_is_one_line_on_the_pages_of_the_runs_it_names(get, logged):
+    client, experiment_id, good = logged
+    bad = pd.DataFrame({"run_id": [good], "step": [0.5], "metric": ["kl/all_tokens"], "value": [1]})
+    claims = claiming(client, experiment_id, bad, good, user="mallory")
+    response = get(f"data/figures?page=weights&runs={good}")
+    assert response.status_code == 200
+    about, *rest = lines(response)
+    notes = [one for one in about["about"]["notes"] if claims in one]
+    assert len(notes) == 2
+    assert notes[0].startswith(f"run {claims}: {TABLE} cannot be read (its column step holds")
+    assert "by mallory) measured" in notes[1]
+    assert "figure" in next(line for line in rest if line["stem"] == "weight_heatmaps")
+
+
+def test_a_comparison_counts_for_runs_whose_author_its_own_may_be(get, logged):
+    client, experiment_id, good = logged
+    elsewhere = client.create_experiment(f"of mallory {good}")
+    other = log_run(client, elsewhere, "bbbb2222", name="of mallory")
+    rows = [{"run_id": good, "step": 77, "metric": "kl/all_tokens", "value": 9.0, "texts": "t",
+             "model_id": "m", "algorithm": "grpo"}]  # fmt: skip
+    claims = claiming(client, elsewhere, tidy(rows), good, user="mallory")
+    address = f"data/figures?page=kl&runs={good},{other}"
+
+    def shown() -> tuple[bool, list[str]]:
+        time.sleep(2.1)  # for which lists of files are taken as known
+        about, *rest = lines(get(address))
+        notes = [one for one in about["about"]["notes"] if claims in one]
+        return any("77" in json.dumps(one.get("figure", {}).get("data")) for one in rest), notes
+
+    seen, notes = shown()
+    assert not seen
+    assert len(notes) == 1
+    assert "by mallory) says that it measured" in notes[0]
+    assert "is left out there" in notes[0]
+    client.set_tag(good, f"scalpel.comparison.{claims}", "measured this run")
+    seen, notes = shown()
+    assert seen
+    assert notes == []
