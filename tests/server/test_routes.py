@@ -14,7 +14,7 @@ import pytest
 from flask import Flask
 from mlflow import MlflowClient
 
-from mlflow_scalpel.comparison.stored import ARGUMENTS, LEDGER, TABLE, TOKENS
+from mlflow_scalpel.comparison.stored import ARGUMENTS, LEDGER, TABLE, TOKENS, comparison_tag
 from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server import data, figures
@@ -402,6 +402,8 @@ def log_compared(logged, rows, **others):
     tags = {"scalpel.stage": "compare"}
     comparison = client.create_run(experiment_id, tags=tags, run_name="compare").info.run_id
     client.log_param(comparison, "run_0", run_id)
+    for key, value in comparison_tag(comparison).items():
+        client.set_tag(run_id, key, value)
     log_parquet(client, comparison, tidy(rows), TABLE)
     for artifact, table in others.items():
         log_parquet(client, comparison, table, f"{TOKENS}/{artifact.replace('_', '-')}.parquet")
@@ -489,13 +491,13 @@ def test_a_bad_comparison_is_one_line_on_the_pages_of_the_runs_it_names(get, log
 
 
 def test_a_comparison_counts_for_runs_whose_author_its_own_may_be(get, logged):
-    client, experiment_id, good = logged
+    client, _, good = logged
     elsewhere = client.create_experiment(f"of mallory {good}")
     other = log_run(client, elsewhere, "bbbb2222", name="of mallory")
     rows = [{"run_id": good, "step": 77, "metric": "kl/all_tokens", "value": 9.0, "texts": "t",
              "model_id": "m", "algorithm": "grpo"}]  # fmt: skip
     claims = claiming(client, elsewhere, tidy(rows), good, user="mallory")
-    address = f"data/figures?page=kl&runs={good},{other}"
+    address = f"data/figures?page=divergence&runs={good},{other}"
 
     def shown() -> tuple[bool, list[str]]:
         time.sleep(2.1)  # for which lists of files are taken as known
