@@ -31,6 +31,7 @@ from mlflow_scalpel.data import load_rows
 from mlflow_scalpel.data.conversations import EARLIER
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.recipes.training import TrainingRecipe
+from mlflow_scalpel.remote_code import refused
 from mlflow_scalpel.run_warnings import warn
 from mlflow_scalpel.stage import OpenStage
 from mlflow_scalpel.takeup import seam_tag
@@ -82,6 +83,8 @@ def open_base(stage: OpenStage) -> OpenBase:
     # Processes that share the directory must not write it at the same time.
     own = stage.output / (BASE if stage.run_id else f"{BASE}-{os.environ.get('RANK', '0')}")
     directory = with_chat(base, own, recipe.chat_template, recipe.eos_token)
+    with refused(recipe.model):
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     tokenizer = load_tokenizer(directory, recipe.template_date)
     opened = OpenBase(
         directory,
@@ -89,7 +92,7 @@ def open_base(stage: OpenStage) -> OpenBase:
         model_id="",
         digest="",
         ends=tuple(end_tokens(directory, tokenizer)),
-        context=context_of(AutoConfig.from_pretrained(directory)),
+        context=context_of(config),
         what=f"the chat template of {'the recipe' if recipe.chat_template else recipe.model}",
     )
     check_system_prompt(tokenizer, recipe.system_prompt, what=opened.what)
