@@ -9,6 +9,7 @@ import pkgutil
 import sys
 
 from mlflow_scalpel import __version__, commands
+from mlflow_scalpel.credentials import guard_output, move_to_environment
 from mlflow_scalpel.errors import ScalpelError
 
 
@@ -29,6 +30,8 @@ def main(argv: list[str] | None = None) -> int:
         command.add(subparser)
         subparser.set_defaults(run=command.run)
     arguments = parser.parse_args(argv)
+    move_to_environment()
+    guard_output()
     # MLflow's bar for each small table that is read; what takes long says how far it is by itself.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:

@@ -1,8 +1,13 @@
 """Errors that a user can act on: each names the thing, the value and the remedy."""
 
+from mlflow_scalpel.credentials import without_credentials
+
 
 class ScalpelError(Exception):
-    """Something the user can mend; its text is shown without a traceback."""
+    """Something the user can mend; its text is shown without a traceback, and holds no password."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(without_credentials(message))
 
 
 class RecipeError(ScalpelError):

@@ -12,7 +12,8 @@ import signal
 import sys
 import warnings
 
-from mlflow_scalpel.stage import FAILURE_TAG
+from mlflow_scalpel.credentials import guard_output
+from mlflow_scalpel.takeup import FAILURE_TAG
 
 
 def main(words: list[str]) -> int:
@@ -21,6 +22,7 @@ def main(words: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    guard_output()
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # Another run on this machine has the usual port, and accelerate takes another one.
     warnings.filterwarnings("ignore", message=r"Port `\d+` is already in use")

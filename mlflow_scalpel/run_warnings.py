@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from mlflow_scalpel.credentials import without_credentials
+
 WARNING_PREFIX = "scalpel.warning."
 ALARM_PREFIX = "scalpel.alarm."
 LONGEST = 5000  # characters; MLflow's stores refuse tags above 8000
@@ -18,14 +20,14 @@ _printed: set[tuple[str, str, str]] = set()
 
 def warning_tag(code: str, message: str) -> dict[str, str]:
     """The tag that keeps a warning on its run."""
-    return {_key(code): message[:LONGEST]}
+    return {_key(code): without_credentials(message)[:LONGEST]}
 
 
 def print_warning(code: str, message: str, run_id: str = "") -> None:
     """Print a warning, once in this process for each run."""
     if (run_id, code, message) not in _printed:
         _printed.add((run_id, code, message))
-        print(f"WARNING: {message}", flush=True)
+        print(f"WARNING: {without_credentials(message)}", flush=True)
 
 
 def warn(code: str, message: str, *run_ids: str) -> None:

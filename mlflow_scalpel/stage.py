@@ -32,13 +32,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from mlflow_scalpel.credentials import guard_output, move_to_environment, without_credentials
 from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 from mlflow_scalpel.recipes import load_recipe
 from mlflow_scalpel.recipes.settings import dump
-from mlflow_scalpel.takeup import RECIPE_ARTIFACT, RESUMABLE, STAGE_TAG, take_up
+from mlflow_scalpel.takeup import (
+    FAILURE_TAG,
+    RECIPE_ARTIFACT,
+    RESUMABLE,
+    first_tags,
+    process_tag,
+    take_up,
+)
 
-FAILURE_TAG = "scalpel.failure"
 NESTED = "SCALPEL_NESTED"  # set where an experiment of ours started the stage, not `mlflow run`
 _OUTPUT = "SCALPEL_OUTPUT"  # tells every process of one stage the same output directory
 _ABOVE = "SCALPEL_ABOVE"  # and which process is `mlflow run`, where it began the stage
@@ -89,19 +96,23 @@ def open_stage(
     only names (a suite), and raises RecipeError. Exits with 2 where the recipe is refused, with 1
     where the stage fails, with 130 where it was interrupted.
     """
+    move_to_environment()
+    guard_output()
     _quiet_libraries()
     if "MLFLOW_RUN_ID" in os.environ and "RANK" not in os.environ:
         os.environ[_ABOVE] = str(os.getppid())
     try:
         arguments = _parse_arguments(stage, argv)
         if arguments.resume:
-            recipe = take_up(arguments.resume, stage, arguments.recipe, arguments.set)
+            recipe = take_up(arguments.resume, stage, arguments.recipe, arguments.set, recipes)
+            tags = process_tag()
         else:
             recipe = load_recipe(arguments.recipe, recipes, stage=stage, settings=arguments.set)
+            tags = first_tags(stage, arguments.recipe, arguments.set)
         if check is not None:
             check(recipe)
         name = f"{recipe.name}-{stage}"
-        _launch_processes(recipe, name, recipes.resolve().parents[1] / "accelerate")
+        _launch_processes(recipe, name, tags, recipes.resolve().parents[1] / "accelerate")
     except RecipeError as error:
         print(f"\n{error}\n", file=sys.stderr)
         _fail_waiting_run(str(error))
@@ -118,10 +129,10 @@ def open_stage(
             yield OpenStage(recipe, run_id="", output=output, resumed=bool(arguments.resume))
 
     several = _ending_at_once() if "RANK" in os.environ else nullcontext()
-    with several, _settled_run(mlflow, name) as (run_id, output):
+    with several, _settled_run(mlflow, name, tags) as (run_id, output):
         note = run_note(run_id, recipe.description)
         mlflow.log_text(dump(recipe.model_dump(mode="json")), RECIPE_ARTIFACT)
-        mlflow.set_tags({STAGE_TAG: stage, "scalpel.recipe": recipe.name, DESCRIPTION_TAG: note})
+        mlflow.set_tags({"scalpel.recipe": recipe.name, DESCRIPTION_TAG: note})
         _use_threads(recipe)
         yield OpenStage(recipe, run_id, output, resumed=bool(arguments.resume))
 
@@ -143,7 +154,7 @@ def _ending_at_once() -> Iterator[None]:
         # What stops all of them is said by the main process, and a lost peer by that one.
         said = isinstance(error, SystemExit | KeyboardInterrupt | ScalpelError | None)
         if not said and _LOST_PEER not in str(error):
-            traceback.print_exc()
+            print(without_credentials(traceback.format_exc()), file=sys.stderr)
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -172,14 +183,17 @@ def _quiet_libraries() -> None:
 
 
 @contextmanager
-def _settled_run(mlflow: Any, name: str) -> Iterator[tuple[str, Path]]:
-    """An active run that never stays RUNNING: FINISHED, FAILED with its reason, or KILLED."""
+def _settled_run(mlflow: Any, name: str, tags: dict[str, str]) -> Iterator[tuple[str, Path]]:
+    """An active run that never stays RUNNING: FINISHED, FAILED with its reason, or KILLED.
+
+    `tags` it has from its first moment, where this process makes it.
+    """
     from mlflow_scalpel.checkpoints.courier import Undelivered
     from mlflow_scalpel.checkpoints.log import close_couriers
 
     # `mlflow run` made the run already and passes it in MLFLOW_RUN_ID, which start_run consumes.
     made_before = "MLFLOW_RUN_ID" in os.environ
-    run_id = mlflow.start_run(run_name=None if made_before else name).info.run_id
+    run_id = mlflow.start_run(run_name=None if made_before else name, tags=tags).info.run_id
     output = Path(os.environ.get(_OUTPUT, f"outputs/{run_id}"))
     try:
         _check_writable(output)
@@ -213,7 +227,7 @@ def _settled_run(mlflow: Any, name: str) -> Iterator[tuple[str, Path]]:
                 f"-P resume={run_id}, or start it again"
             )
             _end(mlflow, run_id, output, "FAILED", reason)
-            print(f"\n{reason}\n", file=sys.stderr)
+            print(f"\n{without_credentials(reason)}\n", file=sys.stderr)
             sys.exit(1)
         _end(mlflow, run_id, output, "FAILED", f"{type(error).__name__}: {error}")
         raise
@@ -250,7 +264,7 @@ def _end(mlflow: Any, run_id: str, output: Path, status: str, reason: str | None
     from mlflow_scalpel.checkpoints.log import spool_directory
     from mlflow_scalpel.checkpoints.spool import EndEntry, Spool, TagsEntry
 
-    tags = {} if reason is None else {FAILURE_TAG: reason[:_TAG_LIMIT]}
+    tags = {} if reason is None else {FAILURE_TAG: without_credentials(reason)[:_TAG_LIMIT]}
     try:
         mlflow.set_tags(tags)
         mlflow.end_run(status)
@@ -258,12 +272,11 @@ def _end(mlflow: Any, run_id: str, output: Path, status: str, reason: str | None
         spool = Spool(spool_directory(run_id, output), mlflow.get_tracking_uri(), run_id)
         spool.add(TagsEntry(tags=tags))
         spool.add(EndEntry(status=status))
-        print(
+        said = (
             f"\nrun {run_id} ended {status}, which could not be told to MLflow ({error}).\nSend it "
-            f"later with: mlflow-scalpel upload {spool.directory}",
-            file=sys.stderr,
-            flush=True,
+            f"later with: mlflow-scalpel upload {spool.directory}"
         )
+        print(without_credentials(said), file=sys.stderr, flush=True)
         # Past MLflow's own handler, which would try to end the run for minutes.
         os._exit(_TEMPORARY_FAILURE)
 
@@ -283,15 +296,10 @@ def _parse_arguments(stage: str, argv: list[str] | None) -> argparse.Namespace:
             f'give single fields as -P set="train.{field}={value}" '
             '(several: -P set="train.learning_rate=1e-5 train.max_steps=50").'
         )
-    if arguments.resume and stage not in RESUMABLE:
-        raise RecipeError(
-            f"resume = {arguments.resume}: a run of the entry point {stage} is not taken up but "
-            f"run again; {', '.join(RESUMABLE)} can be resumed"
-        )
     return arguments
 
 
-def _launch_processes(recipe: Any, name: str, configurations: Path) -> None:
+def _launch_processes(recipe: Any, name: str, tags: dict[str, str], configurations: Path) -> None:
     """Start this script again under `accelerate launch` where the recipe asks for processes.
 
     The run is made before, since all of them work in the directory of its name.
@@ -309,7 +317,7 @@ def _launch_processes(recipe: Any, name: str, configurations: Path) -> None:
     if "MLFLOW_RUN_ID" not in os.environ:
         import mlflow
 
-        os.environ["MLFLOW_RUN_ID"] = mlflow.start_run(run_name=name).info.run_id
+        os.environ["MLFLOW_RUN_ID"] = mlflow.start_run(run_name=name, tags=tags).info.run_id
     os.environ[_OUTPUT] = f"outputs/{os.environ['MLFLOW_RUN_ID']}"
     words = launch_options(recipe.processes, recipe.sharding, recipe.train.bf16, configurations)
     command = [sys.executable, "-m", "mlflow_scalpel.launcher", *words, *sys.argv]

@@ -17,6 +17,7 @@ from typing import Any
 
 from mlflow_scalpel.chat.dates import DEFAULT_DATE, dated
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.remote_code import refused
 
 TEMPLATE = "chat_template.jinja"
 TOKENIZER = "tokenizer_config.json"
@@ -37,7 +38,8 @@ def load_tokenizer(directory: str | Path, date: datetime.date = DEFAULT_DATE, **
     """
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(directory, **how)
+    with refused(directory):
+        tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, **how)
     tokenizer.get_chat_template = partial(_dated_template, tokenizer, date)
     return tokenizer
 
@@ -125,7 +127,7 @@ def with_chat(
         return directory
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(directory)
+    tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     shutil.rmtree(into, ignore_errors=True)
     into.mkdir(parents=True)
     changed = (TOKENIZER, _SPECIAL, _CONFIG, _GENERATION, TEMPLATE, *_OTHER_TEMPLATES)

@@ -20,6 +20,7 @@ from mlflow_scalpel.checkpoints.layout import MLMODEL, checkpoint_files
 from mlflow_scalpel.checkpoints.manifest import content_digest, make_manifest
 from mlflow_scalpel.checkpoints.resolve import model_id_of, resolve
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.remote_code import refused
 from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TensorFiles
 from mlflow_scalpel.tensors.headers import read_headers
 
@@ -92,9 +93,14 @@ def _merge(adapter: Path, base: Path, target: Path) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's, about what is checked below
-        model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=_dtype(base), use_safetensors=True, local_files_only=True
-        )
+        with refused(base):
+            model = AutoModelForCausalLM.from_pretrained(
+                base,
+                dtype=_dtype(base),
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+            )
         tied = _changes_tied(model, adapter)
         if tied:
             _untie(model, adapter)
@@ -117,7 +123,9 @@ def _merge(adapter: Path, base: Path, target: Path) -> None:
         together.merge_and_unload().save_pretrained(target)
         if expected is None:
             return
-        found = _logits(AutoModelForCausalLM.from_pretrained(target, dtype="auto"))
+        found = _logits(
+            AutoModelForCausalLM.from_pretrained(target, dtype="auto", trust_remote_code=False)
+        )
         # A few percent are what rounding to bfloat16 makes; what PEFT merges wrongly is off by 1.
         if (found - expected).norm() > 0.1 * expected.norm():
             raise ScalpelError(

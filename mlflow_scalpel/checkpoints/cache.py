@@ -1,9 +1,11 @@
 """Keeps what came from remote stores, so that it travels once; safe for many processes at once.
 
 An entry is a directory, `entries/KEY`. It is filled as `partial/KEY`, which survives a crash and is
-gone on with, and becomes visible whole, by a rename. The lock `locks/KEY` is held exclusively while
-the entry is filled, and shared by each process that uses it until that process ends: what somebody
-reads is never evicted. The kernel frees the locks of a process that dies, however it dies.
+gone on with, and becomes visible whole, by a rename, once its files and the record of them
+(`records/KEY`) are on the disk; what does not agree with its record is filled again. The lock
+`locks/KEY` is held exclusively while the entry is filled, and shared by each process that uses it
+until that process ends: what somebody reads is never evicted. The kernel frees the locks of a
+process that dies, however it dies.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlflow_scalpel.checkpoints.cache_records import Record, record_of, sync
 from mlflow_scalpel.errors import ScalpelError
 
 DIRECTORY_VARIABLE = "SCALPEL_CACHE"
@@ -53,7 +56,7 @@ def limit() -> int:
     return int(gigabytes * 1e9)
 
 
-def keep(key: str, size: int, fill: Callable[[Path], None]) -> Path:
+def keep(key: str, size: int, fill: Callable[[Path], None], *, check: bool = False) -> Path:
     """The directory of the entry `key`; `fill` puts its files there if it is not there yet.
 
     The files stay until this process ends, or calls `release`; nobody may write to them.
@@ -62,17 +65,19 @@ def keep(key: str, size: int, fill: Callable[[Path], None]) -> Path:
         key: names the content, so that equal keys mean equal files.
         size: bytes that the entry will have; what was used longest ago goes to make room.
         fill: gets the directory to fill, in which an earlier attempt may have left files.
+        check: compare the digests of what is there, and not only sizes and times.
 
     Raises:
-        ScalpelError: the entry does not fit. What `fill` raises: the entry is not there then.
+        ScalpelError: the entry does not fit, or is damaged and in use elsewhere. What `fill`
+            raises: the entry is not there then.
     """
     root = directory()
     entry = root / "entries" / key
     with _explained(root):
-        for folder in ("entries", "partial", "locks"):
+        for folder in ("entries", "partial", "locks", "records"):
             (root / folder).mkdir(parents=True, exist_ok=True)
     while True:
-        if _use(entry):
+        if _use(entry) and _is_right(root, key, check):
             return entry
         lock = _open_lock(root, key)
         try:
@@ -84,7 +89,10 @@ def keep(key: str, size: int, fill: Callable[[Path], None]) -> Path:
                     partial = root / "partial" / key
                     partial.mkdir(exist_ok=True)
                     fill(partial)
+                    record_of(partial).write(root / "records" / key)
                     partial.rename(entry)
+                    sync(entry.parent)
+                    check = False  # it was hashed just now
                 fcntl.flock(lock, fcntl.LOCK_SH)
             # Between the two locks another process may have evicted it: then once more.
             if entry.is_dir() and _is_in_place(lock, root, key) and entry not in _held:
@@ -95,13 +103,13 @@ def keep(key: str, size: int, fill: Callable[[Path], None]) -> Path:
                 os.close(lock)
 
 
-def find(key: str) -> Path | None:
-    """The entry `key` if it is there, held like one from `keep`; None if not."""
+def find(key: str, *, check: bool = False) -> Path | None:
+    """The entry `key` if it is there and right, held like one from `keep`; None if not."""
     entry = directory() / "entries" / key
     if not entry.is_dir():
         return None
     with contextlib.suppress(_NotThere):
-        return keep(key, 0, _refuse)
+        return keep(key, 0, _refuse, check=check)
     return None
 
 
@@ -147,6 +155,34 @@ def _use(entry: Path) -> bool:
         return False
     os.utime(_held[entry])
     return True
+
+
+def _is_right(root: Path, key: str, check: bool) -> bool:
+    """Whether a held entry is as it was stored; one that is not is removed, and that is told.
+
+    Raises ScalpelError where another process uses it.
+    """
+    entry, path = root / "entries" / key, root / "records" / key
+    record = Record.read(path)
+    if record is None:
+        problem: str | None = "there is no record of what it should hold"
+    else:
+        before = record.model_copy(deep=True)
+        problem = record.problem(entry, digests=check or record.is_due)
+        if problem is None:
+            if record != before:
+                with contextlib.suppress(OSError):  # others then compare the digests again
+                    record.write(path)
+            return True
+    print(f"{entry}: is damaged ({problem}), and is made again", file=sys.stderr)
+    release(entry)
+    with _only_one(root):
+        if not _evict(root, key) and entry.is_dir():
+            raise ScalpelError(
+                f"{entry}: is damaged ({problem}), and other processes use it; end them, and run "
+                "this again: it is made again then"
+            )
+    return False
 
 
 def _open_lock(root: Path, key: str) -> int:
@@ -250,6 +286,7 @@ def _evict(root: Path, key: str) -> bool:
             if doomed.is_dir():
                 # Renamed first: an entry is there whole or not at all.
                 shutil.rmtree(doomed.rename(root / "trash" / uuid.uuid4().hex))
+        (root / "records" / key).unlink(missing_ok=True)
         (root / "locks" / key).unlink()
     finally:
         os.close(lock)

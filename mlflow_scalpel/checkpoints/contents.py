@@ -207,11 +207,12 @@ def problem_of(file: Path, described: StoredFile) -> str | None:
     return None
 
 
-def cache_entry(model: LoggedModel) -> Path | None:
-    """Where the cache has the model's files, if it has."""
+def cache_entry(model: LoggedModel, *, check: bool = False) -> Path | None:
+    """Where the cache has the model's files, if it has; `check` compares their digests, too."""
     digest = model.params.get("digest", "")
-    known = cache.find(cache_key(digest)) if re.fullmatch(r"sha256:[0-9a-f]{64}", digest) else None
-    return known or cache.find(model.model_id)
+    named = [cache_key(digest)] if re.fullmatch(r"sha256:[0-9a-f]{64}", digest) else []
+    found = (cache.find(key, check=check) for key in (*named, model.model_id))
+    return next((entry for entry in found if entry is not None), None)
 
 
 def cache_key(digest: str) -> str:

@@ -29,6 +29,7 @@ from mlflow_scalpel.checkpoints.spool import (
     Spool,
     TagsEntry,
 )
+from mlflow_scalpel.credentials import without_credentials
 from mlflow_scalpel.errors import ScalpelError
 
 _PATIENCE = 120.0  # seconds
@@ -242,7 +243,7 @@ class Courier:
             self._changed.notify_all()
 
     def _refuse(self, number: int, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {error}"
+        reason = without_credentials(f"{type(error).__name__}: {error}")
         try:
             entry = self.spool.read(number)
         except ScalpelError:
@@ -250,7 +251,8 @@ class Courier:
         self.spool.refuse(number, reason)
         self.refused += 1
         kept = self.spool.directory / "refused"
-        print(f"WARNING: MLflow refused what is kept in {kept}: {reason}", file=sys.stderr)
+        said = f"WARNING: MLflow refused what is kept in {kept}: {reason}"
+        print(without_credentials(said), file=sys.stderr)
         if isinstance(entry, CheckpointEntry):
             self._settle(self._outcomes.setdefault(entry.job, Outcome()), "FAILED", reason)
 
@@ -260,18 +262,19 @@ class Courier:
             told_before = self._failing() is not None
             lane.failing_since = min(lane.failing_since, time.monotonic())
         if not told_before:
-            print(
+            said = (
                 f"WARNING: {self.spool.tracking_uri} does not take what is sent "
                 f"({lane.last_failure}); it waits in {self.spool.directory}, and is tried again; "
-                "training goes on",
-                file=sys.stderr,
+                "training goes on"
             )
+            print(without_credentials(said), file=sys.stderr)
 
     def _note_success(self, lane: _Lane) -> None:
         if lane.failing_since < math.inf:
             lane.failing_since = math.inf
             if self._failing() is None:
-                print(f"{self.spool.tracking_uri} takes what is sent again", file=sys.stderr)
+                place = without_credentials(self.spool.tracking_uri)
+                print(f"{place} takes what is sent again", file=sys.stderr)
 
     def _pause(self, seconds: float) -> None:
         with self._changed:

@@ -32,6 +32,7 @@ from mlflow_scalpel.checkpoints.layout import (
 from mlflow_scalpel.checkpoints.manifest import Manifest, make_manifest, parse_manifest
 from mlflow_scalpel.checkpoints.spool import CheckpointEntry
 from mlflow_scalpel.checkpoints.stores import open_store
+from mlflow_scalpel.credentials import without_credentials
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, checkpoint_note
 from mlflow_scalpel.tensors.files import is_adapter
@@ -100,7 +101,8 @@ def store(
 
 def fail(client: MlflowClient, model_id: str, reason: str) -> None:
     """Mark a model FAILED, with the reason where the user sees it."""
-    client.set_logged_model_tags(model_id, {FAILURE_TAG: reason[:_TAG_LIMIT]})
+    tag = without_credentials(reason)[:_TAG_LIMIT]
+    client.set_logged_model_tags(model_id, {FAILURE_TAG: tag})
     client.finalize_logged_model(model_id, "FAILED")
 
 
@@ -214,7 +216,7 @@ def _mlmodel(folder: Path, model: LoggedModel, run_id: str) -> Path:
     prompts = Schema([ColSpec(DataType.string, "prompt")])
     completions = Schema([ColSpec(DataType.string, "completion")])
     described = Model(
-        artifact_path=model.artifact_location,
+        artifact_path=without_credentials(model.artifact_location),
         run_id=run_id,
         model_id=model.model_id,
         signature=ModelSignature(inputs=prompts, outputs=completions),

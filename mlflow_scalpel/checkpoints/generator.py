@@ -22,8 +22,10 @@ class TextGenerator:
 
         self._torch = torch
         directory = _whole_model(Path(path))
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(directory)
-        self._model = AutoModelForCausalLM.from_pretrained(directory, use_safetensors=True).eval()
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        self._model = AutoModelForCausalLM.from_pretrained(
+            directory, use_safetensors=True, trust_remote_code=False
+        ).eval()
 
     def predict(self, prompts: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """A frame with a string column `prompt` in, one with a column `completion` out.

@@ -91,9 +91,10 @@ def cached(
 ) -> Path:
     """The model's files in the cache, brought there and checked where they are not.
 
-    A pointer's are in the hub's cache, and checked where `check` asks for it.
+    What is there is checked by sizes, and by digests now and then (`cache_records.py`); a pointer's
+    are in the hub's cache. Where `check` asks for it, the digests of all are compared now.
     """
-    known = cache_entry(model)
+    known = cache_entry(model, check=check)
     if known is not None:
         return known
     contents = contents_of(model, store)
@@ -103,6 +104,10 @@ def cached(
         return contents.snapshot
 
     def fill(partial: Path) -> None:
+        for name, described in contents.files.items():  # of an attempt that was cut off
+            left = partial / name
+            if left.is_file() and problem_of(left, described) is not None:
+                left.unlink()
         _bring_all(contents, partial, progress)
         if contents.manifest is not None:
             with told_of_failure(contents.shown, MANIFEST, partial):

@@ -14,15 +14,17 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import IO, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from mlflow_scalpel.checkpoints.stores import Link
+from mlflow_scalpel.credentials import with_credentials, without_credentials
 from mlflow_scalpel.errors import ScalpelError
 
 _ABOUT = "spool.json"
 _LOCK = "lock"
+_OWN, _OWN_FOLDER = 0o600, 0o700  # what waits is nobody else's to read
 
 
 class _Entry(BaseModel):
@@ -131,9 +133,10 @@ class Spool:
         self.tracking_uri = tracking_uri
         self.run_id = run_id
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / _ABOUT).write_text(
-            json.dumps({"tracking_uri": tracking_uri, "run_id": run_id}), encoding="utf-8"
-        )
+        directory.chmod(_OWN_FOLDER)
+        about = {"tracking_uri": without_credentials(tracking_uri), "run_id": run_id}
+        with _open_own(directory / _ABOUT) as stream:
+            stream.write(json.dumps(about).encode())
         self._mutex = threading.Lock()
         self._last = max(self.numbers(), default=0)
         self._held: int | None = None
@@ -143,7 +146,7 @@ class Spool:
         """The spool that some process left in `directory`; raises ScalpelError where none is."""
         try:
             about = json.loads((directory / _ABOUT).read_text(encoding="utf-8"))
-            return cls(directory, about["tracking_uri"], about["run_id"])
+            return cls(directory, with_credentials(about["tracking_uri"]), about["run_id"])
         except (OSError, ValueError, KeyError) as error:
             raise ScalpelError(
                 f"{directory}: is no spool ({type(error).__name__}: {error}); give the directory "
@@ -193,7 +196,7 @@ class Spool:
         """Write the entry of that number, whole or not at all."""
         path = self._path(number)
         scratch = path.with_suffix(".tmp")
-        with scratch.open("wb") as stream:
+        with _open_own(scratch) as stream:
             stream.write(entry.model_dump_json().encode())
             if isinstance(entry, CheckpointEntry):  # a metric may be lost to a power cut
                 stream.flush()
@@ -209,14 +212,15 @@ class Spool:
         """Set an entry aside that the server will never take, with the reason beside it."""
         refused = self.directory / "refused"
         refused.mkdir(exist_ok=True)
-        (refused / f"{number:08d}.txt").write_text(reason, encoding="utf-8")
+        with _open_own(refused / f"{number:08d}.txt") as stream:
+            stream.write(without_credentials(reason).encode())
         for path in (self._path(number), self.folder(number)):
             if path.exists():
                 path.rename(refused / path.name)
 
     def hold(self) -> None:
         """Take the spool for this process; raises ScalpelError where another one sends from it."""
-        handle = os.open(self.directory / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
+        handle = os.open(self.directory / _LOCK, os.O_CREAT | os.O_RDWR, _OWN)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -240,6 +244,13 @@ class Spool:
 
     def _path(self, number: int) -> Path:
         return self.directory / f"{number:08d}.json"
+
+
+def _open_own(path: Path) -> IO[bytes]:
+    """Open a file of the spool for writing; nobody else may read it, whatever the umask is."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _OWN)
+    os.fchmod(handle, _OWN)  # of an earlier version's
+    return os.fdopen(handle, "wb")
 
 
 def find_spools(directory: Path) -> list[Path]:

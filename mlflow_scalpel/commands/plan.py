@@ -114,22 +114,17 @@ def lines(recipe: Any, size: Any, plan: Plan, *, bounded: bool) -> list[tuple[st
 
 def _config(file: str | None, model: str) -> Any:
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
 
-    from mlflow_scalpel.checkpoints import resolve
     from mlflow_scalpel.errors import ScalpelError
+    from mlflow_scalpel.remote_code import refused
 
     if file is not None and not Path(file).is_file():
         raise ScalpelError(f"--config {file}: there is no such file")
     try:
-        if file is not None:
-            return AutoConfig.from_pretrained(file)
-        if Path(model).is_dir() or model.startswith(("models:/", "runs:/")):
-            return AutoConfig.from_pretrained(resolve(model))
-        # A hub name is not resolved: that would fetch the weights.
-        repository, _, revision = model.partition("@")
-        _ask_hub(repository, revision or None)
-        return AutoConfig.from_pretrained(repository, revision=revision or "main")
+        with refused(file or model):
+            return _load(file, model)
+    except ScalpelError:
+        raise
     except (OSError, ValueError, StrictDataclassError) as error:
         why = " ".join(str(error).split()[:40]) or type(error).__name__
         if file is not None:
@@ -141,6 +136,24 @@ def _config(file: str | None, model: str) -> Any:
             f"model = {model}: its configuration cannot be had ({why}); name a local directory, "
             "give the model's config.json with --config, or connect to the hub"
         ) from error
+
+
+def _load(file: str | None, model: str) -> Any:
+    """The configuration in a file, or of a model; raises what Transformers raises."""
+    from transformers import AutoConfig
+
+    from mlflow_scalpel.checkpoints import resolve
+
+    if file is not None:
+        return AutoConfig.from_pretrained(file, trust_remote_code=False)
+    if Path(model).is_dir() or model.startswith(("models:/", "runs:/")):
+        return AutoConfig.from_pretrained(resolve(model), trust_remote_code=False)
+    # A hub name is not resolved: that would fetch the weights.
+    repository, _, revision = model.partition("@")
+    _ask_hub(repository, revision or None)
+    return AutoConfig.from_pretrained(
+        repository, revision=revision or "main", trust_remote_code=False
+    )
 
 
 def _ask_hub(repository: str, revision: str | None) -> None:

@@ -31,11 +31,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out.suffix not in (".html", ".htm"):
         raise ScalpelError(f"--out {arguments.out}: give a file that ends in .html")
     ids = list(dict.fromkeys(arguments.runs))
-    table, runs = gather(ids), describe_runs(ids)
+    notes: list[str] = []
+    table, runs = gather(ids, notes), describe_runs(ids)
     title = arguments.title or ", ".join(str(name) for name in runs["name"])
     ledgers = {run_id: stored_ledger(run_id) for run_id in ids}
     try:
-        path = write_report(table, runs, arguments.out, title=title, ledgers=ledgers)
+        path = write_report(table, runs, arguments.out, title=title, notes=notes, ledgers=ledgers)
         print(f"report: {path.resolve()}")
         if arguments.figures is not None:
             written = write_figures(table, runs, arguments.figures)

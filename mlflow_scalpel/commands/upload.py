@@ -20,6 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Send everything; 1 where MLflow refuses some, Undelivered where the server is still away."""
     from mlflow_scalpel.checkpoints.courier import Courier
     from mlflow_scalpel.checkpoints.spool import Spool, find_spools
+    from mlflow_scalpel.credentials import without_credentials
 
     refused = 0
     for directory in find_spools(arguments.spool):
@@ -31,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         finally:
             courier.close()
         sent = waiting - courier.refused
-        print(f"run {spool.run_id}: sent {sent} of {waiting} entries to {spool.tracking_uri}")
+        place = without_credentials(spool.tracking_uri)
+        print(f"run {spool.run_id}: sent {sent} of {waiting} entries to {place}")
         refused += courier.refused
     return 1 if refused else 0

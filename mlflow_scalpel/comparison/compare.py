@@ -24,6 +24,7 @@ from mlflow_scalpel.comparison.samples import Sampling
 from mlflow_scalpel.comparison.subjects import Subject, subject_from
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import choose_metrics
+from mlflow_scalpel.remote_code import refused
 
 
 def compare(
@@ -186,7 +187,9 @@ def probe_of(
             f"{name} are rendered with {'that of the base' if own else 'none of them'}",
             flush=True,
         )
-    context = context_of(AutoConfig.from_pretrained(base.directory))
+    with refused(base.directory):
+        config = AutoConfig.from_pretrained(base.directory, trust_remote_code=False)
+    context = context_of(config)
     probe = build_probe(name, pairs, tokenizer, system_prompt=system_prompt, context=context)
     for message in probe.warnings.values():
         print(f"WARNING: {message}", flush=True)

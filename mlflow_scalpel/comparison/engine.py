@@ -30,6 +30,7 @@ from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.comparison.tokens import named, token_table
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import Metric, all_metrics, choose_metrics
+from mlflow_scalpel.remote_code import refused
 
 STANDARD = ("weights", "kl/all_tokens", "kl/answer_tokens")
 """What is measured where nobody asks for more: it costs a read of the weights, and a forward."""
@@ -226,7 +227,8 @@ class Comparison:
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.base.directory)
+        with refused(self.base.directory):
+            return AutoTokenizer.from_pretrained(self.base.directory, trust_remote_code=False)
 
     def _origin(self, checkpoint: Subject) -> dict[str, Any]:
         return {

@@ -15,6 +15,7 @@ from mlflow_scalpel.checkpoints.weights import load_weights
 from mlflow_scalpel.comparison.probes import Probe, ProbeText, other_tokenizer
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import Metric
+from mlflow_scalpel.remote_code import refused
 
 BATCH_TOKENS = 4096  # tokens a forward pass, padding included
 PADDING = 0.1  # share of a batch that may be padding: longer texts cost more than another call
@@ -71,7 +72,10 @@ class OneModel:
         self.base = base
         self.dtype = dtype
         self.device = device
-        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
+        with refused(base):
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                base, dtype=getattr(torch, dtype), trust_remote_code=False
+            )
         self.model = model.to(device).eval()
         self._is_base = True
 

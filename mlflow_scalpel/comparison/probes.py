@@ -118,9 +118,9 @@ def other_tokenizer(base: Path, checkpoint: Path) -> str | None:
     first, second = base / "tokenizer.json", checkpoint / "tokenizer.json"
     if first.is_file() and second.is_file() and first.read_bytes() == second.read_bytes():
         return None
-    ours = AutoTokenizer.from_pretrained(base).get_vocab()
+    ours = AutoTokenizer.from_pretrained(base, trust_remote_code=False).get_vocab()
     try:
-        theirs = AutoTokenizer.from_pretrained(checkpoint).get_vocab()
+        theirs = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False).get_vocab()
     except Exception as error:  # tokenizers raises it bare; told in the row
         raise ScalpelError(
             f"{checkpoint}: its tokenizer cannot be loaded ({type(error).__name__}: {error}); "

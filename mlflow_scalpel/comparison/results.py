@@ -14,7 +14,8 @@ import pandas as pd
 from mlflow_scalpel.checkpoints import cache
 from mlflow_scalpel.comparison.subjects import Subject
 from mlflow_scalpel.comparison.table import read_table, write_table
-from mlflow_scalpel.comparison.tokens import read_tokens, write_tokens
+from mlflow_scalpel.comparison.token_files import read_tokens, write_tokens
+from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import Metric
 
 _LAYOUT = 3  # goes up when rows are made otherwise than before
@@ -41,10 +42,9 @@ def key_of(
 
 def kept_rows(key: str) -> list[dict[str, Any]] | None:
     """The rows kept under a key, or None."""
-    file = _file("comparisons", key)
-    if not file.is_file():
+    table = _read(_file("comparisons", key), read_table)
+    if table is None:
         return None
-    table = read_table(file)
     records: list[dict[str, Any]] = (
         table.astype(object).where(table.notna(), None).to_dict("records")
     )
@@ -60,8 +60,7 @@ def keep_rows(key: str, table: pd.DataFrame) -> None:
 
 def kept_tokens(key: str) -> pd.DataFrame | None:
     """The table of tokens kept under a key, or None."""
-    file = _file("tokens", key)
-    return read_tokens(file) if file.is_file() else None
+    return _read(_file("tokens", key), read_tokens)
 
 
 def keep_tokens(key: str, table: pd.DataFrame) -> None:
@@ -71,6 +70,17 @@ def keep_tokens(key: str, table: pd.DataFrame) -> None:
 
 def _file(kind: str, key: str) -> Path:
     return cache.directory() / kind / f"{key}.parquet"
+
+
+def _read(file: Path, read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame | None:
+    """A kept table; one that is damaged is removed, and measured anew."""
+    if not file.is_file():
+        return None
+    try:
+        return read(file)
+    except ScalpelError:
+        file.unlink()
+        return None
 
 
 def _write(file: Path, table: pd.DataFrame, write: Callable[[pd.DataFrame, Path], Path]) -> None:

@@ -92,7 +92,7 @@ def sample(
     """
     from transformers import AutoTokenizer, GenerationConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(model.base)
+    tokenizer = AutoTokenizer.from_pretrained(model.base, trust_remote_code=False)
     ends = _ends(model.model, tokenizer)
     context = context_of(model.model.config)
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))

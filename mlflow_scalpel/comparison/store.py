@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,14 +20,18 @@ from mlflow_scalpel.checkpoints import Checkpoint, checkpoints_of_run, resolve
 from mlflow_scalpel.checkpoints.cache import release
 from mlflow_scalpel.comparison.capabilities import LEDGER_DTYPES
 from mlflow_scalpel.comparison.engine import Comparison
+from mlflow_scalpel.comparison.parquet import read_bounded
 from mlflow_scalpel.comparison.stored import (
     ARGUMENTS,
     COMPARISONS_WHERE,
     LEDGER,
     SAMPLES,
     TABLE,
+    claims,
     compared_by,
     compared_params,
+    comparison_tag,
+    damage,
     description,
     evaluations_where,
     with_comparisons,
@@ -34,6 +39,7 @@ from mlflow_scalpel.comparison.stored import (
 from mlflow_scalpel.comparison.subjects import Subject
 from mlflow_scalpel.comparison.summary import summarise
 from mlflow_scalpel.comparison.table import read_table, tidy, write_table
+from mlflow_scalpel.credentials import without_credentials
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 
@@ -83,9 +89,27 @@ def log_comparison(table: pd.DataFrame) -> str:
     ) as run:
         mlflow.set_tags({"scalpel.stage": "compare", DESCRIPTION_TAG: run_note(run.info.run_id)})
         mlflow.log_params(compared_params(one.info.run_id for one in compared))
+        name_on_runs(run.info.run_id, [one.info.run_id for one in compared])
         log_table(table, run.info.run_id)
         log_summary(table, run.info.run_id)
     return str(run.info.run_id)
+
+
+def name_on_runs(comparison_id: str, run_ids: Sequence[str]) -> None:
+    """Have runs name a comparison of them, which shows that its author may write to them.
+
+    Where he may not, that is printed, and the views say whose comparison it is.
+    """
+    for run_id in run_ids:
+        for key, value in comparison_tag(comparison_id).items():
+            try:
+                MlflowClient().set_tag(run_id, key, value)
+            except MlflowException as error:
+                print(
+                    f"run {run_id}: may not be written to ({without_credentials(str(error))}), so "
+                    f"that it does not name the comparison {comparison_id}; the views say whose it "
+                    "is, or leave it out where it is in another experiment"
+                )
 
 
 def _title(table: pd.DataFrame, compared: Sequence[Run]) -> str:
@@ -106,13 +130,16 @@ def _runs_in(table: pd.DataFrame) -> list[str]:
 
 
 def stored_table(run_id: str) -> pd.DataFrame | None:
-    """The tidy table that was logged on the run, or None where there is none."""
+    """The tidy table that was logged on the run, or None where there is none.
+
+    Raises ScalpelError where it cannot be read.
+    """
     return _stored(run_id, TABLE, read_table)
 
 
 def stored_samples(run_id: str) -> pd.DataFrame | None:
     """The evaluation rows that were logged on the run, or None where there are none."""
-    return _stored(run_id, SAMPLES, pd.read_parquet)
+    return _stored(run_id, SAMPLES, lambda path: read_bounded(path, None))
 
 
 def stored_ledger(run_id: str) -> pd.DataFrame:
@@ -123,9 +150,9 @@ def stored_ledger(run_id: str) -> pd.DataFrame:
     """
     run = get_run(run_id)
     for one in (run, *evaluations_of(run)):
-        found = _stored(one.info.run_id, LEDGER, pd.read_parquet)
+        found = _stored(one.info.run_id, LEDGER, lambda path: read_bounded(path, LEDGER_DTYPES))
         if found is not None:
-            return found.reindex(columns=list(LEDGER_DTYPES)).astype(LEDGER_DTYPES)
+            return found
     return pd.DataFrame(columns=list(LEDGER_DTYPES)).astype(LEDGER_DTYPES)
 
 
@@ -136,28 +163,49 @@ def _stored(run_id: str, artifact: str, read: Callable[[str], pd.DataFrame]) -> 
         return None
     with tempfile.TemporaryDirectory() as scratch:
         path = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{artifact}", dst_path=scratch)
-        return read(path)
+        try:
+            return read(path)
+        except ScalpelError as error:
+            raise ScalpelError(damage(run_id, artifact, error)) from error
 
 
-def gather(run_ids: list[str]) -> pd.DataFrame:
+def gather(run_ids: list[str], notes: list[str] | None = None) -> pd.DataFrame:
     """One tidy table of training runs: what was measured as they trained, evaluations, comparisons.
 
     A run that has logged checkpoints but no table (one that another trainer made) has its weights
-    measured now. Raises ScalpelError for a run that does not exist or has no checkpoint.
+    measured now. A table that cannot be read is left out; that, and whose comparisons are shown
+    that a run does not name, is added to `notes`, a sentence each, and printed.
+
+    Raises ScalpelError for a run that does not exist or has no checkpoint.
     """
+    said: list[str] = []
+
+    def readable_table(run_id: str) -> pd.DataFrame | None:
+        try:
+            return stored_table(run_id)
+        except ScalpelError as error:
+            said.append(str(error))
+            return tidy([])
+
     tables = []
     runs = [get_run(run_id) for run_id in run_ids]
     for run in runs:
-        run_id = run.info.run_id
-        table = stored_table(run_id)
+        table = readable_table(run.info.run_id)
         tables.append(measure_run(run) if table is None else table)
-        tables += [
-            evaluated
-            for evaluation in evaluations_of(run)
-            if (evaluated := stored_table(evaluation.info.run_id)) is not None
-        ]
-    found = [stored_table(one.info.run_id) for one in comparisons_of(runs)]
-    return with_comparisons(tables, [one for one in found if one is not None], set(run_ids))
+        evaluated = [readable_table(one.info.run_id) for one in evaluations_of(run)]
+        tables += [one for one in evaluated if one is not None]
+    compared = []
+    for claim in claims(comparisons_of(runs), runs):
+        table = readable_table(claim.run.info.run_id) if claim.counts_for else None
+        if table is not None:
+            compared.append((table, claim.counts_for))
+        if claim.note:
+            said.append(claim.note)
+    for note in said:
+        print(f"WARNING: {note}", file=sys.stderr)
+    if notes is not None:
+        notes += said
+    return with_comparisons(tables, compared, set(run_ids))
 
 
 def measure_run(run: Run) -> pd.DataFrame:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 from mlflow.entities import Run
 
 from mlflow_scalpel.comparison.table import tidy
+from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.run_warnings import warnings_of
 
 TABLE = "scalpel/table.parquet"
@@ -17,6 +19,7 @@ LEDGER = "scalpel/ledger.parquet"
 TOKENS = "scalpel/tokens"  # folder of a table a step: step-000100.parquet
 ARGUMENTS = "training_arguments.json"
 EVALUATED_RUN_TAG = "scalpel.evaluated_run"
+COMPARISON_PREFIX = "scalpel.comparison."
 
 #: MLflow's filter for the finished runs that measured others: the stage and the command `compare`.
 COMPARISONS_WHERE = "tags.`scalpel.stage` = 'compare' AND status = 'FINISHED'"
@@ -56,21 +59,86 @@ def compared_params(run_ids: Iterable[str]) -> dict[str, str]:
     return {f"run_{number}": run_id for number, run_id in enumerate(run_ids)}
 
 
+def comparison_tag(comparison_id: str) -> dict[str, str]:
+    """The tag by which a run names a comparison of it: who set it may write to the run."""
+    return {f"{COMPARISON_PREFIX}{comparison_id}": "measured this run"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A comparison that says that it measured some of the runs that are looked at."""
+
+    run: Run
+    counts_for: frozenset[str]
+    """IDs of the runs that it counts for."""
+    note: str
+    """What is to be said of it; empty where all of these runs name it."""
+
+
+def claims(comparisons: Iterable[Run], runs: Sequence[Run]) -> list[Claim]:
+    """For which of the runs each comparison counts.
+
+    It does for a run that names it (`comparison_tag`), and, with a note that says whose it is, for
+    one of its own experiment, in which whoever may make runs may write to all of them. In another
+    experiment anybody could claim to have measured a run.
+    """
+    found = []
+    for one in comparisons:
+        measured = [run for run in runs if run.info.run_id in compared_by(one)]
+        key, place = next(iter(comparison_tag(one.info.run_id))), one.info.experiment_id
+        unnamed = [run for run in measured if key not in run.data.tags]
+        near = [run for run in unnamed if run.info.experiment_id == place]
+        far = [run for run in unnamed if run.info.experiment_id != place]
+        whose = (
+            f"The comparison {one.info.run_name} (run {one.info.run_id}, by "
+            f"{one.data.tags.get('mlflow.user') or one.info.user_id or 'nobody that it names'})"
+        )
+        said = []
+        if near:
+            said.append(f"measured {_names(near)}, whose own record does not name it")
+        if far:
+            said.append(
+                f"says that it measured {_names(far)}, of another experiment and without a tag "
+                "that names it, and is left out there"
+            )
+        left = frozenset(run.info.run_id for run in measured if run not in far)
+        found.append(Claim(one, left, f"{whose} {'; it '.join(said)}." if said else ""))
+    return found
+
+
+def _names(runs: Sequence[Run]) -> str:
+    return ", ".join(str(run.info.run_name or run.info.run_id) for run in runs)
+
+
+def damage(run_id: str, path: str, error: Exception) -> str:
+    """That a file of a run cannot be read, and what to do."""
+    why = str(error)[:300]
+    if not isinstance(error, ScalpelError):
+        why = f"{type(error).__name__}: {why}"
+    return f"run {run_id}: {path} cannot be read ({why}) and is left out; measure the run anew."
+
+
 def with_comparisons(
-    tables: list[pd.DataFrame], comparisons: list[pd.DataFrame], run_ids: Collection[str]
+    tables: list[pd.DataFrame],
+    comparisons: Sequence[tuple[pd.DataFrame, Collection[str]]],
+    run_ids: Collection[str],
 ) -> pd.DataFrame:
-    """The runs' own tables as one, and what comparisons measured of these runs and no others.
+    """The runs' own tables as one, and what comparisons measured of runs that they count for.
 
     Measurements against another base than that of the own tables are left out, and so are pairs of
-    which one checkpoint is of another run.
+    which one checkpoint is of a run that is not looked at.
     """
-    every = [one[["model_id", "run_id"]].drop_duplicates() for one in (*tables, *comparisons)]
+    # The runs' own tables come last: what they say of who made a model is not overruled.
+    every = [
+        one[["model_id", "run_id"]].drop_duplicates()
+        for one in (*(table for table, _ in comparisons), *tables)
+    ]
     named = pd.concat(every).dropna() if every else tidy([])
     owners = dict(zip(named["model_id"], named["run_id"], strict=True))
     bases = {digest for one in tables for digest in one["base_digest"].dropna().unique()}
     found = list(tables)
-    for table in comparisons:
-        kept = table["run_id"].isin(run_ids)
+    for table, counts_for in comparisons:
+        kept = table["run_id"].isin(counts_for)
         kept &= table["other"].isna() | table["other"].map(owners).isin(run_ids)
         if bases:
             kept &= table["base_digest"].isna() | table["base_digest"].isin(bases)

@@ -8,6 +8,9 @@ from typing import IO, Any
 
 import pandas as pd
 
+from mlflow_scalpel.comparison.parquet import read_bounded
+from mlflow_scalpel.credentials import without_credentials
+
 DTYPES = {
     "base": "string",  # model ID or name of the base
     "base_digest": "string",
@@ -55,6 +58,8 @@ def tidy(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         if record["status"] == "ok" and (value is None or value != value):
             record["status"] = "undefined"
             record.setdefault("reason", "the metric has no value here (0 divided by 0, or NaN)")
+        if record.get("reason"):  # which may quote the exception of a library
+            record["reason"] = without_credentials(str(record["reason"]))
     frame = pd.DataFrame(records, columns=list(COLUMNS))
     return frame.astype(DTYPES)
 
@@ -66,5 +71,9 @@ def write_table(table: pd.DataFrame, path: str | Path) -> Path:
 
 
 def read_table(path: str | Path | IO[bytes]) -> pd.DataFrame:
-    """Read a table that `write_table` wrote; a column it lacks is null."""
-    return pd.read_parquet(path).reindex(columns=list(COLUMNS)).astype(DTYPES)
+    """Read a table that `write_table` wrote; a column that is missing is null.
+
+    Raises ScalpelError, which does not name the file, where it is damaged, too large, or holds what
+    no tidy table does.
+    """
+    return read_bounded(path, DTYPES)

@@ -21,33 +21,17 @@ from mlflow import MlflowClient
 from torch import Tensor
 
 from mlflow_scalpel.comparison.divergence import SLICE_LOGITS, Measured
+from mlflow_scalpel.comparison.stored import TOKENS
+from mlflow_scalpel.comparison.token_files import (
+    DTYPES,
+    artifact_name,
+    read_tokens,
+    write_tokens,
+)
 from mlflow_scalpel.errors import ScalpelError
 
-FOLDER = "scalpel/tokens"
 PROBLEMS, RANKED, TOP, CONTEXT = 8, 200, 5, 160
 _NAME = re.compile(r"step-(\d+)\.parquet")
-
-DTYPES = {
-    "model_id": "string",
-    "step": "Int64",
-    "texts": "string",  # as in the tidy table
-    "problem": "Int64",  # its number in the texts, from 0
-    "position": "Int64",  # in the text, from 0
-    "token": "string",  # what follows there
-    "token_id": "Int64",
-    "answer": "bool",  # whether the token is of the answer
-    "kl": "Float64",  # KL(base || checkpoint) in nats, as are reverse and base_entropy
-    "reverse": "Float64",
-    "base_entropy": "Float64",
-    "rank": "Int64",  # 1 for the largest KL over all texts; null beyond 200
-    "context": "string",  # the last 160 characters before the token; ranked tokens only
-    "base_top": "object",  # the 5 most likely tokens as texts, and their probabilities
-    "checkpoint_top": "object",
-    "base_top_p": "object",
-    "checkpoint_top_p": "object",
-    "right_p_base": "Float64",  # probability of the token that follows
-    "right_p_checkpoint": "Float64",
-}
 
 
 @torch.inference_mode()
@@ -147,26 +131,6 @@ class _Texts:
         return str(self._tokenizer.decode(list(near)))[-CONTEXT:]
 
 
-def artifact_name(step: int) -> str:
-    """Name of a step's table in the run's folder `scalpel/tokens`."""
-    return f"step-{step:06d}.parquet"
-
-
-def write_tokens(table: pd.DataFrame, path: Path) -> Path:
-    """Write a table as Parquet."""
-    table.to_parquet(path, index=False)
-    return path
-
-
-def read_tokens(path: str | Path) -> pd.DataFrame:
-    """Read a table that `write_tokens` wrote."""
-    table = pd.read_parquet(path).reindex(columns=list(DTYPES)).astype(DTYPES)
-    for name, dtype in DTYPES.items():
-        if dtype == "object":
-            table[name] = [list(values) for values in table[name]]
-    return table
-
-
 def log_tokens(tables: Sequence[pd.DataFrame], run_id: str) -> None:
     """Store tables on a run, a file a step; models without a step are numbered in order.
 
@@ -181,12 +145,12 @@ def log_tokens(tables: Sequence[pd.DataFrame], run_id: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for step, same in by_step.items():
             write_tokens(pd.concat(same, ignore_index=True), Path(scratch) / artifact_name(step))
-        MlflowClient().log_artifacts(run_id, scratch, FOLDER)
+        MlflowClient().log_artifacts(run_id, scratch, TOKENS)
 
 
 def token_steps(run_id: str) -> list[int]:
     """Steps of which the run has a table, in order."""
-    files = [Path(file.path).name for file in MlflowClient().list_artifacts(run_id, FOLDER)]
+    files = [Path(file.path).name for file in MlflowClient().list_artifacts(run_id, TOKENS)]
     return sorted(int(found[1]) for name in files if (found := _NAME.fullmatch(name)))
 
 
@@ -205,7 +169,7 @@ def stored_tokens(run_id: str, step: int) -> pd.DataFrame:
             f"{', '.join(map(str, known)) or 'no step'}"
         )
     with tempfile.TemporaryDirectory() as scratch:
-        name = f"runs:/{run_id}/{FOLDER}/{artifact_name(step)}"
+        name = f"runs:/{run_id}/{TOKENS}/{artifact_name(step)}"
         table = read_tokens(mlflow.artifacts.download_artifacts(name, dst_path=scratch))
     if table["model_id"].isna().any():
         tidy = stored_table(run_id)

@@ -19,9 +19,7 @@ def open_tokenizer(model: str, template_date: date) -> Any:
     Raises ScalpelError where it cannot be had.
     """
     try:
-        return load_tokenizer(
-            model, template_date, local_files_only=Path(model).is_dir(), trust_remote_code=False
-        )
+        return load_tokenizer(model, template_date, local_files_only=Path(model).is_dir())
     except (OSError, ValueError) as error:
         raise _not_loaded(model, error) from error
 

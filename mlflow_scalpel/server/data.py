@@ -17,6 +17,8 @@ from mlflow.entities import Run
 from mlflow_scalpel.comparison.stored import (
     ARGUMENTS,
     TABLE,
+    claims,
+    damage,
     description,
     evaluations_where,
     with_comparisons,
@@ -31,6 +33,7 @@ MOST_RUNS = 24
 """Runs on one page; more make no figure that can be read."""
 _FRESH = 2.0  # seconds for which a run's list of files is taken as known
 _TABLE_BYTES = 512 << 20
+_MOST_BYTES = 256 << 20  # of one file, packed as it is
 _FOLDER = TABLE.rsplit("/", 1)[0]
 
 Version = tuple[Hashable, ...]
@@ -49,8 +52,8 @@ class Selection:
     """As `describe_runs` makes it."""
     unmeasured: tuple[str, ...]
     """Names of the runs of which nothing was measured."""
-    damaged: tuple[str, ...]
-    """What of the runs could not be read, and why, a sentence each."""
+    notes: tuple[str, ...]
+    """What of the runs could not be read, and whose comparisons are shown, a sentence each."""
 
 
 class Tables:
@@ -77,7 +80,7 @@ class Tables:
         versions = tuple(self._versions(source, run) for run in runs)
         comparisons = self._comparisons(source, runs)
         version = (versions, comparisons)
-        table, described, damaged = self._joined.get(
+        table, described, notes = self._joined.get(
             version, lambda: self._join(source, runs, versions, comparisons)
         )
         known = set(table["run_id"])
@@ -86,7 +89,7 @@ class Tables:
             for run, parts in zip(runs, versions, strict=True)
             if run.info.run_id not in known and not any(part[1] == TABLE for part in parts)
         )
-        return Selection(runs, version, table, described, unmeasured, damaged)
+        return Selection(runs, version, table, described, unmeasured, notes)
 
     @staticmethod
     def readable(source: Source, run_ids: Sequence[str]) -> tuple[Run, ...]:
@@ -135,10 +138,15 @@ class Tables:
         found: list[Version] = []
         if (known := self._known(key)) is not None:
             return known
-        for one in comparisons_of(source, runs):
-            files = source.files(one.info.run_id, _FOLDER)
+        for claim in claims(comparisons_of(source, runs), runs):
+            one, counts_for = claim.run.info, tuple(sorted(claim.counts_for))
+            files = source.files(one.run_id, _FOLDER) if counts_for else {}
             if TABLE in files:
-                found.append((one.info.run_id, TABLE, files[TABLE], one.info.end_time))
+                found.append(
+                    (one.run_id, TABLE, files[TABLE], one.end_time, counts_for, claim.note)
+                )
+            elif not counts_for:
+                found.append((one.run_id, "", claim.note))
         return self._keep(key, found)
 
     def _known(self, key: Hashable) -> tuple[Version, ...] | None:
@@ -165,17 +173,23 @@ class Tables:
         wanted = [part for parts in versions for part in parts if part[1] == TABLE]
         with ThreadPoolExecutor(4) as pool:
             found = list(pool.map(lambda part: self._table(source, part), wanted))
-            compared = list(pool.map(lambda part: self._table(source, part), comparisons))
+            parts = [part for part in comparisons if part[1] == TABLE]
+            compared = list(pool.map(lambda part: self._table(source, part[:4]), parts))
         table = with_comparisons(
             [one for one in found if isinstance(one, pd.DataFrame)],
-            [one for one in compared if isinstance(one, pd.DataFrame)],
+            [
+                (one, part[4])  # type: ignore[misc]
+                for one, part in zip(compared, parts, strict=True)
+                if isinstance(one, pd.DataFrame)
+            ],
             {run.info.run_id for run in runs},
         )
         damaged = [one for one in (*found, *compared) if isinstance(one, str)]
+        damaged += [str(part[-1]) for part in comparisons if part[-1]]
         rows = {}
-        for run, parts in zip(runs, versions, strict=True):
+        for run, own in zip(runs, versions, strict=True):
             arguments = {}
-            if any(part[1] == ARGUMENTS for part in parts):
+            if any(part[1] == ARGUMENTS for part in own):
                 try:
                     arguments = dict(json.loads(source.artifact(run.info.run_id, ARGUMENTS)))
                 except (TypeError, ValueError) as error:
@@ -188,19 +202,15 @@ class Tables:
 
     def _table(self, source: Source, version: Version) -> pd.DataFrame | str:
         """The table; what to say of it, where it cannot be read: the other ones are shown."""
-        run_id = str(version[0])
+        run_id, size = str(version[0]), version[2]
+        if isinstance(size, int) and size > _MOST_BYTES:
+            return damage(run_id, TABLE, ScalpelError(f"it has {size} bytes, too many to be read"))
         try:
             return self._stored.get(
                 version, lambda: read_table(io.BytesIO(source.artifact(run_id, TABLE)))
             )
-        except (OSError, ValueError, KeyError) as error:
+        except ScalpelError as error:
             return damage(run_id, TABLE, error)
-
-
-def damage(run_id: str, path: str, error: Exception) -> str:
-    """That a file of a run cannot be read, and what to do."""
-    why = f"{type(error).__name__}: {str(error)[:200]}"
-    return f"run {run_id}: {path} cannot be read ({why}) and is left out; measure the run anew."
 
 
 def frame_bytes(frame: pd.DataFrame) -> int:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 from mlflow.entities import Run
 
-from mlflow_scalpel.comparison.stored import LEDGER, TOKENS, evaluations_where
+from mlflow_scalpel.comparison.parquet import read_bounded
+from mlflow_scalpel.comparison.stored import LEDGER, TOKENS, claims, damage, evaluations_where
+from mlflow_scalpel.comparison.token_files import read_tokens
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.server.sources import Source, comparisons_of
+from mlflow_scalpel.server.sources import NotReadable, Source, comparisons_of
 
 NO_TOKENS = (
     "No tokens are stored of these runs. Training with the stages of this project stores them, and "
@@ -75,7 +77,7 @@ def problems(source: Source, runs: Sequence[Run], wanted: Mapping[str, str]) -> 
     run_id = fields.choose("run", "run", _names(run for run in runs if stored[run.info.run_id]))
     if run_id is None:
         return {"empty": NO_LEDGER}
-    table = pd.read_parquet(io.BytesIO(source.artifact(stored[run_id], LEDGER)))
+    table = _read(source, stored[run_id], LEDGER, lambda file: read_bounded(file, None))
     keys = table["domain"] + "/" + table["label"] + "/" + table["kind"]
     benchmark = fields.choose("benchmark", "benchmark", [(key, key) for key in dict.fromkeys(keys)])
     own = table[keys == benchmark]
@@ -130,7 +132,8 @@ def _distinct(table: pd.DataFrame, column: str) -> list[str]:
 def _token_files(source: Source, run: Run) -> dict[int, list[tuple[str, str]]]:
     """Step -> (run ID, path) of the tables of tokens: the run's own, then those of comparisons."""
     files: dict[int, list[tuple[str, str]]] = {}
-    for one in (run, *comparisons_of(source, [run])):
+    compared = claims(comparisons_of(source, [run]), [run])
+    for one in (run, *(claim.run for claim in compared if claim.counts_for)):
         for path in source.files(one.info.run_id, TOKENS):
             if found := _NAME.fullmatch(path):
                 files.setdefault(int(found[1]), []).append((one.info.run_id, path))
@@ -141,13 +144,32 @@ def _token_table(source: Source, run: Run, files: Sequence[tuple[str, str]]) -> 
     """The tokens of a run's checkpoint over all texts; of the same texts the first file's."""
     models = {made.model_id for made in (run.outputs.model_outputs if run.outputs else ())}
     tables: list[pd.DataFrame] = []
+    bad: ScalpelError | None = None
     for run_id, path in files:
-        table = pd.read_parquet(io.BytesIO(source.artifact(run_id, path)))
+        try:
+            table = _read(source, run_id, path, read_tokens)
+        except ScalpelError as error:  # the others are shown
+            bad = error
+            continue
         if run_id != run.info.run_id:  # which may hold models of other runs too
             table = table[table["model_id"].isin(models)]
         known = {texts for one in tables for texts in one["texts"]}
         tables.append(table[~table["texts"].isin(known)])
+    if bad is not None and not tables:
+        raise bad
     return pd.concat(tables, ignore_index=True)
+
+
+def _read(
+    source: Source, run_id: str, path: str, read: Callable[[IO[bytes]], pd.DataFrame]
+) -> pd.DataFrame:
+    """A table of a run; raises ScalpelError that names it."""
+    try:
+        return read(io.BytesIO(source.artifact(run_id, path)))
+    except NotReadable:
+        raise
+    except ScalpelError as error:
+        raise ScalpelError(damage(run_id, path, error)) from error
 
 
 def _ledger(source: Source, run: Run) -> str:
@@ -166,7 +188,7 @@ def details(
         raise ScalpelError(f"details {kind[:40]!r}: are none; there are {', '.join(DETAILS)}")
     try:
         return DETAILS[kind](source, runs, wanted)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ScalpelError(
             f"the {kind} of this run cannot be shown: their file is damaged, or of a version that "
             f"lacks something ({type(error).__name__}: {str(error)[:200]}); measure the run anew, "

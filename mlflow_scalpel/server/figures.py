@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from mlflow_scalpel.credentials import without_credentials
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server.caching import Cache
 from mlflow_scalpel.server.data import Selection, frame_bytes
@@ -113,7 +114,8 @@ class Figures:
             return self._made.get(key, make)
         except Exception as error:  # noqa: BLE001 - told on the page; its other figures are drawn
             _log.exception("%s", stem)
-            return _as_line({"stem": stem, "error": f"{type(error).__name__}: {error}"[:_LONGEST]})
+            said = without_credentials(f"{type(error).__name__}: {error}")
+            return _as_line({"stem": stem, "error": said[:_LONGEST]})
 
 
 def table_stem(section: str) -> str:
@@ -191,7 +193,7 @@ def about(selection: Selection, page: Page) -> dict[str, Any]:
         f"{name}: nothing was measured of this run yet; {HOW_TO_MEASURE}"
         for name in selection.unmeasured
     ]
-    notes += selection.damaged
+    notes += selection.notes
     bases = base_words(table, selection.described)
     if len(bases) > 1:
         notes.append(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+import re
 
 from flask import Flask, Response, redirect, request
-from mlflow.server.security_utils import is_allowed_host_header
 from werkzeug.serving import BaseWSGIServer, make_server
 
+from mlflow_scalpel.credentials import without_credentials
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server.routes import ROOT, add_pages
 from mlflow_scalpel.server.sources import ByClient
@@ -15,7 +15,7 @@ from mlflow_scalpel.server.warming import warm_in_background
 
 HOST = "127.0.0.1"
 # A page of another site that has its own name point here still sends that name as the host.
-_HOSTS = [host + port for host in ("localhost", HOST, "[[]::1]") for port in ("", ":*")]
+_HOSTS = re.compile(r"(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,5})?", re.IGNORECASE)
 
 
 def make_app(tracking_uri: str) -> Flask:
@@ -25,7 +25,7 @@ def make_app(tracking_uri: str) -> Flask:
 
     @app.before_request
     def check_host() -> Response | None:
-        if is_allowed_host_header(_HOSTS, request.headers.get("Host", "")):
+        if _HOSTS.fullmatch(request.headers.get("Host", "")):
             return None
         return Response("Invalid Host header", status=403, mimetype="text/plain")
 
@@ -46,14 +46,6 @@ def open_server(tracking_uri: str, port: int) -> BaseWSGIServer:
         raise ScalpelError(
             f"--port {port}: cannot be listened on ({error}); give another one, or 0"
         ) from error
-
-
-def without_credentials(uri: str) -> str:
-    """A URI as anybody may read it: no user, no password, and no query, which may hold them."""
-    parts = urlsplit(uri)
-    if not parts.netloc:
-        return uri  # a path, or a SQLite file
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
 def serve(tracking_uri: str, port: int) -> None:

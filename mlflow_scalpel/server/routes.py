@@ -16,6 +16,7 @@ from typing import Any
 from flask import Blueprint, Flask, Response, request
 from mlflow.exceptions import MlflowException
 
+from mlflow_scalpel.credentials import without_credentials
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server.data import MOST_RUNS, Tables
 from mlflow_scalpel.server.details import details
@@ -209,7 +210,7 @@ def _refusing(view: Callable[[], Response]) -> Callable[[], Response]:
             status, message = 400, str(error)
         except MlflowException as error:
             status, message = 502, f"MLflow did not answer: {error.message}"
-        response = _json({"error": message})
+        response = _json({"error": without_credentials(message)})
         response.status_code = status
         return response
 

@@ -20,9 +20,9 @@ from mlflow_scalpel.checkpoints.spool import (
     MetricValue,
     TagsEntry,
 )
-from mlflow_scalpel.comparison.stored import TABLE
+from mlflow_scalpel.comparison.stored import TABLE, TOKENS
 from mlflow_scalpel.comparison.table import write_table
-from mlflow_scalpel.comparison.tokens import FOLDER, artifact_name, write_tokens
+from mlflow_scalpel.comparison.token_files import artifact_name, write_tokens
 from mlflow_scalpel.run_warnings import WARNING_PREFIX, print_warning, warning_tag
 
 SUMMARY = "scalpel/summary.json"
@@ -84,7 +84,7 @@ class Journal:
         """The table of single tokens of the checkpoint of a step."""
         name = artifact_name(step)
         self.courier.add(
-            ArtifactEntry(folder=FOLDER), lambda path: write_tokens(table, path / name)
+            ArtifactEntry(folder=TOKENS), lambda path: write_tokens(table, path / name)
         )
 
     def summary(self, rows: list[dict[str, Any]]) -> None:

@@ -92,7 +92,7 @@ def model_size(config: Any, recipe: TrainingRecipe) -> ModelSize:
 
     try:
         with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config)
+            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (ValueError, AttributeError) as error:
         raise ScalpelError(
             f"{type(config).__name__} is no configuration of a causal language model "

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd
+from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.exceptions import MlflowException
 
@@ -24,10 +26,12 @@ from mlflow_scalpel.checkpoints import log_base, resolve
 from mlflow_scalpel.comparison import Comparison, Probe, Subject, build_probe
 from mlflow_scalpel.comparison.probes import text_digest
 from mlflow_scalpel.comparison.stored import ARGUMENTS, stated_prompt
+from mlflow_scalpel.credentials import without_credentials
 from mlflow_scalpel.data import load_rows
 from mlflow_scalpel.data.conversations import EARLIER
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.recipes.training import TrainingRecipe
+from mlflow_scalpel.remote_code import refused
 from mlflow_scalpel.run_warnings import warn
 from mlflow_scalpel.stage import OpenStage
 from mlflow_scalpel.takeup import seam_tag
@@ -79,6 +83,8 @@ def open_base(stage: OpenStage) -> OpenBase:
     # Processes that share the directory must not write it at the same time.
     own = stage.output / (BASE if stage.run_id else f"{BASE}-{os.environ.get('RANK', '0')}")
     directory = with_chat(base, own, recipe.chat_template, recipe.eos_token)
+    with refused(recipe.model):
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     tokenizer = load_tokenizer(directory, recipe.template_date)
     opened = OpenBase(
         directory,
@@ -86,7 +92,7 @@ def open_base(stage: OpenStage) -> OpenBase:
         model_id="",
         digest="",
         ends=tuple(end_tokens(directory, tokenizer)),
-        context=context_of(AutoConfig.from_pretrained(directory)),
+        context=context_of(config),
         what=f"the chat template of {'the recipe' if recipe.chat_template else recipe.model}",
     )
     check_system_prompt(tokenizer, recipe.system_prompt, what=opened.what)
@@ -153,9 +159,8 @@ def follow(
     if stage.resumed:
         courier.drain()  # what the killed process had not sent yet
         chosen[0], past = _take_up(stage)
-    else:
-        log_settings(stage.recipe, base, algorithm, trainer.args, pool)
-        mlflow.log_params({**pool.params(), **trained.params()})
+    more = {**pool.params(), **trained.params()}
+    log_settings(stage, base, algorithm, trainer.args, pool, more)
     broadcast_object_list(chosen)  # the others must not look while files are removed here
     trainer.add_callback(
         CheckpointCallback(
@@ -244,40 +249,71 @@ def log_probe(probe: Probe) -> None:
                 raise
 
 
+def train(trainer: Any, from_checkpoint: Path | None) -> None:
+    """Train from the beginning, or on from a checkpoint, up to the recipe's last step.
+
+    Of a run that was killed after its last step, only what is done with the checkpoint is left:
+    Transformers' own loop would train one step more before it looks at how many there are.
+    """
+    from transformers import TrainerState
+
+    if from_checkpoint is None:
+        trainer.train()
+        return
+    state = TrainerState.load_from_json(str(from_checkpoint / "trainer_state.json"))
+    if state.global_step < trainer.args.max_steps:
+        trainer.train(resume_from_checkpoint=str(from_checkpoint))
+        return
+    state.is_world_process_zero = trainer.is_world_process_zero()
+    state.is_local_process_zero = trainer.is_local_process_zero()
+    handler = trainer.callback_handler
+    for event in (handler.on_train_begin, handler.on_train_end):
+        trainer.control = event(trainer.args, state, trainer.control)
+
+
 def log_settings(
-    recipe: TrainingRecipe, base: OpenBase, algorithm: str, arguments: Any, pool: Pool
+    stage: OpenStage,
+    base: OpenBase,
+    algorithm: str,
+    arguments: Any,
+    pool: Pool,
+    more: Mapping[str, Any],
 ) -> None:
     """Log what the recipe says as params, and every training argument as an artifact.
+
+    What a run that is taken up has of them stays as it is. `more` are other params.
 
     MLflow's charts write all params of a run beside each picture: with the 150 fields of
     TrainingArguments among them no picture is left to see.
     """
+    recipe: TrainingRecipe = stage.recipe
+    known = MlflowClient().get_run(stage.run_id).data.params
     mlflow.log_dict(arguments.to_dict(), ARGUMENTS)
     apart = {"dtype", "num_train_epochs", "logging_steps", "freeze", "lr_scheduler_kwargs"}
     told = recipe.train.model_dump(exclude=apart)
     if recipe.train.lr_scheduler_kwargs:
         told["lr_scheduler_type"] += f" {recipe.train.lr_scheduler_kwargs}"
     unused = "vllm_" if not told.get("use_vllm") else None
-    mlflow.log_params(
-        {
-            **{name: value for name, value in told.items() if not _begins(name, unused)},
-            "freeze": recipe.train.freeze.model_dump() if recipe.train.freeze else "none",
-            "max_steps": arguments.max_steps,
-            "algorithm": algorithm,
-            "base_model": recipe.model,
-            "base_name": base.name,
-            "base_model_id": base.model_id,
-            "data": recipe.data.describe(),
-            "solutions": recipe.data.columns.solutions if algorithm == "sft" else "none",
-            "system_prompt": stated_prompt(pool.system_prompt),
-            "chat_template": text_digest(recipe.chat_template) if recipe.chat_template else "none",
-            "eos_token": recipe.eos_token or "none",
-            "template_date": recipe.template_date.isoformat(),
-            "weights_dtype": recipe.train.dtype,
-            "processes": recipe.processes,
-            "hardware": hardware(),
-        }
-    )
+    params = {
+        **{name: value for name, value in told.items() if not _begins(name, unused)},
+        "freeze": recipe.train.freeze.model_dump() if recipe.train.freeze else "none",
+        "max_steps": arguments.max_steps,
+        "algorithm": algorithm,
+        "base_model": without_credentials(recipe.model),
+        "base_name": without_credentials(base.name),
+        "base_model_id": base.model_id,
+        "data": without_credentials(recipe.data.describe()),
+        "solutions": recipe.data.columns.solutions if algorithm == "sft" else "none",
+        "system_prompt": stated_prompt(pool.system_prompt),
+        "chat_template": text_digest(recipe.chat_template) if recipe.chat_template else "none",
+        "eos_token": recipe.eos_token or "none",
+        "template_date": recipe.template_date.isoformat(),
+        "weights_dtype": recipe.train.dtype,
+        "processes": recipe.processes,
+        "hardware": hardware(),
+        **more,
+    }
+    mlflow.log_params({name: value for name, value in params.items() if name not in known})
     mlflow.set_tag("scalpel.algorithm", algorithm)
 
 

@@ -9,7 +9,13 @@ with open_stage("compare", Path(__file__).parent / "recipes") as stage:
     import mlflow
 
     from mlflow_scalpel.comparison import write_table
-    from mlflow_scalpel.comparison.store import describe_runs, gather, pair_table, stored_ledger
+    from mlflow_scalpel.comparison.store import (
+        describe_runs,
+        gather,
+        name_on_runs,
+        pair_table,
+        stored_ledger,
+    )
     from mlflow_scalpel.comparison.stored import compared_params, joined
     from mlflow_scalpel.views.report import write_figures, write_report
 
@@ -19,14 +25,16 @@ with open_stage("compare", Path(__file__).parent / "recipes") as stage:
             f"runs = {recipe.runs}: a comparison needs two training runs or more; "
             'give their IDs with -P set="runs=[RUN_ID,RUN_ID]"'
         )
-    table = joined([gather(recipe.runs), pair_table(recipe.runs)])
+    notes: list[str] = []
+    table = joined([gather(recipe.runs, notes), pair_table(recipe.runs)])
     runs = describe_runs(recipe.runs)
     stage.output.mkdir(parents=True, exist_ok=True)
     write_table(table, stage.output / "table.parquet")
     ledgers = {run_id: stored_ledger(run_id) for run_id in recipe.runs}
     path = stage.output / "report.html"
-    report = write_report(table, runs, path, title=recipe.title, ledgers=ledgers)
+    report = write_report(table, runs, path, title=recipe.title, notes=notes, ledgers=ledgers)
     write_figures(table, runs, stage.output / "figures")
     mlflow.log_artifacts(str(stage.output), "scalpel")
     mlflow.log_params(compared_params(recipe.runs))
+    name_on_runs(stage.run_id, recipe.runs)
     print(f"report: {report.resolve()}")

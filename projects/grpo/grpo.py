@@ -14,7 +14,7 @@ with open_stage("grpo", Path(__file__).parent / "recipes", check=check_installed
     from mlflow_scalpel.training.learned import asked_examples
     from mlflow_scalpel.training.rewards import Rewards
     from mlflow_scalpel.training.server import generation_server
-    from mlflow_scalpel.training.session import follow, open_base
+    from mlflow_scalpel.training.session import follow, open_base, train
 
     recipe = stage.recipe
     base = open_base(stage)
@@ -30,4 +30,4 @@ with open_stage("grpo", Path(__file__).parent / "recipes", check=check_installed
             processing_class=base.tokenizer,
         )
         from_checkpoint = follow(trainer, stage, base, "grpo", pool, rewards)
-        trainer.train(resume_from_checkpoint=from_checkpoint and str(from_checkpoint))
+        train(trainer, from_checkpoint)

@@ -11,7 +11,7 @@ with open_stage("sft", Path(__file__).parent / "recipes", check=check_installed)
     from mlflow_scalpel.training.arguments import sft_fields
     from mlflow_scalpel.training.examples import open_pool, sft_examples
     from mlflow_scalpel.training.learned import learned_examples
-    from mlflow_scalpel.training.session import follow, open_base
+    from mlflow_scalpel.training.session import follow, open_base, train
 
     recipe = stage.recipe
     base = open_base(stage)
@@ -24,4 +24,4 @@ with open_stage("sft", Path(__file__).parent / "recipes", check=check_installed)
         processing_class=base.tokenizer,
     )
     from_checkpoint = follow(trainer, stage, base, "sft", pool)
-    trainer.train(resume_from_checkpoint=from_checkpoint and str(from_checkpoint))
+    train(trainer, from_checkpoint)

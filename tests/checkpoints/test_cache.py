@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -101,6 +102,72 @@ def test_what_an_attempt_left_behind_makes_room_too(root):
         cache.keep("a", 800, broken)
     keep_and_release("b", 600)
     assert not (root / "partial" / "a").exists()
+
+
+def _flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[100] ^= 4
+    before = file.stat()
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as the disk does it
+
+
+@pytest.mark.parametrize(
+    ("harm", "check"),
+    [
+        (lambda entry: (entry / "file").write_bytes(b""), False),
+        (lambda entry: (entry / "file").unlink(), False),
+        (lambda entry: (entry / "more.safetensors").write_bytes(b"1"), False),
+        (lambda entry: (entry / "file").write_bytes(b"1" * 300), False),  # of the same size
+        (lambda entry: (entry.parents[1] / "records" / "a").write_text("{"), False),
+        (lambda entry: _flip(entry / "file"), True),
+    ],
+)
+def test_what_is_damaged_is_made_again(root, capfd, harm, check):
+    entry = keep_and_release("a", 300)
+    harm(entry)
+    assert cache.find("a", check=check) is None
+    assert "is damaged (" in capfd.readouterr().err
+    assert cache.keep("a", 300, writing(300)) == entry
+    harm(entry)  # while this process holds it
+    assert cache.keep("a", 300, writing(300), check=check) == entry
+    assert (entry / "file").read_bytes() == bytes(300)
+    assert [file.name for file in entry.iterdir()] == ["file"]
+
+
+def test_digests_are_compared_at_an_interval(root, monkeypatch):
+    entry = keep_and_release("a", 300)
+    _flip(entry / "file")
+    assert cache.find("a") == entry
+    monkeypatch.setenv("SCALPEL_CACHE_DAYS", "0")
+    assert cache.find("a") is None
+    monkeypatch.setenv("SCALPEL_CACHE_DAYS", "soon")
+    with pytest.raises(ScalpelError, match="SCALPEL_CACHE_DAYS = 'soon'"):
+        cache.keep("a", 300, writing(300))
+
+
+def test_a_file_that_was_touched_and_not_changed(root):
+    entry = keep_and_release("a", 300)
+    os.utime(entry / "file")
+    assert cache.keep("a", 300, forbidden) == entry
+
+
+def test_files_are_on_the_disk_before_the_entry_counts(root, monkeypatch):
+    done: list[str] = []
+    for module, name in ((os, "fsync"), (Path, "rename"), (Path, "replace")):
+        real = getattr(module, name)
+
+        def told(first, *rest, real=real):
+            done.append(os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else
+                        f"rename {first}")  # fmt: skip
+            return real(first, *rest)
+
+        monkeypatch.setattr(module, name, told)
+    keep_and_release("a", 300)
+    partial = root / "partial" / "a"
+    renamed = done.index(f"rename {partial}")
+    assert {str(partial), str(partial / "file"), str(root / "records")} <= set(done[:renamed])
+    assert str(root / "entries") in done[renamed:]
 
 
 def test_emptied_by_hand_while_in_use(root):

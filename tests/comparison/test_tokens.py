@@ -16,7 +16,8 @@ import mlflow_scalpel
 from mlflow_scalpel.comparison import tidy
 from mlflow_scalpel.comparison import tokens as tables
 from mlflow_scalpel.comparison.store import log_table
-from mlflow_scalpel.comparison.tokens import DTYPES, log_tokens, named, stored_tokens, token_steps
+from mlflow_scalpel.comparison.token_files import DTYPES
+from mlflow_scalpel.comparison.tokens import log_tokens, named, stored_tokens, token_steps
 from mlflow_scalpel.errors import ScalpelError
 
 TEXTS = [(f"{n}+{n}=?", f"it is {2 * n}") for n in range(11)]

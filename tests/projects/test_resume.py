@@ -66,6 +66,21 @@ elif place == "after a save":
             die()
         return real(self, args, state, control, **options)
     CheckpointCallback.on_save = on_save
+elif place in ("after measuring", "after it was trained"):
+    from mlflow_scalpel.training.callback import CheckpointCallback
+    name = {"after measuring": "_measure", "after it was trained": "on_train_end"}[place]
+    real = getattr(CheckpointCallback, name)
+    def then_die(self, first, second, *rest, **options):
+        real(self, first, second, *rest, **options)
+        if name == "on_train_end" or second == step:
+            die()
+    setattr(CheckpointCallback, name, then_die)
+elif place == "before its recipe is stored":
+    import mlflow
+    mlflow.log_text = lambda *_: die()
+elif place == "before its base is opened":
+    from mlflow_scalpel.training import session
+    session.open_base = lambda *_: die()
 sys.argv = sys.argv[3:]
 runpy.run_path(script, run_name="__main__")
 """
@@ -143,12 +158,22 @@ def uninterrupted(home):
 @pytest.mark.parametrize(
     ("algorithm", "place", "step", "goes_on_from"),
     [
+        ("sft", "before its recipe is stored", 0, 0),
+        ("sft", "before its base is opened", 0, 0),
+        ("sft", "after measuring", 0, 0),
         ("sft", "between saves", 1, 0),
+        ("sft", "in a save", 2, 0),
+        ("sft", "after a save", 2, 2),
         ("sft", "between saves", 5, 4),
         ("sft", "in a save", 6, 4),
         ("sft", "power cut", 6, 4),
         ("sft", "after a save", 6, 6),
+        ("sft", "in a save", 8, 6),
+        ("sft", "after a save", 8, 8),
+        ("sft", "after measuring", 8, 8),
+        ("sft", "after it was trained", 8, 8),
         ("grpo", "in a save", 6, 4),
+        ("grpo", "after a save", 8, 8),
     ],
 )
 def test_a_killed_run_ends_as_if_nobody_had_killed_it(
@@ -179,6 +204,8 @@ def test_a_killed_run_ends_as_if_nobody_had_killed_it(
     }
     assert set(table["model_digest"]) >= {c.digest for c in checkpoints}
     assert not set(table["model_digest"]) & {"", None}
+    alias = MlflowClient().get_model_version_by_alias(versions[0].name, f"last-{run_id}")
+    assert alias.tags["step"] == "8"
     # bit by bit what it would have been
     assert checkpoints[-1].digest == uninterrupted[algorithm]
     last = {c.step: c.learning_rate_sum for c in checkpoints}
@@ -193,5 +220,14 @@ def test_what_cannot_be_taken_up_says_why(home, uninterrupted):
     assert "has FINISHED, so nothing of it is left to do" in resume(home, "sft", run_id, code=1)
     assert "is a run of sft; take it up with" in resume(home, "grpo", run_id, code=1)
     assert "there is no such run" in resume(home, "sft", "0" * 32, code=1)
-    killed = MlflowClient().create_run("0", tags={"scalpel.stage": "sft"}).info.run_id
-    assert f"outputs/{killed} is not under" in resume(home, "sft", killed, code=1)
+
+
+def test_what_nobody_can_take_up_is_ended(home, uninterrupted):
+    run_id = train(home, "sft", kill=("between saves", 5))
+    shutil.move(home / "outputs" / run_id, home / "elsewhere")
+    said = resume(home, "sft", run_id, code=1)
+    assert f"outputs/{run_id} is not under" in said
+    assert "is KILLED now" in said
+    run = MlflowClient().get_run(run_id)
+    assert run.info.status == "KILLED"
+    assert "its checkpoints are gone" in run.data.tags["scalpel.failure"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -13,13 +14,13 @@ import pytest
 from flask import Flask
 from mlflow import MlflowClient
 
-from mlflow_scalpel.comparison.stored import ARGUMENTS, LEDGER, TABLE, TOKENS
+from mlflow_scalpel.comparison.stored import ARGUMENTS, LEDGER, TABLE, TOKENS, comparison_tag
 from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server import data, figures
 from mlflow_scalpel.server.caching import Cache
 from mlflow_scalpel.server.data import Tables
-from mlflow_scalpel.server.loopback import make_app, open_server, without_credentials
+from mlflow_scalpel.server.loopback import make_app, open_server
 from mlflow_scalpel.server.sources import ByClient
 from mlflow_scalpel.views.pages import PAGES
 from tests.server.conftest import ODD, log_parquet, log_run, measured, tokens_of
@@ -50,8 +51,6 @@ def get(app):
 
 
 def lines(response):
-    import json
-
     return [json.loads(line) for line in response.text.splitlines()]
 
 
@@ -81,7 +80,10 @@ def test_what_changes_something_is_no_route(app):
 def test_only_this_machines_names_are_hosts(get):
     for host in ("localhost:5005", "127.0.0.1", "[::1]:5005"):
         assert get("", host).status_code == 200
-    for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:5005", ""):
+    for host in (
+        *("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:5005", ""),
+        *("localhost:5005.evil.example", "127.0.0.1:5005:80", "[::1]:5005@evil.example"),
+    ):
         assert get("", host).status_code == 403, host
 
 
@@ -255,19 +257,6 @@ def test_details_of_another_version_say_so(get, logged):
     assert "the problems of this run cannot be shown" in response.json["error"]
 
 
-@pytest.mark.parametrize(
-    ("uri", "said"),
-    [
-        ("https://me:secret@host:5000/a", "https://host:5000/a"),
-        ("postgresql://me:secret@host/db?password=secret", "postgresql://host/db"),
-        ("sqlite:////tmp/mlflow.db", "sqlite:////tmp/mlflow.db"),
-        ("/tmp/mlruns", "/tmp/mlruns"),
-    ],
-)
-def test_nobody_reads_credentials_of_an_address(uri, said):
-    assert without_credentials(uri) == said
-
-
 def test_the_link_to_mlflow_holds_no_password():
     app = make_app("https://me:secret@127.0.0.1:9/a")
     text = app.test_client().get("/scalpel/overview", headers={"Host": "localhost"}).text
@@ -413,6 +402,8 @@ def log_compared(logged, rows, **others):
     tags = {"scalpel.stage": "compare"}
     comparison = client.create_run(experiment_id, tags=tags, run_name="compare").info.run_id
     client.log_param(comparison, "run_0", run_id)
+    for key, value in comparison_tag(comparison).items():
+        client.set_tag(run_id, key, value)
     log_parquet(client, comparison, tidy(rows), TABLE)
     for artifact, table in others.items():
         log_parquet(client, comparison, table, f"{TOKENS}/{artifact.replace('_', '-')}.parquet")
@@ -472,3 +463,54 @@ def test_tokens_of_later_texts_stand_beside_the_runs_own(get, logged):
     assert [label for _, label in fields["texts"]["choices"]] == ["base_style", "later"]
     assert fields["texts"]["value"].startswith("later")
     assert [label for _, label in fields["problem"]["choices"][1:]] == ["problem 0"]
+
+
+def claiming(client, experiment_id: str, table: pd.DataFrame, *run_ids: str, user: str) -> str:
+    """A finished run that says that it measured these runs."""
+    tags = {"scalpel.stage": "compare", "mlflow.user": user}
+    run_id = client.create_run(experiment_id, run_name="claims", tags=tags).info.run_id
+    for number, one in enumerate(run_ids):
+        client.log_param(run_id, f"run_{number}", one)
+    log_parquet(client, run_id, table, TABLE)
+    client.set_terminated(run_id)
+    return run_id
+
+
+def test_a_bad_comparison_is_one_line_on_the_pages_of_the_runs_it_names(get, logged):
+    client, experiment_id, good = logged
+    bad = pd.DataFrame({"run_id": [good], "step": [0.5], "metric": ["kl/all_tokens"], "value": [1]})
+    claims = claiming(client, experiment_id, bad, good, user="mallory")
+    response = get(f"data/figures?page=weights&runs={good}")
+    assert response.status_code == 200
+    about, *rest = lines(response)
+    notes = [one for one in about["about"]["notes"] if claims in one]
+    assert len(notes) == 2
+    assert notes[0].startswith(f"run {claims}: {TABLE} cannot be read (its column step holds")
+    assert "by mallory) measured" in notes[1]
+    assert "figure" in next(line for line in rest if line["stem"] == "weight_heatmaps")
+
+
+def test_a_comparison_counts_for_runs_whose_author_its_own_may_be(get, logged):
+    client, _, good = logged
+    elsewhere = client.create_experiment(f"of mallory {good}")
+    other = log_run(client, elsewhere, "bbbb2222", name="of mallory")
+    rows = [{"run_id": good, "step": 77, "metric": "kl/all_tokens", "value": 9.0, "texts": "t",
+             "model_id": "m", "algorithm": "grpo"}]  # fmt: skip
+    claims = claiming(client, elsewhere, tidy(rows), good, user="mallory")
+    address = f"data/figures?page=divergence&runs={good},{other}"
+
+    def shown() -> tuple[bool, list[str]]:
+        time.sleep(2.1)  # for which lists of files are taken as known
+        about, *rest = lines(get(address))
+        notes = [one for one in about["about"]["notes"] if claims in one]
+        return any("77" in json.dumps(one.get("figure", {}).get("data")) for one in rest), notes
+
+    seen, notes = shown()
+    assert not seen
+    assert len(notes) == 1
+    assert "by mallory) says that it measured" in notes[0]
+    assert "is left out there" in notes[0]
+    client.set_tag(good, f"scalpel.comparison.{claims}", "measured this run")
+    seen, notes = shown()
+    assert seen
+    assert notes == []

@@ -1,0 +1,81 @@
+"""Code that a model brings along is not run, and nobody is asked whether to."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mlflow_scalpel
+
+EVIL = """
+from pathlib import Path
+Path({mark!r}).touch()
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+class Config(LlamaConfig):
+    model_type = "evil"
+class Model(LlamaForCausalLM):
+    config_class = Config
+class Tokenizer(PreTrainedTokenizerFast): pass
+"""
+
+
+def test_every_call_of_an_auto_class_says_so():
+    """Where it does not, Transformers asks on the terminal."""
+    for file in Path(mlflow_scalpel.__path__[0]).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in ("from_pretrained", "from_config")
+                and isinstance(node.func.value, ast.Name)
+                and node.func.value.id.startswith("Auto")
+            ):
+                given = {word.arg for word in node.keywords}
+                assert "trust_remote_code" in given, f"{file}:{node.lineno}"
+
+
+@pytest.fixture
+def evil(first_model: Path, tmp_path: Path) -> Path:
+    """A model that Transformers opens by its own code only, which leaves a mark."""
+    model = tmp_path / "evil"
+    shutil.copytree(first_model, model)
+    (model / "code.py").write_text(EVIL.format(mark=str(tmp_path / "mark")))
+    config = json.loads((model / "config.json").read_text())
+    config["model_type"] = "evil"
+    config["auto_map"] = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    (model / "config.json").write_text(json.dumps(config))
+    return model
+
+
+@pytest.mark.parametrize("metrics", ["kl", "attention"])
+def test_what_needs_its_code_is_refused(evil, tracking, tmp_path, metrics):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"problem": "1+1", "solution": "2"}\n')
+    words = ["compare", evil, evil, "--metrics", metrics, "--texts", texts]
+    done = subprocess.run(
+        [sys.executable, "-m", "mlflow_scalpel.cli", *map(str, words)],
+        input="y\n" * 9,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "names Python files of its own (auto_map)" in done.stderr
+    assert not (tmp_path / "mark").exists()
+
+
+def test_its_tokenizer_is_not_run_either(evil, tmp_path):
+    from mlflow_scalpel.chat import load_tokenizer
+    from mlflow_scalpel.errors import ScalpelError
+
+    config = json.loads((evil / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": [None, "code.Tokenizer"]}}
+    (evil / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ScalpelError, match="auto_map"):
+        load_tokenizer(evil)
+    assert not (tmp_path / "mark").exists()
