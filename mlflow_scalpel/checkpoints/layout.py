@@ -39,6 +39,7 @@ MODEL_TYPE = "checkpoint"
 FAILURE_TAG = "scalpel.failure"  # why it is FAILED
 PRUNED_TAG = "scalpel.pruned"  # when its bytes were freed (ISO time)
 
+_SHARD = re.compile(r".*-(\d+)-of-(\d+)\.safetensors$")
 STEP_DIRECTORY = re.compile(r"^(?:checkpoint|step|global_step)[-_]?(\d+)$")
 
 
@@ -116,9 +117,29 @@ def check_whole(directory: Path) -> None:
                     f"{files[shard]}: lacks the tensor {lacking[0]}, which {INDEX} places there; "
                     "save the checkpoint again"
                 )
+    else:
+        _check_numbered(directory, list(files))
     for file in files.values():
         if file.suffix == WEIGHTS:
             tensor_headers(file)
+
+
+def _check_numbered(directory: Path, names: list[str]) -> None:
+    """Raise ScalpelError where there are shards and no index, which is written after all of them.
+
+    Without it nobody can tell whether the last shards are missing, or open the model.
+    """
+    weights = [name for name in names if name.endswith(WEIGHTS)]
+    shards = [match for name in weights if (match := _SHARD.match(name))]
+    if not shards or len(shards) < len(weights):  # one whole file among them, which is what is read
+        return
+    there = {int(match[1]) for match in shards}
+    count = max(int(match[2]) for match in shards)
+    found = f"{len(there)} of {count} shards" if len(there) < count else "all shards"
+    raise ScalpelError(
+        f"{directory / INDEX}: is missing, beside {found}: the save was cut off, or still goes on; "
+        "save or copy the checkpoint again"
+    )
 
 
 def _shards(index: Path) -> dict[str, set[str]]:

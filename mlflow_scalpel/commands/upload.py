@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 NAME = "upload"
@@ -17,14 +18,22 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Send everything; 1 where MLflow refuses some, Undelivered where the server is still away."""
+    """Send everything, what was set aside too; 1 where MLflow refuses some, or some is FAILED.
+
+    Undelivered where the server is still away.
+    """
+    import mlflow
+
     from mlflow_scalpel.checkpoints.courier import Courier
     from mlflow_scalpel.checkpoints.spool import Spool, find_spools
 
-    refused = 0
+    failed = 0
     for directory in find_spools(arguments.spool):
         spool = Spool.open(directory)
+        spool.hold()
+        spool.take_back()
         waiting = len(spool.numbers())
+        mlflow.set_tracking_uri(spool.tracking_uri)  # files and versions go there too
         courier = Courier(spool)
         try:
             courier.drain()
@@ -32,5 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
             courier.close()
         sent = waiting - courier.refused
         print(f"run {spool.run_id}: sent {sent} of {waiting} entries to {spool.tracking_uri}")
-        refused += courier.refused
-    return 1 if refused else 0
+        for step, reason in sorted(courier.failed.items()):
+            print(f"step {step}: FAILED: {reason}", file=sys.stderr)
+        failed += courier.refused + len(courier.failed)
+    return 1 if failed else 0
