@@ -347,7 +347,7 @@ class Courier:
 
     def _note_failure(self, lane: Lane, error: Exception) -> None:
         with self._changed:
-            lane.last_failure = f"{type(error).__name__}: {str(error)[:300]}"
+            lane.last_failure = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             told_before = self._failing() is not None
             lane.failing_since = min(lane.failing_since, time.monotonic())
         if not told_before:

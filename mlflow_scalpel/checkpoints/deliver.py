@@ -99,6 +99,7 @@ def store(
         model = store_files(client, entry, model, directory, run_id, manifest, pulse)
     if entry.register_as is not None:
         register(client, entry.register_as, model, run_id, entry.step)
+        model = client.get_logged_model(model.model_id)
     return model
 
 

@@ -138,7 +138,8 @@ class Spool:
         self.run_id = run_id
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         about = json.dumps({"tracking_uri": tracking_uri, "run_id": run_id}).encode()
-        _write_whole(directory / _ABOUT, about, durable=True)
+        if not (directory / _ABOUT).is_file() or (directory / _ABOUT).read_bytes() != about:
+            _write_whole(directory / _ABOUT, about, durable=True)
         self._mutex = threading.Lock()
         self._last = max([*self.numbers(), *self._refused()], default=0)
         self._held: int | None = None
@@ -264,7 +265,7 @@ class Spool:
 
 def _write_whole(path: Path, content: bytes, *, durable: bool) -> None:
     """Write a private file, whole or not at all; `durable`: it survives a power cut from now on."""
-    scratch = path.with_suffix(".tmp")
+    scratch = path.with_suffix(f".{os.getpid()}.tmp")
     scratch.unlink(missing_ok=True)  # of a process that died here, with whatever mode
     with open(os.open(scratch, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, _PRIVATE), "wb") as stream:
         stream.write(content)
