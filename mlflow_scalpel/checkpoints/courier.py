@@ -13,28 +13,31 @@ import os
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mlflow_scalpel.checkpoints.lanes import Lane, is_final, is_own
 from mlflow_scalpel.checkpoints.spool import (
-    ArtifactEntry,
     BestEntry,
     CheckpointEntry,
     EndEntry,
-    ImageEntry,
     MetricsEntry,
     Spool,
-    TagsEntry,
 )
 from mlflow_scalpel.credentials import without_credentials
 from mlflow_scalpel.errors import ScalpelError
 
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+
 _PATIENCE = 120.0  # seconds
 _PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds between attempts; the last one repeats
-_FINAL_CODES = (400, 404)  # answers that will be the same next time
+_TURN = 3  # attempts after which the next checkpoint comes first
+_OWN_ATTEMPTS = 5  # for an entry that fails by itself, whatever the server says
+_GRACE = 3.0  # seconds without a sign of the server, after which nobody waits for it at the end
 
 
 class Undelivered(ScalpelError):
@@ -50,6 +53,8 @@ class Outcome:
     status: str | None = None
     """READY or FAILED; None while it is under way."""
     reason: str | None = None
+    model: LoggedModel | None = None
+    """The model itself, once it is READY."""
 
 
 class Courier:
@@ -62,12 +67,16 @@ class Courier:
         self.spool = spool
         self.refused = 0
         """Entries that MLflow will never take, and that were set aside."""
+        self.failed: dict[int, str] = {}
+        """Steps whose checkpoints are FAILED, and why."""
         self._client = MlflowClient(tracking_uri=spool.tracking_uri)
         self._changed = threading.Condition()
         self._outcomes: dict[str, Outcome] = {}
         self._stopping = False
-        self._small = _Lane(spool.numbers())
-        self._bulk = _Lane([])
+        self._unreleased = False
+        self._checkpoints: dict[int, CheckpointEntry] = {}  # that wait, by number
+        self._small = Lane(spool.numbers())
+        self._bulk = Lane([])
         for name, lane, work in (
             ("small", self._small, self._send_small),
             ("bulk", self._bulk, self._send_bulk),
@@ -82,6 +91,7 @@ class Courier:
         with self._changed:
             if isinstance(entry, CheckpointEntry):
                 self._outcomes[entry.job] = Outcome()
+                self._checkpoints[number] = entry
             self._small.waiting.append(number)
             self._changed.notify_all()
 
@@ -102,30 +112,43 @@ class Courier:
         """
         self._wait(lambda: self._small.idle and self._bulk.idle, patience(), limit)
 
-    def wait_for_room(self, full: Callable[[], bool]) -> bool:
-        """Wait while `full()` and the server takes what is sent; whether there is room now."""
+    def wait_for_room(self, full: Callable[[], bool], limit: float) -> None:
+        """Wait while `full()`, for `limit` seconds at most, and while the server takes things."""
+        end = time.monotonic() + limit
         with self._changed:
-            while full():
-                if self._failing() is not None:
-                    return False
-                self._changed.wait(1.0)
-        return True
+            while full() and (left := end - time.monotonic()) > 0 and self.stuck_for() < _GRACE:
+                self._changed.wait(min(left, 0.5))
 
-    def pending_checkpoints(self) -> int:
+    def waiting_checkpoints(self) -> list[CheckpointEntry]:
         """Checkpoints that are not stored yet."""
-        return sum(outcome.status is None for outcome in self._outcomes.values())
+        with self._changed:
+            return list(self._checkpoints.values())
+
+    def stuck_for(self) -> float:
+        """Seconds for which the server has been away, failing, or silent; 0 where it is not."""
+        return max(self._small.stuck_for(), self._bulk.stuck_for())
 
     def close(self) -> None:
-        """Stop sending after what is in hand, and give the spool back."""
+        """Stop sending after what is in hand, and give the spool back.
+
+        What is in hand is not waited for where the server gives no sign: the spool is given back
+        when its request ends, or the process.
+        """
+        end = time.monotonic() + _PATIENCE
+        lanes = (self._small, self._bulk)
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-            self._changed.wait_for(
-                lambda: not (self._small.working or self._bulk.working), timeout=_PATIENCE
-            )
-        self.spool.release()
+            while any(lane.working for lane in lanes) and time.monotonic() < end:
+                silent = [lane.pulse.silent_since for lane in lanes if lane.working]
+                if all(time.monotonic() - since > _GRACE for since in silent):
+                    break
+                self._changed.wait(0.2)
+            self._unreleased = any(lane.working for lane in lanes)
+        if not self._unreleased:
+            self.spool.release()
 
-    def _failing(self) -> _Lane | None:
+    def _failing(self) -> Lane | None:
         """The lane whose last attempts failed, the one that has failed for longest."""
         failing = [lane for lane in (self._small, self._bulk) if lane.failing_since < math.inf]
         return min(failing, key=lambda lane: lane.failing_since, default=None)
@@ -134,106 +157,167 @@ class Courier:
         began = time.monotonic()
         with self._changed:
             while not done():
-                now, failing = time.monotonic(), self._failing()
-                away = failing is not None and now - failing.failing_since > patience
-                if away or (limit is not None and now - began > limit):
+                late = limit is not None and time.monotonic() - began > limit
+                if late or self.stuck_for() > patience:
                     raise Undelivered(self._undelivered())
                 self._changed.wait(0.5)
 
     def _undelivered(self) -> str:
         failing = self._failing()
-        why = f" ({failing.last_failure})" if failing else ""
+        silent = f" (no answer for {self.stuck_for():.0f} s)" if self.stuck_for() > _GRACE else ""
+        why = f" ({failing.last_failure})" if failing else silent
+        steps = sorted({entry.step for entry in self._checkpoints.values()})
+        which = f" (checkpoints of step {', '.join(map(str, steps))} among them)" if steps else ""
         return (
             f"{len(self.spool.numbers())} checkpoints, metrics or files of run "
-            f"{self.spool.run_id} could not be sent to {self.spool.tracking_uri} yet{why}; they "
-            f"wait in {self.spool.directory}. Send them later with: "
+            f"{self.spool.run_id}{which} could not be sent to {self.spool.tracking_uri} yet{why}; "
+            f"they wait in {self.spool.directory}. Send them later with: "
             f"mlflow-scalpel upload {self.spool.directory}"
         )
 
-    def _run(self, lane: _Lane, work: Callable[[int, Any], None]) -> None:
+    def _run(self, lane: Lane, work: Callable[[int, Any], None]) -> None:
         """A lane's thread: one entry after the other, each until it is sent or refused."""
-        failures = 0
+        failures: Counter[int] = Counter()
         while True:
             with self._changed:
                 lane.working = False
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: lane.waiting or self._stopping)
                 if self._stopping:
-                    return
+                    break
                 lane.working = True
                 number = lane.waiting[0]
+                lane.pulse.beat()
             try:
-                entry = self.spool.read(number)
-                work(number, entry)
-            except Exception as error:  # noqa: BLE001 - sorted here, told below, nothing is lost
-                if not is_final(error):
-                    self._note_failure(lane, error)
-                    self._pause(_PAUSES[min(failures, len(_PAUSES) - 1)])
-                    failures += 1
-                    continue
-                self._refuse(number, error)
-            failures = 0
+                self._deal_with(number, work, last=failures[number] >= _OWN_ATTEMPTS)
+            except Exception as error:  # noqa: BLE001 - told below, and nothing is lost
+                self._note_failure(lane, error)
+                self._pause(_PAUSES[min(failures[number], len(_PAUSES) - 1)])
+                failures[number] += 1
+                if failures[number] % _TURN == 0 and lane is self._bulk:
+                    with self._changed:  # what one checkpoint fails with is no other one's affair
+                        lane.let_others_go_first(number, set(self._checkpoints))
+                continue
             with self._changed:
-                lane.waiting.popleft()
+                lane.waiting.remove(number)
                 self._note_success(lane)
                 self._changed.notify_all()
+        with self._changed:
+            if self._unreleased and not (self._small.working or self._bulk.working):
+                self._unreleased = False
+                self.spool.release()
+
+    def _deal_with(self, number: int, work: Callable[[int, Any], None], *, last: bool) -> None:
+        """Send an entry, or set it aside; raises what may work when it is tried again.
+
+        `last`: what looks like a fault of the entry itself is not tried again.
+        """
+        try:
+            entry = self.spool.read(number)
+            if isinstance(entry, CheckpointEntry):
+                self._checkpoints.setdefault(number, entry)
+            work(number, entry)
+        except Exception as error:
+            if not (is_final(error) or (last and is_own(error))):
+                raise
+            self._refuse(number, error)
 
     def _send_small(self, number: int, entry: Any) -> None:
         if isinstance(entry, CheckpointEntry):
             self._create(number, entry)
-        if isinstance(entry, CheckpointEntry | BestEntry | EndEntry):
-            with self._changed:  # these come after the files of the checkpoints before them
+        # These come after the files of the checkpoints before them, and so do the metrics of a
+        # checkpoint whose model is known by its content only.
+        later = isinstance(entry, CheckpointEntry | BestEntry | EndEntry)
+        if isinstance(entry, MetricsEntry) and entry.job in self._outcomes:
+            later = self._outcomes[entry.job].model_id is None
+        if later:
+            with self._changed:
                 self._bulk.waiting.append(number)
                 self._changed.notify_all()
             return
-        send(self._client, entry, self.spool, number, self._model_id)
+        self._tell(number, entry)
         self.spool.remove(number)
+
+    def _tell(self, number: int, entry: Any) -> None:
+        from mlflow_scalpel.checkpoints.once import send
+
+        model_id = self._model_id(entry) if isinstance(entry, MetricsEntry) else None
+        send(self._client, entry, self.spool.run_id, self.spool.folder(number), model_id)
 
     def _send_bulk(self, number: int, entry: Any) -> None:
-        from mlflow_scalpel.checkpoints import deliver
-
         if isinstance(entry, CheckpointEntry):
-            outcome = self._outcomes.setdefault(entry.job, Outcome(entry.model_id))
-            try:
-                folder = self.spool.folder(number)
-                model = deliver.store(self._client, entry, folder, self.spool.run_id)
-            except ScalpelError as error:
-                assert entry.model_id is not None  # the first lane has created it
-                deliver.fail(self._client, entry.model_id, str(error))
-                self._settle(outcome, "FAILED", str(error))
-                print(f"WARNING: step {entry.step} is FAILED: {error}", file=sys.stderr)
-            else:
-                outcome.digest = model.params.get("digest")
-                self._settle(outcome, "READY")
+            self._store(number, entry)
         elif isinstance(entry, BestEntry):
-            run_id = self.spool.run_id
-            deliver.give_best(self._client, run_id, entry.metric, minimize=entry.minimize)
+            from mlflow_scalpel.checkpoints.once import give_best
+
+            give_best(self._client, self.spool.run_id, entry.metric, minimize=entry.minimize)
         elif isinstance(entry, EndEntry):
             self._client.set_terminated(self.spool.run_id, entry.status)
-        self.spool.remove(number)
+        else:
+            self._tell(number, entry)
+        self._remove(number)
+
+    def _store(self, number: int, entry: CheckpointEntry) -> None:
+        """Store a checkpoint's files; where it cannot be, it is FAILED with the reason."""
+        from mlflow_scalpel.checkpoints import deliver
+
+        outcome = self._outcomes.setdefault(entry.job, Outcome(entry.model_id))
+
+        def keep(known: CheckpointEntry) -> None:
+            self.spool.write(number, known)
+            outcome.model_id = known.model_id
+
+        others = {e.job for other, e in list(self._checkpoints.items()) if other != number}
+        try:
+            model = deliver.store(
+                self._client,
+                entry,
+                self.spool.folder(number),
+                self.spool.run_id,
+                keep=keep,
+                waiting=others,
+                pulse=self._bulk.pulse,
+            )
+        except ScalpelError as error:
+            if not is_final(error):
+                raise
+            self.failed[entry.step] = str(error)
+            self._settle(outcome, "FAILED", str(error))
+            print(f"WARNING: step {entry.step} is FAILED: {error}", file=sys.stderr)
+        else:
+            outcome.digest, outcome.model = model.params.get("digest"), model
+            self._settle(outcome, "READY")
 
     def _create(self, number: int, entry: CheckpointEntry) -> None:
         from mlflow_scalpel.checkpoints import deliver
 
         outcome = self._outcomes.setdefault(entry.job, Outcome())
         if entry.model_id is None:
-            first = not entry.tried
-            if first:
+            if not entry.tried:
                 self.spool.write(number, entry.model_copy(update={"tried": True}))
             model = deliver.create(self._client, entry, self.spool.run_id)
+            if model is None:
+                return
             created = entry.model_copy(update={"tried": True, "model_id": model.model_id})
             self.spool.write(number, created)
             outcome.model_id = model.model_id
         else:
             outcome.model_id = entry.model_id
 
+    def _remove(self, number: int) -> None:
+        """Forget an entry that was dealt with."""
+        self.spool.remove(number)
+        with self._changed:
+            self._checkpoints.pop(number, None)
+
     def _model_id(self, entry: MetricsEntry) -> str | None:
         if entry.job is None:
             return entry.model_id
         if entry.job not in self._outcomes:  # stored by a process before this one
-            from mlflow_scalpel.checkpoints import deliver
+            from mlflow_scalpel.checkpoints.once import made_before
 
-            model = deliver.made_before(self._client, entry.job, self.spool.run_id)
+            experiment_id = self._client.get_run(self.spool.run_id).info.experiment_id
+            model = made_before(self._client, entry.job, experiment_id)
             return model.model_id if model else None
         return self._outcomes[entry.job].model_id
 
@@ -250,15 +334,23 @@ class Courier:
             entry = None
         self.spool.refuse(number, reason)
         self.refused += 1
+        with self._changed:
+            self._checkpoints.pop(number, None)
         kept = self.spool.directory / "refused"
-        said = f"WARNING: MLflow refused what is kept in {kept}: {reason}"
-        print(without_credentials(said), file=sys.stderr)
+        print(
+            without_credentials(
+                f"WARNING: MLflow refused what is kept in {kept}: {reason}\nOnce the cause is "
+                f"fixed, send it with: mlflow-scalpel upload {self.spool.directory}"
+            ),
+            file=sys.stderr,
+        )
         if isinstance(entry, CheckpointEntry):
+            self.failed[entry.step] = reason
             self._settle(self._outcomes.setdefault(entry.job, Outcome()), "FAILED", reason)
 
-    def _note_failure(self, lane: _Lane, error: Exception) -> None:
+    def _note_failure(self, lane: Lane, error: Exception) -> None:
         with self._changed:
-            lane.last_failure = f"{type(error).__name__}: {str(error)[:300]}"
+            lane.last_failure = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             told_before = self._failing() is not None
             lane.failing_since = min(lane.failing_since, time.monotonic())
         if not told_before:
@@ -269,7 +361,7 @@ class Courier:
             )
             print(without_credentials(said), file=sys.stderr)
 
-    def _note_success(self, lane: _Lane) -> None:
+    def _note_success(self, lane: Lane) -> None:
         if lane.failing_since < math.inf:
             lane.failing_since = math.inf
             if self._failing() is None:
@@ -279,66 +371,6 @@ class Courier:
     def _pause(self, seconds: float) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._stopping, timeout=seconds)
-
-
-class _Lane:
-    """Numbers of entries that one thread works through."""
-
-    def __init__(self, numbers: list[int]) -> None:
-        self.waiting = deque(numbers)
-        self.working = False
-        self.failing_since = math.inf
-        """time.monotonic() of the first of its latest failures; infinite where it works."""
-        self.last_failure = ""
-
-    @property
-    def idle(self) -> bool:
-        return not self.waiting
-
-
-def is_final(error: Exception) -> bool:
-    """Whether a failure would be the same next time, so that trying again is in vain."""
-    from mlflow.exceptions import MlflowException
-
-    if isinstance(error, MlflowException):
-        return error.get_http_status_code() in _FINAL_CODES
-    return isinstance(error, ScalpelError)
-
-
-def send(
-    client: Any,
-    entry: Any,
-    spool: Spool,
-    number: int,
-    model_id_of_entry: Callable[[MetricsEntry], str | None],
-) -> None:
-    """Send an entry that is no checkpoint; sending it twice does no harm."""
-    from mlflow.entities import Metric, RunTag
-
-    run_id, folder = spool.run_id, spool.folder(number)
-    if isinstance(entry, MetricsEntry):
-        model_id = model_id_of_entry(entry)
-        metrics = [
-            Metric(**value.model_dump(), model_id=model_id, run_id=run_id)
-            for value in entry.metrics
-        ]
-        client.log_batch(run_id, metrics=metrics)
-    elif isinstance(entry, ArtifactEntry):
-        for file in folder.iterdir():
-            client.log_artifact(run_id, str(file), entry.folder)
-    elif isinstance(entry, ImageEntry):
-        from mlflow import Image
-
-        image = Image(str(folder / "image.png"))
-        client.log_image(run_id, image, key=entry.key, step=entry.step, timestamp=entry.timestamp)
-    elif isinstance(entry, TagsEntry):
-        tags = [RunTag(key, value) for key, value in entry.tags.items() if value is not None]
-        client.log_batch(run_id, tags=tags)
-        gone = {key for key, value in entry.tags.items() if value is None}
-        for key in gone.intersection(client.get_run(run_id).data.tags if gone else ()):
-            client.delete_tag(run_id, key)
-    else:
-        raise AssertionError(f"{entry.kind} is sent elsewhere")
 
 
 def patience() -> float:

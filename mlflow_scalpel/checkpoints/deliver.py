@@ -5,61 +5,54 @@ Every step may be taken again after a failure or a crash, and then leaves what i
 
 from __future__ import annotations
 
-import functools
-import json
-import platform
-import tempfile
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, LoggedModelOutput
-from mlflow.exceptions import MlflowException
-from mlflow.models import Model
-from mlflow.models.signature import ModelSignature
-from mlflow.types import ColSpec, DataType, Schema
-from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+from mlflow.entities import LoggedModel
 
-from mlflow_scalpel.checkpoints.find import made_by, metrics_of, state_of
+from mlflow_scalpel.checkpoints.bases import base_id, base_manifest
+from mlflow_scalpel.checkpoints.filing import store_files
+from mlflow_scalpel.checkpoints.find import state_of
+from mlflow_scalpel.checkpoints.lanes import Pulse, is_passing
 from mlflow_scalpel.checkpoints.layout import (
     FAILURE_TAG,
-    MANIFEST,
-    MLMODEL,
-    MODEL_TYPE,
-    POINTER,
     check_whole,
 )
-from mlflow_scalpel.checkpoints.manifest import Manifest, make_manifest, parse_manifest
+from mlflow_scalpel.checkpoints.manifest import Manifest, make_manifest
+from mlflow_scalpel.checkpoints.once import (
+    JOB_TAG,
+    by_state,
+    fail,
+    failure_text,
+    fingerprint_tag,
+    link_output,
+    log_params,
+    made_before,
+    make,
+    of_step,
+    register,
+)
+from mlflow_scalpel.checkpoints.resolve import hub_snapshot
 from mlflow_scalpel.checkpoints.spool import CheckpointEntry
-from mlflow_scalpel.checkpoints.stores import open_store
-from mlflow_scalpel.credentials import without_credentials
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.links import DESCRIPTION_TAG, checkpoint_note
+from mlflow_scalpel.run_warnings import print_warning, warning_tag
 from mlflow_scalpel.tensors.files import is_adapter
 
-_JOB_TAG = "scalpel.job"
-_TAG_LIMIT = 5000  # characters; MLflow's stores refuse tags above 8000
 
+def create(client: MlflowClient, entry: CheckpointEntry, run_id: str) -> LoggedModel | None:
+    """The PENDING LoggedModel of the entry, linked to the run's step; made if it is not there.
 
-def create(client: MlflowClient, entry: CheckpointEntry, run_id: str) -> LoggedModel:
-    """The PENDING LoggedModel of the entry, linked to the run's step; made if it is not there."""
+    None where the run has models of this step already: whether one of them is this checkpoint is
+    told by its content, which `store` looks at.
+    """
     run = client.get_run(run_id)
-    model = made_before(client, entry.job, run_id) if entry.tried else None
+    model = made_before(client, entry.job, run.info.experiment_id) if entry.tried else None
     if model is None:
-        note = {DESCRIPTION_TAG: checkpoint_note(run_id, entry.step)} if entry.step > 0 else {}
-        model = client.create_logged_model(
-            run.info.experiment_id,
-            # `/ : . % " '` are refused in names
-            name="".join("_" if char in "/:.%\"'" else char for char in entry.name),
-            source_run_id=run_id,
-            params=entry.params,
-            tags={_JOB_TAG: entry.job, **note},
-            model_type=MODEL_TYPE,
-        )
-    linked = run.outputs.model_outputs if run.outputs else []
-    # A base is an input of runs, and nothing that they made.
-    if entry.step > 0 and model.model_id not in {output.model_id for output in linked}:
-        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, entry.step)])
+        if entry.step > 0 and of_step(client, run, entry.step):
+            return None
+        model = make(client, entry, run)
+    link_output(client, run_id, model.model_id, entry.step)
     return model
 
 
@@ -68,128 +61,157 @@ def store(
     entry: CheckpointEntry,
     folder: Path,
     run_id: str,
-    manifest: Manifest | None = None,
+    *,
+    keep: Callable[[CheckpointEntry], object] = lambda entry: None,
+    waiting: Collection[str] = (),
+    pulse: Pulse | None = None,
 ) -> LoggedModel:
-    """Store the files of a PENDING model and check them; then it is READY, and registered.
+    """Store the files of the entry's model and check them; then it is READY, and registered.
 
     Args:
         folder: the entry's own directory, where a snapshot of the files lies.
         run_id: run that the checkpoint belongs to.
-        manifest: the files' manifest, where it was made already.
+        keep: called with the entry once its model is known, to write it down.
+        waiting: jobs of other entries, whose models are theirs.
+        pulse: told of what the server takes, and of what is done on this machine.
 
     Raises:
-        ScalpelError: the checkpoint is damaged, or of another architecture than its base.
+        ScalpelError: the checkpoint is damaged, or of another architecture than its base; its model
+            is FAILED by then.
+        Exception: what may work when it is tried again.
     """
-    assert entry.model_id is not None  # created before
-    if entry.problem is not None:
-        raise ScalpelError(entry.problem)
-    model = client.get_logged_model(entry.model_id)
+    pulse = pulse or Pulse()
+    model = None if entry.model_id is None else client.get_logged_model(entry.model_id)
+    directory, manifest, problem = folder, None, entry.problem
+    if problem is None and (model is None or str(model.status) != "READY"):
+        directory, manifest, problem = _read(entry, folder, pulse)
+    if model is None:
+        model = _identified(client, entry, run_id, manifest, problem, waiting)
+        entry = entry.model_copy(update={"tried": True, "model_id": model.model_id})
+        keep(entry)
     if str(model.status) != "READY":
-        directory = folder if entry.snapshot else _directory(entry)
-        try:
-            check_whole(directory)
-            manifest = manifest or make_manifest([directory / name for name in entry.files])
-            if entry.base is not None and not is_adapter(directory):
-                _check_architecture(manifest, base_manifest(client, entry.base), entry)
-            model = _store_files(client, entry, model, directory, run_id, manifest)
-        except ScalpelError as error:  # name the file where the user knows it
-            raise ScalpelError(str(error).replace(str(directory), entry.source)) from error
+        if manifest is not None:
+            model, problem = _with_base(client, entry, model, run_id, manifest, directory, pulse)
+        if manifest is None or problem is not None:
+            problem = problem or "nobody said why"
+            fail(client, model, run_id, problem)
+            raise ScalpelError(problem)
+        model = store_files(client, entry, model, directory, run_id, manifest, pulse)
     if entry.register_as is not None:
-        _register(client, entry.register_as, model, run_id, entry.step)
+        register(client, entry.register_as, model, run_id, entry.step)
+        model = client.get_logged_model(model.model_id)
     return model
 
 
-def fail(client: MlflowClient, model_id: str, reason: str) -> None:
-    """Mark a model FAILED, with the reason where the user sees it."""
-    tag = without_credentials(reason)[:_TAG_LIMIT]
-    client.set_logged_model_tags(model_id, {FAILURE_TAG: tag})
-    client.finalize_logged_model(model_id, "FAILED")
+def _read(
+    entry: CheckpointEntry, folder: Path, pulse: Pulse
+) -> tuple[Path, Manifest | None, str | None]:
+    """Directory and manifest of an entry's files, and what is wrong with them.
 
-
-def give_best(client: MlflowClient, run_id: str, metric: str, *, minimize: bool) -> str | None:
-    """Give the alias best-<run> to the run's version with the best value of a models' metric.
-
-    Returns the model ID; None where no registered version of the run has a value.
+    Whatever a file contains, or is called, is a matter of this entry alone.
     """
-    values = {
-        model.model_id: metrics_of(model)[metric]
-        for model in made_by(client, client.get_run(run_id))
-        if metric in metrics_of(model) and state_of(model) == "READY"
-    }
-    versions = {
-        str(version.source).removeprefix("models:/").rstrip("/"): version
-        for version in client.search_model_versions(f"run_id = '{run_id}'")
-    }
-    candidates = [model_id for model_id in values if model_id in versions]
-    if not candidates:
-        return None
-    best = (min if minimize else max)(candidates, key=lambda model_id: values[model_id])
-    version = versions[best]
-    client.set_registered_model_alias(version.name, f"best-{run_id}", version.version)
-    return best
+    directory = folder
+    try:
+        with pulse.busy():
+            directory = folder if entry.snapshot else _directory(entry)
+            check_whole(directory)
+            return directory, make_manifest([directory / name for name in entry.files]), None
+    except Exception as error:
+        if is_passing(error):
+            raise
+        if isinstance(error, ScalpelError):
+            problem = str(error)
+        elif isinstance(error, FileNotFoundError):
+            problem = (
+                f"{error.filename}: is not there any more; it was removed before it could be "
+                "stored: save the checkpoint again, and log it"
+            )
+        else:
+            problem = (
+                f"{entry.source}: cannot be read as a checkpoint ({type(error).__name__}: "
+                f"{str(error)[:500]}); save it again, and log it"
+            )
+        return directory, None, problem.replace(str(directory), entry.source)
 
 
-def made_before(client: MlflowClient, job: str, run_id: str) -> LoggedModel | None:
-    """The LoggedModel that an earlier process created for a delivery; None where it did not."""
-    found = made_by(client, client.get_run(run_id))
-    return next((model for model in found if model.tags.get(_JOB_TAG) == job), None)
+def _identified(
+    client: MlflowClient,
+    entry: CheckpointEntry,
+    run_id: str,
+    manifest: Manifest | None,
+    problem: str | None,
+    waiting: Collection[str],
+) -> LoggedModel:
+    """The run's model of the entry's step and content, made where there is none.
+
+    A checkpoint is what it is by run, step and content. One that an earlier process left PENDING,
+    and that no entry will finish, is taken over.
+    """
+    run = client.get_run(run_id)
+    own = made_before(client, entry.job, run.info.experiment_id) if entry.tried else None
+    if own is not None:
+        link_output(client, run_id, own.model_id, entry.step)
+        return own
+    digest = None if manifest is None else manifest.digest
+    for model in sorted(of_step(client, run, entry.step), key=by_state):
+        state, known = state_of(model), model.params.get("digest")
+        taken = model.tags.get(JOB_TAG) in waiting
+        same_content = problem is None and known == digest
+        if (
+            (state == "READY" and same_content)
+            or (state == "PENDING" and (same_content or known is None) and not taken)
+            or (
+                state == "FAILED"
+                and problem
+                and model.tags.get(FAILURE_TAG) == failure_text(problem)
+            )
+        ):
+            tags = {JOB_TAG: entry.job, **fingerprint_tag(entry)}
+            client.set_logged_model_tags(model.model_id, tags)
+            link_output(client, run_id, model.model_id, entry.step)
+            return client.get_logged_model(model.model_id)
+    model = make(client, entry, run)
+    link_output(client, run_id, model.model_id, entry.step)
+    return model
 
 
-@functools.lru_cache(maxsize=8)  # every checkpoint of a run asks for the same one
-def base_manifest(client: MlflowClient, model_id: str) -> Manifest | None:
-    """The manifest stored with a model; None where MLflow itself logged it, without one."""
-    location = open_store(client.get_logged_model(model_id).artifact_location)
-    if MANIFEST not in location.sizes():
-        return None
-    with tempfile.TemporaryDirectory() as scratch:
-        target = Path(scratch) / MANIFEST
-        location.fetch(MANIFEST, target)
-        return parse_manifest(target.read_bytes(), f"{MANIFEST} of {model_id}")
+def _with_base(
+    client: MlflowClient,
+    entry: CheckpointEntry,
+    model: LoggedModel,
+    run_id: str,
+    manifest: Manifest,
+    directory: Path,
+    pulse: Pulse,
+) -> tuple[LoggedModel, str | None]:
+    """The model with its base among its params, and why it is none of that base.
+
+    A base that is gone by now costs no checkpoint: it is stored without, and the run says so.
+    """
+    if entry.base is None:
+        return model, None
+    try:
+        base = model.params.get("base") or base_id(client, entry.base, run_id, pulse)
+    except ScalpelError as error:
+        said = f"step {entry.step} is stored without its base: {error}"
+        print_warning("base", said, run_id)
+        for key, value in warning_tag("base", said).items():
+            client.set_tag(run_id, key, value)
+        return model, None
+    if "base" not in model.params:
+        model = log_params(client, model, {"base": base})
+    if not is_adapter(directory):
+        try:
+            _check_architecture(manifest, base_manifest(client, base), entry)
+        except ScalpelError as error:
+            return model, str(error)
+    return model, None
 
 
 def _directory(entry: CheckpointEntry) -> Path:
     if entry.revision is None:
         return Path(entry.source)
-    from mlflow_scalpel.checkpoints.resolve import hub_snapshot
-
     return hub_snapshot(entry.source, entry.revision)
-
-
-def _store_files(
-    client: MlflowClient,
-    entry: CheckpointEntry,
-    model: LoggedModel,
-    directory: Path,
-    run_id: str,
-    manifest: Manifest,
-) -> LoggedModel:
-    details = {"digest": manifest.digest, "bytes": str(manifest.bytes)}
-    missing = {key: value for key, value in details.items() if key not in model.params}
-    if missing:
-        client.log_model_params(model.model_id, missing)
-    with tempfile.TemporaryDirectory() as scratch:
-        staged = Path(scratch)
-        files = {MANIFEST: manifest.write(staged), MLMODEL: _mlmodel(staged, model, run_id)}
-        if entry.revision is not None:
-            where = {"repository": entry.source, "revision": entry.revision}
-            files[POINTER] = staged / POINTER
-            files[POINTER].write_text(json.dumps(where) + "\n", encoding="utf-8")
-        else:
-            files |= {name: directory / name for name in manifest.files}
-        location = open_store(model.artifact_location)
-        location.put(files, entry.link)
-        _check_stored(files, location.sizes(), model)
-    return client.finalize_logged_model(model.model_id, "READY")
-
-
-def _check_stored(files: dict[str, Path], stored: dict[str, int], model: LoggedModel) -> None:
-    for name, file in files.items():
-        if stored.get(name) != file.stat().st_size:
-            # Not a ScalpelError: sending it again may help.
-            raise OSError(
-                f"{model.artifact_location}/{name}: has {stored.get(name, 'no')} bytes after "
-                f"{file.stat().st_size} were sent"
-            )
 
 
 def _check_architecture(manifest: Manifest, base: Manifest | None, entry: CheckpointEntry) -> None:
@@ -210,50 +232,3 @@ def _check_architecture(manifest: Manifest, base: Manifest | None, entry: Checkp
             f"{entry.source}: tensor {name} {what} ({entry.base}): it is a checkpoint of another "
             "architecture; give the base that its training began with"
         )
-
-
-def _mlmodel(folder: Path, model: LoggedModel, run_id: str) -> Path:
-    prompts = Schema([ColSpec(DataType.string, "prompt")])
-    completions = Schema([ColSpec(DataType.string, "completion")])
-    described = Model(
-        artifact_path=without_credentials(model.artifact_location),
-        run_id=run_id,
-        model_id=model.model_id,
-        signature=ModelSignature(inputs=prompts, outputs=completions),
-    )
-    described.add_flavor(
-        "python_function",
-        loader_module="mlflow_scalpel.checkpoints.generator",
-        python_version=platform.python_version(),
-    )
-    path = folder / MLMODEL
-    described.save(str(path))
-    return path
-
-
-def _register(client: MlflowClient, name: str, model: LoggedModel, run_id: str, step: int) -> None:
-    source = f"models:/{model.model_id}"
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    versions: list[Any] = client.search_model_versions(f"name = '{name}' AND run_id = '{run_id}'")
-    version = next((known for known in versions if known.source == source), None)
-    if version is None:
-        tags = {"run_id": run_id, "step": str(step)}
-        version = client.create_model_version(
-            name, source=source, run_id=run_id, tags=tags, model_id=model.model_id
-        )
-    _show_version(client, model.model_id, name, version.version)
-    newest = max((int(known.tags.get("step", 0)) for known in versions), default=0)
-    if step > 0 and step >= newest:
-        client.set_registered_model_alias(name, f"last-{run_id}", version.version)
-
-
-def _show_version(client: MlflowClient, model_id: str, name: str, version: str | int) -> None:
-    """Have the model's page in the UI show the version, which only a server does by itself."""
-    shown = json.loads(client.get_logged_model(model_id).tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
-    if not any(known["name"] == name for known in shown):
-        shown.append({"name": name, "version": version})
-        client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(shown)})

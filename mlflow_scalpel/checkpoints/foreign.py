@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric
+from mlflow.entities import LoggedModel, Metric
 from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.checkpoints.find import made_by, state_of, step_of
-from mlflow_scalpel.checkpoints.layout import check_whole
-from mlflow_scalpel.checkpoints.log import Delivery, log_checkpoint
+from mlflow_scalpel.checkpoints.layout import check_whole, checkpoint_files
+from mlflow_scalpel.checkpoints.log import Delivery, courier_for, fingerprint, log_checkpoint
+from mlflow_scalpel.checkpoints.manifest import file_manifest
+from mlflow_scalpel.checkpoints.once import FINGERPRINT_TAG
 from mlflow_scalpel.checkpoints.stores import Link
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
@@ -55,6 +60,9 @@ def step_directories(directory: Path) -> dict[int, Path]:
 def log_directory(directory: Path, origin: Origin) -> tuple[str, dict[int, Delivery]]:
     """Log every checkpoint of a finished run that its MLflow run does not have yet.
 
+    What an earlier process left waiting is sent first. A checkpoint is the one that the run has
+    where step and content are the same: one whose content has changed is logged again.
+
     Returns the run ID and a delivery a step. Raises ScalpelError where no checkpoint is there.
     """
     checkpoints = step_directories(directory)
@@ -64,14 +72,15 @@ def log_directory(directory: Path, origin: Origin) -> tuple[str, dict[int, Deliv
             "give the directory that holds them, or one of them"
         )
     run_id = run_of(directory, origin)
-    stored = stored_steps(run_id)
+    finish_spool(directory, run_id)
+    stored = stored_models(run_id)
     deliveries = {
         step: _log(path, step, run_id, origin)
         for step, path in checkpoints.items()
-        if step not in stored
+        if not is_stored(path, stored.get(step, []))
     }
     if origin.run_id is None:
-        _log_history(checkpoints, run_id, stored)
+        _log_history(checkpoints, run_id)
     return run_id, deliveries
 
 
@@ -85,25 +94,34 @@ def watch(
 ) -> Iterator[tuple[int, Delivery]]:
     """Log checkpoints of a run that goes on, each once it is whole; yields step and delivery.
 
+    One that is written again, with other content, is logged again.
+
     A checkpoint is whole when its weights are as long as their headers say and nothing in it has
     changed between two looks, `interval` seconds apart. Ends when nothing new has come for `idle`
     seconds (None: never), and before the next look where `stopped()`.
     """
     run_id = run_of(directory, origin)
-    seen = stored_steps(run_id)
+    finish_spool(directory, run_id)
+    stored = stored_models(run_id)
+    seen: dict[int, tuple[Any, ...]] = {}  # as they looked when they were taken
+    marks: dict[int, str] = {}
     looks: dict[int, tuple[Any, ...]] = {}
     changed = time.monotonic()
     while not stopped() and (idle is None or time.monotonic() - changed < idle):
         for step, path in step_directories(directory).items() if directory.is_dir() else ():
-            if step in seen:
-                continue
             look = _look(path)
+            if look == seen.get(step):
+                continue
             if look != looks.get(step):
                 looks[step] = look
                 changed = time.monotonic()
             elif is_whole(path):
-                seen.add(step)
-                yield step, _log(path, step, run_id, origin)
+                seen[step] = look
+                files = checkpoint_files(path, trainer_state=origin.trainer_state)
+                before, marks[step] = marks.get(step), fingerprint(files)
+                # Not what only came to lie beside it, such as the state of the optimizer.
+                if marks[step] != before and not is_stored(path, stored.get(step, [])):
+                    yield step, _log(path, step, run_id, origin)
         next_look = time.monotonic() + interval
         while not stopped() and (left := next_look - time.monotonic()) > 0:
             time.sleep(min(left, _NAP))
@@ -131,6 +149,11 @@ def run_of(directory: Path, origin: Origin) -> str:
             ) from error
     home = directory.resolve()
     home = home if step_of_name(home.name) is None else home.parent
+    with _alone(home):
+        return _run_of(client, home, origin)
+
+
+def _run_of(client: MlflowClient, home: Path, origin: Origin) -> str:
     experiment_id = str(mlflow.tracking.fluent._get_experiment_id())
     quoted = str(home).replace("'", "\\'")
     found = client.search_runs([experiment_id], f"tags.`{DIRECTORY_TAG}` = '{quoted}'")
@@ -146,11 +169,59 @@ def run_of(directory: Path, origin: Origin) -> str:
     return str(run.info.run_id)
 
 
-def stored_steps(run_id: str) -> set[int]:
-    """Steps whose checkpoints the run has, READY."""
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Keep out another process that begins a run for the same directory at the same moment."""
+    handle = os.open(directory if directory.is_dir() else directory.parent, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def finish_spool(directory: Path, run_id: str) -> None:
+    """Send what an earlier process took of this directory, and was killed before it was sent.
+
+    Raises Undelivered where the server is away: what waits cannot be told from what is missing.
+    """
+    home = directory.resolve()
+    beside = home if step_of_name(home.name) is None else home.parent
+    courier_for(run_id, beside).drain()
+
+
+def stored_models(run_id: str) -> dict[int, list[LoggedModel]]:
+    """The run's READY checkpoints by step; of a step that was written anew there are several."""
     client = MlflowClient()
-    models = made_by(client, client.get_run(run_id))
-    return {step_of(model) for model in models if state_of(model) == "READY"}
+    found: dict[int, list[LoggedModel]] = {}
+    for model in made_by(client, client.get_run(run_id)):
+        if state_of(model) == "READY":
+            found.setdefault(step_of(model), []).append(model)
+    return found
+
+
+def is_stored(directory: Path, models: Sequence[LoggedModel]) -> bool:
+    """Whether one of the models is the checkpoint in `directory`, down to its content.
+
+    Files that were not touched since they were logged are not read again.
+    """
+    if not models:
+        return False
+    try:
+        for trainer_state in (False, True):
+            files = checkpoint_files(directory, trainer_state=trainer_state)
+            seen = fingerprint(files)
+            if any(model.tags.get(FINGERPRINT_TAG) == seen for model in models):
+                return True
+        digests = {model.params.get("digest") for model in models}
+        return any(
+            file_manifest(checkpoint_files(directory, trainer_state=trainer_state)).digest
+            in digests
+            for trainer_state in (False, True)
+        )
+    except (ScalpelError, OSError):  # which logging it will say
+        return False
 
 
 def _log(path: Path, step: int, run_id: str, origin: Origin) -> Delivery:
@@ -176,18 +247,28 @@ def _look(directory: Path) -> tuple[Any, ...]:
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
-def _log_history(checkpoints: Mapping[int, Path], run_id: str, stored: set[int]) -> None:
-    """Log what a Transformers trainer noted in its newest checkpoint: loss, learning rate ..."""
+def _log_history(checkpoints: Mapping[int, Path], run_id: str) -> None:
+    """Log what a Transformers trainer noted in its newest checkpoint: loss, learning rate ...
+
+    What the run has of it is left out, so that a second call ends what a first one began.
+    """
     newest = checkpoints[max(checkpoints)] / "trainer_state.json"
-    if stored or not newest.is_file():
+    if not newest.is_file():
         return
     history = json.loads(newest.read_text(encoding="utf-8")).get("log_history", [])
-    now = int(time.time() * 1000)
+    client = MlflowClient()
+    written = int(newest.stat().st_mtime * 1000)
     metrics = [
-        Metric(key, float(value), now, int(entry["step"]))
+        Metric(key, float(value), written, int(entry["step"]))
         for entry in history
         for key, value in entry.items()
         if key != "step" and isinstance(value, int | float)
     ]
-    for start in range(0, len(metrics), _BATCH):
-        MlflowClient().log_batch(run_id, metrics=metrics[start : start + _BATCH])
+    known = {
+        (key, point.step)
+        for key in {metric.key for metric in metrics} & set(client.get_run(run_id).data.metrics)
+        for point in client.get_metric_history(run_id, key)
+    }
+    missing = [metric for metric in metrics if (metric.key, metric.step) not in known]
+    for start in range(0, len(missing), _BATCH):
+        client.log_batch(run_id, metrics=missing[start : start + _BATCH])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import atexit
 import functools
+import hashlib
 import os
 import shutil
 import sys
+import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +18,24 @@ from typing import Any
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelInput
+from mlflow.exceptions import MlflowException
 
-from mlflow_scalpel.checkpoints import deliver
+from mlflow_scalpel.checkpoints.bases import ensure_base, on_hub
 from mlflow_scalpel.checkpoints.courier import Courier, Undelivered
+from mlflow_scalpel.checkpoints.find import readable_bytes
+from mlflow_scalpel.checkpoints.lanes import is_final, is_passing
 from mlflow_scalpel.checkpoints.layout import check_whole, checkpoint_files
-from mlflow_scalpel.checkpoints.manifest import make_manifest
-from mlflow_scalpel.checkpoints.resolve import hub_snapshot, model_id_of
+from mlflow_scalpel.checkpoints.resolve import is_model_id, model_id_of
 from mlflow_scalpel.checkpoints.spool import CheckpointEntry, Spool
-from mlflow_scalpel.checkpoints.stores import Link, place
+from mlflow_scalpel.checkpoints.stores import DiskFull, Link, can_link, place
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.run_warnings import print_warning
 from mlflow_scalpel.tensors.files import WEIGHTS, is_adapter
 
-QUEUED_CHECKPOINTS = 8  # checkpoints that wait to be stored; the next one waits for room
+ROOM_SECONDS = 60.0  # for which a checkpoint waits at most for room on a disk that is nearly full
 _SMALL_FILE = 100_000  # bytes up to which a config or the like is copied and not linked
-_FREE_SHARE = 0.5  # of the free disk is what their files may take at most
+_RESERVE = 4  # times its size is what a checkpoint leaves free: for the next one, and its state
+_LOOK_UP = 10.0  # seconds in which the server may say at once that there is no such base
 
 _couriers: dict[tuple[str, str], Courier] = {}
 
@@ -58,9 +64,9 @@ class Delivery:
         away for longer than SCALPEL_PATIENCE seconds.
         """
         outcome = self.courier.wait_for(self.job)
-        if outcome.status == "FAILED" or outcome.model_id is None:
+        if outcome.status == "FAILED" or outcome.model is None:
             raise ScalpelError(outcome.reason or "the checkpoint could not be stored")
-        return MlflowClient(self.courier.spool.tracking_uri).get_logged_model(outcome.model_id)
+        return outcome.model
 
 
 def log_checkpoint(
@@ -78,17 +84,18 @@ def log_checkpoint(
     """Log a checkpoint as the model of `step` of a run, in the background.
 
     Returns as soon as the files are safe from what the trainer does next (hard links, or copies
-    where the file system has none). The model is PENDING until its files are stored and checked,
-    then READY, and only then registered; what is damaged is FAILED with the reason in its tag
-    `scalpel.failure`. What the tracking server does not take now is sent when it is back. The
-    process waits for all that at its end; `Delivery.wait` waits for this checkpoint.
+    where the file system has none), and waits for no server. The model is PENDING until its files
+    are stored and checked, then READY, and only then registered; what is damaged is FAILED with the
+    reason in its tag `scalpel.failure`. A checkpoint that the run has already, of this step and
+    content, is not stored again. What the tracking server does not take now is sent when it is
+    back. The process waits for all that at its end; `Delivery.wait` waits for this checkpoint.
 
     Args:
         path_or_hub_revision: directory as Transformers or PEFT write it, with safetensors weights;
             or `org/name@revision` on the hub, of which a pointer is stored and no bytes.
         step: training step, shown in the model's name and params, and linked to the run's charts.
         base: the model that training began with: model ID, models:/ URI, directory or hub name
-            (the last two are logged, once for each content).
+            (the last two are logged, once for each content, before the first checkpoint).
         run_id: run that the checkpoint belongs to; the active run unless given.
         params: more params of the model (algorithm, recipe, learning_rate, max_steps ...).
         name: name of the LoggedModel; `step-<step>` unless given.
@@ -100,24 +107,24 @@ def log_checkpoint(
 
     Raises:
         ScalpelError: no run is active, `path_or_hub_revision` is neither a directory nor a model on
-            the hub, or `base` does not exist.
+            the hub, or `base` is no whole model, or (where the server says so in time) not there.
     """
     run_id = run_id or _active_run_id()
+    directory = Path(path_or_hub_revision)
     entry = CheckpointEntry(
         job=uuid.uuid4().hex,
-        name=name or f"step-{step:06d}",
+        name=_text(name or f"step-{step:06d}"),
         step=step,
-        params={"step": str(step), **{key: str(value) for key, value in (params or {}).items()}},
-        base=base and _base_id(base, run_id),
-        source=str(path_or_hub_revision),
+        params={"step": str(step)} | {_text(k): _text(str(v)) for k, v in (params or {}).items()},
+        base=base and _checked_base(base, mlflow.get_tracking_uri()),
+        source=_text(str(path_or_hub_revision)),
         register_as=register_as,
         link=link,
     )
-    if entry.base is not None:
+    if entry.base is not None and is_model_id(entry.base):
         entry.params["base"] = entry.base
-    directory = Path(path_or_hub_revision)
     if not directory.is_dir():
-        snapshot = _on_hub(str(path_or_hub_revision))
+        snapshot = on_hub(str(path_or_hub_revision))
         entry.source = str(path_or_hub_revision).partition("@")[0]
         entry.revision = snapshot.name  # the hub cache names a snapshot by its commit
         entry.files = [file.name for file in checkpoint_files(snapshot)]
@@ -130,15 +137,19 @@ def log_checkpoint(
     courier = courier_for(run_id, directory.resolve().parent)
     try:
         files = checkpoint_files(directory, trainer_state=trainer_state)
-        entry.files = [file.name for file in files]
-    except ScalpelError as error:
-        entry.problem = str(error)
-    if entry.problem is None and _make_room(courier, files):
-        entry.snapshot = True
-        courier.add(entry, lambda folder: _snapshot(files, folder))
-    else:  # its files are read where they are
-        courier.add(entry)
+        entry.files = [_plain_name(file) for file in files]
+        entry.fingerprint = fingerprint(files)
+    except (ScalpelError, OSError) as error:  # of this checkpoint alone
+        entry.files, entry.problem = [], _text(str(error))
+    if entry.problem is not None or not _take(courier, entry, files):
+        courier.add(entry)  # its files are read where they are
     return Delivery(courier, entry.job)
+
+
+def fingerprint(files: Sequence[Path]) -> str:
+    """What changes when one of the files is written: 32 hex digits over names, sizes and times."""
+    seen = [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(seen).encode("utf-8", "backslashreplace")).hexdigest()[:32]
 
 
 def log_base(
@@ -156,7 +167,7 @@ def log_base(
     if known_id is not None:
         model = client.get_logged_model(known_id)
     else:
-        model = _stored_base(client, source, run_id, register_as)
+        model = ensure_base(client, source, run_id, register_as=register_as)
     client.log_inputs(run_id, models=[LoggedModelInput(model.model_id)])
     return model
 
@@ -209,26 +220,69 @@ def _close_at_exit() -> None:
         close_couriers()
     except ScalpelError as error:
         print(f"\n{error}", file=sys.stderr)
+        sys.stderr = _FailsAtTheEnd(sys.stderr)  # type: ignore[assignment]
 
 
-def _make_room(courier: Courier, files: list[Path]) -> bool:
-    """Wait until the queue has room for the files; False where the server is away and it has not.
+class _FailsAtTheEnd:
+    """stderr whose last flush fails, which alone gives a process that ends by itself a status.
 
-    The bound is in number and in bytes, so that what waits cannot fill the disk. (Links take no
-    bytes as long as the trainer keeps its own files.)
+    (120: what the interpreter exits with where it could not flush. Raising while it ends is
+    without effect, and `os._exit` would skip what others do then.)
     """
-    directory = courier.spool.directory
-    needed = sum(file.stat().st_size for file in files)
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def flush(self) -> None:
+        self._stream.flush()
+        if sys.is_finalizing():
+            raise OSError("checkpoints could not be sent, as was said")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _take(courier: Courier, entry: CheckpointEntry, files: Sequence[Path]) -> bool:
+    """Put the entry into the spool with its files; False where there is no room for copies of them.
+
+    Links take no bytes as long as the trainer keeps its own files, and then those that it would
+    have freed: a disk that is nearly full gets a moment in which other checkpoints may leave.
+    """
+    directory, needed = courier.spool.directory, sum(file.stat().st_size for file in files)
+
+    def free() -> int:
+        return shutil.disk_usage(directory).free
 
     def full() -> bool:
-        waiting = courier.pending_checkpoints()
-        allowed = _FREE_SHARE * shutil.disk_usage(directory).free
-        return waiting >= QUEUED_CHECKPOINTS or (waiting > 0 and (waiting + 1) * needed > allowed)
+        return bool(courier.waiting_checkpoints()) and free() < _RESERVE * needed
 
-    return courier.wait_for_room(full)
+    courier.wait_for_room(full, ROOM_SECONDS)
+    linked = can_link(max(files, key=lambda file: file.stat().st_size), directory)
+    if full():
+        waiting = len(courier.waiting_checkpoints())
+        print_warning(
+            "disk",
+            f"{directory}: {waiting} checkpoints wait there for the tracking server, and the disk "
+            f"has {readable_bytes(free())} free; training fails once it is full. Free some, or "
+            "bring the server back",
+            courier.spool.run_id,
+        )
+    if not linked and free() < 2 * needed:
+        return False
+    entry.snapshot = True
+    try:
+        courier.add(entry, lambda folder: _snapshot(files, folder))
+    except DiskFull:
+        entry.snapshot = False
+    except OSError as error:  # a file that cannot be read, or is gone again: this one's own affair
+        if is_passing(error):
+            raise
+        entry.snapshot, entry.files, entry.problem = False, [], _text(str(error))
+        return False
+    return entry.snapshot
 
 
-def _snapshot(files: list[Path], folder: Path) -> None:
+def _snapshot(files: Sequence[Path], folder: Path) -> None:
     """Keep the files as they are now, whatever the trainer does with its own."""
     for file in files:
         # Weights are written anew and renamed, or so at least is Transformers' habit; a config is
@@ -237,55 +291,57 @@ def _snapshot(files: list[Path], folder: Path) -> None:
         place(file, folder / file.name, "copy" if written_over else None)
 
 
-def _stored_base(
-    client: MlflowClient, source: str, run_id: str, register_as: str | None
-) -> LoggedModel:
-    local = Path(source).is_dir()
-    directory = Path(source) if local else _on_hub(source)
-    check_whole(directory)
-    manifest = make_manifest(checkpoint_files(directory))
-    digest = manifest.digest
-    known = _find_ready(client, run_id, digest)
-    if known is not None:
-        return known
-    kind = "pointer" if not local else "adapter" if is_adapter(directory) else "model"
-    shown = directory.name if local else source.replace("/", "-").replace("@", "-")
-    entry = CheckpointEntry(
-        job=uuid.uuid4().hex,
-        name=f"{shown}-step-000000",
-        step=0,
-        params={"step": "0", "digest": digest, "kind": kind},
-        base=None,
-        source=str(directory) if local else source.partition("@")[0],
-        revision=None if local else directory.name,
-        files=list(manifest.files),
-        register_as=register_as,
-    )
-    entry.model_id = deliver.create(client, entry, run_id).model_id
-    try:
-        return deliver.store(client, entry, directory, run_id, manifest)
-    except BaseException as error:
-        deliver.fail(client, entry.model_id, str(error) or type(error).__name__)
-        raise
-
-
-def _find_ready(client: MlflowClient, run_id: str, digest: str) -> LoggedModel | None:
-    experiment_id = client.get_run(run_id).info.experiment_id
-    found = client.search_logged_models(
-        [experiment_id], filter_string=f"params.digest = '{digest}' AND params.step = '0'"
-    )
-    return next((model for model in found if str(model.status) == "READY"), None)
-
-
 @functools.lru_cache(maxsize=256)
-def _base_id(base: str, run_id: str) -> str:
-    """Model ID of a base, which is logged where it is a directory or a hub name."""
-    return model_id_of(base) or log_base(base, run_id=run_id).model_id
+def _checked_base(base: str, tracking_uri: str) -> str:
+    """The base's ID where it can be told now, else its directory, hub name and commit, or URI.
+
+    Raises ScalpelError where it is no whole model, or where the server says that there is none.
+    """
+    known = base.removeprefix("models:/")
+    if is_model_id(known):
+        return known
+    if base.startswith(("models:", "runs:")):
+        return _looked_up(base) or base
+    local = Path(base).is_dir()
+    directory = Path(base).resolve() if local else on_hub(base)
+    check_whole(directory)
+    return str(directory) if local else f"{base.partition('@')[0]}@{directory.name}"
 
 
-def _on_hub(name: str) -> Path:
-    repository, _, revision = name.partition("@")
-    return hub_snapshot(repository, revision or None)
+def _looked_up(base: str) -> str | None:
+    """The ID of the model that a URI names; None where the server does not answer in time."""
+    answers: list[str | ScalpelError | None] = []
+
+    def ask() -> None:
+        try:
+            answers.append(model_id_of(base))
+        except ScalpelError as error:
+            away = error.__cause__ is not None and not is_final(error.__cause__)
+            answers.append(None if away else error)
+        except MlflowException:
+            answers.append(None)
+
+    asking = threading.Thread(target=ask, name="scalpel-base", daemon=True)
+    asking.start()
+    asking.join(_LOOK_UP)
+    answer = answers[0] if answers else None
+    if isinstance(answer, ScalpelError):
+        raise answer
+    return answer
+
+
+def _plain_name(file: Path) -> str:
+    """The file's name; raises ScalpelError where it cannot be told to anybody."""
+    if file.name != _text(file.name):
+        raise ScalpelError(
+            f"{_text(str(file))}: its name is not UTF-8, and no store takes it; rename or remove it"
+        )
+    return file.name
+
+
+def _text(name: str) -> str:
+    """A text that can be written: bytes of a file name that are no UTF-8 are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _existing(path: Path) -> Path:

@@ -131,7 +131,11 @@ def content_digest(directory: Path) -> str:
 
 def plain_manifest(directory: Path) -> Manifest:
     """The manifest of the checkpoint in a directory, without looking at its tensors."""
-    files = checkpoint_files(directory)
+    return file_manifest(checkpoint_files(directory))
+
+
+def file_manifest(files: Sequence[Path]) -> Manifest:
+    """The manifest of the files, without looking at their tensors."""
     return Manifest(
         files={f.name: StoredFile(bytes=f.stat().st_size, sha256=sha256(f)) for f in files}
     )

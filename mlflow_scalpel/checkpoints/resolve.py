@@ -29,6 +29,11 @@ _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
 _RUN = re.compile(r"runs:/(?P<run>[\w-]+)(?:#(?P<which>last|step=\d+))?")
 
 
+def is_model_id(source: str) -> bool:
+    """Whether the text is a LoggedModel's ID."""
+    return _MODEL_ID.fullmatch(source) is not None
+
+
 def model_id_of(source: str) -> str | None:
     """The LoggedModel ID behind `source`; None for a directory or hub name.
 

@@ -7,6 +7,7 @@ courier on the same directory: a resumed run's, or that of `mlflow-scalpel uploa
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -14,7 +15,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -24,7 +25,8 @@ from mlflow_scalpel.errors import ScalpelError
 
 _ABOUT = "spool.json"
 _LOCK = "lock"
-_OWN, _OWN_FOLDER = 0o600, 0o700  # what waits is nobody else's to read
+_REFUSED = "refused"
+_PRIVATE = 0o600  # entries hold what a run logs, and where to
 
 
 class _Entry(BaseModel):
@@ -36,12 +38,13 @@ class CheckpointEntry(_Entry):
 
     kind: Literal["checkpoint"] = "checkpoint"
     job: str
-    """Names this delivery for good: a model that was created before a crash is found by it."""
+    """Names this delivery for good: what was created before a crash, or twice, is found by it."""
     name: str
     step: int
     params: dict[str, str]
     base: str | None
-    """Model ID of the base."""
+    """The base: a model's ID or URI, a directory, or a hub name; the last three are looked up, and
+    logged where they are not, when the checkpoint is sent."""
     source: str
     """Directory that the trainer wrote, or the hub repository."""
     revision: str | None = None
@@ -52,6 +55,8 @@ class CheckpointEntry(_Entry):
     """Why it cannot be stored, where that was seen at once."""
     snapshot: bool = False
     """Whether the entry's own directory holds the files; else they are read from `source`."""
+    fingerprint: str | None = None
+    """Names, sizes and times of the files in `source` when they were taken."""
     link: Link | None = None
     register_as: str | None = None
     tried: bool = False
@@ -132,13 +137,13 @@ class Spool:
         self.directory = directory
         self.tracking_uri = tracking_uri
         self.run_id = run_id
-        directory.mkdir(parents=True, exist_ok=True)
-        directory.chmod(_OWN_FOLDER)
-        about = {"tracking_uri": without_credentials(tracking_uri), "run_id": run_id}
-        with _open_own(directory / _ABOUT) as stream:
-            stream.write(json.dumps(about).encode())
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        place = without_credentials(tracking_uri)
+        about = json.dumps({"tracking_uri": place, "run_id": run_id}).encode()
+        if not (directory / _ABOUT).is_file() or (directory / _ABOUT).read_bytes() != about:
+            _write_whole(directory / _ABOUT, about, durable=True)
         self._mutex = threading.Lock()
-        self._last = max(self.numbers(), default=0)
+        self._last = max([*self.numbers(), *self._refused()], default=0)
         self._held: int | None = None
 
     @classmethod
@@ -175,7 +180,7 @@ class Spool:
     def add(self, entry: _Entry, fill: Callable[[Path], object] | None = None) -> int:
         """Add an entry, with the files that `fill` puts into its directory; its number.
 
-        The entry exists when this returns, and not at all where it raises.
+        The entry is on disk when this returns, and not at all where it raises.
         """
         with self._mutex:
             self._last += 1
@@ -194,14 +199,9 @@ class Spool:
 
     def write(self, number: int, entry: _Entry) -> None:
         """Write the entry of that number, whole or not at all."""
-        path = self._path(number)
-        scratch = path.with_suffix(".tmp")
-        with _open_own(scratch) as stream:
-            stream.write(entry.model_dump_json().encode())
-            if isinstance(entry, CheckpointEntry):  # a metric may be lost to a power cut
-                stream.flush()
-                os.fsync(stream.fileno())
-        scratch.replace(path)
+        # A metric may be lost to a power cut, a checkpoint may not.
+        durable = isinstance(entry, CheckpointEntry)
+        _write_whole(self._path(number), entry.model_dump_json().encode(), durable=durable)
 
     def remove(self, number: int) -> None:
         """Remove an entry that was sent, and its files."""
@@ -210,17 +210,33 @@ class Spool:
 
     def refuse(self, number: int, reason: str) -> None:
         """Set an entry aside that the server will never take, with the reason beside it."""
-        refused = self.directory / "refused"
-        refused.mkdir(exist_ok=True)
-        with _open_own(refused / f"{number:08d}.txt") as stream:
-            stream.write(without_credentials(reason).encode())
-        for path in (self._path(number), self.folder(number)):
+        refused = self.directory / _REFUSED
+        refused.mkdir(exist_ok=True, mode=0o700)
+        said = without_credentials(reason).encode(errors="replace")
+        _write_whole(refused / f"{number:08d}.txt", said, durable=False)
+        # The entry last: as long as it waits it is not lost.
+        for path in (self.folder(number), self._path(number)):
             if path.exists():
                 path.rename(refused / path.name)
 
+    def take_back(self) -> int:
+        """Have what was set aside wait again, as after the server was mended; how many entries."""
+        numbers = self._refused()
+        for number in numbers:
+            aside = self.directory / _REFUSED
+            for path in (self.folder(number), self._path(number)):
+                if (aside / path.name).exists():
+                    (aside / path.name).rename(path)
+            (aside / f"{number:08d}.txt").unlink(missing_ok=True)
+        if numbers and not any((self.directory / _REFUSED).iterdir()):
+            (self.directory / _REFUSED).rmdir()
+        return len(numbers)
+
     def hold(self) -> None:
         """Take the spool for this process; raises ScalpelError where another one sends from it."""
-        handle = os.open(self.directory / _LOCK, os.O_CREAT | os.O_RDWR, _OWN)
+        if self._held is not None:
+            return
+        handle = os.open(self.directory / _LOCK, os.O_CREAT | os.O_RDWR, _PRIVATE)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -235,22 +251,42 @@ class Spool:
         """Let another process have the spool, and remove its directory where nothing waits."""
         if self._held is None:
             return
-        if not self.numbers() and not (self.directory / "refused").exists():
+        if not self.numbers() and not (self.directory / _REFUSED).exists():
             shutil.rmtree(self.directory, ignore_errors=True)
-            if not any(self.directory.parent.iterdir()):
+            with contextlib.suppress(OSError):  # another run's spool is there, or was at once
                 self.directory.parent.rmdir()
         os.close(self._held)
         self._held = None
+
+    def _refused(self) -> list[int]:
+        """Numbers of the entries that were set aside."""
+        return sorted(int(file.stem) for file in self.directory.glob(f"{_REFUSED}/[0-9]*.json"))
 
     def _path(self, number: int) -> Path:
         return self.directory / f"{number:08d}.json"
 
 
-def _open_own(path: Path) -> IO[bytes]:
-    """Open a file of the spool for writing; nobody else may read it, whatever the umask is."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _OWN)
-    os.fchmod(handle, _OWN)  # of an earlier version's
-    return os.fdopen(handle, "wb")
+def _write_whole(path: Path, content: bytes, *, durable: bool) -> None:
+    """Write a private file, whole or not at all; `durable`: it survives a power cut from now on."""
+    scratch = path.with_suffix(f".{os.getpid()}.tmp")
+    scratch.unlink(missing_ok=True)  # of a process that died here, with whatever mode
+    with open(os.open(scratch, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, _PRIVATE), "wb") as stream:
+        stream.write(content)
+        if durable:
+            stream.flush()
+            os.fsync(stream.fileno())
+    scratch.replace(path)
+    if durable:
+        sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Have what was renamed into a directory survive a power cut."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def find_spools(directory: Path) -> list[Path]:

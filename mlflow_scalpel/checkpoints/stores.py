@@ -6,10 +6,11 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
+from urllib.parse import quote, unquote, urlparse, urlunparse
 
 from mlflow_scalpel.errors import ScalpelError
 
@@ -23,14 +24,27 @@ _FICLONE = (
 )
 
 
+class DiskFull(ScalpelError):
+    """A disk of this machine is full, or its quota: the same may work once there is room."""
+
+
 class Store(Protocol):
     """Where the files of one LoggedModel are."""
 
     local: Path | None
     """The directory itself, where it is on this machine; None where files travel."""
 
-    def put(self, files: Mapping[str, Path], link: Link | None = None) -> None:
-        """Store each file under its name; raises ScalpelError or the store's own error."""
+    def put(
+        self,
+        files: Mapping[str, Path],
+        link: Link | None = None,
+        beat: Callable[[], Any] = lambda: None,
+    ) -> None:
+        """Store each file under its name; `beat` is called as bytes travel.
+
+        Raises DiskFull, ScalpelError for a name that the store cannot keep, or the store's own
+        error.
+        """
 
     def fetch(self, name: str, target: Path, progress: Callable[[int], Any] = ...) -> None:
         """Bring one file to `target`, going on where an earlier attempt left off if that works."""
@@ -65,11 +79,17 @@ class LocalStore:
         self.local: Path | None = directory
         self._directory = directory
 
-    def put(self, files: Mapping[str, Path], link: Link | None = None) -> None:
+    def put(
+        self,
+        files: Mapping[str, Path],
+        link: Link | None = None,
+        beat: Callable[[], Any] = lambda: None,
+    ) -> None:
         """Place each file by the best way that works (`reflink`, `hard`, `copy`), or by `link`."""
         self._directory.mkdir(parents=True, exist_ok=True)
         for name, file in files.items():
             place(file, self._directory / name, link)
+            beat()
 
     def fetch(
         self, name: str, target: Path, progress: Callable[[int], Any] = lambda count: None
@@ -111,14 +131,49 @@ class RemoteStore:
         self._location = location
         self._repository = get_artifact_repository(location)
 
-    def put(self, files: Mapping[str, Path], link: Link | None = None) -> None:
+    def put(
+        self,
+        files: Mapping[str, Path],
+        link: Link | None = None,
+        beat: Callable[[], Any] = lambda: None,
+    ) -> None:
         """Send the files, several at a time, each byte once."""
         for name, file in files.items():
             if file.name != name:
                 raise ValueError(f"{file} would be stored as {file.name}, not as {name}")
+            check_travels(name)
+
+        def send(file: Path) -> None:
+            self._send(file, beat)
+
         # ThreadPool: a concurrent.futures pool takes no work while the interpreter exits.
         with ThreadPool(PARALLEL_FILES) as pool:
-            pool.map(self._repository.log_artifact, [str(f) for f in files.values()], chunksize=1)
+            pool.map(send, files.values(), chunksize=1)
+
+    def _send(self, file: Path, beat: Callable[[], Any]) -> None:
+        """Send one file; MLflow's own way does not quote its name, nor say how far it is."""
+        from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+        from mlflow.utils.request_utils import augmented_raise_for_status
+        from mlflow.utils.rest_utils import http_request
+
+        repository = self._repository
+        if not isinstance(
+            repository, HttpArtifactRepository
+        ) or repository._should_multipart_upload(str(file)):
+            repository.log_artifact(str(file))
+            beat()
+            return
+        with file.open("rb") as stream:
+            answer = http_request(
+                repository._host_creds,
+                f"/{quote(file.name)}",
+                "PUT",
+                # An empty body would be sent in chunks of unknown number.
+                data=_Told(stream, beat) if file.stat().st_size else b"",
+                extra_headers={"Content-Type": "application/octet-stream"},
+            )
+        augmented_raise_for_status(answer)
+        beat()
 
     def fetch(
         self, name: str, target: Path, progress: Callable[[int], Any] = lambda count: None
@@ -137,7 +192,7 @@ class RemoteStore:
             self._repository._download_file(name, str(target))
             progress(target.stat().st_size)
             return
-        _Download(self._repository._host_creds, f"/{name}", target, progress).run()
+        _Download(self._repository._host_creds, f"/{quote(name)}", target, progress).run()
 
     def _is_sent_on(self) -> bool:
         asks = getattr(self._repository, "_is_multipart_download_enabled", None)
@@ -153,7 +208,44 @@ class RemoteStore:
 
     def delete(self, name: str) -> None:
         """Remove one file."""
-        self._repository.delete_artifacts(name)
+        from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+
+        over_http = isinstance(self._repository, HttpArtifactRepository)
+        self._repository.delete_artifacts(quote(name) if over_http else name)
+
+
+def check_travels(name: str) -> None:
+    """Raise ScalpelError for a file name that MLflow's server would refuse, or read otherwise.
+
+    The server decodes what it is sent until nothing changes, and takes `#` and `\\` for attacks.
+    """
+    decoded = urlunparse(urlparse(unquote(name)))
+    bad = [char for char in name if char in "#\\" or ord(char) < 32 or ord(char) == 127]
+    if bad or decoded != name or ".." in name.split("/"):
+        why = f"{bad[0]!r} in it" if bad else f"would be read as {decoded!r}"
+        raise ScalpelError(
+            f"{name!r}: MLflow's server takes no file of such a name ({why}); rename the file, or "
+            "remove it where the model does not need it, and log the checkpoint again"
+        )
+
+
+class _Told:
+    """A file that says each time that a piece of it was read, and so is under way."""
+
+    def __init__(self, stream: BinaryIO, beat: Callable[[], Any]) -> None:
+        self._stream = stream
+        self._beat = beat
+
+    def read(self, size: int = -1) -> bytes:
+        self._beat()
+        return self._stream.read(size)
+
+    def __getattr__(self, name: str) -> Any:  # its size and position, as the sender asks for them
+        return getattr(self._stream, name)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while piece := self.read(_CHUNK):
+            yield piece
 
 
 class _Download:
@@ -226,11 +318,26 @@ def copy_out(source: Path, target: Path) -> None:
         place(source, target, "copy")
 
 
+def can_link(source: Path, directory: Path) -> bool:
+    """Whether a file can be put into `directory` without its bytes: by a reflink or a hard link."""
+    probe = directory / f".{source.name}.{os.getpid()}"
+    for way in ("reflink", "hard"):
+        try:
+            place(source, probe, way)  # type: ignore[arg-type]
+        except OSError:
+            continue
+        else:
+            return True
+        finally:
+            probe.unlink(missing_ok=True)
+    return False
+
+
 def place(source: Path, target: Path, link: Link | None = None) -> Link:
     """Put the content of `source` at `target`, and say how: the best way, or the given one.
 
     A reflink or a hard link takes no bytes. What lay at `target` is unlinked first, never written
-    over. Raises ScalpelError where the disk is full.
+    over. Raises DiskFull where the disk is full.
     """
     source = source.resolve()
     target.unlink(missing_ok=True)
@@ -239,8 +346,8 @@ def place(source: Path, target: Path, link: Link | None = None) -> Link:
             _place_by(way, source, target)
         except OSError as error:
             target.unlink(missing_ok=True)
-            if error.errno == errno.ENOSPC:
-                raise ScalpelError(
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFull(
                     f"{target}: the disk is full, {source.stat().st_size} bytes of {source.name} "
                     "do not fit; free some (`mlflow-scalpel prune` frees stored checkpoints), "
                     "or let MLflow keep its artifacts elsewhere"

@@ -45,6 +45,7 @@ from mlflow_scalpel.errors import ScalpelError
 
 COLUMNS = ["run_id", "step", "model_id", "result", "file", "problem", "remedy"]
 BAD = ("damaged", "unreadable")
+NOT_RIGHT = (*BAD, "failed", "pending")  # what nobody can use, for whatever reason
 _OF_MLFLOW = ("registered_model_meta",)  # written beside a model when it is registered
 
 Tick = Callable[[int], Any]

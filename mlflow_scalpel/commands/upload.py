@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 NAME = "upload"
@@ -17,15 +18,23 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Send everything; 1 where MLflow refuses some, Undelivered where the server is still away."""
+    """Send everything, what was set aside too; 1 where MLflow refuses some, or some is FAILED.
+
+    Undelivered where the server is still away.
+    """
+    import mlflow
+
     from mlflow_scalpel.checkpoints.courier import Courier
     from mlflow_scalpel.checkpoints.spool import Spool, find_spools
     from mlflow_scalpel.credentials import without_credentials
 
-    refused = 0
+    failed = 0
     for directory in find_spools(arguments.spool):
         spool = Spool.open(directory)
+        spool.hold()
+        spool.take_back()
         waiting = len(spool.numbers())
+        mlflow.set_tracking_uri(spool.tracking_uri)  # files and versions go there too
         courier = Courier(spool)
         try:
             courier.drain()
@@ -34,5 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         sent = waiting - courier.refused
         place = without_credentials(spool.tracking_uri)
         print(f"run {spool.run_id}: sent {sent} of {waiting} entries to {place}")
-        refused += courier.refused
-    return 1 if refused else 0
+        for step, reason in sorted(courier.failed.items()):
+            print(f"step {step}: FAILED: {without_credentials(reason)}", file=sys.stderr)
+        failed += courier.refused + len(courier.failed)
+    return 1 if failed else 0

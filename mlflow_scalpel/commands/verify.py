@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 
 NAME = "verify"
 HELP = "check that stored checkpoints are whole, bit for bit"
@@ -19,8 +20,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print a line a checkpoint, and what is wrong; 0 where all is right, 1 where it is not."""
-    from mlflow_scalpel.checkpoints.verify import BAD, verify
+    """Print a line a checkpoint, and what is wrong; 0 where all is right, 1 where it is not.
+
+    A checkpoint that is FAILED or PENDING is none that one could use: it is not right either.
+    """
+    from mlflow_scalpel.checkpoints.verify import BAD, NOT_RIGHT, verify
 
     table = verify(*arguments.source, progress=sys.stderr.isatty())
     results = {}
@@ -34,6 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"    {row.file + ': ' if isinstance(row.file, str) else ''}{row.problem}")
         for remedy in found["remedy"].dropna().unique():
             print(f"    -> {remedy}")
-    wrong = sum(result in BAD for result in results.values())
-    print(f"{len(results)} checkpoints, {wrong} of them not all right")
+    counts = Counter(results.values())
+    wrong = sum(count for result, count in counts.items() if result in NOT_RIGHT)
+    told = ", ".join(f"{count} {result}" for result, count in counts.items())
+    print(f"{len(results)} checkpoints ({told}), {wrong} of them not all right")
     return 1 if wrong else 0

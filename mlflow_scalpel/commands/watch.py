@@ -7,8 +7,12 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from mlflow_scalpel.commands.log import add_origin, origin_of, report
+
+if TYPE_CHECKING:
+    from mlflow_scalpel.checkpoints.log import Delivery
 
 NAME = "watch"
 HELP = "log new checkpoints of another process as they become whole"
@@ -31,7 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     from mlflow_scalpel.checkpoints.foreign import is_whole, step_directories, watch
     from mlflow_scalpel.checkpoints.log import close_couriers
 
-    directory, taken, stop = arguments.directory, {}, _Stop()
+    directory, stop = arguments.directory, _Stop()
+    taken: list[tuple[int, Delivery]] = []  # a step that is written anew comes again
     print(f"watching {directory}; Ctrl-C ends it, when all is sent", flush=True)
     for step, delivery in watch(
         directory,
@@ -41,13 +46,13 @@ def run(arguments: argparse.Namespace) -> int:
         stopped=lambda: stop.asked,
     ):
         print(f"step {step}: whole, and on its way", flush=True)
-        taken[step] = delivery
+        taken.append((step, delivery))
     if stop.asked:
         print("interrupted; sending what is under way", flush=True)
-    failed = [step for step, delivery in taken.items() if not report(step, delivery)]
+    failed = [step for step, delivery in taken if not report(step, delivery)]
     close_couriers()
     for step, path in step_directories(directory).items() if directory.is_dir() else ():
-        if step not in taken and not is_whole(path):
+        if not is_whole(path) and step not in {known for known, _ in taken}:
             print(f"step {step}: {path} never became whole, and is not logged", file=sys.stderr)
             failed.append(step)
     return 1 if failed else 0

@@ -171,7 +171,9 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         if state.is_world_process_zero:
-            keep_newest(Path(str(args.output_dir)), self._recipe.checkpoints.keep_local)
+            waiting = self._journal.courier.waiting_checkpoints()
+            in_place = [Path(entry.source) for entry in waiting if not entry.snapshot]
+            keep_newest(Path(str(args.output_dir)), self._recipe.checkpoints.keep_local, in_place)
             self._take_in(_directory(args, state), state)
 
     def on_train_end(

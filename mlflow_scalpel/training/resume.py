@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,10 +75,12 @@ def remove_broken(output: Path, processes: int) -> list[Path]:
     return broken
 
 
-def keep_newest(output: Path, count: int) -> None:
-    """Remove all checkpoints but the newest `count`."""
+def keep_newest(output: Path, count: int, needed: Collection[Path] = ()) -> None:
+    """Remove all checkpoints but the newest `count`, and those that are `needed` where they are."""
+    kept = {path.resolve() for path in needed}
     for directory in _checkpoints(output)[:-count]:
-        shutil.rmtree(directory)
+        if directory.resolve() not in kept:
+            shutil.rmtree(directory)
 
 
 def past_of(run_id: str, from_here: Path | None) -> Past:

@@ -27,6 +27,7 @@ from mlflow_scalpel.checkpoints.stores import local_directory, open_store, place
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.training.journal import Journal
+from mlflow_scalpel.training.resume import keep_newest
 
 WEIGHTS = "model.safetensors"
 
@@ -217,35 +218,63 @@ def test_what_the_server_will_never_take_is_set_aside_and_told(
         with pytest.raises(Undelivered):
             close_couriers(limit=0)
         faulty.clear()
-        faulty.answer(400, "POST .*/runs/log-batch")
+        faulty.answer(400, "POST .*/runs/log-batch", json=True)
         assert main(["upload", str(checkpoint.parent)]) == 1
         told = capsys.readouterr()
         assert "sent 1 of 2 entries" in told.out
         assert "MLflow refused what is kept in" in told.err
         assert len(list(checkpoint.parent.glob(".scalpel/*/refused/*.json"))) == 1
+        # still refused: nothing of what waits was sent, and that is no success
+        assert main(["upload", str(checkpoint.parent)]) == 1
+        assert "sent 0 of 1 entries" in capsys.readouterr().out
+        faulty.clear()  # the cause is mended
+        assert main(["upload", str(checkpoint.parent)]) == 0
+        assert not (checkpoint.parent / ".scalpel").exists()
 
 
-def test_what_waits_is_bounded(faulty, track_at, checkpoint, monkeypatch):
-    """Beyond the bound nothing is linked or copied; the trainer's own files are read in place."""
+def test_an_outage_of_any_length_loses_no_checkpoint(faulty, track_at, checkpoint):
+    """All of them are linked, so that the trainer may remove its own."""
     track_at(faulty.uri)
-    monkeypatch.setattr(log, "QUEUED_CHECKPOINTS", 2)
     with mlflow.start_run() as run:
+        faulty.answer(503)
+        deliveries = []
+        for step in range(1, 15):
+            directory = checkpoint.with_name(f"checkpoint-{step}")
+            shutil.copytree(checkpoint, directory)
+            weights = directory / WEIGHTS
+            before = weights.stat().st_ino
+            deliveries.append(log_checkpoint(directory, step=step))
+            (spool,) = find_spools(checkpoint.parent)
+            assert before in {file.stat().st_ino for file in spool.glob(f"*/{WEIGHTS}")}
+            shutil.rmtree(directory)
+        faulty.clear()
+        assert [str(d.wait().status) for d in deliveries] == ["READY"] * 14
+    assert len(models_of(run.info.run_id)) == 14
+
+
+def test_without_room_for_copies_the_trainers_own_files_are_kept(
+    faulty, track_at, checkpoint, monkeypatch
+):
+    """On another file system nothing can be linked, and its disk is nearly full."""
+    track_at(faulty.uri)
+    monkeypatch.setattr(log, "can_link", lambda source, directory: False)
+    monkeypatch.setattr(log, "ROOM_SECONDS", 0.1)
+    monkeypatch.setattr(log.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))
+    with mlflow.start_run():
         faulty.refuse()
         deliveries = []
-        for step in (1, 2, 3, 4):
+        for step in (1, 2, 3):
             directory = checkpoint.with_name(f"checkpoint-{step}")
             shutil.copytree(checkpoint, directory)
             deliveries.append(log_checkpoint(directory, step=step))
-            time.sleep(0.3)
-        (spool,) = find_spools(checkpoint.parent)
-        assert len(list(spool.glob(f"*/{WEIGHTS}"))) == 2
-        shutil.rmtree(checkpoint.with_name("checkpoint-4"))
+        waiting = deliveries[0].courier.waiting_checkpoints()
+        assert not any(entry.snapshot for entry in waiting)
+        shutil.rmtree(checkpoint)
+        keep_newest(checkpoint.parent, 1, [Path(entry.source) for entry in waiting])
         faulty.clear()
-        assert [str(d.wait().status) for d in deliveries[:3]] == ["READY"] * 3
-        with pytest.raises(ScalpelError, match="checkpoint-4: there is no such directory"):
-            deliveries[3].wait()
-    states = {m.params["step"]: str(m.status) for m in models_of(run.info.run_id)}
-    assert states == {"1": "READY", "2": "READY", "3": "READY", "4": "FAILED"}
+        assert [str(d.wait().status) for d in deliveries] == ["READY"] * 3
+        keep_newest(checkpoint.parent, 1)
+        assert [d.name for d in checkpoint.parent.glob("checkpoint-*")] == ["checkpoint-3"]
 
 
 def test_the_best_version_of_each_run_has_an_alias_of_its_own(tracking, checkpoint):
@@ -408,16 +437,19 @@ def small_disk(tmp_path):
     subprocess.run(["umount", disk], check=True)
 
 
-def test_a_disk_that_fills_up(tracking, checkpoint, small_disk):
+def test_a_full_disk_is_waited_for(tracking, checkpoint, small_disk, monkeypatch):
     experiment = mlflow.create_experiment("small", artifact_location=small_disk.as_uri())
-    with (
-        mlflow.start_run(experiment_id=experiment) as run,
-        pytest.raises(ScalpelError, match=r"model\.safetensors: the disk is full.*prune"),
-    ):
-        log_checkpoint(checkpoint, step=7).wait()
-    (model,) = models_of(run.info.run_id)
-    assert str(model.status) == "FAILED"
-    assert "the disk is full" in model.tags["scalpel.failure"]
+    (small_disk / "other").write_bytes(bytes(40_000))
+    with mlflow.start_run(experiment_id=experiment) as run:
+        delivery = log_checkpoint(checkpoint, step=7)
+        shutil.rmtree(checkpoint)
+        monkeypatch.setenv("SCALPEL_PATIENCE", "1")
+        with pytest.raises(Undelivered, match=r"model\.safetensors: the disk is full.*upload"):
+            delivery.wait()
+        (small_disk / "other").unlink()
+        monkeypatch.setenv("SCALPEL_PATIENCE", "60")
+        assert str(delivery.wait().status) == "READY"
+    assert len(models_of(run.info.run_id)) == 1
 
 
 def test_trainer_state_stays_behind_unless_asked_for(tracking, checkpoint):
