@@ -87,7 +87,9 @@ def store(
         directory = folder if entry.snapshot else _directory(entry)
         try:
             check_whole(directory)
-            manifest = manifest or make_manifest([directory / name for name in entry.files])
+            manifest = manifest or make_manifest(
+                [directory / name for name in entry.files], directory
+            )
             if entry.base is not None and not is_adapter(directory):
                 _check_architecture(manifest, base_manifest(client, entry.base), entry)
             model = _store_files(client, entry, model, directory, run_id, manifest)

@@ -19,7 +19,7 @@ from mlflow.entities import LoggedModel, LoggedModelInput
 
 from mlflow_scalpel.checkpoints import deliver
 from mlflow_scalpel.checkpoints.courier import Courier, Undelivered
-from mlflow_scalpel.checkpoints.layout import check_whole, checkpoint_files
+from mlflow_scalpel.checkpoints.layout import check_whole, checkpoint_files, left_out, name_in
 from mlflow_scalpel.checkpoints.manifest import make_manifest
 from mlflow_scalpel.checkpoints.resolve import hub_snapshot, model_id_of
 from mlflow_scalpel.checkpoints.spool import CheckpointEntry, Spool
@@ -120,7 +120,7 @@ def log_checkpoint(
         snapshot = _on_hub(str(path_or_hub_revision))
         entry.source = str(path_or_hub_revision).partition("@")[0]
         entry.revision = snapshot.name  # the hub cache names a snapshot by its commit
-        entry.files = [file.name for file in checkpoint_files(snapshot)]
+        entry.files = [name_in(snapshot, file) for file in checkpoint_files(snapshot)]
         entry.params["kind"] = "pointer"
         courier = courier_for(run_id, Path("outputs"))
         courier.add(entry)
@@ -130,12 +130,13 @@ def log_checkpoint(
     courier = courier_for(run_id, directory.resolve().parent)
     try:
         files = checkpoint_files(directory, trainer_state=trainer_state)
-        entry.files = [file.name for file in files]
+        entry.files = [name_in(directory, file) for file in files]
+        entry.notes = left_out(directory)
     except ScalpelError as error:
         entry.problem = str(error)
     if entry.problem is None and _make_room(courier, files):
         entry.snapshot = True
-        courier.add(entry, lambda folder: _snapshot(files, folder))
+        courier.add(entry, lambda folder: _snapshot(directory, files, folder))
     else:  # its files are read where they are
         courier.add(entry)
     return Delivery(courier, entry.job)
@@ -228,13 +229,15 @@ def _make_room(courier: Courier, files: list[Path]) -> bool:
     return courier.wait_for_room(full)
 
 
-def _snapshot(files: list[Path], folder: Path) -> None:
+def _snapshot(directory: Path, files: list[Path], folder: Path) -> None:
     """Keep the files as they are now, whatever the trainer does with its own."""
     for file in files:
         # Weights are written anew and renamed, or so at least is Transformers' habit; a config is
         # written over, which a link would follow.
         written_over = file.suffix != WEIGHTS and file.stat().st_size <= _SMALL_FILE
-        place(file, folder / file.name, "copy" if written_over else None)
+        target = folder / name_in(directory, file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        place(file, target, "copy" if written_over else None)
 
 
 def _stored_base(
@@ -243,7 +246,7 @@ def _stored_base(
     local = Path(source).is_dir()
     directory = Path(source) if local else _on_hub(source)
     check_whole(directory)
-    manifest = make_manifest(checkpoint_files(directory))
+    manifest = make_manifest(checkpoint_files(directory), directory)
     digest = manifest.digest
     known = _find_ready(client, run_id, digest)
     if known is not None:

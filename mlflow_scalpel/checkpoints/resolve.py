@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_scalpel.checkpoints.find import models_of_run, state_of, step_of
 from mlflow_scalpel.checkpoints.layout import (
     FAILURE_TAG,
+    KEPT,
     POINTER,
     PRUNED_TAG,
     checkpoint_files,
@@ -24,7 +25,8 @@ from mlflow_scalpel.checkpoints.stores import Store, open_store
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.files import is_adapter
 
-_SAFE_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+# Code too, since a snapshot is whole or not; it is run for nobody who does not ask for it.
+_SAFE_FILES = (*(f"*{suffix}" for suffix in KEPT), "*.py")
 _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
 _RUN = re.compile(r"runs:/(?P<run>[\w-]+)(?:#(?P<which>last|step=\d+))?")
 

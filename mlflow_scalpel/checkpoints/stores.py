@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import posixpath
 import shutil
 from collections.abc import Callable, Mapping
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from mlflow_scalpel.checkpoints.layout import is_inner_name
 from mlflow_scalpel.errors import ScalpelError
 
 Link = Literal["reflink", "hard", "copy"]
@@ -69,7 +71,9 @@ class LocalStore:
         """Place each file by the best way that works (`reflink`, `hard`, `copy`), or by `link`."""
         self._directory.mkdir(parents=True, exist_ok=True)
         for name, file in files.items():
-            place(file, self._directory / name, link)
+            target = self._directory / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            place(file, target, link)
 
     def fetch(
         self, name: str, target: Path, progress: Callable[[int], Any] = lambda count: None
@@ -85,8 +89,11 @@ class LocalStore:
         """Bytes of each stored file; of a link, which no store should have, its own."""
         if not self._directory.is_dir():
             return {}
-        files = [file for file in self._directory.iterdir() if file.is_symlink() or file.is_file()]
-        return {file.name: file.lstat().st_size for file in files}
+        return {
+            file.relative_to(self._directory).as_posix(): file.lstat().st_size
+            for file in self._directory.rglob("*")
+            if file.is_symlink() or file.is_file()
+        }
 
     def delete(self, name: str) -> None:
         """Remove one file."""
@@ -114,11 +121,12 @@ class RemoteStore:
     def put(self, files: Mapping[str, Path], link: Link | None = None) -> None:
         """Send the files, several at a time, each byte once."""
         for name, file in files.items():
-            if file.name != name:
+            if file.name != posixpath.basename(name):
                 raise ValueError(f"{file} would be stored as {file.name}, not as {name}")
+        sent = [(str(file), posixpath.dirname(name) or None) for name, file in files.items()]
         # ThreadPool: a concurrent.futures pool takes no work while the interpreter exits.
         with ThreadPool(PARALLEL_FILES) as pool:
-            pool.map(self._repository.log_artifact, [str(f) for f in files.values()], chunksize=1)
+            pool.starmap(self._repository.log_artifact, sent, chunksize=1)
 
     def fetch(
         self, name: str, target: Path, progress: Callable[[int], Any] = lambda count: None
@@ -145,11 +153,18 @@ class RemoteStore:
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each stored file, as the store lists them."""
-        return {
-            file.path.rsplit("/", 1)[-1]: int(file.file_size or 0)
-            for file in self._repository.list_artifacts()
-            if not file.is_dir
-        }
+        sizes = {}
+        folders: list[str | None] = [None]
+        while folders:
+            for entry in self._repository.list_artifacts(folders.pop()):
+                # A path that leads out of the model is no name of a file of it.
+                if not is_inner_name(entry.path):
+                    continue
+                if entry.is_dir:
+                    folders.append(entry.path)
+                else:
+                    sizes[entry.path] = int(entry.file_size or 0)
+        return sizes
 
     def delete(self, name: str) -> None:
         """Remove one file."""
