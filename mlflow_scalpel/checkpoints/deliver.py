@@ -9,6 +9,7 @@ import functools
 import json
 import platform
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ from mlflow.models.signature import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
+from mlflow_scalpel.checkpoints.differences import Differences, canonical, differences, some
+from mlflow_scalpel.checkpoints.expected import expected_shapes, ties_head
 from mlflow_scalpel.checkpoints.find import made_by, metrics_of, state_of
 from mlflow_scalpel.checkpoints.layout import (
     FAILURE_TAG,
     MANIFEST,
     MLMODEL,
     MODEL_TYPE,
+    NOTE_TAG,
     POINTER,
     check_whole,
 )
@@ -34,6 +38,7 @@ from mlflow_scalpel.checkpoints.spool import CheckpointEntry
 from mlflow_scalpel.checkpoints.stores import open_store
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, checkpoint_note
+from mlflow_scalpel.run_warnings import print_warning, warning_tag
 from mlflow_scalpel.tensors.files import is_adapter
 
 _JOB_TAG = "scalpel.job"
@@ -77,7 +82,7 @@ def store(
         manifest: the files' manifest, where it was made already.
 
     Raises:
-        ScalpelError: the checkpoint is damaged, or of another architecture than its base.
+        ScalpelError: the checkpoint is damaged, or shares no weights with its base.
     """
     assert entry.model_id is not None  # created before
     if entry.problem is not None:
@@ -90,8 +95,12 @@ def store(
             manifest = manifest or make_manifest(
                 [directory / name for name in entry.files], directory
             )
-            if entry.base is not None and not is_adapter(directory):
-                _check_architecture(manifest, base_manifest(client, entry.base), entry)
+            notes = list(entry.notes)
+            if not is_adapter(directory):
+                notes += _check_architecture(client, manifest, entry, directory, run_id)
+            if notes:
+                note = "; ".join(notes)[:_TAG_LIMIT]
+                client.set_logged_model_tags(entry.model_id, {NOTE_TAG: note})
             model = _store_files(client, entry, model, directory, run_id, manifest)
         except ScalpelError as error:  # name the file where the user knows it
             raise ScalpelError(str(error).replace(str(directory), entry.source)) from error
@@ -192,24 +201,68 @@ def _check_stored(files: dict[str, Path], stored: dict[str, int], model: LoggedM
             )
 
 
-def _check_architecture(manifest: Manifest, base: Manifest | None, entry: CheckpointEntry) -> None:
-    """Raise ScalpelError where names or shapes of the tensors are not the base's."""
-    if base is None:
-        return
-    before, after = base.tensors, manifest.tensors
-    for name in sorted({**before, **after}):
-        if name in before and name in after:
-            if before[name].shape == after[name].shape:
-                continue
-            what = f"has shape {after[name].shape}, and the base's has {before[name].shape}"
-        elif "lm_head" in name or "embed" in name:
-            continue  # tied with the other one on one side, and stored once
-        else:
-            what = "is not in the base" if name in after else "of the base is missing"
+def _check_architecture(
+    client: MlflowClient, manifest: Manifest, entry: CheckpointEntry, directory: Path, run_id: str
+) -> list[str]:
+    """How the checkpoint differs from its base, for a note; raises ScalpelError if in all.
+
+    Weights of the base that are missing without a reason are warned of on the run; where the
+    checkpoint's own configuration asks for them, it is not whole.
+    """
+    base = base_manifest(client, entry.base) if entry.base is not None else None
+    if base is None or not base.tensors:
+        return []
+    found = differences(base.tensors, manifest.tensors)
+    if found.foreign is not None:
         raise ScalpelError(
-            f"{entry.source}: tensor {name} {what} ({entry.base}): it is a checkpoint of another "
-            "architecture; give the base that its training began with"
+            f"{entry.source}: shares no weights with the base {entry.base}: {found.foreign}; give "
+            "the model that this training began with as the base, or none: then it is stored, and "
+            "compared with what you name"
         )
+    if found.heads and not ties_head(directory):
+        found = replace(found, missing=(*found.missing, *found.heads))
+    if found.missing or found.reshaped:
+        _check_own_configuration(found, manifest, entry, directory)
+    if not found.missing:
+        return list(found.notes)
+    what = (
+        f"{len(found.missing)} of the base's {len(base.tensors)} tensors are missing "
+        f"({some(found.missing)})"
+    )
+    message = (
+        f"step {entry.step}: {what}; if the save was cut off, log the whole model again: what is "
+        "missing is measured nowhere"
+    )
+    print_warning("checkpoint_incomplete", message, run_id)
+    for key, value in warning_tag("checkpoint_incomplete", message).items():
+        client.set_tag(run_id, key, value)
+    return [*found.notes, what]
+
+
+def _check_own_configuration(
+    found: Differences, manifest: Manifest, entry: CheckpointEntry, directory: Path
+) -> None:
+    """Raise ScalpelError where the checkpoint's config.json asks for what its files do not hold.
+
+    Transformers would fill it with random values, or refuse the model.
+    """
+    wanted = expected_shapes(directory)
+    if wanted is None:
+        return
+    stored = {canonical(name): tensor.shape for name, tensor in manifest.tensors.items()}
+    for name in found.missing:
+        if canonical(name) in wanted:
+            raise ScalpelError(
+                f"{entry.source}: tensor {name} of the base is missing, and the checkpoint's own "
+                "config.json asks for it, so that it is not whole; save it again, all of it"
+            )
+    for name in found.reshaped:
+        shape = wanted.get(canonical(name))
+        if shape is not None and shape != stored[canonical(name)]:
+            raise ScalpelError(
+                f"{entry.source}: tensor {name} has shape {stored[canonical(name)]}, and the "
+                f"checkpoint's own config.json asks for {shape}; save weights and config together"
+            )
 
 
 def _mlmodel(folder: Path, model: LoggedModel, run_id: str) -> Path:

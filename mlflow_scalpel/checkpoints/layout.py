@@ -111,7 +111,7 @@ def _look(directory: Path, trainer_state: bool) -> tuple[list[Path], list[str]]:
     if trainer_state:
         files += states
     files = sorted(set(files) - set(odd))
-    for file in code:
+    for file in (*code, *(states if trainer_state else ())):
         _refuse_foreign_link(file, directory)
     return files, notes
 

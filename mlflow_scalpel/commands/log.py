@@ -96,6 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
 def report(step: int, delivery: Any) -> bool:
     """Wait for a checkpoint and print a line about it; whether it is READY."""
     from mlflow_scalpel.checkpoints.courier import Undelivered
+    from mlflow_scalpel.checkpoints.layout import NOTE_TAG
     from mlflow_scalpel.errors import ScalpelError
 
     try:
@@ -106,4 +107,6 @@ def report(step: int, delivery: Any) -> bool:
         print(f"step {step}: FAILED: {error}", file=sys.stderr)
         return False
     print(f"step {step}: models:/{model.model_id}", flush=True)
+    if note := model.tags.get(NOTE_TAG):
+        print(f"step {step}: note: {note}", flush=True)
     return True
