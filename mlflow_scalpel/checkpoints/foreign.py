@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.checkpoints.find import made_by, state_of, step_of
-from mlflow_scalpel.checkpoints.layout import check_whole
-from mlflow_scalpel.checkpoints.log import Delivery, log_checkpoint
+from mlflow_scalpel.checkpoints.history import Notes, log_notes, params_of, read_notes
+from mlflow_scalpel.checkpoints.layout import FAILURE_TAG, check_whole
+from mlflow_scalpel.checkpoints.layouts import (
+    StepDirectory,
+    find_steps,
+    names_in,
+    run_directory,
+)
+from mlflow_scalpel.checkpoints.log import Delivery, courier_for, log_checkpoint
+from mlflow_scalpel.checkpoints.lost import LOST, said_of_lost
 from mlflow_scalpel.checkpoints.stores import Link
+from mlflow_scalpel.checkpoints.trainer_state import STATE
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
-from mlflow_scalpel.tensors.steps import step_of_name
+from mlflow_scalpel.run_warnings import warn, withdraw
 
 DIRECTORY_TAG = "scalpel.directory"
-_BATCH = 1000  # metrics of one request
 _NAP = 0.2  # seconds of sleep after which `watch` sees that it is to stop
 
 
@@ -38,41 +44,63 @@ class Origin:
     link: Link | None = None
     trainer_state: bool = False
     params: Mapping[str, str] = field(default_factory=dict)
-
-
-def step_directories(directory: Path) -> dict[int, Path]:
-    """Checkpoint directories by step: `directory` itself, or those in it (checkpoint-N, step-N)."""
-    own = step_of_name(directory.name) is not None
-    candidates = [directory] if own else directory.iterdir()
-    found = {
-        step: path
-        for path in candidates
-        if path.is_dir() and (step := step_of_name(path.name)) is not None
-    }
-    return dict(sorted(found.items()))
+    step: int | None = None
+    """Step of a single directory, whatever its name."""
+    trainer_run: str | None = None
+    """MLflow run that the trainer itself logged, for its rates and settings."""
 
 
 def log_directory(directory: Path, origin: Origin) -> tuple[str, dict[int, Delivery]]:
     """Log every checkpoint of a finished run that its MLflow run does not have yet.
 
-    Returns the run ID and a delivery a step. Raises ScalpelError where no checkpoint is there.
+    Returns the run ID and a delivery a step. Raises ScalpelError where no checkpoint is there that
+    could be opened, or two are of one step.
     """
-    checkpoints = step_directories(directory)
-    if not checkpoints:
-        raise ScalpelError(
-            f"{directory}: holds no directory named checkpoint-N or step-N, with the step as N; "
-            "give the directory that holds them, or one of them"
-        )
+    found = find_steps(directory, origin.step)
+    if not found:
+        raise ScalpelError(_nothing(directory))
+    models = {one.step: one for one in found if one.model is not None}
+    if not models:
+        more = f" ({len(found)} steps alike)" if len(found) > 1 else ""
+        raise ScalpelError(f"{found[-1].why}{more}")
     run_id = run_of(directory, origin)
+    courier_for(run_id, run_directory(directory))  # whose spool no step's removal takes along
     stored = stored_steps(run_id)
+    notes = _notes(directory, found[-1], origin, run_id)
     deliveries = {
-        step: _log(path, step, run_id, origin)
-        for step, path in checkpoints.items()
-        if step not in stored
+        step: _log(one, run_id, origin, notes) for step, one in models.items() if step not in stored
     }
-    if origin.run_id is None:
-        _log_history(checkpoints, run_id, stored)
     return run_id, deliveries
+
+
+def lost_steps(
+    directory: Path, origin: Origin, run_id: str, taken: Collection[int]
+) -> dict[int, str]:
+    """Why steps that the trainer left, or that were taken, are not stored; told on the run too."""
+    client = MlflowClient()
+    found = find_steps(directory, origin.step) if directory.is_dir() else []
+    looked_at = {*taken, *(one.step for one in found)}
+    lost = {
+        step_of(model): model.tags.get(FAILURE_TAG, "nobody logged why")
+        for model in made_by(client, client.get_run(run_id))
+        if state_of(model) == "FAILED" and step_of(model) in looked_at
+    }
+    for one in found:
+        reason = one.why if one.model is None else trouble(one.model)
+        if reason is not None:
+            lost[one.step] = reason
+    stored = stored_steps(run_id)
+    lost = {step: reason for step, reason in sorted(lost.items()) if step not in stored}
+    if lost:
+        warn(LOST, said_of_lost(lost, len(stored)), run_id)
+    else:
+        withdraw(LOST, run_id)
+    return lost
+
+
+def end_run(run_id: str) -> None:
+    """End a run that was begun for its checkpoints: FAILED where it has none of them."""
+    MlflowClient().set_terminated(run_id, "FINISHED" if stored_steps(run_id) else "FAILED")
 
 
 def watch(
@@ -82,40 +110,101 @@ def watch(
     interval: float,
     idle: float | None,
     stopped: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[int, Delivery]]:
     """Log checkpoints of a run that goes on, each once it is whole; yields step and delivery.
 
     A checkpoint is whole when its weights are as long as their headers say and nothing in it has
-    changed between two looks, `interval` seconds apart. Ends when nothing new has come for `idle`
-    seconds (None: never), and before the next look where `stopped()`.
+    changed between two looks, `interval` seconds apart. `say` is told why one that does not change
+    any more is waited for, once for each reason. Ends when nothing new has come for `idle` seconds
+    (None: never), and before the next look where `stopped()`.
     """
     run_id = run_of(directory, origin)
+    courier_for(run_id, run_directory(directory))
     seen = stored_steps(run_id)
     looks: dict[int, tuple[Any, ...]] = {}
+    told: set[str] = set()
     changed = time.monotonic()
+
+    def tell(line: str) -> None:
+        if line not in told:
+            told.add(line)
+            say(line)
+
     while not stopped() and (idle is None or time.monotonic() - changed < idle):
-        for step, path in step_directories(directory).items() if directory.is_dir() else ():
-            if step in seen:
+        found = _found_now(directory, origin, tell)
+        for one in found:
+            if one.step in seen:
                 continue
-            look = _look(path)
-            if look != looks.get(step):
-                looks[step] = look
+            look = _look(one.model or one.place)
+            if look != looks.get(one.step):
+                looks[one.step] = look
                 changed = time.monotonic()
-            elif is_whole(path):
-                seen.add(step)
-                yield step, _log(path, step, run_id, origin)
+                continue
+            reason = trouble(one.model) if one.model is not None else one.why
+            if reason is None:
+                seen.add(one.step)
+                notes = _notes(directory, one, origin, run_id)
+                yield one.step, _log(one, run_id, origin, notes)
+            else:
+                tell(f"step {one.step}: waits: {reason}")
         next_look = time.monotonic() + interval
         while not stopped() and (left := next_look - time.monotonic()) > 0:
             time.sleep(min(left, _NAP))
 
 
-def is_whole(directory: Path) -> bool:
-    """Whether all weights of the checkpoint are there to the end."""
+def _found_now(directory: Path, origin: Origin, tell: Callable[[str], None]) -> list[StepDirectory]:
+    """The steps that are there; what cannot be told apart is said, and nothing taken."""
+    if not directory.is_dir():
+        tell(f"{directory}: is not there yet; it is waited for")
+        return []
+    try:
+        found = find_steps(directory, origin.step)
+    except ScalpelError as error:
+        tell(str(error))
+        return []
+    if not found and any(directory.iterdir()):
+        tell(f"waits: {_nothing(directory)}")
+    return found
+
+
+def trouble(directory: Path) -> str | None:
+    """Why the checkpoint is not whole; None where all of its weights are there to the end."""
     try:
         check_whole(directory)
-    except (ScalpelError, OSError):  # not yet, or removed again
-        return False
-    return True
+    except ScalpelError as error:
+        return str(error)
+    except OSError as error:  # removed again
+        return f"{directory}: {error}"
+    return None
+
+
+def _nothing(directory: Path) -> str:
+    if (directory / "config.json").is_file() and any(directory.glob("*.safetensors")):
+        return (
+            f"{directory}: holds a model, and its name says no step; give it with --step N, or the "
+            "directory that holds those of the steps"
+        )
+    return (
+        f"{directory}: holds no directory named after a step, as checkpoint-N, global_step_N, "
+        f"step_N, epoch_N, iter_N or N; there is {names_in(directory)}; give the directory that "
+        "holds them, or one of them, or --step N with a model's"
+    )
+
+
+def _notes(directory: Path, newest: StepDirectory, origin: Origin, run_id: str) -> Notes:
+    """What the trainer noted, put into the run; what of it cannot be read is warned of."""
+    try:
+        home = run_directory(directory)
+        folder = newest.place if (newest.place / STATE).is_file() else newest.model
+        notes = read_notes(home, folder, origin.trainer_run, origin.run_id)
+        log_notes(run_id, notes)
+    except ScalpelError as error:
+        if origin.trainer_run is not None:
+            raise
+        warn("history", f"the trainer's own history is not logged: {error}", run_id)
+        return Notes()
+    return notes
 
 
 def run_of(directory: Path, origin: Origin) -> str:
@@ -129,8 +218,7 @@ def run_of(directory: Path, origin: Origin) -> str:
                 f"run {origin.run_id}: there is no such run at {mlflow.get_tracking_uri()} "
                 f"({error}); copy the ID from the UI's run page, and check MLFLOW_TRACKING_URI"
             ) from error
-    home = directory.resolve()
-    home = home if step_of_name(home.name) is None else home.parent
+    home = run_directory(directory)
     experiment_id = str(mlflow.tracking.fluent._get_experiment_id())
     quoted = str(home).replace("'", "\\'")
     found = client.search_runs([experiment_id], f"tags.`{DIRECTORY_TAG}` = '{quoted}'")
@@ -153,14 +241,20 @@ def stored_steps(run_id: str) -> set[int]:
     return {step_of(model) for model in models if state_of(model) == "READY"}
 
 
-def _log(path: Path, step: int, run_id: str, origin: Origin) -> Delivery:
+def _log(one: StepDirectory, run_id: str, origin: Origin, notes: Notes) -> Delivery:
+    assert one.model is not None  # asked before
+    known: dict[str, str] = {}
+    try:
+        known = params_of([one.model, one.place], one.step, notes)
+    except ScalpelError as error:
+        warn("history", f"the trainer's own history is not logged: {error}", run_id)
     return log_checkpoint(
-        path,
-        step=step,
+        one.model,
+        step=one.step,
         base=origin.base,
         run_id=run_id,
-        params=origin.params,
-        name=f"{path.resolve().parent.name}-step-{step:06d}",
+        params={**known, **origin.params},
+        name=f"{run_directory(one.model).name}-step-{one.step:06d}",
         register_as=origin.register_as,
         link=origin.link,
         trainer_state=origin.trainer_state,
@@ -170,24 +264,7 @@ def _log(path: Path, step: int, run_id: str, origin: Origin) -> Delivery:
 def _look(directory: Path) -> tuple[Any, ...]:
     """What changes while the directory is written."""
     try:
-        stats = [(file.name, file.stat()) for file in sorted(directory.iterdir())]
+        stats = [(str(file), file.stat()) for file in sorted(directory.rglob("*"))]
     except FileNotFoundError:  # a temporary file that was renamed meanwhile
         return (time.monotonic(),)
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
-
-
-def _log_history(checkpoints: Mapping[int, Path], run_id: str, stored: set[int]) -> None:
-    """Log what a Transformers trainer noted in its newest checkpoint: loss, learning rate ..."""
-    newest = checkpoints[max(checkpoints)] / "trainer_state.json"
-    if stored or not newest.is_file():
-        return
-    history = json.loads(newest.read_text(encoding="utf-8")).get("log_history", [])
-    now = int(time.time() * 1000)
-    metrics = [
-        Metric(key, float(value), now, int(entry["step"]))
-        for entry in history
-        for key, value in entry.items()
-        if key != "step" and isinstance(value, int | float)
-    ]
-    for start in range(0, len(metrics), _BATCH):
-        MlflowClient().log_batch(run_id, metrics=metrics[start : start + _BATCH])

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from mlflow_scalpel.checkpoints.code import code_files
+from mlflow_scalpel.checkpoints.layouts import why_none
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.documents import read_object
-from mlflow_scalpel.tensors.files import WEIGHTS, TensorFiles, is_adapter, weight_files
+from mlflow_scalpel.tensors.files import INDEX, WEIGHTS, TensorFiles, is_adapter, weight_files
 
 # Everything that Transformers and PEFT need to open a model, its tokenizer and its processor.
 KEPT = (
@@ -93,6 +94,8 @@ def _look(directory: Path, trainer_state: bool) -> tuple[list[Path], list[str]]:
         ) from error
     for file in own:
         _refuse_foreign_link(file, directory)
+    if not any(file.suffix == WEIGHTS for file in own) and not (directory / INDEX).is_file():
+        raise ScalpelError(f"{directory}: {why_none(directory)}")
     weights = weight_files(directory)
     if not is_adapter(directory):
         if not (directory / CONFIG).is_file():

@@ -19,13 +19,16 @@ from mlflow.entities import LoggedModel, LoggedModelInput
 
 from mlflow_scalpel.checkpoints import deliver
 from mlflow_scalpel.checkpoints.courier import Courier, Undelivered
+from mlflow_scalpel.checkpoints.history import params_of
 from mlflow_scalpel.checkpoints.layout import check_whole, checkpoint_files, left_out, name_in
+from mlflow_scalpel.checkpoints.layouts import model_in, run_directory
 from mlflow_scalpel.checkpoints.manifest import make_manifest
 from mlflow_scalpel.checkpoints.resolve import hub_snapshot, model_id_of
 from mlflow_scalpel.checkpoints.spool import CheckpointEntry, Spool
 from mlflow_scalpel.checkpoints.stores import Link, place
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.files import WEIGHTS, is_adapter
+from mlflow_scalpel.tensors.steps import step_of_path
 
 QUEUED_CHECKPOINTS = 8  # checkpoints that wait to be stored; the next one waits for room
 _SMALL_FILE = 100_000  # bytes up to which a config or the like is copied and not linked
@@ -126,14 +129,18 @@ def log_checkpoint(
         courier.add(entry)
         return Delivery(courier, entry.job)
 
-    entry.params["kind"] = "adapter" if is_adapter(directory) else "model"
-    courier = courier_for(run_id, directory.resolve().parent)
+    named = step_of_path(directory) is not None
+    courier = courier_for(run_id, run_directory(directory) if named else directory.resolve().parent)
     try:
+        directory = model_in(directory)
+        entry.source = str(directory)
+        entry.notes = _take_over_notes(entry, directory)
         files = checkpoint_files(directory, trainer_state=trainer_state)
         entry.files = [name_in(directory, file) for file in files]
-        entry.notes = left_out(directory)
+        entry.notes += left_out(directory)
     except ScalpelError as error:
         entry.problem = str(error)
+    entry.params["kind"] = "adapter" if is_adapter(directory) else "model"
     if entry.problem is None and _make_room(courier, files):
         entry.snapshot = True
         courier.add(entry, lambda folder: _snapshot(directory, files, folder))
@@ -244,7 +251,7 @@ def _stored_base(
     client: MlflowClient, source: str, run_id: str, register_as: str | None
 ) -> LoggedModel:
     local = Path(source).is_dir()
-    directory = Path(source) if local else _on_hub(source)
+    directory = model_in(Path(source)) if local else _on_hub(source)
     check_whole(directory)
     manifest = make_manifest(checkpoint_files(directory), directory)
     digest = manifest.digest
@@ -284,6 +291,16 @@ def _find_ready(client: MlflowClient, run_id: str, digest: str) -> LoggedModel |
 def _base_id(base: str, run_id: str) -> str:
     """Model ID of a base, which is logged where it is a directory or a hub name."""
     return model_id_of(base) or log_base(base, run_id=run_id).model_id
+
+
+def _take_over_notes(entry: CheckpointEntry, directory: Path) -> list[str]:
+    """Params that the trainer's state beside the checkpoint gives, in so far as none are given."""
+    try:
+        known = params_of([directory], entry.step)
+    except ScalpelError as error:  # of no importance for the checkpoint itself
+        return [str(error)]
+    entry.params = {**known, **entry.params}
+    return []
 
 
 def _on_hub(name: str) -> Path:

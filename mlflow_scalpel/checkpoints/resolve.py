@@ -20,6 +20,7 @@ from mlflow_scalpel.checkpoints.layout import (
     PRUNED_TAG,
     checkpoint_files,
 )
+from mlflow_scalpel.checkpoints.layouts import model_in
 from mlflow_scalpel.checkpoints.manifest import read_manifest
 from mlflow_scalpel.checkpoints.stores import Store, open_store
 from mlflow_scalpel.errors import ScalpelError
@@ -113,9 +114,7 @@ def resolve(source: str) -> Path:
 
     model_id = model_id_of(source)
     if model_id is None:
-        directory = Path(source)
-        if not directory.is_dir():
-            directory = hub_snapshot(source)
+        directory = local_model(source) or hub_snapshot(source)
         checkpoint_files(directory)
         return merged_with_base(directory) if is_adapter(directory) else directory
     model = readable_model(model_id)
@@ -125,6 +124,14 @@ def resolve(source: str) -> Path:
     if pointer.is_file():
         directory = snapshot_of(pointer)
     return merged_with_base(directory, model) if is_adapter(directory) else directory
+
+
+def local_model(source: str) -> Path | None:
+    """The model in the directory `source`, which may be a trainer's; None where it is not one.
+
+    Raises ScalpelError where the directory holds several models, or none that can be opened.
+    """
+    return model_in(Path(source)) if Path(source).is_dir() else None
 
 
 def readable_model(model_id: str) -> LoggedModel:

@@ -15,6 +15,7 @@ _STEP = re.compile(
     r"(?:[-_](?:hf|huggingface|merged))?",
     re.ASCII,
 )
+_EPOCH = re.compile(r"(epoch[-_=]?)\d+")
 # Folders that trainers put between the step's directory and the model:
 # global_step_20/actor/huggingface (verl), global_step_20/policy (SkyRL).
 INNER = frozenset(
@@ -31,6 +32,20 @@ def step_of_name(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def step_of_directory(directory: Path) -> int | None:
+    """The step that a directory's name gives among its neighbours.
+
+    Epochs that count from 0 (torchtune: epoch_0 is saved after the first) are counted from 1:
+    step 0 is the model that training began with.
+    """
+    step = step_of_name(directory.name)
+    epoch = _EPOCH.match(directory.name)
+    if step is None or epoch is None:
+        return step
+    first = directory.absolute().with_name(f"{epoch[1]}0{directory.name[epoch.end() :]}")
+    return step + 1 if first.is_dir() else step
+
+
 def step_of_path(path: Path) -> int | None:
     """The step of a model's directory: in its own name, or in that of the step that it is part of.
 
@@ -39,4 +54,4 @@ def step_of_path(path: Path) -> int | None:
     path = path.absolute()
     while path.name in INNER:
         path = path.parent
-    return step_of_name(path.name)
+    return step_of_directory(path)
