@@ -44,13 +44,13 @@ def main() -> None:
         ways: dict[str, Callable[[], object]] = {
             "cat FILE > /dev/null": lambda: cat(whole),
             "hashlib.sha256, one thread": lambda: bare_sha256(whole),
-            "make_manifest, one file": lambda: make_manifest([whole]),
-            f"make_manifest, {SHARDS} shards": lambda: make_manifest(shards),
+            "make_manifest, one file": lambda: make_manifest([whole], whole.parent),
+            f"make_manifest, {SHARDS} shards": lambda: make_manifest(shards, shards[0].parent),
         }
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         for run in [cat, bare_sha256]:  # into the page cache
             run(whole)
-        make_manifest(shards)
+        make_manifest(shards, shards[0].parent)
         for _ in range(arguments.rounds):
             for way, call in ways.items():
                 begin = time.perf_counter()

@@ -16,7 +16,7 @@ from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.checkpoints import cache
-from mlflow_scalpel.checkpoints.layout import MLMODEL, checkpoint_files
+from mlflow_scalpel.checkpoints.layout import MLMODEL, checkpoint_files, name_in
 from mlflow_scalpel.checkpoints.manifest import content_digest, make_manifest
 from mlflow_scalpel.checkpoints.resolve import model_id_of, resolve
 from mlflow_scalpel.errors import ScalpelError
@@ -31,6 +31,7 @@ _TOKENIZER = (
     "vocab.*",
     "merges.txt",
     "chat_template*",
+    "additional_chat_templates/*",
     "*.model",
     "*.tiktoken",
 )
@@ -78,10 +79,10 @@ def merged(
     def fill(target: Path) -> None:
         cache.check_space(target, needed, f"{adapter_dir} merged into {base_dir}")
         for left in target.iterdir():  # by a merge that was cut off
-            left.unlink()
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         _merge(adapter_dir, base_dir, target)
         _copy_tokenizer(adapter_dir, base_dir, target)
-        make_manifest(checkpoint_files(target)).write(target)
+        make_manifest(checkpoint_files(target), target).write(target)
         cache.protect(target)
 
     return cache.keep(key, needed, fill)
@@ -185,8 +186,11 @@ def _dtype(base: Path) -> str:
 def _copy_tokenizer(adapter: Path, base: Path, target: Path) -> None:
     """All tokenizer files of one of the two: a mixture would be a tokenizer that nobody trained."""
     of_adapter = list(_tokenizer_files(adapter))
+    source = adapter if of_adapter else base
     for file in of_adapter or _tokenizer_files(base):
-        shutil.copyfile(file, target / file.name)
+        copied = target / name_in(source, file)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copied)
 
 
 def _tokenizer_files(directory: Path) -> Iterator[Path]:

@@ -15,8 +15,8 @@ from mlflow_scalpel.checkpoints.layout import (
     MANIFEST,
     check_whole,
     checkpoint_files,
-    is_adapter,
 )
+from mlflow_scalpel.checkpoints.layouts import model_in
 from mlflow_scalpel.checkpoints.manifest import Manifest, make_manifest, parse_manifest
 from mlflow_scalpel.checkpoints.once import (
     made_before,
@@ -28,6 +28,7 @@ from mlflow_scalpel.checkpoints.resolve import hub_snapshot, model_id_of
 from mlflow_scalpel.checkpoints.spool import CheckpointEntry
 from mlflow_scalpel.checkpoints.stores import open_store
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.tensors.files import is_adapter
 
 _bases: dict[tuple[int, str, str], str] = {}  # what each base turned out to be
 
@@ -68,9 +69,9 @@ def ensure_base(
     pulse = pulse or Pulse()
     local = Path(source).is_dir()
     with pulse.busy():
-        directory = Path(source) if local else on_hub(source)
+        directory = model_in(Path(source)) if local else on_hub(source)
         check_whole(directory)
-        manifest = make_manifest(checkpoint_files(directory))
+        manifest = make_manifest(checkpoint_files(directory), directory)
     digest = manifest.digest
     experiment_id = client.get_run(run_id).info.experiment_id
     found = search(client, experiment_id, f"params.digest = '{digest}' AND params.step = '0'")

@@ -18,7 +18,13 @@ from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.checkpoints import cache
-from mlflow_scalpel.checkpoints.layout import MANIFEST, MLMODEL, POINTER, checkpoint_files
+from mlflow_scalpel.checkpoints.layout import (
+    MANIFEST,
+    MLMODEL,
+    POINTER,
+    checkpoint_files,
+    name_in,
+)
 from mlflow_scalpel.checkpoints.manifest import (
     Manifest,
     StoredFile,
@@ -154,7 +160,7 @@ def _of_snapshot(
         described = manifest.files
         beside = {**beside, MANIFEST: (manifest.model_dump_json(indent=1) + "\n").encode()}
     else:
-        described = {file.name: _unchecked(file.stat().st_size) for file in files}
+        described = {name_in(snapshot, file): _unchecked(file.stat().st_size) for file in files}
 
     def fetch(name: str, target: Path, progress: Callable[[int], Any]) -> None:
         copy_out((snapshot / name).resolve(), target)

@@ -5,23 +5,26 @@ Every step may be taken again after a failure or a crash, and then leaves what i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 
+from mlflow_scalpel.checkpoints.architecture import compare_with_base
 from mlflow_scalpel.checkpoints.bases import base_id, base_manifest
 from mlflow_scalpel.checkpoints.filing import store_files
 from mlflow_scalpel.checkpoints.find import state_of
 from mlflow_scalpel.checkpoints.lanes import Pulse, is_passing
 from mlflow_scalpel.checkpoints.layout import (
     FAILURE_TAG,
+    NOTE_TAG,
     check_whole,
 )
 from mlflow_scalpel.checkpoints.manifest import Manifest, make_manifest
 from mlflow_scalpel.checkpoints.once import (
     JOB_TAG,
+    TAG_LIMIT,
     by_state,
     fail,
     failure_text,
@@ -76,8 +79,8 @@ def store(
         pulse: told of what the server takes, and of what is done on this machine.
 
     Raises:
-        ScalpelError: the checkpoint is damaged, or of another architecture than its base; its model
-            is FAILED by then.
+        ScalpelError: the checkpoint is damaged, or shares no weights with its base; its model is
+            FAILED by then.
         Exception: what may work when it is tried again.
     """
     pulse = pulse or Pulse()
@@ -115,7 +118,8 @@ def _read(
         with pulse.busy():
             directory = folder if entry.snapshot else _directory(entry)
             check_whole(directory)
-            return directory, make_manifest([directory / name for name in entry.files]), None
+            files = [directory / name for name in entry.files]
+            return directory, make_manifest(files, directory), None
     except Exception as error:
         if is_passing(error):
             raise
@@ -189,6 +193,7 @@ def _with_base(
     A base that is gone by now costs no checkpoint: it is stored without, and the run says so.
     """
     if entry.base is None:
+        _note(client, model, entry.notes)
         return model, None
     try:
         base = model.params.get("base") or base_id(client, entry.base, run_id, pulse)
@@ -200,35 +205,23 @@ def _with_base(
         return model, None
     if "base" not in model.params:
         model = log_params(client, model, {"base": base})
+    notes = list(entry.notes)
     if not is_adapter(directory):
         try:
-            _check_architecture(manifest, base_manifest(client, base), entry)
+            known = base_manifest(client, base)
+            notes += compare_with_base(client, manifest, known, entry, directory, run_id)
         except ScalpelError as error:
             return model, str(error)
+    _note(client, model, notes)
     return model, None
+
+
+def _note(client: MlflowClient, model: LoggedModel, notes: Sequence[str]) -> None:
+    if notes:
+        client.set_logged_model_tags(model.model_id, {NOTE_TAG: "; ".join(notes)[:TAG_LIMIT]})
 
 
 def _directory(entry: CheckpointEntry) -> Path:
     if entry.revision is None:
         return Path(entry.source)
     return hub_snapshot(entry.source, entry.revision)
-
-
-def _check_architecture(manifest: Manifest, base: Manifest | None, entry: CheckpointEntry) -> None:
-    """Raise ScalpelError where names or shapes of the tensors are not the base's."""
-    if base is None:
-        return
-    before, after = base.tensors, manifest.tensors
-    for name in sorted({**before, **after}):
-        if name in before and name in after:
-            if before[name].shape == after[name].shape:
-                continue
-            what = f"has shape {after[name].shape}, and the base's has {before[name].shape}"
-        elif "lm_head" in name or "embed" in name:
-            continue  # tied with the other one on one side, and stored once
-        else:
-            what = "is not in the base" if name in after else "of the base is missing"
-        raise ScalpelError(
-            f"{entry.source}: tensor {name} {what} ({entry.base}): it is a checkpoint of another "
-            "architecture; give the base that its training began with"
-        )

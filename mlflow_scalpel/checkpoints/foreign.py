@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, Metric
 from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.checkpoints.find import made_by, state_of, step_of
-from mlflow_scalpel.checkpoints.layout import check_whole, checkpoint_files
-from mlflow_scalpel.checkpoints.log import Delivery, courier_for, fingerprint, log_checkpoint
-from mlflow_scalpel.checkpoints.manifest import file_manifest
-from mlflow_scalpel.checkpoints.once import FINGERPRINT_TAG
+from mlflow_scalpel.checkpoints.history import Notes, log_notes, params_of, read_notes
+from mlflow_scalpel.checkpoints.layout import FAILURE_TAG, check_whole, checkpoint_files
+from mlflow_scalpel.checkpoints.layouts import (
+    StepDirectory,
+    find_steps,
+    names_in,
+    run_directory,
+)
+from mlflow_scalpel.checkpoints.log import Delivery, fingerprint, log_checkpoint
+from mlflow_scalpel.checkpoints.logged import finish_spool, is_stored, stored_models
+from mlflow_scalpel.checkpoints.lost import LOST, said_of_lost
 from mlflow_scalpel.checkpoints.stores import Link
+from mlflow_scalpel.checkpoints.trainer_state import STATE
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
-from mlflow_scalpel.tensors.steps import step_of_name
+from mlflow_scalpel.run_warnings import warn, withdraw
 
 DIRECTORY_TAG = "scalpel.directory"
-_BATCH = 1000  # metrics of one request
 _NAP = 0.2  # seconds of sleep after which `watch` sees that it is to stop
 
 
@@ -43,18 +48,10 @@ class Origin:
     link: Link | None = None
     trainer_state: bool = False
     params: Mapping[str, str] = field(default_factory=dict)
-
-
-def step_directories(directory: Path) -> dict[int, Path]:
-    """Checkpoint directories by step: `directory` itself, or those in it (checkpoint-N, step-N)."""
-    own = step_of_name(directory.name) is not None
-    candidates = [directory] if own else directory.iterdir()
-    found = {
-        step: path
-        for path in candidates
-        if path.is_dir() and (step := step_of_name(path.name)) is not None
-    }
-    return dict(sorted(found.items()))
+    step: int | None = None
+    """Step of a single directory, whatever its name."""
+    trainer_run: str | None = None
+    """MLflow run that the trainer itself logged, for its rates and settings."""
 
 
 def log_directory(directory: Path, origin: Origin) -> tuple[str, dict[int, Delivery]]:
@@ -63,25 +60,56 @@ def log_directory(directory: Path, origin: Origin) -> tuple[str, dict[int, Deliv
     What an earlier process left waiting is sent first. A checkpoint is the one that the run has
     where step and content are the same: one whose content has changed is logged again.
 
-    Returns the run ID and a delivery a step. Raises ScalpelError where no checkpoint is there.
+    Returns the run ID and a delivery a step. Raises ScalpelError where no checkpoint is there that
+    could be opened, or two are of one step.
     """
-    checkpoints = step_directories(directory)
-    if not checkpoints:
-        raise ScalpelError(
-            f"{directory}: holds no directory named checkpoint-N or step-N, with the step as N; "
-            "give the directory that holds them, or one of them"
-        )
+    found = find_steps(directory, origin.step)
+    if not found:
+        raise ScalpelError(_nothing(directory))
+    models = {one.step: one for one in found if one.model is not None}
+    if not models:
+        more = f" ({len(found)} steps alike)" if len(found) > 1 else ""
+        raise ScalpelError(f"{found[-1].why}{more}")
     run_id = run_of(directory, origin)
     finish_spool(directory, run_id)
     stored = stored_models(run_id)
+    notes = _notes(directory, found[-1], origin, run_id)
     deliveries = {
-        step: _log(path, step, run_id, origin)
-        for step, path in checkpoints.items()
-        if not is_stored(path, stored.get(step, []))
+        one.step: _log(one, run_id, origin, notes)
+        for one in found
+        if one.model is not None and not is_stored(one.model, stored.get(one.step, []))
     }
-    if origin.run_id is None:
-        _log_history(checkpoints, run_id)
     return run_id, deliveries
+
+
+def lost_steps(
+    directory: Path, origin: Origin, run_id: str, taken: Collection[int]
+) -> dict[int, str]:
+    """Why steps that the trainer left, or that were taken, are not stored; told on the run too."""
+    client = MlflowClient()
+    found = find_steps(directory, origin.step) if directory.is_dir() else []
+    looked_at = {*taken, *(one.step for one in found)}
+    lost = {
+        step_of(model): model.tags.get(FAILURE_TAG, "nobody logged why")
+        for model in made_by(client, client.get_run(run_id))
+        if state_of(model) == "FAILED" and step_of(model) in looked_at
+    }
+    for one in found:
+        reason = one.why if one.model is None else trouble(one.model)
+        if reason is not None:
+            lost[one.step] = reason
+    stored = stored_models(run_id)
+    lost = {step: reason for step, reason in sorted(lost.items()) if step not in stored}
+    if lost:
+        warn(LOST, said_of_lost(lost, len(stored)), run_id)
+    else:
+        withdraw(LOST, run_id)
+    return lost
+
+
+def end_run(run_id: str) -> None:
+    """End a run that was begun for its checkpoints: FAILED where it has none of them."""
+    MlflowClient().set_terminated(run_id, "FINISHED" if stored_models(run_id) else "FAILED")
 
 
 def watch(
@@ -91,14 +119,16 @@ def watch(
     interval: float,
     idle: float | None,
     stopped: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[int, Delivery]]:
     """Log checkpoints of a run that goes on, each once it is whole; yields step and delivery.
 
     One that is written again, with other content, is logged again.
 
     A checkpoint is whole when its weights are as long as their headers say and nothing in it has
-    changed between two looks, `interval` seconds apart. Ends when nothing new has come for `idle`
-    seconds (None: never), and before the next look where `stopped()`.
+    changed between two looks, `interval` seconds apart. `say` is told why one that does not change
+    any more is waited for, once for each reason. Ends when nothing new has come for `idle` seconds
+    (None: never), and before the next look where `stopped()`.
     """
     run_id = run_of(directory, origin)
     finish_spool(directory, run_id)
@@ -106,34 +136,92 @@ def watch(
     seen: dict[int, tuple[Any, ...]] = {}  # as they looked when they were taken
     marks: dict[int, str] = {}
     looks: dict[int, tuple[Any, ...]] = {}
+    told: set[str] = set()
     changed = time.monotonic()
+
+    def tell(line: str) -> None:
+        if line not in told:
+            told.add(line)
+            say(line)
+
     while not stopped() and (idle is None or time.monotonic() - changed < idle):
-        for step, path in step_directories(directory).items() if directory.is_dir() else ():
-            look = _look(path)
-            if look == seen.get(step):
+        found = _found_now(directory, origin, tell)
+        for one in found:
+            look = _look(one.model or one.place)
+            if look == seen.get(one.step):
                 continue
-            if look != looks.get(step):
-                looks[step] = look
+            if look != looks.get(one.step):
+                looks[one.step] = look
                 changed = time.monotonic()
-            elif is_whole(path):
-                seen[step] = look
-                files = checkpoint_files(path, trainer_state=origin.trainer_state)
-                before, marks[step] = marks.get(step), fingerprint(files)
-                # Not what only came to lie beside it, such as the state of the optimizer.
-                if marks[step] != before and not is_stored(path, stored.get(step, [])):
-                    yield step, _log(path, step, run_id, origin)
+                continue
+            reason = trouble(one.model) if one.model is not None else one.why
+            if reason is not None or one.model is None:
+                tell(f"step {one.step}: waits: {reason}")
+                continue
+            seen[one.step] = look
+            files = checkpoint_files(one.model, trainer_state=origin.trainer_state)
+            before, marks[one.step] = marks.get(one.step), fingerprint(files, one.model)
+            # Not what only came to lie beside it, such as the state of the optimizer.
+            if marks[one.step] != before and not is_stored(one.model, stored.get(one.step, [])):
+                notes = _notes(directory, one, origin, run_id)
+                yield one.step, _log(one, run_id, origin, notes)
         next_look = time.monotonic() + interval
         while not stopped() and (left := next_look - time.monotonic()) > 0:
             time.sleep(min(left, _NAP))
 
 
-def is_whole(directory: Path) -> bool:
-    """Whether all weights of the checkpoint are there to the end."""
+def _found_now(directory: Path, origin: Origin, tell: Callable[[str], None]) -> list[StepDirectory]:
+    """The steps that are there; what cannot be told apart is said, and nothing taken."""
+    if not directory.is_dir():
+        tell(f"{directory}: is not there yet; it is waited for")
+        return []
+    try:
+        found = find_steps(directory, origin.step)
+    except ScalpelError as error:
+        tell(str(error))
+        return []
+    if not found and any(directory.iterdir()):
+        tell(f"waits: {_nothing(directory)}")
+    return found
+
+
+def trouble(directory: Path) -> str | None:
+    """Why the checkpoint is not whole; None where all of its weights are there to the end."""
     try:
         check_whole(directory)
-    except (ScalpelError, OSError):  # not yet, or removed again
-        return False
-    return True
+    except ScalpelError as error:
+        return str(error)
+    except OSError as error:  # removed again
+        return f"{directory}: {error}"
+    return None
+
+
+def _nothing(directory: Path) -> str:
+    if (directory / "config.json").is_file() and any(directory.glob("*.safetensors")):
+        return (
+            f"{directory}: holds a model, and its name says no step; give it with --step N, or the "
+            "directory that holds those of the steps"
+        )
+    return (
+        f"{directory}: holds no directory named after a step, as checkpoint-N, global_step_N, "
+        f"step_N, epoch_N, iter_N or N; there is {names_in(directory)}; give the directory that "
+        "holds them, or one of them, or --step N with a model's"
+    )
+
+
+def _notes(directory: Path, newest: StepDirectory, origin: Origin, run_id: str) -> Notes:
+    """What the trainer noted, put into the run; what of it cannot be read is warned of."""
+    try:
+        home = run_directory(directory)
+        folder = newest.place if (newest.place / STATE).is_file() else newest.model
+        notes = read_notes(home, folder, origin.trainer_run, origin.run_id)
+        log_notes(run_id, notes)
+    except ScalpelError as error:
+        if origin.trainer_run is not None:
+            raise
+        warn("history", f"the trainer's own history is not logged: {error}", run_id)
+        return Notes()
+    return notes
 
 
 def run_of(directory: Path, origin: Origin) -> str:
@@ -147,8 +235,7 @@ def run_of(directory: Path, origin: Origin) -> str:
                 f"run {origin.run_id}: there is no such run at {mlflow.get_tracking_uri()} "
                 f"({error}); copy the ID from the UI's run page, and check MLFLOW_TRACKING_URI"
             ) from error
-    home = directory.resolve()
-    home = home if step_of_name(home.name) is None else home.parent
+    home = run_directory(directory)
     with _alone(home):
         return _run_of(client, home, origin)
 
@@ -181,57 +268,20 @@ def _alone(directory: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def finish_spool(directory: Path, run_id: str) -> None:
-    """Send what an earlier process took of this directory, and was killed before it was sent.
-
-    Raises Undelivered where the server is away: what waits cannot be told from what is missing.
-    """
-    home = directory.resolve()
-    beside = home if step_of_name(home.name) is None else home.parent
-    courier_for(run_id, beside).drain()
-
-
-def stored_models(run_id: str) -> dict[int, list[LoggedModel]]:
-    """The run's READY checkpoints by step; of a step that was written anew there are several."""
-    client = MlflowClient()
-    found: dict[int, list[LoggedModel]] = {}
-    for model in made_by(client, client.get_run(run_id)):
-        if state_of(model) == "READY":
-            found.setdefault(step_of(model), []).append(model)
-    return found
-
-
-def is_stored(directory: Path, models: Sequence[LoggedModel]) -> bool:
-    """Whether one of the models is the checkpoint in `directory`, down to its content.
-
-    Files that were not touched since they were logged are not read again.
-    """
-    if not models:
-        return False
+def _log(one: StepDirectory, run_id: str, origin: Origin, notes: Notes) -> Delivery:
+    assert one.model is not None  # asked before
+    known: dict[str, str] = {}
     try:
-        for trainer_state in (False, True):
-            files = checkpoint_files(directory, trainer_state=trainer_state)
-            seen = fingerprint(files)
-            if any(model.tags.get(FINGERPRINT_TAG) == seen for model in models):
-                return True
-        digests = {model.params.get("digest") for model in models}
-        return any(
-            file_manifest(checkpoint_files(directory, trainer_state=trainer_state)).digest
-            in digests
-            for trainer_state in (False, True)
-        )
-    except (ScalpelError, OSError):  # which logging it will say
-        return False
-
-
-def _log(path: Path, step: int, run_id: str, origin: Origin) -> Delivery:
+        known = params_of([one.model, one.place], one.step, notes)
+    except ScalpelError as error:
+        warn("history", f"the trainer's own history is not logged: {error}", run_id)
     return log_checkpoint(
-        path,
-        step=step,
+        one.model,
+        step=one.step,
         base=origin.base,
         run_id=run_id,
-        params=origin.params,
-        name=f"{path.resolve().parent.name}-step-{step:06d}",
+        params={**known, **origin.params},
+        name=f"{run_directory(one.model).name}-step-{one.step:06d}",
         register_as=origin.register_as,
         link=origin.link,
         trainer_state=origin.trainer_state,
@@ -241,34 +291,7 @@ def _log(path: Path, step: int, run_id: str, origin: Origin) -> Delivery:
 def _look(directory: Path) -> tuple[Any, ...]:
     """What changes while the directory is written."""
     try:
-        stats = [(file.name, file.stat()) for file in sorted(directory.iterdir())]
+        stats = [(str(file), file.stat()) for file in sorted(directory.rglob("*"))]
     except FileNotFoundError:  # a temporary file that was renamed meanwhile
         return (time.monotonic(),)
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
-
-
-def _log_history(checkpoints: Mapping[int, Path], run_id: str) -> None:
-    """Log what a Transformers trainer noted in its newest checkpoint: loss, learning rate ...
-
-    What the run has of it is left out, so that a second call ends what a first one began.
-    """
-    newest = checkpoints[max(checkpoints)] / "trainer_state.json"
-    if not newest.is_file():
-        return
-    history = json.loads(newest.read_text(encoding="utf-8")).get("log_history", [])
-    client = MlflowClient()
-    written = int(newest.stat().st_mtime * 1000)
-    metrics = [
-        Metric(key, float(value), written, int(entry["step"]))
-        for entry in history
-        for key, value in entry.items()
-        if key != "step" and isinstance(value, int | float)
-    ]
-    known = {
-        (key, point.step)
-        for key in {metric.key for metric in metrics} & set(client.get_run(run_id).data.metrics)
-        for point in client.get_metric_history(run_id, key)
-    }
-    missing = [metric for metric in metrics if (metric.key, metric.step) not in known]
-    for start in range(0, len(missing), _BATCH):
-        client.log_batch(run_id, metrics=missing[start : start + _BATCH])

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from mlflow_scalpel.checkpoints.code import code_files
+from mlflow_scalpel.checkpoints.layouts import why_none
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.tensors.files import WEIGHTS, TensorFiles, is_adapter, weight_files
+from mlflow_scalpel.tensors.documents import read_object
+from mlflow_scalpel.tensors.files import INDEX, WEIGHTS, TensorFiles, is_adapter, weight_files
 
-# Everything that Transformers and PEFT need to open a model and its tokenizer.
-KEPT = (WEIGHTS, ".json", ".jinja", ".txt", ".model", ".tiktoken", ".md")
+# Everything that Transformers and PEFT need to open a model, its tokenizer and its processor.
+KEPT = (
+    WEIGHTS, ".json", ".jinja", ".txt", ".md",
+    ".model", ".tiktoken", ".bpe", ".spm", ".vocab", ".codes",  # tokenizers
+)  # fmt: skip
+# A folder with one of these is part of the model: a processor's second tokenizer and the like.
+_PARTS = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+_TEMPLATES = "additional_chat_templates"
 # What else a trainer leaves there: larger than the weights, and pickles but for the first. It stays
 # behind unless asked for.
 TRAINER_STATE = (
@@ -31,41 +40,115 @@ NOT_CONTENT = (MANIFEST, POINTER, MLMODEL)
 # What marks a LoggedModel as one of ours, and what its tags say.
 MODEL_TYPE = "checkpoint"
 FAILURE_TAG = "scalpel.failure"  # why it is FAILED
+NOTE_TAG = "scalpel.note"  # how it differs from its base, and what of its directory is not stored
 PRUNED_TAG = "scalpel.pruned"  # when its bytes were freed (ISO time)
 
 
 def checkpoint_files(directory: Path, *, trainer_state: bool = False) -> list[Path]:
-    """The files that make up the checkpoint in `directory`, sorted by name.
+    """The files that make up the checkpoint in `directory` and in folders of it, sorted by name.
 
     With `trainer_state` also what only resuming needs. Raises ScalpelError where there are no
-    safetensors weights or no config, or where a file is a link out of the directory.
+    safetensors weights or no config, where either cannot be read, or where a file is a link out of
+    the directory.
     """
+    return _look(directory, trainer_state)[0]
+
+
+def left_out(directory: Path) -> list[str]:
+    """What is in the directory, or named in it, and not stored with the checkpoint; a line each."""
+    return _look(directory, trainer_state=False)[1]
+
+
+def name_in(directory: Path, file: Path) -> str:
+    """What a file of the checkpoint in `directory` is called in manifests and stores: a/b.json."""
+    return file.relative_to(directory).as_posix()
+
+
+def is_inner_name(name: str) -> bool:
+    """Whether a name like those of `name_in` leads to a place within the checkpoint."""
+    path = PurePosixPath(name)
+    return (
+        path.as_posix() == name
+        and not path.is_absolute()
+        and "\0" not in name
+        and name != "."
+        and ".." not in path.parts
+    )
+
+
+def _look(directory: Path, trainer_state: bool) -> tuple[list[Path], list[str]]:
     if not directory.is_dir():
         raise ScalpelError(f"{directory}: there is no such directory; give a checkpoint's")
-    left_out = {file for pattern in TRAINER_STATE for file in directory.glob(pattern)}
-    files = sorted(
-        file
-        for file in directory.iterdir()
-        if file.is_file() and file.name not in NOT_CONTENT and file.suffix in KEPT
-        if file not in left_out
-    )
+    states = {file for pattern in TRAINER_STATE for file in directory.glob(pattern)}
+    try:
+        own = sorted(
+            file
+            for folder in (directory, *_folders(directory))
+            for file in folder.iterdir()
+            if file.is_file() and file.suffix in KEPT and file not in states
+            if file.name not in NOT_CONTENT or folder != directory
+        )
+    except OSError as error:
+        raise ScalpelError(
+            f"{directory}: cannot be read ({error}); check its permissions"
+        ) from error
+    for file in own:
+        _refuse_foreign_link(file, directory)
+    if not any(file.suffix == WEIGHTS for file in own) and not (directory / INDEX).is_file():
+        raise ScalpelError(f"{directory}: {why_none(directory)}")
     weights = weight_files(directory)
-    files = [file for file in files if file.suffix != WEIGHTS or file in weights]
-    if not is_adapter(directory) and not (directory / CONFIG).is_file():
-        raise ScalpelError(f"{directory}: holds no {CONFIG}; save it beside the weights")
+    if not is_adapter(directory):
+        if not (directory / CONFIG).is_file():
+            raise ScalpelError(f"{directory}: holds no {CONFIG}; save it beside the weights")
+        read_object(directory / CONFIG)
+    code, notes = code_files(directory)
+    unread = [file.name for file in own if file.suffix == WEIGHTS and file not in weights]
+    if unread:
+        notes.append(
+            f"{', '.join(unread)}: not among the weights that Transformers loads, and left out"
+        )
+    files = [file for file in own if file.suffix != WEIGHTS or file in weights] + code
+    odd = [file for file in files if not _is_plain(file.name)]
+    if odd:
+        notes.append(f"{', '.join(map(repr, (f.name for f in odd)))}: not UTF-8, and left out")
     if trainer_state:
-        files = sorted([*files, *left_out])
-    for file in files:
-        _refuse_foreign_link(file)
-    return files
+        files += states
+    files = sorted(set(files) - set(odd))
+    for file in (*code, *(states if trainer_state else ())):
+        _refuse_foreign_link(file, directory)
+    return files, notes
 
 
-def _refuse_foreign_link(file: Path) -> None:
+def _folders(directory: Path) -> list[Path]:
+    """Folders that are part of the model: more chat templates, parts of a processor."""
+    return [
+        folder
+        for folder in directory.iterdir()
+        if folder.is_dir() and not folder.is_symlink()
+        if folder.name == _TEMPLATES
+        or (
+            any((folder / part).is_file() for part in _PARTS)
+            and not (folder / CONFIG).is_file()
+            and not any(folder.glob(f"*{WEIGHTS}"))
+        )
+    ]
+
+
+def _is_plain(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes that are not UTF-8, which no store takes as a name
+        return False
+    return True
+
+
+def _refuse_foreign_link(file: Path, directory: Path) -> None:
     if not file.is_symlink():
         return
     target = file.resolve()
+    home = directory.resolve()
     # The hub's cache keeps a snapshot as links into the blobs of the same repository.
-    homes = (file.parent.resolve(), file.parent.resolve().parents[1] / "blobs")
+    homes = (home, *(parent / "blobs" for parent in home.parents[1:2]))
     if not any(target.is_relative_to(home) for home in homes):
         raise ScalpelError(
             f"{file}: is a link to {target}, outside of the checkpoint; put the file itself there"

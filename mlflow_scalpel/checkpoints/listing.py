@@ -28,7 +28,7 @@ from mlflow_scalpel.checkpoints.find import (
     step_of,
     wanted_runs,
 )
-from mlflow_scalpel.checkpoints.layout import FAILURE_TAG
+from mlflow_scalpel.checkpoints.layout import FAILURE_TAG, NOTE_TAG
 from mlflow_scalpel.errors import ScalpelError
 
 # What each column of the table holds. (`object` columns hold text, or None where it is not known.)
@@ -41,6 +41,7 @@ COLUMNS = {
     "dtype": "object",
     "state": "object",
     "reason": "object",
+    "note": "object",
     "bytes": "Int64",
     "kind": "object",
     "uri": "object",
@@ -69,7 +70,8 @@ def checkpoints(
 
     Columns: `algorithm`, `recipe`, `step`, `fraction` (of the run's max_steps; where nobody logged
     these, of the largest step that was found of the run), `learning_rate`, `dtype`, `state` (READY,
-    PENDING, FAILED or PRUNED), `reason` (of FAILED), `bytes` (as logged; PRUNED ones hold none any
+    PENDING, FAILED or PRUNED), `reason` (of FAILED), `note` (how it differs from its base, and what
+    of its directory is not stored), `bytes` (as logged; PRUNED ones hold none any
     more), `kind` (model, adapter or pointer), `uri`, `name` and `version` (of the newest registered
     version), `aliases` (of all its versions, joined by ", "), `run_id`, `run_name`, `model_id`,
     `base` (model ID), `digest`, `created` (UTC), then one column a metric that was logged with the
@@ -179,6 +181,7 @@ def _row(
         "dtype": params.get("dtype", run_params.get("weights_dtype")),
         "state": state_of(model),
         "reason": model.tags.get(FAILURE_TAG) if str(model.status) == "FAILED" else None,
+        "note": model.tags.get(NOTE_TAG),
         "bytes": int(size) if (size := params.get("bytes", "")).isdecimal() else None,
         "kind": params.get("kind"),
         "uri": f"models:/{model.model_id}",

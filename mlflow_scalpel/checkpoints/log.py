@@ -23,14 +23,17 @@ from mlflow.exceptions import MlflowException
 from mlflow_scalpel.checkpoints.bases import ensure_base, on_hub
 from mlflow_scalpel.checkpoints.courier import Courier, Undelivered
 from mlflow_scalpel.checkpoints.find import readable_bytes
+from mlflow_scalpel.checkpoints.history import params_of
 from mlflow_scalpel.checkpoints.lanes import is_final, is_passing
-from mlflow_scalpel.checkpoints.layout import check_whole, checkpoint_files
+from mlflow_scalpel.checkpoints.layout import check_whole, checkpoint_files, left_out, name_in
+from mlflow_scalpel.checkpoints.layouts import model_in, run_directory
 from mlflow_scalpel.checkpoints.resolve import is_model_id, model_id_of
 from mlflow_scalpel.checkpoints.spool import CheckpointEntry, Spool
 from mlflow_scalpel.checkpoints.stores import DiskFull, Link, can_link, place
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.run_warnings import print_warning
 from mlflow_scalpel.tensors.files import WEIGHTS, is_adapter
+from mlflow_scalpel.tensors.steps import step_of_path
 
 ROOM_SECONDS = 60.0  # for which a checkpoint waits at most for room on a disk that is nearly full
 _SMALL_FILE = 100_000  # bytes up to which a config or the like is copied and not linked
@@ -127,28 +130,36 @@ def log_checkpoint(
         snapshot = on_hub(str(path_or_hub_revision))
         entry.source = str(path_or_hub_revision).partition("@")[0]
         entry.revision = snapshot.name  # the hub cache names a snapshot by its commit
-        entry.files = [file.name for file in checkpoint_files(snapshot)]
+        entry.files = [name_in(snapshot, file) for file in checkpoint_files(snapshot)]
         entry.params["kind"] = "pointer"
         courier = courier_for(run_id, Path("outputs"))
         courier.add(entry)
         return Delivery(courier, entry.job)
 
-    entry.params["kind"] = "adapter" if is_adapter(directory) else "model"
-    courier = courier_for(run_id, directory.resolve().parent)
+    named = step_of_path(directory) is not None
+    courier = courier_for(run_id, run_directory(directory) if named else directory.resolve().parent)
     try:
+        directory = model_in(directory)
+        entry.source = _text(str(directory))
+        entry.notes = _take_over_notes(entry, directory)
         files = checkpoint_files(directory, trainer_state=trainer_state)
-        entry.files = [_plain_name(file) for file in files]
-        entry.fingerprint = fingerprint(files)
+        entry.files = [_plain_name(name_in(directory, file)) for file in files]
+        entry.fingerprint = fingerprint(files, directory)
+        entry.notes += left_out(directory)
     except (ScalpelError, OSError) as error:  # of this checkpoint alone
         entry.files, entry.problem = [], _text(str(error))
-    if entry.problem is not None or not _take(courier, entry, files):
+    entry.params["kind"] = "adapter" if is_adapter(directory) else "model"
+    if entry.problem is not None or not _take(courier, entry, directory, files):
         courier.add(entry)  # its files are read where they are
     return Delivery(courier, entry.job)
 
 
-def fingerprint(files: Sequence[Path]) -> str:
+def fingerprint(files: Sequence[Path], directory: Path) -> str:
     """What changes when one of the files is written: 32 hex digits over names, sizes and times."""
-    seen = [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+    seen = [
+        (name_in(directory, file), (stat := file.stat()).st_size, stat.st_mtime_ns)
+        for file in files
+    ]
     return hashlib.sha256(repr(seen).encode("utf-8", "backslashreplace")).hexdigest()[:32]
 
 
@@ -242,27 +253,27 @@ class _FailsAtTheEnd:
         return getattr(self._stream, name)
 
 
-def _take(courier: Courier, entry: CheckpointEntry, files: Sequence[Path]) -> bool:
+def _take(courier: Courier, entry: CheckpointEntry, directory: Path, files: Sequence[Path]) -> bool:
     """Put the entry into the spool with its files; False where there is no room for copies of them.
 
     Links take no bytes as long as the trainer keeps its own files, and then those that it would
     have freed: a disk that is nearly full gets a moment in which other checkpoints may leave.
     """
-    directory, needed = courier.spool.directory, sum(file.stat().st_size for file in files)
+    spool, needed = courier.spool.directory, sum(file.stat().st_size for file in files)
 
     def free() -> int:
-        return shutil.disk_usage(directory).free
+        return shutil.disk_usage(spool).free
 
     def full() -> bool:
         return bool(courier.waiting_checkpoints()) and free() < _RESERVE * needed
 
     courier.wait_for_room(full, ROOM_SECONDS)
-    linked = can_link(max(files, key=lambda file: file.stat().st_size), directory)
+    linked = can_link(max(files, key=lambda file: file.stat().st_size), spool)
     if full():
         waiting = len(courier.waiting_checkpoints())
         print_warning(
             "disk",
-            f"{directory}: {waiting} checkpoints wait there for the tracking server, and the disk "
+            f"{spool}: {waiting} checkpoints wait there for the tracking server, and the disk "
             f"has {readable_bytes(free())} free; training fails once it is full. Free some, or "
             "bring the server back",
             courier.spool.run_id,
@@ -271,7 +282,7 @@ def _take(courier: Courier, entry: CheckpointEntry, files: Sequence[Path]) -> bo
         return False
     entry.snapshot = True
     try:
-        courier.add(entry, lambda folder: _snapshot(files, folder))
+        courier.add(entry, lambda folder: _snapshot(directory, files, folder))
     except DiskFull:
         entry.snapshot = False
     except OSError as error:  # a file that cannot be read, or is gone again: this one's own affair
@@ -282,13 +293,15 @@ def _take(courier: Courier, entry: CheckpointEntry, files: Sequence[Path]) -> bo
     return entry.snapshot
 
 
-def _snapshot(files: Sequence[Path], folder: Path) -> None:
+def _snapshot(directory: Path, files: Sequence[Path], folder: Path) -> None:
     """Keep the files as they are now, whatever the trainer does with its own."""
     for file in files:
         # Weights are written anew and renamed, or so at least is Transformers' habit; a config is
         # written over, which a link would follow.
         written_over = file.suffix != WEIGHTS and file.stat().st_size <= _SMALL_FILE
-        place(file, folder / file.name, "copy" if written_over else None)
+        target = folder / name_in(directory, file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        place(file, target, "copy" if written_over else None)
 
 
 @functools.lru_cache(maxsize=256)
@@ -303,7 +316,7 @@ def _checked_base(base: str, tracking_uri: str) -> str:
     if base.startswith(("models:", "runs:")):
         return _looked_up(base) or base
     local = Path(base).is_dir()
-    directory = Path(base).resolve() if local else on_hub(base)
+    directory = model_in(Path(base)).resolve() if local else on_hub(base)
     check_whole(directory)
     return str(directory) if local else f"{base.partition('@')[0]}@{directory.name}"
 
@@ -330,17 +343,27 @@ def _looked_up(base: str) -> str | None:
     return answer
 
 
-def _plain_name(file: Path) -> str:
+def _take_over_notes(entry: CheckpointEntry, directory: Path) -> list[str]:
+    """Params that the trainer's state beside the checkpoint gives, in so far as none are given."""
+    try:
+        known = params_of([directory], entry.step)
+    except ScalpelError as error:  # of no importance for the checkpoint itself
+        return [_text(str(error))]
+    entry.params = {**{_text(k): _text(v) for k, v in known.items()}, **entry.params}
+    return []
+
+
+def _plain_name(name: str) -> str:
     """The file's name; raises ScalpelError where it cannot be told to anybody."""
-    if file.name != _text(file.name):
+    if name != _text(name):
         raise ScalpelError(
-            f"{_text(str(file))}: its name is not UTF-8, and no store takes it; rename or remove it"
+            f"{_text(name)}: its name is not UTF-8, and no store takes it; rename or remove it"
         )
-    return file.name
+    return name
 
 
 def _text(name: str) -> str:
-    """A text that can be written: bytes of a file name that are no UTF-8 are escaped."""
+    """A text that can be written: bytes of a file name that are not UTF-8 are escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -17,6 +18,8 @@ from mlflow_scalpel.checkpoints.layout import (
     MANIFEST,
     NOT_CONTENT,
     checkpoint_files,
+    is_inner_name,
+    name_in,
 )
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.files import WEIGHTS
@@ -80,8 +83,8 @@ class Manifest(_Frozen):
         return path
 
 
-def make_manifest(files: Sequence[Path]) -> Manifest:
-    """Read every file once, two at a time, and describe it.
+def make_manifest(files: Sequence[Path], root: Path) -> Manifest:
+    """Read every file once, two at a time, and describe it; names are relative to `root`.
 
     Raises ScalpelError that names file and tensor where a tensor holds NaN or infinity, or where a
     file is not whole.
@@ -94,7 +97,9 @@ def make_manifest(files: Sequence[Path]) -> Manifest:
         digests = pool.map_async(sha256, files, chunksize=1)
         tensors = pool.map_async(_tensors, files, chunksize=1)
         described = {
-            file.name: StoredFile(bytes=file.stat().st_size, sha256=digest, tensors=inside)
+            name_in(root, file): StoredFile(
+                bytes=file.stat().st_size, sha256=digest, tensors=inside
+            )
             for file, digest, inside in zip(files, digests.get(), tensors.get(), strict=True)
         }
     return Manifest(files=described)
@@ -116,7 +121,7 @@ def parse_manifest(content: bytes, name: str) -> Manifest:
     except ValidationError as error:
         raise ScalpelError(f"{name}: is no manifest of a checkpoint: {error}") from error
     for file in manifest.files:
-        if Path(file).name != file or file in NOT_CONTENT:
+        if not is_inner_name(file) or file in NOT_CONTENT:
             raise ScalpelError(
                 f"{name}: lists {file!r}, which leads out of the checkpoint; "
                 "the manifest was tampered with, and the checkpoint is not used"
@@ -131,13 +136,16 @@ def content_digest(directory: Path) -> str:
 
 def plain_manifest(directory: Path) -> Manifest:
     """The manifest of the checkpoint in a directory, without looking at its tensors."""
-    return file_manifest(checkpoint_files(directory))
+    return file_manifest(checkpoint_files(directory), directory)
 
 
-def file_manifest(files: Sequence[Path]) -> Manifest:
-    """The manifest of the files, without looking at their tensors."""
+def file_manifest(files: Sequence[Path], root: Path) -> Manifest:
+    """The manifest of the files, without looking at their tensors; names are relative to `root`."""
     return Manifest(
-        files={f.name: StoredFile(bytes=f.stat().st_size, sha256=sha256(f)) for f in files}
+        files={
+            name_in(root, f): StoredFile(bytes=f.stat().st_size, sha256=sha256(f))
+            for f in files
+        }
     )
 
 
@@ -168,11 +176,14 @@ def file_damage(file: Path, described: StoredFile) -> str | None:
 
 
 def sha256(file: Path) -> str:
-    """SHA-256 of a file, 64 hex digits."""
+    """SHA-256 of a file, 64 hex digits; raises ScalpelError where it cannot be read."""
     whole, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
-    with file.open("rb", buffering=0) as stream:
-        while count := stream.readinto(piece):
-            whole.update(piece[:count])
+    try:
+        with file.open("rb", buffering=0) as stream:
+            while count := stream.readinto(piece):
+                whole.update(piece[:count])
+    except OSError as error:
+        raise ScalpelError(f"{file}: cannot be read ({error}); check its permissions") from error
     return whole.hexdigest()
 
 
@@ -193,15 +204,8 @@ def _tensors(file: Path, *, finite: bool = True) -> dict[str, StoredTensor]:
     if file.suffix != WEIGHTS:
         return {}
     import numpy as np
-    import torch
     import xxhash
 
-    floats = {
-        "F64": torch.float64,
-        "F32": torch.float32,
-        "F16": torch.float16,
-        "BF16": torch.bfloat16,
-    }
     described = {}
     for name, header in read_headers(file).items():
         # Read, not mapped: a mapped file that somebody cuts off meanwhile ends the whole process.
@@ -211,10 +215,8 @@ def _tensors(file: Path, *, finite: bool = True) -> dict[str, StoredTensor]:
             shape=header.shape,
             digest=f"xxh3:{xxhash.xxh3_128(content.data).hexdigest()}",
         )
-        if finite and header.dtype in floats and content.size:
-            tensor = torch.from_numpy(content).view(floats[header.dtype])
-            # NaN and infinity survive a sum; only where one shows is every element looked at.
-            broken = 0 if bool(tensor.sum().isfinite()) else int((~tensor.isfinite()).sum())
+        if finite:
+            broken = _broken(content, header.dtype)
             if broken:
                 raise ScalpelError(
                     f"{file}: tensor {name} holds {broken} values that are NaN or infinite: "
@@ -222,3 +224,29 @@ def _tensors(file: Path, *, finite: bool = True) -> dict[str, StoredTensor]:
                     "a smaller learning rate"
                 )
     return described
+
+
+def _broken(content: Any, dtype: str) -> int:
+    """How many elements of a tensor are NaN or infinite; `content` is its bytes (uint8 array)."""
+    import torch
+
+    floats = {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+        "C64": torch.float32,  # pairs
+    }
+    if dtype in floats and content.size:
+        tensor = torch.from_numpy(content).view(floats[dtype])
+        # NaN and infinity survive a sum; only where one shows is every element looked at.
+        return 0 if bool(tensor.sum().isfinite()) else int((~tensor.isfinite()).sum())
+    # Eight bits: the few patterns that are no number (OCP 8-bit floating point, OFP8 and MX).
+    patterns = {
+        "F8_E4M3": (0x7F, 0xFF),
+        "F8_E5M2": (*range(0x7C, 0x80), *range(0xFC, 0x100)),
+        "F8_E4M3FNUZ": (0x80,),
+        "F8_E5M2FNUZ": (0x80,),
+        "F8_E8M0": (0xFF,),
+    }
+    return sum(int((content == pattern).sum()) for pattern in patterns.get(dtype, ()))

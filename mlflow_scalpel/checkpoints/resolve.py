@@ -15,16 +15,19 @@ from mlflow.exceptions import MlflowException
 from mlflow_scalpel.checkpoints.find import models_of_run, state_of, step_of
 from mlflow_scalpel.checkpoints.layout import (
     FAILURE_TAG,
+    KEPT,
     POINTER,
     PRUNED_TAG,
     checkpoint_files,
 )
+from mlflow_scalpel.checkpoints.layouts import model_in
 from mlflow_scalpel.checkpoints.manifest import read_manifest
 from mlflow_scalpel.checkpoints.stores import Store, open_store
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.files import is_adapter
 
-_SAFE_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+# Code too, since a snapshot is whole or not; it is run for nobody who does not ask for it.
+_SAFE_FILES = (*(f"*{suffix}" for suffix in KEPT), "*.py")
 _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
 _RUN = re.compile(r"runs:/(?P<run>[\w-]+)(?:#(?P<which>last|step=\d+))?")
 
@@ -116,9 +119,7 @@ def resolve(source: str) -> Path:
 
     model_id = model_id_of(source)
     if model_id is None:
-        directory = Path(source)
-        if not directory.is_dir():
-            directory = hub_snapshot(source)
+        directory = local_model(source) or hub_snapshot(source)
         checkpoint_files(directory)
         return merged_with_base(directory) if is_adapter(directory) else directory
     model = readable_model(model_id)
@@ -128,6 +129,14 @@ def resolve(source: str) -> Path:
     if pointer.is_file():
         directory = snapshot_of(pointer)
     return merged_with_base(directory, model) if is_adapter(directory) else directory
+
+
+def local_model(source: str) -> Path | None:
+    """The model in the directory `source`, which may be a trainer's; None where it is not one.
+
+    Raises ScalpelError where the directory holds several models, or none that can be opened.
+    """
+    return model_in(Path(source)) if Path(source).is_dir() else None
 
 
 def readable_model(model_id: str) -> LoggedModel:

@@ -18,7 +18,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 
-from mlflow_scalpel.checkpoints.layout import checkpoint_files
+from mlflow_scalpel.checkpoints.layout import checkpoint_files, name_in
 from mlflow_scalpel.checkpoints.log import log_base, log_checkpoint
 from mlflow_scalpel.checkpoints.resolve import model_id_of, resolve
 from mlflow_scalpel.checkpoints.selection import select
@@ -90,12 +90,14 @@ def restore(
     elements = 0
     with _whole(out) as directory:
         for file in checkpoint_files(source):
-            copy_out(file, directory / file.name)
+            copied = directory / name_in(source, file)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            copy_out(file, copied)
             here = [name for name in chosen if after.headers[name].file == file]
             if not here:
                 continue
-            (directory / file.name).chmod(0o644)  # a stored file may be read-only
-            with (directory / file.name).open("r+b") as stream:
+            copied.chmod(0o644)  # a stored file may be read-only
+            with copied.open("r+b") as stream:
                 for name in sorted(here, key=lambda one: after.headers[one].begin):
                     wt = after.read(name)
                     w0 = before.read(name).to(wt.dtype).contiguous()

@@ -50,7 +50,9 @@ class CheckpointEntry(_Entry):
     revision: str | None = None
     """Commit of the hub repository; None for a directory."""
     files: list[str] = []
-    """Names of the checkpoint's files."""
+    """Names of the checkpoint's files, relative to its directory."""
+    notes: list[str] = []
+    """What of the directory is not stored, a line each."""
     problem: str | None = None
     """Why it cannot be stored, where that was seen at once."""
     snapshot: bool = False

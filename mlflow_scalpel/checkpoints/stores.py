@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import posixpath
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.pool import ThreadPool
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 from urllib.parse import quote, unquote, urlparse, urlunparse
 
+from mlflow_scalpel.checkpoints.layout import is_inner_name
 from mlflow_scalpel.errors import ScalpelError
 
 Link = Literal["reflink", "hard", "copy"]
@@ -88,7 +90,9 @@ class LocalStore:
         """Place each file by the best way that works (`reflink`, `hard`, `copy`), or by `link`."""
         self._directory.mkdir(parents=True, exist_ok=True)
         for name, file in files.items():
-            place(file, self._directory / name, link)
+            target = self._directory / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            place(file, target, link)
             beat()
 
     def fetch(
@@ -105,8 +109,11 @@ class LocalStore:
         """Bytes of each stored file; of a link, which no store should have, its own."""
         if not self._directory.is_dir():
             return {}
-        files = [file for file in self._directory.iterdir() if file.is_symlink() or file.is_file()]
-        return {file.name: file.lstat().st_size for file in files}
+        return {
+            file.relative_to(self._directory).as_posix(): file.lstat().st_size
+            for file in self._directory.rglob("*")
+            if file.is_symlink() or file.is_file()
+        }
 
     def delete(self, name: str) -> None:
         """Remove one file."""
@@ -139,18 +146,18 @@ class RemoteStore:
     ) -> None:
         """Send the files, several at a time, each byte once."""
         for name, file in files.items():
-            if file.name != name:
+            if file.name != posixpath.basename(name):
                 raise ValueError(f"{file} would be stored as {file.name}, not as {name}")
             check_travels(name)
 
-        def send(file: Path) -> None:
-            self._send(file, beat)
+        def send(name: str) -> None:
+            self._send(name, files[name], beat)
 
         # ThreadPool: a concurrent.futures pool takes no work while the interpreter exits.
         with ThreadPool(PARALLEL_FILES) as pool:
-            pool.map(send, files.values(), chunksize=1)
+            pool.map(send, files, chunksize=1)
 
-    def _send(self, file: Path, beat: Callable[[], Any]) -> None:
+    def _send(self, name: str, file: Path, beat: Callable[[], Any]) -> None:
         """Send one file; MLflow's own way does not quote its name, nor say how far it is."""
         from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
         from mlflow.utils.request_utils import augmented_raise_for_status
@@ -160,13 +167,13 @@ class RemoteStore:
         if not isinstance(
             repository, HttpArtifactRepository
         ) or repository._should_multipart_upload(str(file)):
-            repository.log_artifact(str(file))
+            repository.log_artifact(str(file), posixpath.dirname(name) or None)
             beat()
             return
         with file.open("rb") as stream:
             answer = http_request(
                 repository._host_creds,
-                f"/{quote(file.name)}",
+                f"/{quote(name)}",
                 "PUT",
                 # An empty body would be sent in chunks of unknown number.
                 data=_Told(stream, beat) if file.stat().st_size else b"",
@@ -200,11 +207,18 @@ class RemoteStore:
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each stored file, as the store lists them."""
-        return {
-            file.path.rsplit("/", 1)[-1]: int(file.file_size or 0)
-            for file in self._repository.list_artifacts()
-            if not file.is_dir
-        }
+        sizes = {}
+        folders: list[str | None] = [None]
+        while folders:
+            for entry in self._repository.list_artifacts(folders.pop()):
+                # A path that leads out of the model is no name of a file of it.
+                if not is_inner_name(entry.path):
+                    continue
+                if entry.is_dir:
+                    folders.append(entry.path)
+                else:
+                    sizes[entry.path] = int(entry.file_size or 0)
+        return sizes
 
     def delete(self, name: str) -> None:
         """Remove one file."""

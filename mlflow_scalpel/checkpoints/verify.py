@@ -187,7 +187,7 @@ def _file_problem(
     if sizes[name] not in (0, described.bytes):  # 0: the store does not say
         return f"has {sizes[name]} bytes in place of {described.bytes}"
     with tempfile.TemporaryDirectory(prefix="scalpel-verify-") as scratch:
-        target = Path(scratch) / name
+        target = Path(scratch) / Path(name).name
         try:
             store.fetch(name, target)
         except (MlflowException, OSError) as error:
@@ -200,7 +200,7 @@ def _damage(file: Path, described: StoredFile) -> str | None:
     if file.is_symlink() or not file.is_file() or file.stat().st_size != described.bytes:
         return file_damage(file, described)
     try:
-        if make_manifest([file]).files[file.name] == described:
+        if make_manifest([file], file.parent).files[file.name] == described:
             return None
     except ScalpelError:  # no whole safetensors file
         return file_damage(file, described)
@@ -239,7 +239,7 @@ def _stored_sha256(store: Store, name: str) -> str:
     if store.local is not None:
         return sha256(store.local / name)
     with tempfile.TemporaryDirectory(prefix="scalpel-verify-") as scratch:
-        target = Path(scratch) / name
+        target = Path(scratch) / Path(name).name
         store.fetch(name, target)
         return sha256(target)
 
@@ -341,7 +341,7 @@ def _read_manifest(
 def _read(store: Store, name: str) -> bytes:
     """A small stored file."""
     with tempfile.TemporaryDirectory(prefix="scalpel-verify-") as scratch:
-        target = Path(scratch) / name
+        target = Path(scratch) / Path(name).name
         store.fetch(name, target)
         return target.read_bytes()
 

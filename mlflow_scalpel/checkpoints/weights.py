@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mlflow_scalpel.checkpoints.differences import differences, is_head, is_left_aside
+from mlflow_scalpel.checkpoints.expected import ties_head
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.files import TensorFiles
+from mlflow_scalpel.tensors.headers import Header
 
 Shapes = dict[str, tuple[int, ...]]
 Read = Callable[[str], Tensor]
@@ -46,19 +49,45 @@ def load_weights(model: Any, directory: Path, *, base: Path | None = None) -> No
 
 
 def check_same_tensors(directory: Path, base: Path) -> None:
-    """Raise ScalpelError unless `directory` stores tensors of the names and shapes of `base`.
+    """Raise ScalpelError unless an engine that has loaded `base` can take over `directory`'s files.
 
-    For engines that read files by themselves, and leave what a file lacks as it was. Stricter than
-    `load_weights`: weights that are tied, or named otherwise, must be stored as the base has them.
+    For engines that read files by themselves (vLLM), and leave what a file does not hold as it was.
+    Stricter than `load_weights`: names and shapes must be the base's. What engines leave aside may
+    differ: a head that is tied to the embeddings on both sides, multi-token prediction heads, and
+    buffers that are computed anew.
     """
     stored, wanted = TensorFiles(directory).headers, TensorFiles(base).headers
     for name in sorted(stored.keys() | wanted.keys()):
-        if name not in wanted:
-            raise ScalpelError(_unknown(directory, name, f"the base {base}"))
-        if name not in stored:
-            raise ScalpelError(_missing(directory, name))
-        if stored[name].shape != wanted[name].shape:
-            raise ScalpelError(_misshapen(directory, name, stored[name].shape, wanted[name].shape))
+        if name in stored and name in wanted:
+            if stored[name].shape != wanted[name].shape:
+                shapes = stored[name].shape, wanted[name].shape
+                raise ScalpelError(_misshapen(directory, name, *shapes))
+        elif not is_left_aside(name) and not (
+            is_head(name) and ties_head(directory) and ties_head(base)
+        ):
+            raise ScalpelError(_other_tensors(directory, base, name, stored, wanted))
+
+
+def _other_tensors(
+    directory: Path,
+    base: Path,
+    name: str,
+    stored: Mapping[str, Header],
+    wanted: Mapping[str, Header],
+) -> str:
+    """Why an engine cannot take over the weights, as far as names and shapes tell."""
+    found = differences(wanted, stored)
+    remedy = "evaluate it without vLLM: Transformers reads it as it is"
+    if not is_head(name) and found.foreign is None and not found.missing and found.notes:
+        return (
+            f"{directory}: tensor {name} is stored otherwise than in the base {base} "
+            f"({'; '.join(found.notes)}), and vLLM would leave weights as the base has them; "
+            f"save it in the base's format (save_pretrained(..., save_original_format=True)), or "
+            f"{remedy}"
+        )
+    if name in stored:
+        return _unknown(directory, name, f"the base {base}")
+    return _missing(directory, name)
 
 
 def _check(

@@ -175,3 +175,7 @@ def _lines(shown: dict[str, list[str]]) -> list[str]:
 def _print_reasons(found: pd.DataFrame) -> None:
     for row in found[found["state"] == "FAILED"].itertuples():
         print(f"step {row.step} of run {row.run_name or row.run_id}: {row.reason}")
+    # One line for all checkpoints of a run with the same note.
+    for (run, note), rows in found.dropna(subset=["note"]).groupby(["run_id", "note"], sort=False):
+        steps = ", ".join(str(step) for step in rows["step"])
+        print(f"note on step {steps} of run {rows['run_name'].iloc[0] or run}: {note}")

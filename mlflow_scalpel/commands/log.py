@@ -18,7 +18,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="DIR",
-        help="directory with checkpoint-N or step-N directories, or one of these",
+        help="a run's directory (with checkpoint-N, global_step_N, step_N, ...), or one step's",
+    )
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="step of DIR, a single one whose name says none"
     )
     add_origin(parser)
 
@@ -27,6 +30,12 @@ def add_origin(parser: argparse.ArgumentParser) -> None:
     """Declare what `log` and `watch` take alike."""
     parser.add_argument("--base", help="what training began with: model URI, directory, hub name")
     parser.add_argument("--run-id", help="MLflow run to log to; the directory's own unless given")
+    parser.add_argument(
+        "--trainer-run",
+        metavar="RUN",
+        help="MLflow run that the trainer itself logged, for its learning rates and settings; "
+        "found by its output_dir unless given",
+    )
     parser.add_argument("--experiment", help="MLflow experiment of a run that is begun")
     parser.add_argument("--algorithm", help="what trained it, such as grpo or sft")
     parser.add_argument("--register-as", metavar="NAME", help="name of the registered model")
@@ -67,35 +76,53 @@ def origin_of(arguments: argparse.Namespace) -> Any:
         link=arguments.link,
         trainer_state=arguments.trainer_state,
         params=params,
+        step=getattr(arguments, "step", None),
+        trainer_run=arguments.trainer_run,
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Log all, and print a line a checkpoint; 1 where one of them is FAILED."""
-    from mlflow import MlflowClient
-
+    """Log all, and print a line a checkpoint; 1 where one of them is lost."""
     from mlflow_scalpel.checkpoints.foreign import log_directory
-    from mlflow_scalpel.checkpoints.log import close_couriers
     from mlflow_scalpel.errors import ScalpelError
 
     origin = origin_of(arguments)
-    failed = 0
+    if origin.step is not None and (len(arguments.directories) > 1 or origin.step < 0):
+        raise ScalpelError(f"--step {origin.step}: is the step of one directory, and 0 or more")
+    lost = 0
     for directory in arguments.directories:
         if not directory.is_dir():
             raise ScalpelError(f"{directory}: there is no such directory")
         run_id, deliveries = log_directory(directory, origin)
         print(f"{directory}: run {run_id}, {len(deliveries)} checkpoints that it did not have")
         for step, delivery in deliveries.items():
-            failed += not report(step, delivery)
-        close_couriers()
-        if origin.run_id is None:
-            MlflowClient().set_terminated(run_id, "FINISHED")
-    return 1 if failed else 0
+            report(step, delivery)
+        lost += finish(directory, origin, run_id, set(deliveries))
+    return 1 if lost else 0
+
+
+def finish(directory: Path, origin: Any, run_id: str, told: set[int]) -> int:
+    """Send the rest, say what of the directory is not stored, and end the run; how many are lost.
+
+    `told` are the steps that were reported already.
+    """
+    from mlflow_scalpel.checkpoints.foreign import end_run, lost_steps
+    from mlflow_scalpel.checkpoints.log import close_couriers
+
+    close_couriers()
+    lost = lost_steps(directory, origin, run_id, told)
+    for step, reason in lost.items():
+        if step not in told:
+            print(f"step {step}: is not logged: {reason}", file=sys.stderr)
+    if origin.run_id is None:
+        end_run(run_id)
+    return len(lost)
 
 
 def report(step: int, delivery: Any) -> bool:
     """Wait for a checkpoint and print a line about it; whether it is READY."""
     from mlflow_scalpel.checkpoints.courier import Undelivered
+    from mlflow_scalpel.checkpoints.layout import NOTE_TAG
     from mlflow_scalpel.errors import ScalpelError
 
     try:
@@ -106,4 +133,6 @@ def report(step: int, delivery: Any) -> bool:
         print(f"step {step}: FAILED: {error}", file=sys.stderr)
         return False
     print(f"step {step}: models:/{model.model_id}", flush=True)
+    if note := model.tags.get(NOTE_TAG):
+        print(f"step {step}: note: {note}", flush=True)
     return True

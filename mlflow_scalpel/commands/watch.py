@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from mlflow_scalpel.commands.log import add_origin, origin_of, report
+from mlflow_scalpel.commands.log import add_origin, finish, origin_of, report
 
 if TYPE_CHECKING:
     from mlflow_scalpel.checkpoints.log import Delivery
@@ -31,31 +30,29 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Log until idle or interrupted; 1 where a checkpoint is FAILED."""
-    from mlflow_scalpel.checkpoints.foreign import is_whole, step_directories, watch
-    from mlflow_scalpel.checkpoints.log import close_couriers
+    """Log until idle or interrupted; 1 where a checkpoint is lost."""
+    from mlflow_scalpel.checkpoints.foreign import run_of, watch
 
     directory, stop = arguments.directory, _Stop()
     taken: list[tuple[int, Delivery]] = []  # a step that is written anew comes again
+    origin = origin_of(arguments)
     print(f"watching {directory}; Ctrl-C ends it, when all is sent", flush=True)
     for step, delivery in watch(
         directory,
-        origin_of(arguments),
+        origin,
         interval=arguments.interval,
         idle=arguments.until_idle,
         stopped=lambda: stop.asked,
+        say=lambda line: print(line, flush=True),
     ):
         print(f"step {step}: whole, and on its way", flush=True)
         taken.append((step, delivery))
     if stop.asked:
         print("interrupted; sending what is under way", flush=True)
-    failed = [step for step, delivery in taken if not report(step, delivery)]
-    close_couriers()
-    for step, path in step_directories(directory).items() if directory.is_dir() else ():
-        if not is_whole(path) and step not in {known for known, _ in taken}:
-            print(f"step {step}: {path} never became whole, and is not logged", file=sys.stderr)
-            failed.append(step)
-    return 1 if failed else 0
+    for step, delivery in taken:
+        report(step, delivery)
+    lost = finish(directory, origin, run_of(directory, origin), {step for step, _ in taken})
+    return 1 if lost else 0
 
 
 class _Stop:

@@ -10,7 +10,7 @@ from pathlib import Path
 from mlflow_scalpel.checkpoints import cache
 from mlflow_scalpel.checkpoints.layout import checkpoint_files
 from mlflow_scalpel.checkpoints.manifest import content_digest, read_manifest
-from mlflow_scalpel.tensors.steps import step_of_name
+from mlflow_scalpel.tensors.steps import step_of_path
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ def subject_from(source: str, *, files: bool = True) -> Subject:
     """The model that `source` names: a directory, a hub name, or any URI of one checkpoint.
 
     Without `files` those of a logged checkpoint stay where they are, and `directory` holds nothing.
-    The step of a directory is that in its name (`checkpoint-400`, `step-400`), None without one.
+    The step of a directory is that in its name (`checkpoint-400`, `global_step_20/actor`), None
+    without one.
     Raises ScalpelError where there is no such model, or where it cannot be read.
     """
     from mlflow import MlflowClient
@@ -41,7 +42,7 @@ def subject_from(source: str, *, files: bool = True) -> Subject:
     model_id = model_id_of(source)
     directory = resolve(source) if files or model_id is None else Path(source)
     if model_id is None:
-        step = step_of_name(Path(source).name)
+        step = step_of_path(Path(source)) if Path(source).is_dir() else None
         return Subject(directory, source, digest_of(directory), step)
     model = MlflowClient().get_logged_model(model_id)
     rates = model.params.get("learning_rate_sum")

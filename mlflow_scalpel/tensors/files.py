@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.tensors.documents import read_object
 from mlflow_scalpel.tensors.headers import Header, read_headers
 from mlflow_scalpel.tensors.names import unwrapped
 
@@ -84,13 +84,7 @@ def read_index(index: Path) -> dict[str, str]:
 
     Raises ScalpelError where it cannot be read, or names a file in another directory.
     """
-    try:
-        weight_map = json.loads(index.read_bytes())["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ScalpelError(
-            f"{index}: is not a readable index ({type(error).__name__}: {error}); "
-            "save the checkpoint again"
-        ) from error
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ScalpelError(
             f"{index}: its weight_map does not map tensors to files; save the checkpoint again"

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from mlflow_scalpel.checkpoints.log import Delivery, log_checkpoint
+from mlflow_scalpel.checkpoints.lost import LOST, said_of_lost
 from mlflow_scalpel.comparison import Comparison, Subject, tidy
 from mlflow_scalpel.comparison.summary import summarise
 from mlflow_scalpel.errors import ScalpelError
@@ -186,9 +187,24 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         if not state.is_world_process_zero:
             return
         self._journal.courier.drain()
+        self._tell_losses()
         if self._unidentified:  # now every model is known
             self._journal.table(self._table())
             self._journal.courier.drain()
+
+    def _tell_losses(self) -> None:
+        """Warn of checkpoints that are not stored; raises ScalpelError where none is."""
+        lost = {
+            step: delivery.courier.outcome(delivery.job).reason or "it could not be stored"
+            for step, delivery in sorted(self._deliveries.items())
+            if delivery.courier.outcome(delivery.job).status == "FAILED"
+        }
+        stored = len(self._deliveries) - len(lost) + len(self._past.stored)
+        said = said_of_lost(lost, stored) if lost else None
+        self._journal.warnings({LOST: said}, self._run_id)
+        self._journal.courier.drain()
+        if said is not None and stored == 0:
+            raise ScalpelError(f"the run has trained, and {said}")
 
     def state(self) -> dict[str, Any]:
         """What the trainer keeps in a checkpoint's trainer_state.json for this callback."""

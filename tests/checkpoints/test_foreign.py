@@ -75,7 +75,7 @@ def test_a_finished_run_is_logged_and_what_is_damaged_is_a_gap(
     ("arguments", "said"),
     [
         (["log", "nowhere"], "nowhere: there is no such directory"),
-        (["log", "."], "holds no directory named checkpoint-N or step-N"),
+        (["log", "."], "holds no directory named after a step, as checkpoint-N"),
         (["log", ".", "--param", "lr"], "--param lr: is not KEY=VALUE"),
         (["log", ".", "--run-id", "0" * 32], "holds no directory named"),
         (["upload", "."], "holds no spool"),
@@ -126,7 +126,7 @@ def test_watching_a_run_that_goes_on(tracking, first_model, make_model, tmp_path
             pytest.fail(watcher.communicate()[0])
     finally:
         watcher.kill()
-    assert "global_step_3 never became whole" in told
+    assert "step 3: is not logged: " in told
     assert watcher.returncode == 1
     (run,) = runs()
     _, found = checkpoints_of_run(run.info.run_id)

@@ -1,0 +1,223 @@
+"""What a trainer noted of its training: its `trainer_state.json`, or the run that it logged itself.
+
+Rates are noted every few steps only; the sum over all steps is interpolated between them, and what
+is taken from that says so.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Run
+
+from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.tensors.documents import read_object
+from mlflow_scalpel.tensors.files import TensorFiles
+
+STATE = "trainer_state.json"
+# What trainers call the learning rate, the first that is there.
+RATES = (
+    "learning_rate", "train/learning_rate", "lr", "train/lr", "actor/lr", "optim/lr",
+    "train_learning_rate", "policy/lr",
+)  # fmt: skip
+# Settings of the Trainer, of its state or among the params that its MLflow callback logs; ours.
+_SETTINGS = {
+    "max_steps": "max_steps",
+    "num_train_epochs": "num_train_epochs",
+    "train_batch_size": "train_batch_size",
+    "per_device_train_batch_size": "per_device_train_batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "learning_rate": "learning_rate",
+    "lr_scheduler_type": "lr_scheduler_type",
+    "warmup_steps": "warmup_steps",
+    "weight_decay": "weight_decay",
+    "optim": "optim",
+    "seed": "seed",
+    "logging_steps": "logging_steps",
+}
+_REFUSED = re.compile(r"[^0-9A-Za-z_\-. :/]")  # by MLflow in a metric's name
+_LONGEST_NAME = 250
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def read_state(directory: Path) -> dict[str, Any]:
+    """The trainer's state beside a checkpoint, {} where there is none.
+
+    Raises ScalpelError where it is not a readable JSON object.
+    """
+    file = directory / STATE
+    return read_object(file) if file.is_file() else {}
+
+
+def history_of(state: Mapping[str, Any]) -> list[tuple[int, dict[str, float]]]:
+    """Step and values of each entry of the state's log, numbers alone; what is odd is left out."""
+    log = state.get("log_history")
+    entries = []
+    for entry in log if isinstance(log, list) else ():
+        if not isinstance(entry, dict) or not _is_step(entry.get("step")):
+            continue
+        values = {
+            str(key): float(value)
+            for key, value in entry.items()
+            if key != "step" and _is_number(value)
+        }
+        entries.append((int(entry["step"]), values))
+    return entries
+
+
+def metric_name(key: str) -> str:
+    """A name that MLflow takes, as Transformers' own callback writes it: others become `_`."""
+    name = _REFUSED.sub("_", key)
+    # `/`, `.` and `..` at the ends of parts would be paths.
+    name = "/".join(part for part in name.split("/") if part.strip(". ")) or "_"
+    return name[:_LONGEST_NAME]
+
+
+def metric_names(keys: Iterable[str]) -> dict[str, str]:
+    """The names under which metrics are logged; no two keys get one name."""
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for key in sorted(set(keys), key=lambda one: (metric_name(one) != one, one)):
+        name, number = metric_name(key), 1
+        while name in taken:
+            number += 1
+            name = f"{metric_name(key)[: _LONGEST_NAME - 4]}_{number}"
+        taken.add(name)
+        names[key] = name
+    return names
+
+
+def rates_of(history: Iterable[tuple[int, Mapping[str, float]]]) -> dict[int, float]:
+    """The learning rate by step, of the first name under which there is one."""
+    entries = list(history)
+    for key in RATES:
+        found = {step: values[key] for step, values in entries if key in values and step > 0}
+        found = {step: rate for step, rate in found.items() if math.isfinite(rate) and rate >= 0}
+        if found:
+            return found
+    return {}
+
+
+def rate_sum(rates: Mapping[int, float], step: int) -> tuple[float, bool] | None:
+    """Sum of the rates of steps 1 to `step`, and whether each of them was noted.
+
+    Between two noted steps the rate is interpolated linearly, and continued likewise before the
+    first and after the last, within 0 and the largest (so constant and linear schedules are exact,
+    a warm-up that ends between two notes is not). None where no rate is known.
+    """
+    known = sorted((at, rate) for at, rate in rates.items() if at <= step)
+    if not known or step < 1:
+        return None
+    if len(known) == step:
+        return math.fsum(rate for _, rate in known), True
+    import numpy as np
+
+    steps, values = (np.array(column, dtype=np.float64) for column in zip(*known, strict=True))
+    every = np.arange(1, step + 1, dtype=np.float64)
+    rate = np.interp(every, steps, values)
+    if len(known) > 1:
+        for where, first, second in (
+            (every < steps[0], 0, 1),
+            (every > steps[-1], -1, -2),
+        ):
+            slope = (values[second] - values[first]) / (steps[second] - steps[first])
+            rate[where] = values[first] + slope * (every[where] - steps[first])
+    return float(np.clip(rate, 0.0, values.max()).sum()), False
+
+
+def known_of_step(
+    state: Mapping[str, Any], step: int, rates: Mapping[int, float] | None = None
+) -> dict[str, str]:
+    """Params of a checkpoint that the trainer's notes give: rate, its sum so far, steps.
+
+    `rates` are those of the trainer's own run, in place of the state's.
+    """
+    found: dict[str, str] = {}
+    if _is_step(state.get("max_steps")) and state["max_steps"] > 0:
+        found["max_steps"] = str(int(state["max_steps"]))
+    exact = _own_sum(state, step)
+    noted = rates or rates_of(history_of(state))
+    if noted:
+        found["learning_rate"] = f"{max(noted.values()):.6g}"
+    summed = (exact, True) if exact is not None else rate_sum(noted, step)
+    if summed is not None:
+        found["learning_rate_sum"] = repr(summed[0])
+        if not summed[1]:
+            found["learning_rate_sum_is"] = "approximate: interpolated between the noted steps"
+    return found
+
+
+def settings_of(state: Mapping[str, Any]) -> dict[str, str]:
+    """Settings of the run that the state tells: steps, epochs, batch."""
+    return {
+        name: _text(state[key])
+        for key, name in _SETTINGS.items()
+        if _is_step(state.get(key)) and state[key] > 0
+    }
+
+
+def settings_of_run(run: Run) -> dict[str, str]:
+    """Settings that the trainer itself logged as params of its run."""
+    params = run.data.params
+    found = {
+        name: params[key]
+        for key, name in _SETTINGS.items()
+        if params.get(key) not in (None, "", "None", "-1")
+    }
+    dtype = params.get("dtype") or params.get("torch_dtype")
+    if dtype not in (None, "", "None", "auto"):
+        found["weights_dtype"] = str(dtype).removeprefix("torch.")
+    return found
+
+
+def dtype_of(directory: Path) -> str | None:
+    """The dtype of most of the stored elements; None where the weights cannot be read."""
+    elements: dict[str, int] = {}
+    try:
+        for header in TensorFiles(directory).headers.values():
+            elements[header.dtype] = elements.get(header.dtype, 0) + header.elements
+    except (ScalpelError, OSError):
+        return None
+    most = max(elements, key=lambda name: elements[name], default=None)
+    return _DTYPES.get(most or "")
+
+
+def _own_sum(state: Mapping[str, Any], step: int) -> float | None:
+    """The exact sum, where our own callback kept it in the state of this step."""
+    callbacks = state.get("stateful_callbacks")
+    kept = callbacks.get("CheckpointCallback") if isinstance(callbacks, dict) else None
+    value: Any = kept.get("learning_rate_sum") if isinstance(kept, dict) else None
+    return float(value) if _is_number(value) and state.get("global_step") == step else None
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 2**63 if isinstance(value, int) else True
+
+
+def _is_step(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value) and 0 <= value < 2**53
+
+
+def _text(value: float) -> str:
+    return json.dumps(int(value) if value == int(value) else value)
+
+
+def points(
+    history: Iterable[tuple[int, Mapping[str, float]]],
+) -> Iterator[tuple[str, int, float]]:
+    """Name, step and value of each metric of a history, once each."""
+    entries = list(history)
+    names = metric_names(key for _, values in entries for key in values)
+    latest: dict[tuple[str, int], float] = {}
+    for step, values in entries:
+        for key, value in values.items():
+            latest[names[key], step] = value
+    for (name, step), value in latest.items():
+        yield name, step, value
