@@ -24,7 +24,7 @@ from mlflow_scalpel.checkpoints.layouts import (
     names_in,
     run_directory,
 )
-from mlflow_scalpel.checkpoints.log import Delivery, fingerprint, log_checkpoint
+from mlflow_scalpel.checkpoints.log import SPOOLS, Delivery, fingerprint, log_checkpoint
 from mlflow_scalpel.checkpoints.logged import finish_spool, is_stored, stored_models
 from mlflow_scalpel.checkpoints.lost import LOST, said_of_lost
 from mlflow_scalpel.checkpoints.stores import Link
@@ -180,7 +180,7 @@ def _found_now(directory: Path, origin: Origin, tell: Callable[[str], None]) -> 
     except ScalpelError as error:
         tell(str(error))
         return []
-    if not found and any(directory.iterdir()):
+    if not found and any(one.name != SPOOLS for one in directory.iterdir()):
         tell(f"waits: {_nothing(directory)}")
     return found
 

@@ -40,6 +40,8 @@ _SMALL_FILE = 100_000  # bytes up to which a config or the like is copied and no
 _RESERVE = 4  # times its size is what a checkpoint leaves free: for the next one, and its state
 _LOOK_UP = 10.0  # seconds in which the server may say at once that there is no such base
 
+SPOOLS = ".scalpel"  # folder beside checkpoints, with what of them waits to be sent
+
 _couriers: dict[tuple[str, str], Courier] = {}
 
 
@@ -200,7 +202,7 @@ def spool_directory(run_id: str, beside: Path) -> Path:
     `beside` is the directory that holds the checkpoints, whose file system can link them. Where it
     cannot be written (somebody else's checkpoints), it is under the user's state directory.
     """
-    folder = Path(os.environ.get("SCALPEL_SPOOL") or beside / ".scalpel")
+    folder = Path(os.environ.get("SCALPEL_SPOOL") or beside / SPOOLS)
     if not os.access(_existing(folder.absolute()), os.W_OK):
         state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
         folder = Path(state) / "mlflow-scalpel"

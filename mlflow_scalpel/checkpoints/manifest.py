@@ -143,8 +143,7 @@ def file_manifest(files: Sequence[Path], root: Path) -> Manifest:
     """The manifest of the files, without looking at their tensors; names are relative to `root`."""
     return Manifest(
         files={
-            name_in(root, f): StoredFile(bytes=f.stat().st_size, sha256=sha256(f))
-            for f in files
+            name_in(root, f): StoredFile(bytes=f.stat().st_size, sha256=sha256(f)) for f in files
         }
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 
 
 def is_adapter(directory: Path) -> bool:
@@ -62,7 +64,7 @@ def weight_files(directory: Path) -> list[Path]:
     if single in there:
         return [single]
     own = [file for file in there if file.name != ADAPTER_WEIGHTS]
-    if len(own) == 1 and "-of-" not in own[0].name:
+    if len(own) == 1 and not _SHARD.search(own[0].name):
         return own
     if not own:
         pickles = sorted(file.name for file in directory.glob("*.bin"))
@@ -70,6 +72,15 @@ def weight_files(directory: Path) -> list[Path]:
         raise ScalpelError(
             f"{directory}: holds no {WEIGHTS} file{found}; save the model with "
             "save_pretrained(..., safe_serialization=True)"
+        )
+    if numbered := [match for file in own if (match := _SHARD.search(file.name))]:
+        count = int(numbered[0][2])
+        there_are = {int(match[1]) for match in numbered}
+        missing = [str(number) for number in range(1, count + 1) if number not in there_are]
+        shards = f" and the shards {', '.join(missing[:8])} of {count}" if missing else ""
+        raise ScalpelError(
+            f"{directory}: {INDEX}{shards} is missing: it is still being written, or was cut off; "
+            "save the checkpoint again"
         )
     raise ScalpelError(
         f"{directory}: holds {', '.join(file.name for file in own[:4])}"
