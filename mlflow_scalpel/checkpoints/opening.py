@@ -151,6 +151,12 @@ def load(directory: Path, owner: Any, config: Any, dtype: Any) -> tuple[Any, dic
         if files.reasons:
             name, reason = next(iter(files.reasons.items()))
             raise CannotOpen(f"{directory}: {name} {reason}")
+        if files.method and not files.quantised:
+            raise CannotOpen(
+                f"{directory}: its config.json says that it is quantised by {files.method}, and "
+                "none of its tensors is: it is not known which model is meant; where the weights "
+                "are the model, remove quantization_config from config.json"
+            )
         source: Path | None = directory
         state: Any = None
         if not files.as_stored:

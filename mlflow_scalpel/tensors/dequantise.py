@@ -13,23 +13,39 @@ _FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
-def scaled(values: Tensor, scale: Tensor, block: Sequence[int] | None = None) -> Tensor:
-    """values x scale, where the scale is of the tensor, of each row, or of each block.
-
-    A scale of as many dimensions as the values, of which each is 1, equal, or the number of blocks
-    along it, is spread over them; a vector is of the rows.
+def scaled(
+    values: Tensor,
+    scale: Tensor,
+    block: Sequence[int] | None = None,
+    zero: Tensor | None = None,
+) -> Tensor:
+    """(values - zero) x scale, both of the tensor, of each row, or of each block.
 
     Args:
-        values: (..., N, M) float8 or int8.
-        scale: (), (1,), (N,), (N, 1) or (..., n, m), of any floating-point dtype.
-        block: sizes of a block along the last dimensions; without it ceil(N / n).
+        values: (..., N, M) float8, int8 or float32.
+        scale: (), (1,), (N,), (N, 1) or (..., n, m), of any floating-point dtype; uint8 are
+            exponents, each of 2^(scale - 127).
+        block: sizes of a block along the last dimensions, where they do not go into N and M.
+        zero: of the shape of `scale`.
 
     Returns:
         (..., N, M) float32. Raises ValueError where the shapes do not fit.
     """
-    scale = scale.float()
+    if scale.dtype == torch.uint8:
+        scale = (scale.float() - 127.0).exp2()
+    values = values.float()
+    if zero is not None:
+        values = values - _spread(zero.float(), values, block)
+    return values * _spread(scale.float(), values, block)
+
+
+def _spread(scale: Tensor, values: Tensor, block: Sequence[int] | None) -> Tensor:
+    """A scale of as many dimensions as the values, each of them 1 or as long as theirs.
+
+    A dimension that is neither is a number of blocks; a vector is of the rows.
+    """
     if scale.numel() == 1:
-        return values.float() * scale.reshape(())
+        return scale.reshape(())
     if scale.ndim == 1 and values.ndim > 1 and len(scale) == values.shape[-2]:
         scale = scale[:, None]
     if scale.ndim != values.ndim:
@@ -38,11 +54,13 @@ def scaled(values: Tensor, scale: Tensor, block: Sequence[int] | None = None) ->
         if count in (1, size):
             continue
         back = values.ndim - axis
-        width = block[-back] if block and back <= len(block) else -(-size // count)
-        if -(-size // width) != count:
-            raise ValueError(f"scales {tuple(scale.shape)} for values {tuple(values.shape)}")
+        width = block[-back] if block and back <= len(block) else 0
+        if not width or -(-size // width) != count:
+            if size % count:
+                raise ValueError(f"scales {tuple(scale.shape)} for values {tuple(values.shape)}")
+            width = size // count
         scale = scale.repeat_interleave(width, axis).narrow(axis, 0, size)
-    return values.float() * scale
+    return scale
 
 
 def fp4(packed: Tensor) -> Tensor:

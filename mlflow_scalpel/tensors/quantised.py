@@ -46,7 +46,8 @@ class FloatTensors:
         self._reads: dict[str, Callable[[], Tensor]] = {}
         self._bytes: dict[str, int] = {}
         self._config = _quantization_of(directory)
-        self._method = str(self._config.get("quant_method") or "").lower()
+        self.method = str(self._config.get("quant_method") or "").lower()
+        """Of quantisation, as config.json names it; empty where it names none."""
         taken: set[str] = set()
         for name in self.files.headers:
             self._quantised(name, taken)
@@ -102,7 +103,7 @@ class FloatTensors:
         """Add the tensor of which `name` is the first part, if it is that of a quantised one."""
         for rule in (
             self._mxfp4, self._bitsandbytes, self._int8_of_bitsandbytes, self._gptq_or_awq,
-            self._packed, self._nvfp4, self._scaled,
+            self._packed, self._fp4, self._scaled,
         ):  # fmt: skip
             if parts := rule(name):
                 taken.update(parts)
@@ -191,7 +192,7 @@ class FloatTensors:
         q, _, s = (self.files.headers[part].shape for part in needed)
         bits = int(self._config.get("bits") or self._config.get("w_bit") or 4)
         packing = str(
-            self._config.get("packing_format") or self._config.get("backend") or self._method
+            self._config.get("packing_format") or self._config.get("backend") or self.method
         )
         transposed = len(q) == 2 and len(s) == 2 and q[1] == s[1]
         if transposed and "awq" not in packing and bits in (2, 4, 8):
@@ -207,7 +208,7 @@ class FloatTensors:
             self._add(weight, (s[1], q[0]), partial(self._awq, stem), *parts)
         else:
             self.reasons[weight] = self._remedy(
-                f"{self._method or 'GPTQ or AWQ'} of {bits} bits in the layout "
+                f"{self.method or 'GPTQ or AWQ'} of {bits} bits in the layout "
                 f"{self._config.get('version') or self._config.get('checkpoint_format') or packing}"
             )
         return parts
@@ -232,77 +233,98 @@ class FloatTensors:
         return awq(*(self.files.read(f"{stem}.{part}") for part in ("qweight", "qzeros", "scales")))
 
     def _packed(self, name: str) -> set[str]:
-        """compressed-tensors: integers of 4 or 8 bits in int32, with a scale a group or row."""
+        """compressed-tensors: integers in int32, with a scale (and zero) a group or row."""
         stem = name.removesuffix("_packed")
         scale, shape = f"{stem}_scale", f"{stem}_shape"
         if stem == name or not self._has(scale, shape):
             return set()
         parts = {one for one in self.files.headers if one.startswith(f"{stem}_")}
-        header = self.files.headers[name]
+        stored = self.files.headers[name].shape
         size = tuple(map(int, self.files.read(shape).tolist()))
-        bits = self._bits_of_packed(header.shape, size)
-        if bits is None or self._has(f"{stem}_g_idx") or self._has(f"{stem}_zero_point"):
-            self.reasons[stem] = self._remedy(
-                "compressed-tensors with zero points or its own order"
-            )
+        fitting = [bits for bits in (1, 2, 4, 8) if stored[-1] == -(-size[-1] * bits // 32)]
+        if len(fitting) == 1 and stored[:-1] == size[:-1]:
+            self._add(stem, size, partial(self._unpack, stem, fitting[0], size), *parts)
         else:
-            self._add(stem, size, partial(self._unpack, stem, bits, size), *parts)
+            self.reasons[stem] = self._remedy("packed integers of a width that is not 1, 2, 4 or 8")
         return parts
-
-    @staticmethod
-    def _bits_of_packed(packed: Shape, size: Shape) -> int | None:
-        fitting = [bits for bits in (4, 8) if packed[-1] == -(-size[-1] * bits // 32)]
-        return fitting[0] if len(fitting) == 1 and packed[:-1] == size[:-1] else None
 
     def _unpack(self, stem: str, bits: int, size: Shape) -> Tensor:
         from mlflow_scalpel.tensors.dequantise import scaled, unpacked
 
-        q = unpacked(self.files.read(f"{stem}_packed"), bits, -1)[..., : size[-1]]
-        return scaled(q - 2 ** (bits - 1), self.files.read(f"{stem}_scale"))
+        middle = 2 ** (bits - 1)
+        q = unpacked(self.files.read(f"{stem}_packed"), bits, -1)[..., : size[-1]] - middle
+        scale, zero = self.files.read(f"{stem}_scale"), None
+        if self._has(f"{stem}_zero_point"):
+            zero = unpacked(self.files.read(f"{stem}_zero_point"), bits, -2) - middle
+            zero = zero.narrow(-2, 0, size[-2])
+        if self._has(f"{stem}_g_idx"):
+            groups = self.files.read(f"{stem}_g_idx").long()
+            scale = scale[..., groups]
+            zero = None if zero is None else zero[..., groups]
+        return scaled(q, scale, zero=zero)
 
-    def _nvfp4(self, name: str) -> set[str]:
-        from mlflow_scalpel.tensors.dequantise import nvfp4
+    def _fp4(self, name: str) -> set[str]:
+        """Two FP4 a byte: nvfp4 with a scale for the tensor too, mxfp4 without one."""
+        from mlflow_scalpel.tensors.dequantise import fp4, nvfp4, scaled
 
         header = self.files.headers[name]
         stem = name.removesuffix("_packed")
-        second, divisor = f"{stem}_scale_2", f"{stem}_global_scale"
         scale = f"{stem}_scale"
+        second, divisor = f"{stem}_scale_2", f"{stem}_global_scale"
         whole = next((one for one in (second, divisor) if self._has(one)), None)
-        if header.dtype != "U8" or whole is None or not self._has(scale):
+        if header.dtype != "U8" or len(header.shape) < 2 or not self._has(scale):
             return set()
-        if self.files.headers[scale].dtype != "F8_E4M3" or len(header.shape) < 2:
+        if (self.files.headers[scale].dtype == "F8_E4M3") != (whole is not None):
+            return set()
+        if whole is None and (stem == name or self.files.headers[scale].dtype != "U8"):
             return set()
 
         def read() -> Tensor:
+            packed, scales = self.files.read(name), self.files.read(scale)
+            if whole is None:
+                return scaled(fp4(packed), scales)
             one = self.files.read(whole).float()
-            return nvfp4(
-                self.files.read(name), self.files.read(scale), one if whole == second else 1.0 / one
-            )
+            return nvfp4(packed, scales, one if whole == second else 1.0 / one)
 
-        self._add(stem, (*header.shape[:-1], 2 * header.shape[-1]), read, name, scale, whole)
-        return {name, scale, whole}
+        parts = {name, scale, *([whole] if whole else [])}
+        self._add(stem, (*header.shape[:-1], 2 * header.shape[-1]), read, *parts)
+        return parts
 
     def _scaled(self, name: str) -> set[str]:
-        """fp8 or int8 with a scale for the tensor, for each row, or for each block."""
-        from mlflow_scalpel.tensors.dequantise import scaled
+        """fp8 or int8 with a scale for the tensor, for each row, or for each block.
+
+        Beside fp8, int8 are two FP4 a byte: experts of DeepSeek-V4, in blocks of 32.
+        """
+        import torch
+
+        from mlflow_scalpel.tensors.dequantise import fp4, scaled
 
         header = self.files.headers[name]
         if header.dtype not in (*_FP8, "I8"):
             return set()
-        scale = next(
-            (f"{name}{end}" for end in ("_scale_inv", "_scale") if self._has(f"{name}{end}")), None
-        )
-        if scale is None or self._has(f"{name}_zero_point"):
+        ends = ("_scale_inv", "_scale")
+        scale = next((f"{name}{end}" for end in ends if self._has(f"{name}{end}")), None)
+        if scale is None:
             return set()
+        zero = f"{name}_zero_point" if self._has(f"{name}_zero_point") else None
         block = self._config.get("weight_block_size")
-        self._add(
-            name,
-            header.shape,
-            lambda: scaled(self.files.read(name), self.files.read(scale), block),
-            name,
-            scale,
-        )
-        return {name, scale}
+        paired = header.dtype == "I8" and scale.endswith("_inv")
+        shape = (*header.shape[:-1], header.shape[-1] * (2 if paired else 1))
+
+        def read() -> Tensor:
+            values = self.files.read(name)
+            if paired:
+                values = fp4(values.view(torch.uint8))
+            return scaled(
+                values,
+                self.files.read(scale),
+                block,
+                None if zero is None else self.files.read(zero),
+            )
+
+        parts = {name, scale, *([zero] if zero else [])}
+        self._add(name, shape, read, *parts)
+        return parts
 
     def _looks_quantised(self, header: Header) -> bool:
         """Integers of which a model's weights could be made: matrices, of a quantised model."""
@@ -311,7 +333,7 @@ class FloatTensors:
         )
 
     def _not_known(self, header: Header) -> str:
-        kind = self._method or "a quantisation that config.json does not name"
+        kind = self.method or "a quantisation that config.json does not name"
         if header.dtype in _FP8:
             return self._remedy(f"{header.dtype} without a scale beside it ({kind})")
         return self._remedy(f"{header.dtype} by {kind}, of which no way back is known here")
