@@ -148,19 +148,11 @@ def load(directory: Path, owner: Any, config: Any, dtype: Any) -> tuple[Any, dic
     """
     try:
         files = FloatTensors(directory)
-        if files.reasons:
-            name, reason = next(iter(files.reasons.items()))
-            raise CannotOpen(f"{directory}: {name} {reason}")
-        if files.method and not files.quantised:
-            raise CannotOpen(
-                f"{directory}: its config.json says that it is quantised by {files.method}, and "
-                "none of its tensors is: it is not known which model is meant; where the weights "
-                "are the model, remove quantization_config from config.json"
-            )
+        files.check_whole()
         source: Path | None = directory
         state: Any = None
         if not files.as_stored:
-            source, state = None, {name: files.read(name) for name in files.shapes}
+            source, state = None, {name: files.read(name) for name in files.headers}
         _without_quantisation(config)
         loaded: tuple[Any, dict[str, Any]] = owner.from_pretrained(
             source,
@@ -173,8 +165,6 @@ def load(directory: Path, owner: Any, config: Any, dtype: Any) -> tuple[Any, dic
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # told by name
         )
-    except CannotOpen:
-        raise
     except ScalpelError as error:
         raise CannotOpen(str(error)) from error
     except Exception as error:  # of any type, by what the files hold; told by name

@@ -109,7 +109,7 @@ class OneModel:
             except ScalpelError:
                 if same_model(config, self._config):
                     raise
-        self._open(checkpoint, config, FloatTensors(self.base).shapes)
+        self._open(checkpoint, config, FloatTensors(self.base).headers)
 
     def swap_to_base(self) -> None:
         """Make it the base."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -55,12 +54,11 @@ class StoredWeights:
         follows its layer, and in full where it is in no layer of the language model.
         """
         found: dict[Place, tuple[str, slice | None]] = {}
-        for name in [*self._files.shapes, *self._files.reasons]:
+        for name, header in self._files.headers.items():
             if match := _NAME.search(name):
                 found[int(match[1]), match[2]] = name, None
-            elif (match := _FUSED.search(name)) and name in self._files.shapes:
-                height = self._files.shapes[name][0]
-                for matrix, rows in self._rows.of(match[2], height).items():
+            elif match := _FUSED.search(name):
+                for matrix, rows in self._rows.of(match[2], header.shape[0]).items():
                     found[int(match[1]), matrix] = name, rows
             elif others:
                 match = _LAYER.search(name)
@@ -80,11 +78,11 @@ class StoredWeights:
     def bytes(self, *, others: bool = False) -> int:
         """Bytes of the tensors that `matrices` names."""
         names = {name for name, _ in self.matrices(others=others).values()}
-        return sum(self._files.bytes(name) for name in names)
+        return sum(self._files.headers[name].bytes for name in names)
 
     def size(self, name: str) -> int:
         """Elements of a stored tensor, without reading it."""
-        return math.prod(self._files.shapes.get(name, ()))
+        return self._files.headers[name].elements
 
 
 class _FusedRows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,16 +25,20 @@ _AUXILIARY = (
     ".q_scale", ".prob_scale", ".weight_format", ".input_zero_point", ".output_zero_point",
     ".input_global_scale", ".act_scale", "_activation_scale",
 )  # fmt: skip
+# What arithmetic on parts of any shape, and settings of any type, may raise.
+_ODD = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+_UNFIT = "its quantised parts do not fit each other"
 _BNB_STATE = ".quant_state.bitsandbytes__"
 
 
 class FloatTensors:
     """Each floating-point tensor of a model's directory, dequantised where it is quantised.
 
-    `shapes` has the shape of each that can be read, by the name that the unquantised model gives
-    it; `reasons` has those that cannot be, each with the reason; integers that are not weights
-    (positions, masks) are in neither. Known are fp8 with scales, mxfp4, nvfp4, GPTQ, AWQ,
-    compressed-tensors (int8 and packed int4) and bitsandbytes (4 and 8 bits).
+    `headers` has them by the name that the unquantised model gives them, with the shape that it
+    gives them; a dequantised one is F32, and as long as all that it is made of. Those that
+    `reasons` has too cannot be read, each for its reason, and have the dtype and shape that is
+    stored. Integers that are not weights (positions, masks) are in neither. Known are fp8 and int8
+    with scales, mxfp4, nvfp4, GPTQ, AWQ, compressed-tensors and bitsandbytes (4 and 8 bits).
 
     Raises ScalpelError as `TensorFiles` does.
     """
@@ -41,10 +46,9 @@ class FloatTensors:
     def __init__(self, directory: Path) -> None:
         self.files = TensorFiles(directory)
         self.directory = directory
-        self.shapes: dict[str, Shape] = {}
+        self.headers: dict[str, Header] = {}
         self.reasons: dict[str, str] = {}
         self._reads: dict[str, Callable[[], Tensor]] = {}
-        self._bytes: dict[str, int] = {}
         self._config = _quantization_of(directory)
         self.method = str(self._config.get("quant_method") or "").lower()
         """Of quantisation, as config.json names it; empty where it names none."""
@@ -55,25 +59,36 @@ class FloatTensors:
             if name in taken or (self._config and name.endswith(_AUXILIARY)):
                 continue
             if header.dtype in FLOATS:
-                self._add(name, header.shape, partial(self.files.read, name), name)
+                self.headers[name] = header
+                self._reads[name] = partial(self.files.read, name)
             elif header.dtype in _NARROW or self._looks_quantised(header):
-                self.reasons[name] = self._not_known(header)
+                self._refuse(name, name, self._not_known(header))
 
     @property
     def as_stored(self) -> bool:
         """Whether files and model say the same: nothing is quantised, and no prefix came off."""
-        headers = self.files.headers
-        return self.shapes.keys() == headers.keys() and all(
-            header.stored_name == name for name, header in headers.items()
+        return not self.quantised and all(
+            header.stored_name == name for name, header in self.files.headers.items()
         )
 
     @property
     def quantised(self) -> bool:
         """Whether any tensor is dequantised, or could not be."""
-        return bool(self.reasons) or any(
-            self.files.headers.get(name) is None or self.files.headers[name].dtype not in FLOATS
-            for name in self.shapes
-        )
+        return any(
+            header is not self.files.headers.get(n) for n, header in self.headers.items()
+        ) or bool(self.reasons)
+
+    def check_whole(self) -> None:
+        """Raise ScalpelError unless the tensors are the model that is meant, and all can be read."""
+        if self.reasons:
+            name, reason = next(iter(self.reasons.items()))
+            raise ScalpelError(f"{self.directory}: {name} {reason}")
+        if self.method and not self.quantised:
+            raise ScalpelError(
+                f"{self.directory}: its config.json says that it is quantised by {self.method}, "
+                "and none of its tensors is: it is not known which model is meant; where the "
+                "weights are the model, remove quantization_config from config.json"
+            )
 
     def read(self, name: str) -> Tensor:
         """The tensor: the file's own pages in its own dtype, or float32 where it is dequantised.
@@ -84,20 +99,20 @@ class FloatTensors:
             raise ScalpelError(f"{self.directory}: {name}: {self.reasons[name]}")
         try:
             return self._reads[name]()
-        except (ValueError, IndexError, RuntimeError, KeyError, TypeError) as error:
+        except _ODD as error:
             raise ScalpelError(
-                f"{self.directory}: {name}: its quantised parts do not fit each other "
-                f"({type(error).__name__}: {error}); save or copy the checkpoint again"
+                f"{self.directory}: {name}: {_UNFIT} ({type(error).__name__}: {error}); save or "
+                "copy the checkpoint again"
             ) from error
 
-    def bytes(self, name: str) -> int:
-        """Bytes of the files that the tensor is made of."""
-        return self._bytes[name]
-
     def _add(self, name: str, shape: Shape, read: Callable[[], Tensor], *parts: str) -> None:
-        self.shapes[name] = tuple(shape)
+        first = self.files.headers[parts[0]]
+        size = sum(self.files.headers[part].bytes for part in parts)
+        self.headers[name] = replace(first, dtype="F32", shape=tuple(shape), end=first.begin + size)
         self._reads[name] = read
-        self._bytes[name] = sum(self.files.headers[part].bytes for part in parts)
+
+    def _refuse(self, name: str, stored: str, reason: str) -> None:
+        self.headers[name], self.reasons[name] = self.files.headers[stored], reason
 
     def _quantised(self, name: str, taken: set[str]) -> None:
         """Add the tensor of which `name` is the first part, if it is that of a quantised one."""
@@ -105,7 +120,12 @@ class FloatTensors:
             self._mxfp4, self._bitsandbytes, self._int8_of_bitsandbytes, self._gptq_or_awq,
             self._packed, self._fp4, self._scaled,
         ):  # fmt: skip
-            if parts := rule(name):
+            try:
+                parts = rule(name)
+            except _ODD as error:
+                self._refuse(name, name, f"{_UNFIT} ({type(error).__name__}: {error})")
+                parts = {name}
+            if parts:
                 taken.update(parts)
                 return
 
@@ -136,19 +156,10 @@ class FloatTensors:
         if state is None or not self._has(f"{name}.absmax", f"{name}.quant_map"):
             return set()
         parts = {one for one in self.files.headers if one.startswith(f"{name}.")} | {name}
-        try:
-            said = json.loads(bytes(self.files.read(state).tolist()))
-            shape, block = tuple(map(int, said["shape"])), int(said["blocksize"])
-            size, offset = (
-                int(said.get("nested_blocksize") or 1),
-                float(said.get("nested_offset") or 0.0),
-            )
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            self.reasons[name] = (
-                f"its {state.rpartition('.')[2]} is not readable ({type(error).__name__}: {error});"
-                " save or copy the checkpoint again"
-            )
-            return parts
+        said = json.loads(bytes(self.files.read(state).tolist()))
+        shape, block = tuple(map(int, said["shape"])), int(said["blocksize"])
+        size = int(said.get("nested_blocksize") or 1)
+        offset = float(said.get("nested_offset") or 0.0)
 
         def read() -> Tensor:
             get = self.files.read
@@ -207,10 +218,9 @@ class FloatTensors:
         ):
             self._add(weight, (s[1], q[0]), partial(self._awq, stem), *parts)
         else:
-            self.reasons[weight] = self._remedy(
-                f"{self.method or 'GPTQ or AWQ'} of {bits} bits in the layout "
-                f"{self._config.get('version') or self._config.get('checkpoint_format') or packing}"
-            )
+            layout = self._config.get("version") or self._config.get("checkpoint_format") or packing
+            what = f"{self.method or 'GPTQ or AWQ'} of {bits} bits in the layout {layout}"
+            self._refuse(weight, name, self._remedy(what))
         return parts
 
     def _gptq(self, stem: str, bits: int) -> Tensor:
@@ -245,7 +255,8 @@ class FloatTensors:
         if len(fitting) == 1 and stored[:-1] == size[:-1]:
             self._add(stem, size, partial(self._unpack, stem, fitting[0], size), *parts)
         else:
-            self.reasons[stem] = self._remedy("packed integers of a width that is not 1, 2, 4 or 8")
+            reason = self._remedy("packed integers of a width that is not 1, 2, 4 or 8")
+            self._refuse(stem, name, reason)
         return parts
 
     def _unpack(self, stem: str, bits: int, size: Shape) -> Tensor:
