@@ -13,6 +13,7 @@ from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.checkpoints.find import models_of_run, state_of, step_of
+from mlflow_scalpel.checkpoints.gguf import unpacked
 from mlflow_scalpel.checkpoints.layout import (
     FAILURE_TAG,
     POINTER,
@@ -101,7 +102,7 @@ def resolve(source: str) -> Path:
 
     Takes what `model_id_of` does, a directory, or a hub name (`org/name`, `org/name@revision`). A
     local artifact store is read in place, a remote one through the cache. An adapter gives the
-    directory of its base with the adapter merged into it.
+    directory of its base with the adapter merged into it, a GGUF file that of its numbers.
 
     Raises ScalpelError where the model does not exist, is not READY, was pruned, or is not whole.
     """
@@ -111,7 +112,7 @@ def resolve(source: str) -> Path:
 
     model_id = model_id_of(source)
     if model_id is None:
-        directory = Path(source)
+        directory = unpacked(Path(source))
         if not directory.is_dir():
             directory = hub_snapshot(source)
         checkpoint_files(directory)

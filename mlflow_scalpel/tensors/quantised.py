@@ -79,7 +79,7 @@ class FloatTensors:
         ) or bool(self.reasons)
 
     def check_whole(self) -> None:
-        """Raise ScalpelError unless the tensors are the model that is meant, and all can be read."""
+        """Raise ScalpelError unless the tensors are the model, and all can be read."""
         if self.reasons:
             name, reason = next(iter(self.reasons.items()))
             raise ScalpelError(f"{self.directory}: {name} {reason}")

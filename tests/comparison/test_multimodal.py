@@ -198,6 +198,33 @@ def test_kl_on_text_is_that_of_the_models_own_logits(family, tmp_path):
     assert expected > 1e-4
 
 
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "smolvlm", "mllama"])
+def test_the_other_groups_on_text(family, tmp_path):
+    base = saved(family, 1, tmp_path / "base")
+    checkpoint = moved(base, tmp_path / "checkpoint-5")
+    groups = ["attention/distance_change", "kl_paper_compat", "kl_on_base_samples"]
+    table = mlflow_scalpel.compare(str(base), str(checkpoint), metrics=groups, texts=TEXTS)
+    assert set(table["status"]) == {"ok"}, table["reason"].dropna().iloc[0]
+    owner = getattr(transformers, OWN[family][1])
+    first, second = (
+        owner.from_pretrained(one, attn_implementation="eager").eval() for one in (base, checkpoint)
+    )
+    tokenizer, shifts = AutoTokenizer.from_pretrained(base), []
+    for problem, solution in TEXTS:
+        turns = [{"role": "user", "content": problem}, {"role": "assistant", "content": solution}]
+        ids = tokenizer.apply_chat_template(turns, return_tensors="pt", return_dict=True)
+        with torch.no_grad():
+            rows = [
+                one(input_ids=ids["input_ids"], output_attentions=True).attentions[0][0, 1].double()
+                for one in (first, second)
+            ]
+        at = torch.arange(len(rows[0]))
+        shifts.append(float(((rows[1] - rows[0]) * (at[:, None] - at)).sum(-1).mean()))
+    heads = table[table["metric"] == "attention/distance_change"]
+    value = heads[(heads["layer"] == 0) & (heads["head"] == 1)]["value"].iloc[0]
+    assert value == pytest.approx(sum(shifts) / 3, rel=1e-4, abs=1e-6)
+
+
 def language_model_of(directory: Path, target: Path) -> Path:
     """The language model of a Gemma 3 alone, under the names and the config that it has then."""
     whole = transformers.Gemma3ForConditionalGeneration.from_pretrained(directory)
