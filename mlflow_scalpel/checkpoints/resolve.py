@@ -13,6 +13,7 @@ from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.checkpoints.find import models_of_run, state_of, step_of
+from mlflow_scalpel.checkpoints.gguf import unpacked
 from mlflow_scalpel.checkpoints.layout import (
     FAILURE_TAG,
     KEPT,
@@ -109,7 +110,7 @@ def resolve(source: str) -> Path:
 
     Takes what `model_id_of` does, a directory, or a hub name (`org/name`, `org/name@revision`). A
     local artifact store is read in place, a remote one through the cache. An adapter gives the
-    directory of its base with the adapter merged into it.
+    directory of its base with the adapter merged into it, a GGUF file that of its numbers.
 
     Raises ScalpelError where the model does not exist, is not READY, was pruned, or is not whole.
     """
@@ -119,7 +120,7 @@ def resolve(source: str) -> Path:
 
     model_id = model_id_of(source)
     if model_id is None:
-        directory = local_model(source) or hub_snapshot(source)
+        directory = local_model(str(unpacked(Path(source)))) or hub_snapshot(source)
         checkpoint_files(directory)
         return merged_with_base(directory) if is_adapter(directory) else directory
     model = readable_model(model_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ from torch import Tensor
 
 from mlflow_scalpel.checkpoints.differences import differences, is_head, is_left_aside
 from mlflow_scalpel.checkpoints.expected import ties_head
+from mlflow_scalpel.checkpoints.opening import CannotOpen, check_loaded, load
+from mlflow_scalpel.checkpoints.refusals import misshapen, missing, unknown
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.files import TensorFiles
 from mlflow_scalpel.tensors.headers import Header
+from mlflow_scalpel.tensors.names import canonical, of_a_tower
+from mlflow_scalpel.tensors.quantised import FloatTensors
 
 Shapes = dict[str, tuple[int, ...]]
 Read = Callable[[str], Tensor]
@@ -25,25 +30,32 @@ def load_weights(model: Any, directory: Path, *, base: Path | None = None) -> No
     """Copy every tensor of the checkpoint in `directory` into `model`, in place.
 
     Loading a model anew costs more than its weights do. Only safetensors files are read, whole or
-    sharded; tied weights are stored once and set once. Where files name tensors otherwise than
-    memory does (the experts of a mixture), Transformers reads them: the weights are then there
-    twice for a while. Tensors that Transformers ignores in `base`, the model's own directory, it
-    may ignore in the checkpoint too.
+    sharded; tied weights are stored once and set once; quantised ones are dequantised. Names are
+    taken as they are, or without what stands before a language model in them: a checkpoint without
+    the vision tower leaves the model's as it is. Where files name tensors otherwise than memory
+    does (the experts of a mixture), Transformers reads them: the weights are then there twice for a
+    while. Tensors that Transformers ignores in `base`, the model's own directory, it may ignore in
+    the checkpoint too.
 
     Raises ScalpelError that names the tensor where names or shapes differ: then the checkpoint is
     of another model, and this one is left as it was.
     """
     targets = model.state_dict(keep_vars=True)
-    stored = TensorFiles(directory)
-    if targets.keys() >= stored.headers.keys():
-        shapes: Shapes = {name: header.shape for name, header in stored.headers.items()}
-        read: Read = stored.read
+    stored = FloatTensors(directory)
+    stored.check_whole()
+    by_target = _paired(targets, stored.headers)
+    kept: set[str] = set()
+    if by_target is not None:
+        shapes: Shapes = {name: stored.headers[one].shape for name, one in by_target.items()}
+        if by_target.keys() != stored.headers.keys():  # a model within another one
+            kept = {name for name in targets if of_a_tower(name)}
+        read: Read = partial(_read, stored, by_target)
     else:
-        ignored = TensorFiles(base).headers if base is not None else {}
+        ignored = FloatTensors(base).headers if base is not None else {}
         state = _read_by_transformers(model, directory, ignored.keys())
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         read = state.__getitem__
-    _check(targets, shapes, read, directory, type(model).__name__)
+    _check(targets, shapes, read, directory, type(model).__name__, kept)
     for name in shapes:
         targets[name].copy_(read(name))
 
@@ -61,7 +73,7 @@ def check_same_tensors(directory: Path, base: Path) -> None:
         if name in stored and name in wanted:
             if stored[name].shape != wanted[name].shape:
                 shapes = stored[name].shape, wanted[name].shape
-                raise ScalpelError(_misshapen(directory, name, *shapes))
+                raise ScalpelError(misshapen(directory, name, *shapes))
         elif not is_left_aside(name) and not (
             is_head(name) and ties_head(directory) and ties_head(base)
         ):
@@ -86,19 +98,48 @@ def _other_tensors(
             f"{remedy}"
         )
     if name in stored:
-        return _unknown(directory, name, f"the base {base}")
-    return _missing(directory, name)
+        return unknown(directory, name, f"the base {base}")
+    return missing(directory, name)
+
+
+def _read(stored: FloatTensors, by_target: Mapping[str, str], name: str) -> Tensor:
+    return stored.read(by_target[name])
+
+
+def _paired(targets: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, str] | None:
+    """Name in the files of each tensor in memory; None where Transformers has to tell.
+
+    Names are equal, or equal without what stands before the language model: that holds only where
+    it is one to one.
+    """
+    if targets.keys() >= stored.keys():
+        return {name: name for name in stored}
+    plain: dict[str, list[str]] = {}
+    for name in targets:
+        plain.setdefault(canonical(name), []).append(name)
+    found: dict[str, str] = {}
+    for name in stored:
+        at = plain.get(canonical(name), [])
+        if len(at) != 1 or at[0] in found:
+            return None
+        found[at[0]] = name
+    return found
 
 
 def _check(
-    targets: dict[str, Any], shapes: Shapes, read: Read, directory: Path, model: str
+    targets: dict[str, Any],
+    shapes: Shapes,
+    read: Read,
+    directory: Path,
+    model: str,
+    kept: Collection[str],
 ) -> None:
     """All names and shapes before the first copy: a refused checkpoint leaves the model whole."""
     for name, shape in shapes.items():
         if name not in targets:
-            raise ScalpelError(_unknown(directory, name, model))
+            raise ScalpelError(unknown(directory, name, model))
         if shape != tuple(targets[name].shape):
-            raise ScalpelError(_misshapen(directory, name, shape, targets[name].shape))
+            raise ScalpelError(misshapen(directory, name, shape, targets[name].shape))
     # Tied weights share their memory and are stored under one of their names, or under each.
     given: dict[int, str] = {}
     for name in sorted(shapes):
@@ -108,9 +149,11 @@ def _check(
                 f"{directory}: tensors {first} and {name} differ, and are one (tied) in {model}; "
                 "take a checkpoint of this model, or an untied base"
             )
-    missing = sorted(name for name in targets if targets[name].data_ptr() not in given)
-    if missing:
-        raise ScalpelError(_missing(directory, missing[0]))
+    absent = sorted(
+        name for name in targets if targets[name].data_ptr() not in given and name not in kept
+    )
+    if absent:
+        raise ScalpelError(missing(directory, absent[0]))
 
 
 def _read_by_transformers(
@@ -119,40 +162,9 @@ def _read_by_transformers(
     """The checkpoint's tensors under the names that they have in memory."""
     try:
         # With the model's own config, so that what is another model shows in names and shapes.
-        other, info = type(model).from_pretrained(
-            directory,
-            config=copy.deepcopy(model.config),
-            dtype=model.dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told below, by name
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ScalpelError(
-            f"{directory}: Transformers cannot read it as {type(model).__name__} ({error}); "
-            "take a checkpoint of this model"
-        ) from error
-    for name, shape, wanted in info["mismatched_keys"]:
-        raise ScalpelError(_misshapen(directory, name, shape, wanted))
-    for name in sorted(set(info["unexpected_keys"]) - set(ignored)):
-        raise ScalpelError(_unknown(directory, name, type(model).__name__))
-    for name in sorted(info["missing_keys"]):
-        raise ScalpelError(_missing(directory, name))
+        other, info = load(directory, type(model), copy.deepcopy(model.config), model.dtype)
+    except CannotOpen as error:
+        raise ScalpelError(f"{error}; take a checkpoint of this model") from error
+    check_loaded(directory, info, type(model).__name__, ignored)
     state: dict[str, Tensor] = other.state_dict()
     return state
-
-
-def _unknown(directory: Path, name: str, model: str) -> str:
-    return f"{directory}: tensor {name} is none of {model}'s; take a checkpoint of this model"
-
-
-def _misshapen(directory: Path, name: str, shape: Any, wanted: Any) -> str:
-    return (
-        f"{directory}: tensor {name} has shape {tuple(shape)}, and the model's has "
-        f"{tuple(wanted)}; take a checkpoint of this model"
-    )
-
-
-def _missing(directory: Path, name: str) -> str:
-    return f"{directory}: lacks the tensor {name}; it is not whole"

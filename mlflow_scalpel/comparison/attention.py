@@ -103,11 +103,10 @@ class AttentionShift:
 
     @torch.inference_mode()
     def _run(self, item: ProbeText, listener: Listener) -> None:
-        ids = torch.tensor([item.ids], device=self.model.device)  # (1, T)
         token = _listener.set(listener)
         try:
             with _listening(self.model.model):
-                self.model.model.base_model(input_ids=ids, use_cache=False)
+                self.model.states(torch.tensor([item.ids]))
         finally:
             _listener.reset(token)
 

@@ -16,15 +16,15 @@ from mlflow_scalpel.chat import (
     stored_template,
     template_of,
 )
+from mlflow_scalpel.checkpoints.opening import errors_told, read_config
 from mlflow_scalpel.checkpoints.resolve import expand
 from mlflow_scalpel.comparison.engine import ON_TEXTS, STANDARD, Comparison
 from mlflow_scalpel.comparison.evaluated import evaluated_capabilities
-from mlflow_scalpel.comparison.probes import Probe, build_probe, read_texts
+from mlflow_scalpel.comparison.probes import Probe, build_probe, failed_probe, read_texts
 from mlflow_scalpel.comparison.samples import Sampling
 from mlflow_scalpel.comparison.subjects import Subject, subject_from
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import choose_metrics
-from mlflow_scalpel.remote_code import refused
 
 
 def compare(
@@ -95,14 +95,18 @@ def compare(
     probes = []
     if texts is not None:
         name, pairs = _named(texts)
-        probe = probe_of(
-            name,
-            pairs,
-            subject,
-            subjects,
-            system_prompt=system_prompt,
-            template_date=template_date,
-        )
+        try:
+            with errors_told():
+                probe = probe_of(
+                    name,
+                    pairs,
+                    subject,
+                    subjects,
+                    system_prompt=system_prompt,
+                    template_date=template_date,
+                )
+        except ScalpelError as error:  # what tokenizer and template cannot render
+            probe = failed_probe(name, pairs, f"{subject.directory}: {error}")
         probes = [probe]
     comparison = Comparison(
         subject,
@@ -174,9 +178,9 @@ def probe_of(
     That is the one that all of them have, where they have one; else the base's. Prints what may be
     wrong with them. Raises ScalpelError as `build_probe` does.
     """
-    from transformers import AutoConfig
-
-    tokenizer = load_tokenizer(base.directory, template_date)
+    tokenizer = load_tokenizer(
+        base.directory, template_date, trust_remote_code=False, local_files_only=True
+    )
     own = template_of(tokenizer)
     found = {stored_template(one.directory) for one in checkpoints} - {None}
     if len(found) == 1:
@@ -187,9 +191,7 @@ def probe_of(
             f"{name} are rendered with {'that of the base' if own else 'none of them'}",
             flush=True,
         )
-    with refused(base.directory):
-        config = AutoConfig.from_pretrained(base.directory, trust_remote_code=False)
-    context = context_of(config)
+    context = context_of(read_config(base.directory))
     probe = build_probe(name, pairs, tokenizer, system_prompt=system_prompt, context=context)
     for message in probe.warnings.values():
         print(f"WARNING: {message}", flush=True)

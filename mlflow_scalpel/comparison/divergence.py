@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from mlflow_scalpel.comparison.forward import Head, OneModel, Progress, keep, place
 from mlflow_scalpel.comparison.probes import Probe
+from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.compiling import compiled
 from mlflow_scalpel.metrics.kl.tokens import TokenDivergence, token_divergence
 from mlflow_scalpel.metrics.registry import Metric
@@ -21,6 +23,7 @@ from mlflow_scalpel.metrics.registry import Metric
 # 32 MB are the most that glibc hands out without asking the kernel for pages each time.
 SLICE_LOGITS, COMPILED_SLICE_LOGITS = 1 << 20, 1 << 23
 FLOOR = "/floor/"  # in the names of the metrics that are of the base alone
+NEVER = -1e30  # logit of a token without probability: infinity times that would be NaN
 COMPILED_FROM = 1 << 27  # logits of a probe from which compiling (seconds) is worth its time
 
 
@@ -66,9 +69,15 @@ class Divergence:
     ) -> Iterator[dict[str, Any]]:
         """Rows of each metric on each probe, of the checkpoint whose weights the model has."""
         head = self.model.head()
+        if (size := head.vocabulary) < (wanted := self._base[0].head.vocabulary):
+            raise ScalpelError(
+                f"the checkpoint's vocabulary has {size} tokens, and the base's {wanted}: KL is "
+                "infinite, as the base gives the others some probability"
+            )
         self.last = []
-        wanted = any(FLOOR in one.name for one in metrics)
-        floors = self._floor if wanted else [[] for _ in self.probes]
+        floors = (
+            self._floor if any(FLOOR in one.name for one in metrics) else [[] for _ in self.probes]
+        )
         for probe, base, floor in zip(self.probes, self._base, floors, strict=True):
             checkpoint = Side(self.model.hidden(probe.items, progress), head)
             texts = divergences(probe, base, checkpoint)
@@ -96,7 +105,11 @@ class Divergence:
 
 @torch.inference_mode()
 def divergences(probe: Probe, base: Side, checkpoint: Side) -> list[TokenDivergence]:
-    """Divergences at each position of each text of a probe."""
+    """Divergences at each position of each text of a probe.
+
+    A checkpoint's vocabulary may have been grown: over all tokens, of which the base gives the new
+    ones no probability, KL(base || checkpoint) is finite and KL(checkpoint || base) is not.
+    """
     vocabulary = base.head.vocabulary
     function, size = token_divergence, SLICE_LOGITS
     if vocabulary * sum(len(item.ids) for item in probe.items) >= COMPILED_FROM:
@@ -114,15 +127,22 @@ def divergences(probe: Probe, base: Side, checkpoint: Side) -> list[TokenDiverge
         *(_slices(states, step) for states in (base.hidden, checkpoint.hidden, following)),
         strict=True,
     ):
+        logits = base.head.logits(before.to(device)), checkpoint.head.logits(after.to(device))
         found = function(
-            base.head.logits(before.to(device)),
-            checkpoint.head.logits(after.to(device)),
-            tokens.to(device),
+            _grown(logits[0], checkpoint.head.vocabulary), logits[1], tokens.to(device)
         )
+        if checkpoint.head.vocabulary > vocabulary:
+            found = replace(found, reverse=torch.full_like(found.reverse, math.inf))
         for column, field in zip(columns, fields(found), strict=True):
             column[done : done + len(tokens)] = getattr(found, field.name)
         done += len(tokens)
     return [TokenDivergence(*text.clone()) for text in columns.split(lengths, dim=1)]
+
+
+def _grown(logits: Tensor, vocabulary: int) -> Tensor:
+    """The base's logits (T, V), with tokens that it does not know and so never says."""
+    missing = vocabulary - logits.shape[-1]
+    return torch.nn.functional.pad(logits, (0, missing), value=NEVER) if missing else logits
 
 
 def _slices(states: Sequence[Tensor], size: int) -> Iterator[Tensor]:

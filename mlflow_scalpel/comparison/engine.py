@@ -9,9 +9,10 @@ from typing import Any
 
 import pandas as pd
 
+from mlflow_scalpel.checkpoints.opening import errors_told
 from mlflow_scalpel.comparison.attention import AttentionShift
 from mlflow_scalpel.comparison.divergence import FLOOR, Divergence
-from mlflow_scalpel.comparison.forward import OneModel, Runner, UnsupportedModel, failed_rows, swap
+from mlflow_scalpel.comparison.forward import OneModel, Runner, failed_rows, swap, why_not
 from mlflow_scalpel.comparison.from_weights import rows_from_weights
 from mlflow_scalpel.comparison.matrices import GROUPS
 from mlflow_scalpel.comparison.paper import PaperDivergence
@@ -100,7 +101,7 @@ class Comparison:
         self._token_tables = token_tables
         self.tokens: dict[Subject, pd.DataFrame] = {}
         """Tables of tokens of the checkpoints that `measure` measured last."""
-        self._models: dict[str, OneModel] = {}
+        self._models: dict[str, OneModel | ScalpelError] = {}
         self._runners: dict[str, Runner] = {}
 
     def measure(self, *checkpoints: Subject, without: Collection[str] = ()) -> pd.DataFrame:
@@ -175,40 +176,75 @@ class Comparison:
         checkpoints: list[Subject],
         dtype: str,
     ) -> list[Rows]:
-        """Rows of a group that runs texts; all groups of one dtype share one model."""
+        """Rows of a group that runs texts; all groups of one dtype share one model.
+
+        Whatever fails while a model is opened or run is a row with its reason: of all checkpoints
+        where it is the base's, of one where it is that checkpoint's.
+        """
         group = metrics[0].group
         probes = [probe for probe in self.probes if probe.items]
-        too_long = [
+        left_out = [
             row
             for probe in self.probes
-            for reason in probe.left_out
-            for row in failed_rows(metrics, [probe], dtype, "too long", reason)
+            for status, reason in [
+                *([("not measured", probe.failure)] if probe.failure else []),
+                *(("too long", reason) for reason in probe.left_out),
+            ]
+            for row in failed_rows(metrics, [probe], dtype, status, reason)
         ]
         if not probes:
-            return [too_long for _ in checkpoints]
-        if dtype not in self._models:
-            self._models[dtype] = OneModel(self.base.directory, dtype=dtype, device=self._device)
-        model = self._models[dtype]
+            return [left_out for _ in checkpoints]
         if group not in self._runners:
             try:
-                self._runners[group] = open_runner(model, probes)
+                with errors_told():
+                    self._runners[group] = open_runner(self._model(dtype), probes)
             except ScalpelError as error:
-                unsupported = isinstance(error, UnsupportedModel)
-                status = "not supported" if unsupported else "not measured"
-                failed = failed_rows(metrics, probes, dtype, status, str(error))
-                return [failed + too_long for _ in checkpoints]
+                status, reason = why_not(error, group)
+                status = status.replace("comparable", "measured")  # it is the base alone
+                failed = failed_rows(metrics, probes, dtype, status, reason)
+                return [failed + left_out for _ in checkpoints]
         runner, found = self._runners[group], []
         count = sum(len(probe.items) for probe in probes)
         with self._bars.open(group, count * len(checkpoints), "texts") as progress:
             for one in checkpoints:
-                refused = swap(model, one.directory, group)
-                if refused is not None:
-                    failed = failed_rows(metrics, runner.probes, dtype, *refused)
-                    found.append(failed + too_long)
-                    continue
-                found.append(list(runner.rows(metrics, progress)) + too_long)
+                found.append(self._measured(runner, metrics, one, dtype, progress) + left_out)
+        return found
+
+    def _measured(
+        self,
+        runner: Runner,
+        metrics: list[Metric],
+        checkpoint: Subject,
+        dtype: str,
+        progress: Callable[[int], object] | None,
+    ) -> Rows:
+        group = metrics[0].group
+        refused = swap(self._model(dtype), checkpoint.directory, group)
+        if refused is not None:
+            return failed_rows(metrics, runner.probes, dtype, *refused)
+        try:
+            with errors_told():
+                rows = list(runner.rows(metrics, progress))
                 if self._token_tables and isinstance(runner, Divergence):
-                    self.tokens[one] = token_table(runner.last, self._tokenizer())
+                    self.tokens[checkpoint] = token_table(runner.last, self._tokenizer())
+        except ScalpelError as error:
+            return failed_rows(metrics, runner.probes, dtype, *why_not(error, group))
+        return rows
+
+    def _model(self, dtype: str) -> OneModel:
+        """The base's model in a dtype, opened once; what kept it from being opened is kept too."""
+        if dtype not in self._models:
+            try:
+                with errors_told():
+                    self._models[dtype] = OneModel(
+                        self.base.directory, dtype=dtype, device=self._device
+                    )
+            except ScalpelError as error:
+                # Without its traceback, which would hold on to what was opened of the model.
+                self._models[dtype] = type(error)(str(error))
+        found = self._models[dtype]
+        if isinstance(found, ScalpelError):
+            raise found
         return found
 
     def _kept(self, key: str, checkpoint: Subject, metrics: list[Metric]) -> Rows | None:
@@ -228,7 +264,9 @@ class Comparison:
         from transformers import AutoTokenizer
 
         with refused(self.base.directory):
-            return AutoTokenizer.from_pretrained(self.base.directory, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(
+                self.base.directory, trust_remote_code=False, local_files_only=True
+            )
 
     def _origin(self, checkpoint: Subject) -> dict[str, Any]:
         return {

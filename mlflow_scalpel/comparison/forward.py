@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,16 +12,26 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from mlflow_scalpel.checkpoints.opening import (
+    CannotOpen,
+    Failed,
+    errors_told,
+    open_model,
+    read_config,
+    same_model,
+)
 from mlflow_scalpel.checkpoints.weights import load_weights
 from mlflow_scalpel.comparison.probes import Probe, ProbeText, other_tokenizer
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import Metric
-from mlflow_scalpel.remote_code import refused
+from mlflow_scalpel.tensors.quantised import FloatTensors
 
 BATCH_TOKENS = 4096  # tokens a forward pass, padding included
 PADDING = 0.1  # share of a batch that may be padding: longer texts cost more than another call
 CHECKED = 16  # tokens on which it is seen how a model makes its logits
 KEPT_IN_MEMORY = 256 << 20  # bytes of the base's states; more of them wait on disk
+
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 
 Progress = Callable[[int], object]
 """Called with a number of texts each time so many more have been run."""
@@ -64,33 +75,105 @@ class Head:
 
 
 class OneModel:
-    """A transformers model that is the base, or any checkpoint whose weights are swapped in."""
+    """A transformers model that is the base, or any checkpoint whose weights are swapped in.
+
+    It is opened by the class that its config names: a model of images and texts too, which is then
+    run on text alone. Raises CannotOpen where that cannot be done.
+    """
 
     def __init__(self, base: Path, *, dtype: str = "float32", device: str = "cpu") -> None:
-        from transformers import AutoModelForCausalLM
-
         self.base = base
         self.dtype = dtype
         self.device = device
-        with refused(base):
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                base, dtype=getattr(torch, dtype), trust_remote_code=False
-            )
-        self.model = model.to(device).eval()
-        self._is_base = True
+        self._config = read_config(base)
+        self._now: Path | None = None
+        self.model: Any = None
+        self._heeded = True, True  # scale and cap of the config
+        self._open(base, copy.deepcopy(self._config))
 
     def swap(self, checkpoint: Path) -> None:
-        """Make it the checkpoint; ScalpelError, and no change, for one of another model."""
-        load_weights(self.model, checkpoint, base=self.base)
-        self._is_base = False
+        """Make it the checkpoint; ScalpelError, and no change, for one of another model.
+
+        Where only weights differ they are copied into the model. A checkpoint whose config makes
+        something else of them (a grown vocabulary, untied embeddings, other positions), or which
+        names them otherwise than this model does, is opened anew by its own config.
+        """
+        config = self._config
+        if (checkpoint / "config.json").is_file():
+            config = read_config(checkpoint)
+            self._check_like_base(checkpoint, config)
+        if same_model(config, self._loaded):
+            try:
+                self._load(checkpoint)
+                return
+            except ScalpelError:
+                if same_model(config, self._config):
+                    raise
+        self._open(checkpoint, config, FloatTensors(self.base).headers)
 
     def swap_to_base(self) -> None:
         """Make it the base."""
-        if not self._is_base:
-            load_weights(self.model, self.base, base=self.base)
-            self._is_base = True
+        if self._now == self.base:
+            return
+        if same_model(self._config, self._loaded):
+            self._load(self.base)
+        else:
+            self._open(self.base, copy.deepcopy(self._config))
+
+    def _load(self, directory: Path) -> None:
+        self._now = None  # should a tensor turn out to be unreadable when half of them are copied
+        load_weights(self.model, directory, base=self.base)
+        self._now = directory
+
+    def _open(self, directory: Path, config: Any, ignored: Collection[str] | None = None) -> None:
+        """Open the stored model in place of the present one."""
+        settings = copy.deepcopy(config)
+        dtype = getattr(torch, self.dtype)
+        model = open_model(directory, dtype, config=config, ignored=ignored)
+        if model.get_output_embeddings() is None:
+            raise UnsupportedModel(
+                f"{directory}: {type(model).__name__} does not say which is its output embedding, "
+                "from which logits are formed"
+            )
+        self.model, self._loaded, self._now = model.to(self.device), settings, directory
+
+    def _check_like_base(self, checkpoint: Path, config: Any) -> None:
+        """A checkpoint has its base's language model, whatever stands around it."""
+        ours, theirs = self._config.get_text_config(), config.get_text_config()
+        for name in _SIZES:
+            sizes = getattr(theirs, name, None), getattr(ours, name, None)
+            if sizes[0] != sizes[1]:
+                raise ScalpelError(
+                    f"{checkpoint}: its config.json has {name} = {sizes[0]}, and the base's has "
+                    f"{sizes[1]}; take a checkpoint of this model"
+                )
 
     @torch.inference_mode()
+    def states(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Final hidden states of token IDs (B, T), as they reach the output embedding, (B, T, H).
+
+        Models differ in what they do between their last layer and that embedding, and in how
+        deep it stands in them; so they are run whole, and only the last position's logits are made.
+        """
+        found: list[Tensor] = []
+
+        def take(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            found.append(inputs[0])
+            return (inputs[0][:, -1:], *inputs[1:])
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(take)
+        try:
+            mask = None if mask is None else mask.to(self.device)
+            self.model(input_ids=ids.to(self.device), attention_mask=mask, use_cache=False)
+        finally:
+            handle.remove()
+        if len(found) != 1 or found[0].shape[:2] != ids.shape:
+            raise UnsupportedModel(
+                f"{type(self.model).__name__} does not put the hidden states of a text through its "
+                "output embedding once, from which logits are formed"
+            )
+        return found[0]
+
     def hidden(self, items: Sequence[ProbeText], progress: Progress | None = None) -> list[Tensor]:
         """Final hidden states of each text, (T, H) float32, after the last norm."""
         states: list[Tensor] = [torch.empty(0)] * len(items)
@@ -103,12 +186,7 @@ class OneModel:
                 ids[row, : len(text)] = torch.tensor(text)
                 mask[row, : len(text)] = 1
             # A causal model ignores padding on the right.
-            whole = bool(mask.all())
-            out = self.model.base_model(
-                input_ids=ids.to(self.device),
-                attention_mask=None if whole else mask.to(self.device),
-                use_cache=False,
-            ).last_hidden_state  # (B, T, H)
+            out = self.states(ids, None if bool(mask.all()) else mask)  # (B, T, H)
             for row, index in enumerate(batch):
                 states[index] = out[row, : len(items[index].ids)].float().clone()
             if progress is not None:
@@ -120,25 +198,35 @@ class OneModel:
         output = self.model.get_output_embeddings()
         bias = getattr(output, "bias", None)
         config = self.model.config.get_text_config()
-        scale = getattr(config, "logit_scale", None) or 1.0
+        scale = float(getattr(config, "logit_scale", None) or 1.0)
+        scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+        cap = getattr(config, "final_logit_softcapping", None)
+        scaled, capped = self._heeded
         return Head(
             output.weight.detach().to(dtype),
             None if bias is None else bias.detach().to(dtype),
-            float(scale) / float(getattr(config, "logits_scaling", None) or 1.0),
-            getattr(config, "final_logit_softcapping", None),
+            scale if scaled else 1.0,
+            cap if capped else None,
         )
 
     @torch.inference_mode()
     def check_head(self, item: ProbeText) -> None:
-        """Raise UnsupportedModel where the model makes its logits otherwise than `head` does."""
+        """See whether the model heeds the scale and the cap that its config names: not all do.
+
+        Raises UnsupportedModel where it makes its logits in yet another way than `head` does.
+        """
         few = ProbeText(item.ids[:CHECKED], slice(0))
         ids = torch.tensor([few.ids], device=self.device)  # (1, T)
         logits = self.model(input_ids=ids, use_cache=False).logits[0].float()  # (T, V)
         if not torch.isfinite(logits).all():
             return  # the rows say it
-        ours = self.head().logits(self.hidden((few,))[0])
+        hidden = self.hidden((few,))[0]
+        errors = {}
+        for self._heeded in ((True, True), (True, False), (False, True), (False, False)):
+            errors[self._heeded] = float((logits - self.head().logits(hidden)).abs().max())
+        self._heeded = min(errors, key=errors.__getitem__)  # the first, where several agree
         tolerance = 1e-3 if self.dtype == "float32" else 0.1
-        if not torch.allclose(logits, ours, atol=tolerance * float(logits.abs().max()), rtol=0):
+        if not errors[self._heeded] <= tolerance * float(logits.abs().max()):
             raise UnsupportedModel(
                 f"KL: {type(self.model).__name__} does not form its logits as hidden state times "
                 "output embedding, with a scale or a cap that its config names, which is not "
@@ -161,16 +249,31 @@ class Runner(Protocol):
 def swap(model: OneModel, checkpoint: Path, group: str) -> tuple[str, str] | None:
     """Make the model the checkpoint; status and reason where it cannot be run like the base."""
     try:
-        reason = other_tokenizer(model.base, checkpoint)
+        with errors_told():
+            reason = other_tokenizer(model.base, checkpoint)
     except ScalpelError as error:
         return "not readable", f"{group}: {error}"
     if reason is not None:
         return "refused", reason
     try:
-        model.swap(checkpoint)
-    except ScalpelError as error:
+        with errors_told():
+            model.swap(checkpoint)
+    except CannotOpen as error:
         return "not comparable", f"{group}: {error}"
+    except ScalpelError as error:
+        return why_not(error, group)
     return None
+
+
+def why_not(error: ScalpelError, group: str) -> tuple[str, str]:
+    """Status and reason of a group that an error kept from being measured.
+
+    Models, their files and memory fail in many ways; what fails is a row, and the rest is measured.
+    """
+    reason = str(error) if str(error).startswith(group) else f"{group}: {error}"
+    if isinstance(error, UnsupportedModel | CannotOpen):
+        return "not supported", reason
+    return "not measured" if isinstance(error, Failed) else "not comparable", reason
 
 
 def failed_rows(

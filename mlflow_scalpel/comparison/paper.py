@@ -11,6 +11,7 @@ from torch import Tensor
 from mlflow_scalpel.comparison.divergence import SLICE_LOGITS
 from mlflow_scalpel.comparison.forward import Head, OneModel, Progress, keep, place
 from mlflow_scalpel.comparison.probes import Probe, ProbeText
+from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.kl_paper_compat.all_tokens import bfloat16_divergence
 from mlflow_scalpel.metrics.registry import Metric
 
@@ -36,6 +37,11 @@ class PaperDivergence:
     ) -> Iterator[dict[str, Any]]:
         """A row for each metric and probe, of the checkpoint whose weights the model has."""
         head = self.model.head(torch.bfloat16)
+        if head.vocabulary != self._head.vocabulary:
+            raise ScalpelError(
+                f"kl_paper_compat: the base's vocabulary has {self._head.vocabulary} tokens, and "
+                f"the checkpoint's {head.vocabulary}, of which the authors' way makes NaN; see kl"
+            )
         for probe, base in zip(self.probes, self._base, strict=True):
             problems = []
             for item, before in zip(probe.items, base, strict=True):
@@ -49,9 +55,7 @@ class PaperDivergence:
     @torch.inference_mode()
     def _hidden(self, item: ProbeText) -> Tensor:
         """Final hidden states (T, H) bfloat16."""
-        ids = torch.tensor([item.ids], device=self.model.device)
-        states: Tensor = self.model.model.base_model(input_ids=ids, use_cache=False)[0][0]
-        return states.clone()
+        return self.model.states(torch.tensor([item.ids]))[0].clone()
 
     @torch.inference_mode()
     def _divergence(self, before: Tensor, after: Tensor, head: Head) -> Tensor:

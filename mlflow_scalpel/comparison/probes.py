@@ -15,6 +15,7 @@ from mlflow_scalpel.chat import (
     settled,
     template_of,
 )
+from mlflow_scalpel.checkpoints.opening import one_line
 from mlflow_scalpel.data.conversations import EARLIER, Message, question
 from mlflow_scalpel.data.files import Placed, read_file
 from mlflow_scalpel.data.values import NotText, as_text
@@ -44,6 +45,8 @@ class Probe:
     """Problem and solution of each text."""
     items: tuple[ProbeText, ...]
     """The texts that are measured, in the order of `pairs`."""
+    failure: str = ""
+    """Why the texts could not be rendered, so that there are no items."""
     left_out: tuple[str, ...] = ()
     """Why each of the others is not: they are longer than the model's context."""
     warnings: dict[str, str] = field(default_factory=dict, compare=False)
@@ -97,7 +100,22 @@ def build_probe(
         )
     digest = text_digest(json.dumps([[one.text, one.ids] for one in rendered], ensure_ascii=False))
     texts = f"{name} sha256:{digest} template:{text_digest(template_of(tokenizer) or '')}"
-    return Probe(name, texts, digest, tuple(pairs), tuple(items), tuple(left_out), warnings)
+    return Probe(
+        name,
+        texts,
+        digest,
+        tuple(pairs),
+        tuple(items),
+        left_out=tuple(left_out),
+        warnings=warnings,
+    )
+
+
+def failed_probe(name: str, pairs: Sequence[tuple[str, str]], failure: str) -> Probe:
+    """Texts that the base's tokenizer cannot render, of which nothing is measured."""
+    digest = text_digest(json.dumps([list(pair) for pair in pairs], ensure_ascii=False))
+    texts = f"{name} sha256:{digest}"
+    return Probe(name, texts, digest, tuple(pairs), (), failure)
 
 
 def text_digest(text: str) -> str:
@@ -118,12 +136,13 @@ def other_tokenizer(base: Path, checkpoint: Path) -> str | None:
     first, second = base / "tokenizer.json", checkpoint / "tokenizer.json"
     if first.is_file() and second.is_file() and first.read_bytes() == second.read_bytes():
         return None
-    ours = AutoTokenizer.from_pretrained(base, trust_remote_code=False).get_vocab()
+    own = {"trust_remote_code": False, "local_files_only": True}
+    ours = AutoTokenizer.from_pretrained(base, **own).get_vocab()
     try:
-        theirs = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False).get_vocab()
+        theirs = AutoTokenizer.from_pretrained(checkpoint, **own).get_vocab()
     except Exception as error:  # tokenizers raises it bare; told in the row
         raise ScalpelError(
-            f"{checkpoint}: its tokenizer cannot be loaded ({type(error).__name__}: {error}); "
+            f"{checkpoint}: its tokenizer cannot be loaded ({one_line(error)}); "
             "copy the base's tokenizer files into it"
         ) from error
     differing = sorted(token for token in {*ours, *theirs} if ours.get(token) != theirs.get(token))

@@ -92,7 +92,9 @@ def sample(
     """
     from transformers import AutoTokenizer, GenerationConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(model.base, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(
+        model.base, trust_remote_code=False, local_files_only=True
+    )
     ends = _ends(model.model, tokenizer)
     context = context_of(model.model.config)
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from mlflow_scalpel.comparison.matrices import GROUPS, MatrixMetrics, Update, failed, pair_rows
+from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.moments import Training
 from mlflow_scalpel.metrics.registry import Metric
-from mlflow_scalpel.tensors.files import TensorFiles
+from mlflow_scalpel.tensors.quantised import FloatTensors
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # The language model's own layers: vision towers and extra predictors have some of their own.
@@ -42,7 +43,7 @@ class StoredWeights:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._files = TensorFiles(directory)
+        self._files = FloatTensors(directory)
         self._rows = _FusedRows(directory)
 
     def matrices(self, *, others: bool = False) -> dict[Place, tuple[str, slice | None]]:
@@ -66,7 +67,10 @@ class StoredWeights:
         return dict(sorted(found.items(), key=lambda item: in_order(item[0])))
 
     def read(self, place: tuple[str, slice | None]) -> Tensor:
-        """The tensor, or the rows of it; the file's own pages, of which nothing is copied."""
+        """The tensor, or the rows of it; the file's own pages, of which nothing is copied.
+
+        A quantised one is dequantised. Raises ScalpelError with the reason where it cannot be.
+        """
         name, rows = place
         tensor = self._files.read(name)
         return tensor if rows is None else tensor[rows]
@@ -141,15 +145,16 @@ def weight_rows(
     measures = MatrixMetrics(single, elements, device)
     for place in sorted({*before, *(key for names in after for key in names)}, key=in_order):
         where: dict[str, Any] = {"layer": place[0], "matrix": place[1], "n": 1}
-        w0 = base.read(before[place]) if place in before else None
-        read = {
-            index: checkpoint.read(after[index][place])
-            for index, (checkpoint, _) in enumerate(checkpoints)
-            if place in after[index]
-        }
+        w0, unread = _read(base, before, place)
+        states = [
+            _read(one, names, place) for (one, _), names in zip(checkpoints, after, strict=True)
+        ]
+        read = {index: wt for index, (wt, _) in enumerate(states) if wt is not None}
         like = {at: wt for at, wt in read.items() if w0 is not None and w0.shape == wt.shape}
         problems = {
-            index: _problem(w0, read.get(index), base, checkpoint)
+            index: ("not supported", reason)
+            if (reason := unread or states[index][1])
+            else _problem(w0, read.get(index), base, checkpoint)
             for index, (checkpoint, _) in enumerate(checkpoints)
             if index not in like
         }
@@ -177,6 +182,16 @@ def weight_rows(
             dtype = {"dtype": _named(like[pair[0]].dtype)} if pair[0] in like else {}
             for row in rows:
                 yield pair, {**where, **dtype, **row}
+
+
+def _read(
+    stored: StoredWeights, names: dict[Place, tuple[str, slice | None]], place: Place
+) -> tuple[Tensor | None, str]:
+    """The tensor, None where there is none or it cannot be dequantised, and then the reason."""
+    try:
+        return (stored.read(names[place]) if place in names else None), ""
+    except ScalpelError as error:
+        return None, str(error)
 
 
 def _named(dtype: torch.dtype) -> str:

@@ -77,9 +77,9 @@ def weight_files(directory: Path) -> list[Path]:
         count = int(numbered[0][2])
         there_are = {int(match[1]) for match in numbered}
         missing = [str(number) for number in range(1, count + 1) if number not in there_are]
-        shards = f" and the shards {', '.join(missing[:8])} of {count}" if missing else ""
+        also = f" and the shards {', '.join(missing[:8])} of {count}" if missing else ""
         raise ScalpelError(
-            f"{directory}: {INDEX}{shards} is missing: it is still being written, or was cut off; "
+            f"{directory}: {INDEX}{also} is missing: it is still being written, or was cut off; "
             "save the checkpoint again"
         )
     raise ScalpelError(

@@ -37,9 +37,7 @@ def test_shards_that_the_index_does_not_name_are_not_read(tmp_path: Path) -> Non
 
 def test_shards_without_their_index_are_not_a_model(tmp_path: Path) -> None:
     _save(tmp_path, "model-00001-of-00002.safetensors", a=torch.ones(2))
-    with pytest.raises(
-        ScalpelError, match=r"the shards 2 of 2 is missing"
-    ):
+    with pytest.raises(ScalpelError, match=r"the shards 2 of 2 is missing"):
         weight_files(tmp_path)
 
 
