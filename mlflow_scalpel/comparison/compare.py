@@ -19,6 +19,7 @@ from mlflow_scalpel.chat import (
 from mlflow_scalpel.checkpoints.resolve import expand
 from mlflow_scalpel.comparison.engine import ON_TEXTS, STANDARD, Comparison
 from mlflow_scalpel.comparison.evaluated import evaluated_capabilities
+from mlflow_scalpel.comparison.forward import MEASURED
 from mlflow_scalpel.comparison.probes import Probe, build_probe, read_texts
 from mlflow_scalpel.comparison.samples import Sampling
 from mlflow_scalpel.comparison.subjects import Subject, subject_from
@@ -90,7 +91,7 @@ def compare(
     # What was evaluated is in MLflow; all else reads the models' files.
     files = texts is not None or any(one.group != "capabilities" for one in chosen)
     subject = subject_from(base, files=files)
-    subjects = [subject_from(one, files=files) for one in expanded]
+    subjects = [subject_from(one, files=files, base=subject) for one in expanded]
     probes = []
     if texts is not None:
         name, pairs = _named(texts)
@@ -175,7 +176,8 @@ def probe_of(
     """
     from transformers import AutoConfig
 
-    tokenizer = load_tokenizer(base.directory, template_date)
+    whole = base.whole(MEASURED)
+    tokenizer = load_tokenizer(whole, template_date)
     own = template_of(tokenizer)
     found = {stored_template(one.directory) for one in checkpoints} - {None}
     if len(found) == 1:
@@ -186,7 +188,7 @@ def probe_of(
             f"{name} are rendered with {'that of the base' if own else 'none of them'}",
             flush=True,
         )
-    context = context_of(AutoConfig.from_pretrained(base.directory))
+    context = context_of(AutoConfig.from_pretrained(whole))
     probe = build_probe(name, pairs, tokenizer, system_prompt=system_prompt, context=context)
     for message in probe.warnings.values():
         print(f"WARNING: {message}", flush=True)

@@ -11,7 +11,14 @@ import pandas as pd
 
 from mlflow_scalpel.comparison.attention import AttentionShift
 from mlflow_scalpel.comparison.divergence import FLOOR, Divergence
-from mlflow_scalpel.comparison.forward import OneModel, Runner, UnsupportedModel, failed_rows, swap
+from mlflow_scalpel.comparison.forward import (
+    MEASURED,
+    OneModel,
+    Runner,
+    UnsupportedModel,
+    failed_rows,
+    swap,
+)
 from mlflow_scalpel.comparison.from_weights import rows_from_weights
 from mlflow_scalpel.comparison.matrices import GROUPS
 from mlflow_scalpel.comparison.paper import PaperDivergence
@@ -186,7 +193,9 @@ class Comparison:
         if not probes:
             return [too_long for _ in checkpoints]
         if dtype not in self._models:
-            self._models[dtype] = OneModel(self.base.directory, dtype=dtype, device=self._device)
+            self._models[dtype] = OneModel(
+                self.base.whole(MEASURED), dtype=dtype, device=self._device
+            )
         model = self._models[dtype]
         if group not in self._runners:
             try:
@@ -200,7 +209,7 @@ class Comparison:
         count = sum(len(probe.items) for probe in probes)
         with self._bars.open(group, count * len(checkpoints), "texts") as progress:
             for one in checkpoints:
-                refused = swap(model, one.directory, group)
+                refused = swap(model, one, group)
                 if refused is not None:
                     failed = failed_rows(metrics, runner.probes, dtype, *refused)
                     found.append(failed + too_long)
@@ -226,7 +235,7 @@ class Comparison:
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.base.directory)
+        return AutoTokenizer.from_pretrained(self.base.whole(MEASURED))
 
     def _origin(self, checkpoint: Subject) -> dict[str, Any]:
         return {

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from mlflow_scalpel.comparison.adapted import AdaptedWeights, MergedWeights
 from mlflow_scalpel.comparison.matrices import failed
 from mlflow_scalpel.comparison.pairing import pairs_of
 from mlflow_scalpel.comparison.progress import Bars
@@ -15,6 +17,8 @@ from mlflow_scalpel.comparison.weights import StoredWeights, weight_rows
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.moments import Training
 from mlflow_scalpel.metrics.registry import Metric
+from mlflow_scalpel.run_warnings import print_warning
+from mlflow_scalpel.tensors.adapters import NotInFactors
 
 Rows = list[dict[str, Any]]
 Where = int | tuple[int, int]
@@ -83,6 +87,20 @@ def _key(
     return key_of(base, checkpoints[where], metrics, [others, rates])
 
 
+def _weights_of(checkpoint: Subject, compared: Path) -> StoredWeights:
+    """A checkpoint's tensors: an adapter's updates as its factors say where they can."""
+    if checkpoint.problem is not None:
+        raise ScalpelError(checkpoint.problem)
+    if checkpoint.adapted is None:
+        return StoredWeights(checkpoint.directory)
+    try:
+        return AdaptedWeights(checkpoint.directory, checkpoint.adapted, compared)
+    except NotInFactors as reason:
+        whole = checkpoint.whole("float64")
+        print_warning("merged", f"{reason}; it is measured after merging in float64")
+        return MergedWeights(whole, compared)
+
+
 def _indices(where: Where) -> tuple[int, ...]:
     return (where,) if isinstance(where, int) else where
 
@@ -100,12 +118,13 @@ def _measure(
 
     A checkpoint whose files cannot be read is rows that say so; a base's raises ScalpelError.
     """
-    stored = StoredWeights(base.directory)
+    before = base.whole("float32")
+    stored = StoredWeights(before)
     files: dict[int, StoredWeights] = {}
     unreadable: dict[int, str] = {}
     for index in sorted({index for where, _ in fresh for index in _indices(where)}):
         try:
-            files[index] = StoredWeights(checkpoints[index].directory)
+            files[index] = _weights_of(checkpoints[index], before)
         except ScalpelError as error:
             unreadable[index] = str(error)
     for (where, group), rows in fresh.items():

@@ -17,7 +17,7 @@ from mlflow_scalpel.comparison.table import read_table, write_table
 from mlflow_scalpel.comparison.tokens import read_tokens, write_tokens
 from mlflow_scalpel.metrics.registry import Metric
 
-_LAYOUT = 3  # goes up when rows are made otherwise than before
+_LAYOUT = 4  # goes up when rows are made otherwise than before
 # What another version of a library, or a file put right, would measure.
 _NOT_KEPT = ("not measured", "not readable", "not supported")
 
@@ -33,6 +33,7 @@ def key_of(
         _LAYOUT,
         base.digest,
         checkpoint.digest,
+        checkpoint.adapted_digest,
         [(one.name, one.version) for one in metrics],
         list(settings),
     ]

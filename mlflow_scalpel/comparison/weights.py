@@ -167,7 +167,7 @@ def weight_rows(
             for row in found[index]:
                 yield index, {**where, **dtype, **row}
             if progress is not None and index in read:
-                progress(read[index].numel() * read[index].element_size())
+                progress(read[index].nbytes)
         for pair in pairs:
             odd = next((problems[index] for index in pair if index in problems), None)
             if odd is not None or w0 is None:

@@ -158,7 +158,7 @@ class TensorFiles:
 
     def _add(self, header: Header) -> None:
         name = unwrapped(header.stored_name)
-        if ".base_layer." in name:
+        if ".base_layer." in name and not is_adapter(self.directory):
             raise ScalpelError(
                 f"{header.file}: holds {header.stored_name}, of a model with a PEFT adapter that "
                 "is neither merged nor saved apart; merge it first (merge_and_unload), or save the "
