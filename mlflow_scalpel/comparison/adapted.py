@@ -11,8 +11,8 @@ from torch import Tensor
 from mlflow_scalpel.comparison.weights import StoredWeights
 from mlflow_scalpel.tensors.adapters import AdapterChanges, read_changes
 from mlflow_scalpel.tensors.files import ADAPTER_WEIGHTS, TensorFiles
-from mlflow_scalpel.tensors.headers import Header
-from mlflow_scalpel.tensors.updates import Added, Untouched
+from mlflow_scalpel.tensors.headers import FLOATS, Header
+from mlflow_scalpel.tensors.updates import Added, LowRank, Untouched
 
 _ELEMENT = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16"}
 
@@ -20,7 +20,7 @@ _ELEMENT = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16"}
 class AdaptedWeights(StoredWeights):
     """The tensors of a base with an adapter, read one at a time; nothing is merged.
 
-    Reading gives a tensor as it is stored where the adapter holds it whole, `Added` where it holds
+    `later` gives a tensor as it is stored where the adapter holds it whole, `Added` where it holds
     an update, and `Untouched` where it does neither and `compared` has the same tensor.
 
     Args:
@@ -46,7 +46,7 @@ class AdaptedWeights(StoredWeights):
             shape = tuple(bias.shape)
             self._files.headers[name] = Header(directory / ADAPTER_WEIGHTS, name, kind, shape, 0, 0)
 
-    def read(self, place: tuple[str, Any]) -> Tensor | Added | Untouched:  # type: ignore[override]
+    def later(self, place: tuple[str, Any]) -> Tensor | Added | Untouched:
         """What the training made of a tensor, or of rows of it."""
         name, rows = place
         if name in self._changes.added:
@@ -59,7 +59,11 @@ class AdaptedWeights(StoredWeights):
             shape = tuple(tensor.shape if rows is None else tensor[rows].shape)
             dtype = self._changes.dtype or tensor.dtype
             return Untouched(shape, dtype, tensor.numel() * tensor.element_size())
-        added = Added(tensor, change, self._changes.dtype)
+        if isinstance(change, LowRank) and self._files.headers[name].dtype not in FLOATS:
+            zeros = torch.zeros(1).expand(change.shape)  # of which just one is stored
+            added = Added(zeros, change, self._changes.dtype, alone=True)
+        else:
+            added = Added(tensor, change, self._changes.dtype)
         return added if rows is None else added.cut(rows)
 
     def _tensor(self, name: str) -> Tensor:
@@ -89,7 +93,7 @@ class MergedWeights(StoredWeights):
         super().__init__(directory)
         self._compared = TensorFiles(compared)
 
-    def read(self, place: tuple[str, Any]) -> Tensor | Untouched:  # type: ignore[override]
+    def later(self, place: tuple[str, Any]) -> Tensor | Untouched:
         """What the training made of a tensor, or of rows of it."""
         tensor = self._files.read(place[0])
         if place[0] in self._compared.headers:

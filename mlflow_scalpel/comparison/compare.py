@@ -92,6 +92,9 @@ def compare(
     files = texts is not None or any(one.group != "capabilities" for one in chosen)
     subject = subject_from(base, files=files)
     subjects = [subject_from(one, files=files, base=subject) for one in expanded]
+    problems = [one.problem for one in subjects if one.problem is not None]
+    if problems and len(problems) == len(subjects):
+        raise ScalpelError(problems[0])  # there is nothing to measure
     probes = []
     if texts is not None:
         name, pairs = _named(texts)

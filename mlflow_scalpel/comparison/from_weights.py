@@ -19,6 +19,7 @@ from mlflow_scalpel.metrics.moments import Training
 from mlflow_scalpel.metrics.registry import Metric
 from mlflow_scalpel.run_warnings import print_warning
 from mlflow_scalpel.tensors.adapters import NotInFactors
+from mlflow_scalpel.tensors.files import holds_codes
 
 Rows = list[dict[str, Any]]
 Where = int | tuple[int, int]
@@ -93,8 +94,17 @@ def _weights_of(checkpoint: Subject, compared: Path) -> StoredWeights:
         raise ScalpelError(checkpoint.problem)
     if checkpoint.adapted is None:
         return StoredWeights(checkpoint.directory)
+    start = checkpoint.adapted
+    if holds_codes(start) and not holds_codes(compared):
+        print_warning(
+            "quantised_base",
+            f"{checkpoint.directory}: was trained on {start}, whose weights are quantised; its "
+            f"updates are set against the weights of {compared}, and what quantising changed is "
+            "not in them",
+        )
+        start = compared
     try:
-        return AdaptedWeights(checkpoint.directory, checkpoint.adapted, compared)
+        return AdaptedWeights(checkpoint.directory, start, compared)
     except NotInFactors as reason:
         whole = checkpoint.whole("float64")
         print_warning("merged", f"{reason}; it is measured after merging in float64")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -88,9 +91,7 @@ class MatrixMetrics:
                         for values, other in zip(
                             spectra[at:], updates[at : at + step], strict=False
                         )
-                        if _of("spectra", other.metrics)
-                        and not isinstance(other.wt, Untouched)
-                        and _no_float(w0, other.wt) is None
+                        if _of("spectra", other.metrics) and _needs_base(w0, other.wt)
                     ],
                     names,
                 )
@@ -102,6 +103,9 @@ class MatrixMetrics:
         wt, training, metrics = update
         if isinstance(wt, Untouched):
             yield from _untouched(w0.numel(), w0.ndim, update)
+            return
+        if isinstance(wt, Added) and wt.alone:
+            yield from _update_alone(wt, training, metrics)
             return
         if reason := _no_float(w0, wt):
             yield from failed(metrics, "not comparable", reason)
@@ -128,6 +132,13 @@ class MatrixMetrics:
             yield from _single(chosen, lambda one: one.function(w0, whole))
 
 
+def _needs_base(w0: Tensor, wt: Tensor | Added | Untouched) -> bool:
+    """Whether its rows are made of W_0 too, and can be."""
+    if isinstance(wt, Untouched) or (isinstance(wt, Added) and wt.alone):
+        return False
+    return _no_float(w0, wt) is None
+
+
 def _untouched(numel: int, ndim: int, update: Update) -> Iterator[Row]:
     """Rows of a matrix that training left out: what is 0 of an update that is 0, or 1 unchanged.
 
@@ -146,6 +157,25 @@ def _untouched(numel: int, ndim: int, update: Update) -> Iterator[Row]:
             yield {**_names(metric), **known, "value": 0.0}
 
 
+def _update_alone(wt: Added, training: Training, metrics: Sequence[Metric]) -> Iterator[Row]:
+    """Rows of an update of a matrix that is not known: what depends on the matrix says so."""
+    reason = "the base's weights are quantised, so that only the update itself is known"
+    moments = replace(added_moments(wt.start, wt), unchanged_bfloat16=math.nan)
+    spectra = Spectra(wt.start, wt, lambda: torch.zeros(min(wt.shape), dtype=torch.float64))
+    for metric in metrics:
+        value = None
+        if metric.group == "weights":
+            with contextlib.suppress(NotKnown):
+                value = metric.function(moments, training)
+        elif metric.group == "spectra":
+            with contextlib.suppress(ValueError):
+                value = metric.function(spectra)
+        if value is None or value != value:
+            yield from failed([metric], "not comparable", reason)
+        else:
+            yield {**_names(metric), "value": value}
+
+
 def _of(group: str, metrics: Sequence[Metric]) -> list[Metric]:
     return [one for one in metrics if one.group == group]
 
@@ -160,7 +190,8 @@ def pair_rows(
     if isinstance(wa, Untouched) or isinstance(wb, Untouched):
         yield from failed(metrics, "not trained", NOT_TRAINED)
         return
-    if reason := _no_float(w0, wa, wb):
+    alone = any(isinstance(one, Added) and one.alone for one in (wa, wb))
+    if reason := "the base's weights are quantised" if alone else _no_float(w0, wa, wb):
         yield from failed(metrics, "not comparable", reason)
         return
     paired = count_pair(w0, wa, wb)

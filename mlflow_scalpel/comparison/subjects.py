@@ -12,6 +12,7 @@ from mlflow_scalpel.checkpoints import cache
 from mlflow_scalpel.checkpoints.layout import checkpoint_files
 from mlflow_scalpel.checkpoints.manifest import content_digest, read_manifest
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.tensors.adapters import check_adapter
 from mlflow_scalpel.tensors.files import is_adapter
 from mlflow_scalpel.tensors.steps import step_of_name
 
@@ -70,8 +71,9 @@ def subject_from(source: str, *, files: bool = True, base: Subject | None = None
 
     Without `files` those of a logged checkpoint stay where they are, and `directory` holds nothing.
     An adapter whose own base cannot be had is taken for one of `base` where it fits (`base_of`);
-    one that fits nothing has a `problem`. The step of a directory is that in its name (`checkpoint-400`, `step-400`), None without one.
-    Raises ScalpelError where there is no such model, or where it cannot be read.
+    one of which nothing can be measured has a `problem`. The step of a directory is that in its
+    name (`checkpoint-400`, `step-400`), None without one. Raises ScalpelError where there is no
+    such model, or where it cannot be read.
     """
     from mlflow import MlflowClient
 
@@ -105,6 +107,7 @@ def with_adapted(subject: Subject, model: LoggedModel | None, base: Subject | No
 
     given = None if base is None or base.adapted else Base(base.directory, base.digest)
     try:
+        check_adapter(subject.directory)
         found = base_of(subject.directory, model, given)
         return replace(
             subject,

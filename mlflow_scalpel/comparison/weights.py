@@ -15,6 +15,7 @@ from mlflow_scalpel.comparison.matrices import GROUPS, MatrixMetrics, Update, fa
 from mlflow_scalpel.metrics.moments import Training
 from mlflow_scalpel.metrics.registry import Metric
 from mlflow_scalpel.tensors.files import TensorFiles
+from mlflow_scalpel.tensors.updates import Added, Untouched
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # The language model's own layers: vision towers and extra predictors have some of their own.
@@ -70,6 +71,10 @@ class StoredWeights:
         name, rows = place
         tensor = self._files.read(name)
         return tensor if rows is None else tensor[rows]
+
+    def later(self, place: tuple[str, slice | None]) -> Tensor | Added | Untouched:
+        """What the training made of W_0: the tensor, or an update that was not added to it."""
+        return self.read(place)
 
     def bytes(self, *, others: bool = False) -> int:
         """Bytes of the tensors that `matrices` names."""
@@ -143,11 +148,11 @@ def weight_rows(
         where: dict[str, Any] = {"layer": place[0], "matrix": place[1], "n": 1}
         w0 = base.read(before[place]) if place in before else None
         read = {
-            index: checkpoint.read(after[index][place])
+            index: checkpoint.later(after[index][place])
             for index, (checkpoint, _) in enumerate(checkpoints)
             if place in after[index]
         }
-        like = {at: wt for at, wt in read.items() if w0 is not None and w0.shape == wt.shape}
+        like = {at: wt for at, wt in read.items() if w0 is not None and _is_like(w0, wt)}
         problems = {
             index: _problem(w0, read.get(index), base, checkpoint)
             for index, (checkpoint, _) in enumerate(checkpoints)
@@ -183,11 +188,22 @@ def _named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def _is_like(w0: Tensor, wt: Tensor | Added | Untouched) -> bool:
+    """Whether the two can be compared; of a base's codes only the update itself is known."""
+    return w0.shape == wt.shape or (isinstance(wt, Added) and wt.alone)
+
+
 def _problem(
-    w0: Tensor | None, wt: Tensor | None, base: StoredWeights, checkpoint: StoredWeights
+    w0: Tensor | None,
+    wt: Tensor | Added | Untouched | None,
+    base: StoredWeights,
+    checkpoint: StoredWeights,
 ) -> tuple[str, str]:
     """Status and reason of two tensors that cannot be compared."""
     if w0 is None or wt is None:
         lacking = base if w0 is None else checkpoint
         return "missing", f"{lacking.directory} has no such tensor"
-    return "shape mismatch", f"shape {tuple(wt.shape)} against the base's {tuple(w0.shape)}"
+    reason = f"shape {tuple(wt.shape)} against the base's {tuple(w0.shape)}"
+    if w0.ndim == wt.ndim == 2 and w0.shape[1] == wt.shape[1] and wt.shape[0] > w0.shape[0]:
+        reason += f": it grew from {w0.shape[0]} to {wt.shape[0]} rows"
+    return "shape mismatch", reason

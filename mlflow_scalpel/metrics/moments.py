@@ -37,7 +37,7 @@ class Moments:
     """Largest absolute value of an element of W_t - W_0."""
     unchanged: int
     """Elements whose stored bits are the same."""
-    unchanged_bfloat16: int
+    unchanged_bfloat16: float
     """Elements whose bits are the same after rounding both to bfloat16."""
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, TensorFiles
-from mlflow_scalpel.tensors.headers import Header
+from mlflow_scalpel.tensors.headers import FLOATS, Header
 from mlflow_scalpel.tensors.updates import Change, Dora, LowRank, Replaced
 
 if TYPE_CHECKING:
@@ -183,17 +183,20 @@ class _Reader:
         scale = self._scale(module, rank)
         flipped = embedding or bool(self._config.get("fan_in_fan_out"))
         low = LowRank(scale * a.T, b.T.contiguous()) if flipped else LowRank(scale * b, a)
-        if (len(low.left), low.right.shape[1]) != shape:
-            made = (len(low.left), low.right.shape[1])
-            raise self._odd(
-                f"its update of {module} has the shape {made}, and the base's tensor {shape}; it "
-                "was trained on another base"
+        if self._is_coded(name):
+            shape = low.shape
+        if low.shape != shape:
+            raise ScalpelError(
+                f"{self._directory}: does not fit the base {self._base.directory}: its update of "
+                f"{module} has the shape {low.shape}, and the base's tensor {shape}; it was "
+                "trained on another base, which `base` of the logged model, or "
+                f"base_model_name_or_path in {ADAPTER_CONFIG}, must name"
             )
         change: Change = low
         if "lora_magnitude_vector" in parts:
             magnitude = parts["lora_magnitude_vector"].reshape(-1)
             outputs = 1 if flipped else 0
-            if embedding or len(magnitude) != shape[outputs]:
+            if embedding or len(magnitude) != shape[outputs] or self._is_coded(name):
                 raise NotInFactors(f"{self._directory}: DoRA of {module}, not a linear layer")
             change = Dora(low, magnitude, outputs)
         self._found.changes[name] = change
@@ -237,6 +240,10 @@ class _Reader:
 
     def _shape(self, name: str) -> tuple[int, ...]:
         return (self._found.stored.get(name) or self._base.headers[name]).shape
+
+    def _is_coded(self, name: str) -> bool:
+        """Whether the base's tensor holds the codes of a quantised one."""
+        return (self._found.stored.get(name) or self._base.headers[name]).dtype not in FLOATS
 
     def _setting(self, pattern: str, default: str, module: str) -> float:
         """What `rank_pattern` or `alpha_pattern` says of a module, by PEFT's rule, else for all."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.tensors.headers import Header, read_headers
+from mlflow_scalpel.tensors.headers import FLOATS, Header, read_headers
 from mlflow_scalpel.tensors.names import unwrapped
 
 if TYPE_CHECKING:
@@ -24,6 +24,18 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 def is_adapter(directory: Path) -> bool:
     """Whether the directory holds a PEFT adapter (such as LoRA) and not a whole model."""
     return (directory / ADAPTER_CONFIG).is_file()
+
+
+def holds_codes(directory: Path) -> bool:
+    """Whether the weights in `directory` are quantised: matrices that are stored as codes.
+
+    Raises ScalpelError for files that cannot be read.
+    """
+    headers = TensorFiles(directory).headers
+    return any(
+        header.dtype not in FLOATS and name.endswith((".weight", ".qweight"))
+        for name, header in headers.items()
+    )
 
 
 def weight_files(directory: Path) -> list[Path]:

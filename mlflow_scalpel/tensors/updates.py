@@ -53,6 +53,11 @@ class LowRank(Change):
         """L, and columns of R: the update of some columns of W_0."""
         return replace(self, right=self.right[:, columns])
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(R, C)."""
+        return len(self.left), self.right.shape[1]
+
     def singular_values(self) -> Tensor:
         """Those of L R in falling order, (min(R, C),) float64, of which at most r are not 0.
 
@@ -69,7 +74,7 @@ class LowRank(Change):
         found = torch.linalg.svdvals(first @ second.T)
         # What rounding leaves where the factors have a lower rank than r.
         found = torch.where(found > found.amax() * found.numel() * 2e-16, found, 0.0)
-        values = torch.zeros(min(len(self.left), self.right.shape[1]), dtype=torch.float64)
+        values = torch.zeros(min(self.shape), dtype=torch.float64)
         values[: len(found)] = found
         return values
 
@@ -143,16 +148,17 @@ class Added:
         start: the tensor that the update is of: W_0, or that of another base.
         change: the update.
         dtype: of the numbers that the update is stored in.
+        alone: the tensor is not known (a quantised one), and `start` holds zeros instead.
     """
 
-    def __init__(self, start: Tensor, change: Change, dtype: dtype) -> None:
-        self.start, self.change, self.dtype = start, change, dtype
+    def __init__(self, start: Tensor, change: Change, dtype: dtype, *, alone: bool = False) -> None:
+        self.start, self.change, self.dtype, self.alone = start, change, dtype, alone
         self.shape = start.shape
         self.ndim = start.ndim
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the stored tensor."""
+        """Bytes of the tensor that the update is of."""
         return self.start.numel() * self.start.element_size()
 
     def low_rank(self, w0: Tensor) -> LowRank | None:
@@ -197,7 +203,7 @@ class Added:
             bound, whole = self.change.bound(as_matrix(self.start)), as_matrix(self.start)
             dense = torch.cat([bound.rows(whole[at].double(), at) for at in row_slices(whole)])
             change = _Dense(dense[rows])
-        return Added(start, change, self.dtype)
+        return Added(start, change, self.dtype, alone=self.alone)
 
     def _is_of(self, w0: Tensor) -> bool:
         import torch
@@ -225,6 +231,11 @@ class Untouched:
     dtype: dtype
     """Of the numbers that the update of the others is stored in."""
     nbytes: int
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
 
 
 def as_matrix(tensor: Tensor) -> Tensor:

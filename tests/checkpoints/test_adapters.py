@@ -151,7 +151,7 @@ def test_bases_that_cannot_be_had(tracking, first_model, make_adapter):
         with pytest.raises(ScalpelError, match=f"its base cannot be had .*{said}"):
             resolve(str(adapter))
     path.write_text("[1]")
-    with pytest.raises(ScalpelError, match=r"adapter_config\.json: is no configuration"):
+    with pytest.raises(ScalpelError, match=r"adapter_config\.json: is not the configuration"):
         resolve(str(adapter))
 
 
