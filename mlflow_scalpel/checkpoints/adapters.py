@@ -142,7 +142,7 @@ def _merge(adapter: Path, base: Path, target: Path, dtype: str | None) -> None:
         except (RuntimeError, ValueError, AttributeError) as error:
             raise ScalpelError(
                 f"{adapter}: cannot be merged into {base}: {' '.join(str(error).split())[:500]}; "
-                "its weights are measured from its factors, and it can be opened with PEFT itself"
+                "open it with PEFT itself"
             ) from error
         for name, parameter in whole.named_parameters():
             parameter.data = parameter.data.to(_torch(dtype) or stored.get(name, parameter.dtype))

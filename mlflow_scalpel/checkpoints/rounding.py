@@ -37,7 +37,7 @@ def rounding(adapter: Path, base: Path, whole: Path) -> str:
         f"the exact update, over {len(ratios)} tensors"
     )
     if max(abs(one - 1.0) for one in ratios) > 1e-3:
-        said += "; the rest was lost in rounding, and --dtype float32 keeps it"
+        said += "; rounding changed the updates, and --dtype float32 keeps them"
     return said
 
 

@@ -119,9 +119,12 @@ def _unknown(directory: Path, name: str, model: str) -> str:
 
 
 def _misshapen(directory: Path, name: str, shape: Any, wanted: Any) -> str:
+    shape, wanted = tuple(shape), tuple(wanted)
+    grown = len(shape) == 2 and shape[1:] == wanted[1:] and shape[0] > wanted[0]
+    rows = f" (it grew from {wanted[0]} to {shape[0]} rows)" if grown else ""
     return (
-        f"{directory}: tensor {name} has shape {tuple(shape)}, and the model's has "
-        f"{tuple(wanted)}; take a checkpoint of this model"
+        f"{directory}: tensor {name} has shape {shape}, and the model's has {wanted}{rows}; "
+        "take a checkpoint of this model"
     )
 
 

@@ -147,7 +147,7 @@ def _untouched(numel: int, ndim: int, update: Update) -> Iterator[Row]:
     known = {"status": "not trained", "reason": NOT_TRAINED}
     moments, training = untouched_moments(numel), update.training
     for row in _single(_of("weights", update.metrics), lambda m: m.function(moments, training)):
-        yield {**known, **row}
+        yield {**row, **known}
     one = torch.ones(1, 1, dtype=torch.float64)
     for metric in _of("spectra", update.metrics) if ndim == 2 else []:
         value = metric.function(Spectra(one, one, lambda: one[0]))
