@@ -16,6 +16,9 @@ from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.moments import Training
 from mlflow_scalpel.metrics.registry import Metric
 
+LAYOUT = 2
+"""Of the rows: raised where names of matrices, or how they are cut, change; then none is kept."""
+
 Rows = list[dict[str, Any]]
 Where = int | tuple[int, int]
 """Index of a checkpoint, or of both of a pair."""
@@ -26,7 +29,6 @@ def rows_from_weights(
     checkpoints: Sequence[Subject],
     metrics: Sequence[Metric],
     *,
-    others: bool,
     cache: bool,
     bars: Bars,
     device: str,
@@ -47,14 +49,14 @@ def rows_from_weights(
     for group in dict.fromkeys(one.group for one in metrics):
         of_group = [one for one in metrics if one.group == group]
         for where in pairs if group == "pairs" else range(len(checkpoints)):
-            key = keys[where, group] = _key(base, checkpoints, of_group, where, others)
+            key = keys[where, group] = _key(base, checkpoints, of_group, where)
             kept = kept_rows(key) if cache else None
             if kept is not None:
                 found[where, group] = kept
     new = [one for one in keys if one not in found]
     if new:
         fresh: dict[tuple[Where, str], Rows] = {one: [] for one in new}
-        _measure(base, checkpoints, metrics, fresh, others, bars, device)
+        _measure(base, checkpoints, metrics, fresh, bars, device)
         for one, rows in fresh.items():
             if cache:
                 keep_rows(keys[one], tidy(rows))
@@ -74,13 +76,12 @@ def _key(
     checkpoints: Sequence[Subject],
     metrics: Sequence[Metric],
     where: Where,
-    others: bool,
 ) -> str:
     if isinstance(where, tuple):
         first, second = (checkpoints[index] for index in where)
-        return key_of(base, first, metrics, [others, second.digest])
+        return key_of(base, first, metrics, [LAYOUT, second.digest])
     rates = checkpoints[where].learning_rate_sum if metrics[0].group == "weights" else None
-    return key_of(base, checkpoints[where], metrics, [others, rates])
+    return key_of(base, checkpoints[where], metrics, [LAYOUT, rates])
 
 
 def _indices(where: Where) -> tuple[int, ...]:
@@ -92,7 +93,6 @@ def _measure(
     checkpoints: Sequence[Subject],
     metrics: Sequence[Metric],
     fresh: dict[tuple[Where, str], Rows],
-    others: bool,
     bars: Bars,
     device: str,
 ) -> None:
@@ -105,7 +105,7 @@ def _measure(
     unreadable: dict[int, str] = {}
     for index in sorted({index for where, _ in fresh for index in _indices(where)}):
         try:
-            files[index] = StoredWeights(checkpoints[index].directory)
+            files[index] = StoredWeights(checkpoints[index].directory, like=base.directory)
         except ScalpelError as error:
             unreadable[index] = str(error)
     for (where, group), rows in fresh.items():
@@ -119,7 +119,7 @@ def _measure(
     def wanted(at: int, group: str) -> bool:
         return (needed[at], group) in fresh
 
-    total = sum(weights.bytes(others=others) for weights, _ in opened)
+    total = sum(weights.bytes() for weights, _ in opened)
     with bars.open("weights", total, "B") as progress:
         for at, row in weight_rows(
             stored,
@@ -127,7 +127,6 @@ def _measure(
             metrics,
             pairs=[(needed.index(first), needed.index(second)) for first, second in pairs],
             wanted=wanted,
-            others=others,
             progress=progress,
             device=device,
         ):
