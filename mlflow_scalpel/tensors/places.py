@@ -20,7 +20,7 @@ _ATTENTION, _MLP = CLASSICAL[:4], CLASSICAL[4:]
 # Parts of a path that say nothing where a layer has one of them.
 _BLOCKS = {
     **dict.fromkeys(("self_attn", "self_attention", "attn", "attention", "linear_attn"), _ATTENTION),
-    **dict.fromkeys(("qkv_proj",), _ATTENTION),
+    **dict.fromkeys(("qkv_proj", "norm_attn_norm"), _ATTENTION),
     **dict.fromkeys(("mlp", "feed_forward", "ffn", "mlp_block", "block_sparse_moe", "moe"), _MLP),
     **dict.fromkeys(("mixer", "temporal_block"), CLASSICAL),
 }
