@@ -68,6 +68,16 @@ def located(names: Iterable[str]) -> dict[str, Location]:
     return locations
 
 
+def counterparts(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
+    """The name in `others` of each tensor of `names`, where it is there, whatever its prefix is.
+
+    Both are the names of all tensors of one model, as two versions of its class spell them.
+    """
+    by_location = {where: name for name, where in located(others).items()}
+    found = {name: by_location.get(where) for name, where in located(names).items()}
+    return {name: other for name, other in found.items() if other is not None}
+
+
 @functools.cache
 def _stacked() -> re.Pattern[str]:
     words = data()["layers"]

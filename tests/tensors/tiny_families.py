@@ -80,7 +80,7 @@ _ODD: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 48, "hidden_size": 32, "moe_num_experts": 4},
     },
-    "deepseek_v3": {"head_dim": 4},
+    "deepseek_v3": {"head_dim": 4, "num_key_value_heads": 4},
     "deepseek_v4": {"o_groups": 2, "o_lora_rank": 8},
     "dots3_note_text": {"num_key_value_heads": 4},
     "gemma3n_text": {"num_kv_shared_layers": 0, "vocab_size_per_layer_input": 96},
@@ -94,7 +94,7 @@ _ODD: dict[str, dict[str, Any]] = {
         ("lfm2", "lfm2_moe", "lfm3"),
         {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     ),
-    "longcat_flash": {"head_dim": 4, "zero_expert_num": 2},
+    "longcat_flash": {"head_dim": 4, "num_key_value_heads": 4, "zero_expert_num": 2},
     "mamba2": {"num_heads": 4, "head_dim": 16, "n_groups": 1},
     "qwen4_exp_text": {
         "indexer_n_heads": 2,
