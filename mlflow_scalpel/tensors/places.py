@@ -16,13 +16,17 @@ from mlflow_scalpel.tensors.parts import CLASSICAL
 Place = tuple[int | None, str]
 """Layer, null for a tensor outside of the layers, and matrix as in `q_proj`."""
 
-_ATTENTION, _MLP = CLASSICAL[:4], CLASSICAL[4:]
-# Parts of a path that say nothing where a layer has one of them.
+# The seven classical matrices, and what several of them are where they are one and are not cut.
+_ATTENTION = (
+    *CLASSICAL[:4], "qkv_proj", "query_key_value", "c_attn", "Wqkv", "wqkv", "W_pack"
+)  # fmt: skip
+_MLP = (*CLASSICAL[4:], "gate_up_proj")
+# Parts of a path that say nothing where a layer has one of them, and what they hold.
 _BLOCKS = {
-    **dict.fromkeys(("self_attn", "self_attention", "attn", "attention", "linear_attn"), _ATTENTION),
-    **dict.fromkeys(("qkv_proj", "norm_attn_norm"), _ATTENTION),
+    **dict.fromkeys(("self_attn", "self_attention", "attn", "attention"), _ATTENTION),
+    **dict.fromkeys(("linear_attn", "qkv_proj", "norm_attn_norm"), _ATTENTION),
     **dict.fromkeys(("mlp", "feed_forward", "ffn", "mlp_block", "block_sparse_moe", "moe"), _MLP),
-    **dict.fromkeys(("mixer", "temporal_block"), CLASSICAL),
+    **dict.fromkeys(("mixer", "temporal_block"), (*_ATTENTION, *_MLP)),
 }
 _EXPERT = re.compile(r"(?:^|\.)(experts\.\d+|shared_experts?)\.(\w+)$")
 # Mixtral's names, which many take over.
@@ -126,7 +130,7 @@ def _short(path: str) -> str:
             return f"{match[1]}.{last}"
         return path
     *modules, last = path.removesuffix(".linear").split(".")
-    if last in CLASSICAL and all(last in _BLOCKS.get(module, ()) for module in modules):
+    if last in (*_ATTENTION, *_MLP) and all(last in _BLOCKS.get(module, ()) for module in modules):
         return last
     return path
 
