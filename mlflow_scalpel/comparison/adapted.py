@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mlflow_scalpel.comparison.weights import StoredWeights
 from mlflow_scalpel.tensors.adapters import AdapterChanges, read_changes
+from mlflow_scalpel.tensors.cuts import Cut
 from mlflow_scalpel.tensors.files import ADAPTER_WEIGHTS, TensorFiles
 from mlflow_scalpel.tensors.headers import FLOATS, Header
 from mlflow_scalpel.tensors.updates import Added, LowRank, Untouched
@@ -34,51 +34,45 @@ class AdaptedWeights(StoredWeights):
     """
 
     def __init__(self, directory: Path, start: Path, compared: Path) -> None:
-        super().__init__(start)
-        self.adapter = directory
-        self._compared = TensorFiles(compared)
-        self._held = TensorFiles(directory)
-        self._changes: AdapterChanges = read_changes(directory, TensorFiles(start))
-        self._whole = dict(self._changes.stored)
-        self._files.headers.update(self._whole)
+        files = TensorFiles(start)
+        self._changes: AdapterChanges = read_changes(directory, files)
+        files.headers |= self._changes.stored  # which say in which file they are
         for name, bias in self._changes.added.items():
             kind = _ELEMENT.get(self._changes.dtype, "BF16")
             shape = tuple(bias.shape)
-            self._files.headers[name] = Header(directory / ADAPTER_WEIGHTS, name, kind, shape, 0, 0)
+            files.headers[name] = Header(directory / ADAPTER_WEIGHTS, name, kind, shape, 0, 0)
+        super().__init__(start, files=files)
+        self.adapter = directory
+        self._compared = TensorFiles(compared)
+        self._equal: dict[str, bool] = {}
 
-    def later(self, place: tuple[str, Any]) -> Tensor | Added | Untouched:
-        """What the training made of a tensor, or of rows of it."""
-        name, rows = place
+    def later(self, place: tuple[str, Cut | None]) -> Tensor | Added | Untouched:
+        """What the training made of a tensor, or of a matrix within it."""
+        name, cut = place
         if name in self._changes.added:
             return self._changes.added[name].to(self._changes.dtype)
         change = self._changes.changes.get(name)
-        tensor = self._tensor(name)
         if change is None:
-            if name in self._whole or not self._same(name, tensor):
-                return tensor if rows is None else tensor[rows]
-            shape = tuple(tensor.shape if rows is None else tensor[rows].shape)
-            dtype = self._changes.dtype or tensor.dtype
-            return Untouched(shape, dtype, tensor.numel() * tensor.element_size())
+            matrix = self.read(place)
+            if name in self._changes.stored or not self._is_same(name):
+                return matrix
+            dtype = self._changes.dtype or matrix.dtype
+            return Untouched(tuple(matrix.shape), dtype, matrix.nbytes)
+        tensor = self._files.read(name)
         if isinstance(change, LowRank) and self._files.headers[name].dtype not in FLOATS:
             zeros = torch.zeros(1).expand(change.shape)  # of which just one is stored
             added = Added(zeros, change, self._changes.dtype, alone=True)
         else:
             added = Added(tensor, change, self._changes.dtype)
-        return added if rows is None else added.cut(rows)
+        return added if cut is None else added.cut(cut)
 
-    def _tensor(self, name: str) -> Tensor:
-        if name in self._whole:
-            tensor: Tensor = self._held.read(_own_name(self._held, self._whole[name]))
-            return tensor
-        return self._files.read(name)
-
-    def _same(self, name: str, tensor: Tensor) -> bool:
+    def _is_same(self, name: str) -> bool:
+        """Whether the tensor that the adapter left alone is that of the comparison's base."""
         if self._compared.directory == self.directory:
             return True
-        if name not in self._compared.headers:
-            return False
-        other = self._compared.read(name)
-        return other.dtype == tensor.dtype and torch.equal(other, tensor)
+        if name not in self._equal:
+            self._equal[name] = _equal(self._files, self._compared, name)
+        return self._equal[name]
 
 
 class MergedWeights(StoredWeights):
@@ -92,26 +86,31 @@ class MergedWeights(StoredWeights):
     def __init__(self, directory: Path, compared: Path) -> None:
         super().__init__(directory)
         self._compared = TensorFiles(compared)
+        self._equal: dict[str, bool] = {}
 
-    def later(self, place: tuple[str, Any]) -> Tensor | Untouched:
-        """What the training made of a tensor, or of rows of it."""
-        tensor = self._files.read(place[0])
-        if place[0] in self._compared.headers:
-            before = self._compared.read(place[0])
-            same = before.shape == tensor.shape and before.is_floating_point()
-            if same and all(
-                torch.equal(one.double(), other)
-                for one, other in zip(_parts(before), _parts(tensor), strict=True)
-            ):
-                part = tensor if place[1] is None else tensor[place[1]]
-                return Untouched(tuple(part.shape), torch.float32, part.numel() * 8)
-        return tensor if place[1] is None else tensor[place[1]]
+    def later(self, place: tuple[str, Cut | None]) -> Tensor | Untouched:
+        """What the training made of a tensor, or of a matrix within it."""
+        matrix, name = self.read(place), place[0]
+        if name not in self._equal:
+            self._equal[name] = _equal(self._files, self._compared, name)
+        if self._equal[name]:
+            return Untouched(tuple(matrix.shape), torch.float32, matrix.nbytes)
+        return matrix
+
+
+def _equal(files: TensorFiles, others: TensorFiles, name: str) -> bool:
+    """Whether two models have the same numbers under a name, whatever their dtypes."""
+    if name not in others.headers or others.headers[name].shape != files.headers[name].shape:
+        return False
+    one, other = files.read(name), others.read(name)
+    if one.dtype == other.dtype:
+        return torch.equal(one, other)
+    if not (one.is_floating_point() and other.is_floating_point()):
+        return False
+    both = zip(_parts(one), _parts(other), strict=True)
+    return all(torch.equal(first.double(), second.double()) for first, second in both)
 
 
 def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
     """Slices of a tensor, so that what is made of them stays small."""
     return tensor.reshape(-1).split(1 << 22)
-
-
-def _own_name(files: TensorFiles, header: Header) -> str:
-    return next(name for name, one in files.headers.items() if one == header)

@@ -38,7 +38,6 @@ def compare(
     template_date: date = DEFAULT_DATE,
     dtype: str = "float32",
     device: str = "cpu",
-    all_tensors: bool = False,
     sample_seed: int = 0,
     max_new_tokens: int = 256,
     cache: bool = True,
@@ -59,7 +58,6 @@ def compare(
         template_date: what a chat template writes that asks for the current date.
         dtype: of the forward passes.
         device: Torch device of the forward passes.
-        all_tensors: weight metrics also of embeddings, norms, heads and biases.
         sample_seed: of the answers that the base samples for `kl_on_base_samples`.
         max_new_tokens: of each of those answers.
         cache: keep results on this machine by content, and take what is kept.
@@ -113,7 +111,6 @@ def compare(
         names,
         dtype=dtype,
         device=device,
-        others=all_tensors,
         cache=cache,
         progress=progress,
         sampling=Sampling(sample_seed, max_new_tokens),

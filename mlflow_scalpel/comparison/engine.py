@@ -61,7 +61,6 @@ class Comparison:
         *,
         dtype: str = "float32",
         device: str = "cpu",
-        others: bool = False,
         cache: bool = False,
         progress: bool = False,
         sampling: Sampling | None = None,
@@ -74,7 +73,6 @@ class Comparison:
             probes: texts for the groups `ON_TEXTS`; without any they are left out.
             metrics: names of metrics or groups; KL that is not in float32 brings its noise floor.
             dtype: of the forward passes.
-            others: weight metrics also of embeddings, norms, heads and biases.
             cache: keep results on this machine, and take what is kept.
             progress: show bars on a terminal.
             sampling: how the base's own answers are sampled.
@@ -100,7 +98,7 @@ class Comparison:
         self._attention, self._kl, self._kl_paper, self._kl_samples = (
             [one for one in chosen if one.group == group and probes] for group in ON_TEXTS
         )
-        self._dtype, self._device, self._others, self._cache = dtype, device, others, cache
+        self._dtype, self._device, self._cache = dtype, device, cache
         self._sampling = sampling or Sampling()
         self._bars = Bars(progress)
         self._token_tables = token_tables
@@ -118,7 +116,6 @@ class Comparison:
             self.base,
             checkpoints,
             [one for one in self._weights if one.group not in without],
-            others=self._others,
             cache=self._cache,
             bars=self._bars,
             device=self._device,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, TensorFiles
 from mlflow_scalpel.tensors.headers import FLOATS, Header
+from mlflow_scalpel.tensors.names import counterparts, located
 from mlflow_scalpel.tensors.updates import Change, Dora, LowRank, Replaced
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ _PART = re.compile(
 _AROUND = re.compile(r"\.(?:token_adapter\.base_layer|base_layer)(?=\.)")
 # A resized embedding that is trained in full is stored three times by PEFT 0.21.
 _COPIES = re.compile(r"\.(?:modules_to_save|original_module)\.")
-# Parts of a name before the layers, which a model has in memory or in its files, or in neither.
-_BEFORE = frozenset({"model", "language_model", "transformer", "text_model", "backbone"})
 
 # Starts that PEFT takes out of the base's weights, and finds again when it opens the adapter.
 FOUND_AGAIN = ("pissa", "olora")
@@ -134,11 +132,12 @@ class _Reader:
     def __init__(self, directory: Path, config: dict[str, Any], base: TensorFiles) -> None:
         self._directory, self._config, self._base = directory, config, base
         self._files = TensorFiles(directory)
-        self._names = _by_tail(base.headers)
+        self._names: dict[str, str] = {}
         self._found = AdapterChanges()
 
     def read(self) -> AdapterChanges:
         modules: dict[str, dict[str, Tensor]] = {}
+        whole: dict[str, Header] = {}
         for name, header in self._files.headers.items():
             if _COPIES.search(name):
                 continue
@@ -152,11 +151,13 @@ class _Reader:
             elif "lora_" in name:
                 raise NotInFactors(f"{self._directory}: holds {name}, of an unknown kind")
             else:
-                whole = _AROUND.sub("", name)
-                self._found.stored[self._named(whole) or whole] = header
+                whole[_AROUND.sub("", name)] = header
+        own = [f"{module}.{kind}" for module in modules for kind in ("weight", "bias")]
+        self._names = counterparts([*whole, *own], self._base.headers)
+        self._found.stored = {self._named(name) or name: one for name, one in whole.items()}
         for module, parts in modules.items():
             self._add(module, parts)
-        self._check_complete(set(modules))
+        self._check_complete()
         return self._found
 
     def _add(self, module: str, parts: dict[str, Tensor]) -> None:
@@ -261,66 +262,28 @@ class _Reader:
 
     def _named(self, name: str) -> str | None:
         """The tensor of the base's files that the adapter calls `name`; None where none is."""
-        if name in self._base.headers:
-            return name
-        return self._names.get(_tail(name))
+        return name if name in self._base.headers else self._names.get(name)
 
-    def _check_complete(self, adapted: set[str]) -> None:
+    def _check_complete(self) -> None:
         """Raise ScalpelError where layers that the configuration targets are not in the file."""
         targets = self._config.get("target_modules")
         only = self._config.get("layers_to_transform") is not None
         if not isinstance(targets, list) or only or self._config.get("exclude_modules"):
             return
-        layers = {_layer(module) for module in adapted} - {None}
-        own = {_tail(f"{module}.weight") for module in adapted}
-        for name in self._base.headers:
+        places = located(self._base.headers)
+        own = {places[name] for name in self._found.changes if name in places}
+        paths = {where.path for where in own if where.layer is not None}
+        for name, where in places.items():
             module = name.removesuffix(".weight")
             wanted = module != name and any(
                 module == one or module.endswith(f".{one}") for one in targets
             )
-            # What has no layers, experts that are one tensor in memory, other towers: not told.
-            if not wanted or _layer(module) is None or "expert" in module or "mtp" in module:
-                continue
-            same = _LAYER.sub(".N.", _tail(name))
-            kin = [one for one in own if _LAYER.sub(".N.", one) == same]
-            if kin and _tail(name) not in own and self._layers() > int(_layer(module) or 0):
+            # Experts are one tensor in memory, whatever their files hold.
+            if wanted and "expert" not in module and where.path in paths and where not in own:
                 raise self._odd(
-                    f"its configuration targets {module}, and its file has no factors for it (it "
-                    f"has them for {len(layers)} layers); it is not complete, or of another base"
+                    f"its configuration targets {module}, and its file has no factors for it "
+                    f"({len(own)} others are there): it is not complete, or of another base"
                 )
-
-    def _layers(self) -> int:
-        """Layers that the base's configuration says it has."""
-        try:
-            config = json.loads((self._base.directory / "config.json").read_bytes())
-            text = config.get("text_config") or config
-            return int(text.get("num_hidden_layers") or text.get("n_layer") or 0)
-        except (OSError, ValueError, TypeError, AttributeError):
-            return 0
 
     def _odd(self, what: str) -> ScalpelError:
         return ScalpelError(f"{self._directory}: {what}; save the adapter again")
-
-
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer)\.(\d+)\.")
-
-
-def _layer(module: str) -> str | None:
-    match = _LAYER.search(module)
-    return match[1] if match else None
-
-
-def _tail(name: str) -> str:
-    """The name without the parts before the layers in which memory and files differ."""
-    parts = name.split(".")
-    while len(parts) > 2 and parts[0] in _BEFORE:
-        parts = parts[1:]
-    return ".".join(parts)
-
-
-def _by_tail(headers: Mapping[str, Header]) -> dict[str, str]:
-    """The only name with each tail."""
-    found: dict[str, list[str]] = {}
-    for name in headers:
-        found.setdefault(_tail(name), []).append(name)
-    return {tail: names[0] for tail, names in found.items() if len(names) == 1}

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
+    from mlflow_scalpel.tensors.cuts import Cut
+
 BLOCK = 1 << 18  # elements of an update made at once: 2 MiB in float64
 
 
@@ -27,8 +29,8 @@ class Change(ABC):
         """The same, with what it takes of the whole W_0, (R, C) of any floating dtype, known."""
         return self
 
-    def cut(self, rows: slice) -> Change | None:
-        """The update of some rows of W_0; None where that is not known without the others."""
+    def cut(self, cut: Cut) -> Change | None:
+        """The update of a matrix within W_0; None where that is not known without the others."""
         return None
 
 
@@ -45,13 +47,14 @@ class LowRank(Change):
         """Rows of L R, (n, C) float64."""
         return self.left[at] @ self.right
 
-    def cut(self, rows: slice) -> LowRank:
-        """Rows of L, and R."""
-        return replace(self, left=self.left[rows])
-
-    def columns(self, columns: slice) -> LowRank:
-        """L, and columns of R: the update of some columns of W_0."""
-        return replace(self, right=self.right[:, columns])
+    def cut(self, cut: Cut) -> LowRank | None:
+        """Some rows of L, and R; of D^T where the outputs are the columns of W_0."""
+        if cut.expert is not None:
+            return None
+        upright = replace(cut, transposed=False)
+        if cut.transposed:
+            return LowRank(upright.of(self.right.T), self.left.T)
+        return LowRank(upright.of(self.left), self.right)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -193,17 +196,12 @@ class Added:
         """W_t, float64 and as large as the matrix."""
         return w0.double() + self.update(w0)
 
-    def cut(self, rows: slice) -> Added:
-        """The state of some rows."""
-        start = self.start[rows]
-        change = self.change.cut(rows)
+    def cut(self, cut: Cut) -> Added:
+        """The state of a matrix within the tensor."""
+        change = self.change.cut(cut)
         if change is None:
-            import torch
-
-            bound, whole = self.change.bound(as_matrix(self.start)), as_matrix(self.start)
-            dense = torch.cat([bound.rows(whole[at].double(), at) for at in row_slices(whole)])
-            change = _Dense(dense[rows])
-        return Added(start, change, self.dtype, alone=self.alone)
+            change = _Dense(cut.of(self.update(self.start)))
+        return Added(cut.of(self.start), change, self.dtype, alone=self.alone)
 
     def _is_of(self, w0: Tensor) -> bool:
         import torch

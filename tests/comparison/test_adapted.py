@@ -153,7 +153,7 @@ def merged_by_peft(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
 
 def measure(base: Path, *adapters: Path, metrics: list[str] = MEASURED) -> pd.DataFrame:
     return mlflow_scalpel.compare(
-        str(base), [str(one) for one in adapters], metrics=metrics, all_tensors=True, cache=False
+        str(base), [str(one) for one in adapters], metrics=metrics, cache=False
     )
 
 
@@ -199,9 +199,9 @@ def test_every_tensor_has_the_numbers_of_pefts_merge_in_float64(
     after = merged_by_peft(base, adapter)
     table = measure(base, adapter)
     touched = 0
-    for place, (tensor, cut) in StoredWeights(base).matrices(others=True).items():
+    for place, (tensor, cut) in StoredWeights(base).matrices().items():
         w0, wt = (one[tensor].double() for one in (before, after))
-        w0, wt = (one if cut is None else one[cut] for one in (w0, wt))
+        w0, wt = (one if cut is None else cut.of(one) for one in (w0, wt))
         found = values_of(table, place)
         if torch.equal(w0, wt):
             assert found["weights/relative_frobenius"][:2] == (0.0, "not trained"), place

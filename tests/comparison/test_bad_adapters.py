@@ -129,7 +129,7 @@ def test_grown_embeddings(first_model, make_adapter, options):
     if "trainable_token_indices" in options:
         options = {"trainable_token_indices": [rows, rows + 1]}
     adapter = make_adapter(first_model, grown=4, **options)
-    table = measure(first_model, adapter, all_tensors=True)
+    table = measure(first_model, adapter)
     assert norm_of(table, adapter) == pytest.approx(own_norm(first_model, adapter), rel=1e-9)
     (reason,) = set(table[table["status"] == "shape mismatch"]["reason"])
     assert f"grew from {rows} to {rows + 4} rows" in reason
@@ -146,7 +146,7 @@ def test_grown_embeddings(first_model, make_adapter, options):
 
 def test_biases_of_layers_that_have_none(first_model, make_adapter):
     adapter = make_adapter(first_model, lora_bias=True)
-    table = measure(first_model, adapter, all_tensors=True)
+    table = measure(first_model, adapter)
     assert norm_of(table, adapter) == pytest.approx(own_norm(first_model, adapter), rel=1e-9)
     added = table[table["matrix"] == "self_attn.q_proj.bias"]
     assert added["status"].tolist() == ["missing"] * 2
