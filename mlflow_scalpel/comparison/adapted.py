@@ -9,9 +9,11 @@ from torch import Tensor
 
 from mlflow_scalpel.comparison.weights import StoredWeights
 from mlflow_scalpel.tensors.adapters import AdapterChanges, read_changes
+from mlflow_scalpel.tensors.config import read_config
 from mlflow_scalpel.tensors.cuts import Cut
 from mlflow_scalpel.tensors.files import ADAPTER_WEIGHTS, TensorFiles
 from mlflow_scalpel.tensors.headers import FLOATS, Header
+from mlflow_scalpel.tensors.places import places
 from mlflow_scalpel.tensors.updates import Added, LowRank, Untouched
 
 _ELEMENT = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16"}
@@ -42,6 +44,10 @@ class AdaptedWeights(StoredWeights):
             shape = tuple(bias.shape)
             files.headers[name] = Header(directory / ADAPTER_WEIGHTS, name, kind, shape, 0, 0)
         super().__init__(start, files=files)
+        for place, piece in places(files.headers, read_config(start)).items():
+            if piece.tensor in self._changes.changes:  # and so is tied to nothing any more
+                self.pieces.setdefault(place, piece)
+                self.tied.pop(place, None)
         self.adapter = directory
         self._compared = TensorFiles(compared)
         self._equal: dict[str, bool] = {}

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.tensors.config import read_config
 from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, TensorFiles
 from mlflow_scalpel.tensors.headers import FLOATS, Header
 from mlflow_scalpel.tensors.names import counterparts, located
+from mlflow_scalpel.tensors.places import places
+from mlflow_scalpel.tensors.tied import tied_head
 from mlflow_scalpel.tensors.updates import Change, Dora, LowRank, Replaced
 
 if TYPE_CHECKING:
@@ -58,7 +61,8 @@ class AdapterChanges:
     changes: dict[str, Change] = field(default_factory=dict)
     """Updates that are added to a tensor."""
     stored: dict[str, Header] = field(default_factory=dict)
-    """Tensors that the adapter holds whole, under the base's names."""
+    """Tensors that the adapter holds whole, under the base's names; and output embeddings that it
+    changes and that are the base's input embeddings, as those."""
     added: dict[str, Tensor] = field(default_factory=dict)
     """Biases of layers that have none in the base, (R,) float64: what they are."""
     dtype: Any = None
@@ -161,7 +165,7 @@ class _Reader:
         return self._found
 
     def _add(self, module: str, parts: dict[str, Tensor]) -> None:
-        name = self._named(f"{module}.weight")
+        name = self._named(f"{module}.weight") or self._tied(module)
         if name is None:
             raise NotInFactors(f"{self._directory}: changes {module}, which no tensor is named by")
         shape = self._shape(name)
@@ -264,16 +268,26 @@ class _Reader:
         """The tensor of the base's files that the adapter calls `name`; None where none is."""
         return name if name in self._base.headers else self._names.get(name)
 
+    def _tied(self, module: str) -> str | None:
+        """The name of output embeddings that are the base's input embeddings, which it stores."""
+        config = read_config(self._base.directory)
+        pieces = places(self._base.headers, config)
+        found = tied_head(pieces, config, self._base.read)
+        if found is None or found[0] != (None, module.rsplit(".", 1)[-1]):
+            return None
+        self._found.stored[f"{module}.weight"] = self._base.headers[pieces[found[1]].tensor]
+        return f"{module}.weight"
+
     def _check_complete(self) -> None:
         """Raise ScalpelError where layers that the configuration targets are not in the file."""
         targets = self._config.get("target_modules")
         only = self._config.get("layers_to_transform") is not None
         if not isinstance(targets, list) or only or self._config.get("exclude_modules"):
             return
-        places = located(self._base.headers)
-        own = {places[name] for name in self._found.changes if name in places}
+        there = located(self._base.headers)
+        own = {there[name] for name in self._found.changes if name in there}
         paths = {where.path for where in own if where.layer is not None}
-        for name, where in places.items():
+        for name, where in there.items():
             module = name.removesuffix(".weight")
             wanted = module != name and any(
                 module == one or module.endswith(f".{one}") for one in targets

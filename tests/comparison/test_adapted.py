@@ -308,6 +308,30 @@ def test_an_adapter_of_another_base_is_measured_from_the_base_that_is_given(
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_embeddings_that_are_tied_in_the_base(
+    tmp_path: Path, make_base: Callable[..., Path], target: str
+) -> None:
+    base = make_base(TIED)
+    adapter = train(base, lora(target_modules=[target, "q_proj"]), tmp_path / "checkpoint-5")
+    w0 = load_file(base / "model.safetensors")["model.embed_tokens.weight"].double()
+    factors = load_file(adapter / "adapter_model.safetensors")
+    if target == "lm_head":
+        b, a = (factors[f"base_model.model.lm_head.lora_{one}.weight"].double() for one in "BA")
+        update = 2.0 * b @ a
+    else:
+        name = "base_model.model.model.embed_tokens.lora_embedding_"
+        b, a = (factors[f"{name}{one}"].double() for one in "BA")
+        update = 2.0 * (b @ a).T
+    found = values_of(measure(base, adapter), (None, target))
+    for metric, value in expected(w0.numpy(), (w0 + update).numpy()).items():
+        assert found[metric][0] == pytest.approx(value, rel=1e-6, abs=1e-12), metric
+    other = "lm_head" if target == "embed_tokens" else "embed_tokens"
+    left = values_of(measure(base, adapter), (None, other))
+    assert all(one[1] == "not trained" for one in left.values())
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_kl_is_that_of_the_model_with_its_adapter_not_merged(
     tmp_path: Path, make_base: Callable[..., Path]
 ) -> None:
