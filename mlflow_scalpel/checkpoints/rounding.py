@@ -56,7 +56,7 @@ def _exact_norms(adapter: Path, base: Path) -> dict[str, float]:
             continue  # what PEFT stores beside it stands for the base's
         w0 = before.read(name)
         squares = 0.0
-        for _, update in Added(w0, change, w0.dtype).blocks(w0):
+        for _, update in Added(w0, change(), w0.dtype).blocks(w0):
             squares += float(update.square().sum())
         norms[name] = squares**0.5
     return norms

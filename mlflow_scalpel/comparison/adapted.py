@@ -57,14 +57,14 @@ class AdaptedWeights(StoredWeights):
         name, cut = place
         if name in self._changes.added:
             return self._changes.added[name].to(self._changes.dtype)
-        change = self._changes.changes.get(name)
-        if change is None:
+        made = self._changes.changes.get(name)
+        if made is None:
             matrix = self.read(place)
             if name in self._changes.stored or not self._is_same(name):
                 return matrix
             dtype = self._changes.dtype or matrix.dtype
             return Untouched(tuple(matrix.shape), dtype, matrix.nbytes)
-        tensor = self._files.read(name)
+        tensor, change = self._files.read(name), made()
         if isinstance(change, LowRank) and self._files.headers[name].dtype not in FLOATS:
             zeros = torch.zeros(1).expand(change.shape)  # of which just one is stored
             added = Added(zeros, change, self._changes.dtype, alone=True)

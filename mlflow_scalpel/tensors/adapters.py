@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +52,11 @@ _OTHER_KINDS = (
 )  # fmt: skip
 
 
+Parts = dict[str, str]
+"""Names of a module's tensors in the adapter's file, by what they are: `lora_A`, ..."""
+Shape = tuple[int, ...]
+
+
 class NotInFactors(ScalpelError):
     """The adapter's updates cannot be read off its files; the message says why."""
 
@@ -58,8 +65,8 @@ class NotInFactors(ScalpelError):
 class AdapterChanges:
     """What an adapter does to the tensors of its base, by their names in the base's files."""
 
-    changes: dict[str, Change] = field(default_factory=dict)
-    """Updates that are added to a tensor."""
+    changes: dict[str, Callable[[], Change]] = field(default_factory=dict)
+    """What reads the update that is added to a tensor."""
     stored: dict[str, Header] = field(default_factory=dict)
     """Tensors that the adapter holds whole, under the base's names; and output embeddings that it
     changes and that are the base's input embeddings, as those."""
@@ -137,10 +144,11 @@ class _Reader:
         self._directory, self._config, self._base = directory, config, base
         self._files = TensorFiles(directory)
         self._names: dict[str, str] = {}
+        self._ways: set[bool | None] = set()
         self._found = AdapterChanges()
 
     def read(self) -> AdapterChanges:
-        modules: dict[str, dict[str, Tensor]] = {}
+        modules: dict[str, Parts] = {}
         whole: dict[str, Header] = {}
         for name, header in self._files.headers.items():
             if _COPIES.search(name):
@@ -149,9 +157,8 @@ class _Reader:
             if match:
                 module = _AROUND.sub("", f"{match['module']}.").removesuffix(".")
                 part = match["part"].removeprefix("token_adapter.").removesuffix(".weight")
-                tensor = self._files.read(name)
-                self._found.dtype = self._found.dtype or tensor.dtype
-                modules.setdefault(module, {})[part] = tensor.double()
+                modules.setdefault(module, {})[part] = name
+                self._found.dtype = self._found.dtype or _torch_dtype(header)
             elif "lora_" in name:
                 raise NotInFactors(f"{self._directory}: holds {name}, of an unknown kind")
             else:
@@ -159,91 +166,139 @@ class _Reader:
         own = [f"{module}.{kind}" for module in modules for kind in ("weight", "bias")]
         self._names = counterparts([*whole, *own], self._base.headers)
         self._found.stored = {self._named(name) or name: one for name, one in whole.items()}
+        layers = [one for one in modules.items() if re.search(r"\.\d+\.", one[0])]
+        self._ways = {self._way(module, parts) for module, parts in layers} - {None}
         for module, parts in modules.items():
             self._add(module, parts)
         self._check_complete()
         return self._found
 
-    def _add(self, module: str, parts: dict[str, Tensor]) -> None:
+    def _add(self, module: str, parts: Parts) -> None:
         name = self._named(f"{module}.weight") or self._tied(module)
         if name is None:
             raise NotInFactors(f"{self._directory}: changes {module}, which no tensor is named by")
-        shape = self._shape(name)
         if "trainable_tokens_delta" in parts:
-            self._found.changes[name] = self._tokens(module, parts["trainable_tokens_delta"], shape)
+            if len(parts) > 1:
+                raise NotInFactors(f"{self._directory}: adds to {module}, and replaces rows of it")
+            values = parts["trainable_tokens_delta"]
+            index = self._tokens(module, self._files.headers[values].shape, self._shape(name))
+            self._found.changes[name] = lambda: Replaced(_index(index), self._read(values))
             return
+        a, b, flipped = self._factors(module, parts)
+        rank = self._setting("rank_pattern", "r", module)
+        shapes = self._files.headers[a].shape, self._files.headers[b].shape
+        if shapes[0][0] != rank or shapes[1][1] != rank:
+            raise self._odd(
+                f"the factors of {module} have the shapes {shapes[0]} and {shapes[1]}, and "
+                f"{ADAPTER_CONFIG} says rank {rank:g}"
+            )
+        made = shapes[1][0], shapes[0][1]
+        made = made[::-1] if flipped else made
+        shape = made if self._is_coded(name) else self._shape(name)
+        if made != shape:
+            raise ScalpelError(
+                f"{self._directory}: does not fit the base {self._base.directory}: its update of "
+                f"{module} has the shape {made}, and the base's tensor {shape}; it was "
+                "trained on another base, which `base` of the logged model, or "
+                f"base_model_name_or_path in {ADAPTER_CONFIG}, must name"
+            )
+        scale = self._scale(module, rank)
+        magnitude = parts.get("lora_magnitude_vector")
+        outputs = 1 if flipped else 0
+        if magnitude is not None and (
+            "lora_embedding_A" in parts
+            or self._files.headers[magnitude].elements != shape[outputs]
+            or self._is_coded(name)
+        ):
+            raise NotInFactors(f"{self._directory}: DoRA of {module}, not a linear layer")
+
+        def change() -> Change:
+            left, right = scale * self._read(b), self._read(a)
+            low = LowRank(right.T, left.T) if flipped else LowRank(left, right)
+            if magnitude is None:
+                return low
+            return Dora(low, self._read(magnitude).reshape(-1), outputs)
+
+        self._found.changes[name] = change
+        if "lora_B.bias" in parts:
+            self._add_bias(module, parts["lora_B.bias"], scale)
+
+    def _factors(self, module: str, parts: Parts) -> tuple[str, str, bool]:
+        """Names of A and B, and whether the tensor is that of the product the other way round."""
         embedding = "lora_embedding_A" in parts or "lora_embedding_B" in parts
         keys = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
         if not {*keys} <= parts.keys():
             raise self._odd(f"holds {' and '.join(sorted(parts))} of {module} alone")
         a, b = (parts[key] for key in keys)
-        if a.ndim != 2 or b.ndim != 2:
+        if any(len(self._files.headers[one].shape) != 2 for one in (a, b)):
             raise NotInFactors(f"{self._directory}: {module} is not a linear layer")
-        rank = self._setting("rank_pattern", "r", module)
-        if len(a) != rank or b.shape[1] != rank:
-            raise self._odd(
-                f"the factors of {module} have the shapes {tuple(a.shape)} and {tuple(b.shape)}, "
-                f"and {ADAPTER_CONFIG} says rank {rank:g}"
-            )
-        scale = self._scale(module, rank)
-        flipped = embedding or bool(self._config.get("fan_in_fan_out"))
-        low = LowRank(scale * a.T, b.T.contiguous()) if flipped else LowRank(scale * b, a)
-        if self._is_coded(name):
-            shape = low.shape
-        if low.shape != shape:
-            raise ScalpelError(
-                f"{self._directory}: does not fit the base {self._base.directory}: its update of "
-                f"{module} has the shape {low.shape}, and the base's tensor {shape}; it was "
-                "trained on another base, which `base` of the logged model, or "
-                f"base_model_name_or_path in {ADAPTER_CONFIG}, must name"
-            )
-        change: Change = low
-        if "lora_magnitude_vector" in parts:
-            magnitude = parts["lora_magnitude_vector"].reshape(-1)
-            outputs = 1 if flipped else 0
-            if embedding or len(magnitude) != shape[outputs] or self._is_coded(name):
-                raise NotInFactors(f"{self._directory}: DoRA of {module}, not a linear layer")
-            change = Dora(low, magnitude, outputs)
-        self._found.changes[name] = change
-        if "lora_B.bias" in parts:
-            self._add_bias(module, scale * parts["lora_B.bias"])
+        way = True if embedding else self._way(module, parts)
+        return a, b, self._usual_way if way is None else way
 
-    def _add_bias(self, module: str, bias: Tensor) -> None:
+    @cached_property
+    def _usual_way(self) -> bool:
+        """What square layers are, whose shapes do not say: as the others of the model's layers.
+
+        Not just what the configuration says: PEFT saves one `fan_in_fan_out` for all, that of the
+        layer that it came to last, which may be an `nn.Linear` beside GPT-2's `Conv1D`.
+        """
+        if len(self._ways) == 1:
+            (way,) = self._ways
+            return bool(way)
+        pieces = places(self._base.headers, read_config(self._base.directory)).values()
+        cuts = [piece.cut for piece in pieces if piece.cut is not None]
+        if any(cut.transposed and cut.expert is None for cut in cuts):
+            return True
+        return bool(self._config.get("fan_in_fan_out"))
+
+    def _way(self, module: str, parts: Parts) -> bool | None:
+        """Whether a layer stores its weight as (in, out); None where its shape does not say."""
+        name = self._named(f"{module}.weight")
+        if name is None or not {"lora_A", "lora_B"} <= parts.keys():
+            return None
+        a, b = (self._files.headers[parts[key]].shape for key in ("lora_A", "lora_B"))
+        made, shape = (b[0], a[-1]), self._shape(name)
+        if made == made[::-1] or shape not in (made, made[::-1]):
+            return None
+        return shape == made[::-1]
+
+    def _add_bias(self, module: str, part: str, scale: float) -> None:
         import torch
 
         name = self._named(f"{module}.bias")
+        shape = self._files.headers[part].shape
         if name is None:
             beside = self._named(f"{module}.weight") or f"{module}.weight"
-            self._found.added[f"{beside.removesuffix('.weight')}.bias"] = bias
-        elif self._shape(name) != tuple(bias.shape):
-            raise self._odd(f"the bias of {module} has {len(bias)} elements, and the base's others")
+            self._found.added[f"{beside.removesuffix('.weight')}.bias"] = scale * self._read(part)
+        elif self._shape(name) != shape:
+            raise self._odd(f"the bias of {module} has the shape {shape}, and the base's another")
         else:
-            self._found.changes[name] = LowRank(
-                bias[:, None], torch.ones(1, 1, dtype=torch.float64)
-            )
+            one = torch.ones(1, 1, dtype=torch.float64)
+            self._found.changes[name] = lambda: LowRank(scale * self._read(part)[:, None], one)
 
-    def _tokens(self, module: str, values: Tensor, shape: tuple[int, ...]) -> Replaced:
-        import torch
-
+    def _tokens(self, module: str, values: Shape, shape: Shape) -> list[int]:
+        """The rows that trained tokens are."""
         indices = self._config.get("trainable_token_indices")
         if isinstance(indices, dict):
             fitting = [key for key in indices if module == key or module.endswith(f".{key}")]
             indices = indices[fitting[0]] if fitting else None
-        if not isinstance(indices, list) or len(indices) != len(values):
+        if not isinstance(indices, list) or len(indices) != values[0]:
             raise self._odd(
-                f"holds {len(values)} trained tokens of {module}, and {ADAPTER_CONFIG} names "
+                f"holds {values[0]} trained tokens of {module}, and {ADAPTER_CONFIG} names "
                 f"{len(indices) if isinstance(indices, list) else 'none'}"
             )
-        index = torch.tensor(indices, dtype=torch.int64)
-        if len(shape) != 2 or values.shape[1] != shape[1] or int(index.max()) >= shape[0]:
+        if len(shape) != 2 or values[1:] != shape[1:] or max(indices) >= shape[0]:
             raise self._odd(
-                f"trained the token {int(index.max())}, and {module} has the shape {shape}: save "
+                f"trained the token {max(indices)}, and {module} has the shape {shape}: save "
                 "the adapter again with save_embedding_layers=True, so that its files say how "
                 "many rows there are"
             )
-        return Replaced(index, values)
+        return [int(index) for index in indices]
 
-    def _shape(self, name: str) -> tuple[int, ...]:
+    def _read(self, name: str) -> Tensor:
+        return self._files.read(name).double()
+
+    def _shape(self, name: str) -> Shape:
         return (self._found.stored.get(name) or self._base.headers[name]).shape
 
     def _is_coded(self, name: str) -> bool:
@@ -301,3 +356,16 @@ class _Reader:
 
     def _odd(self, what: str) -> ScalpelError:
         return ScalpelError(f"{self._directory}: {what}; save the adapter again")
+
+
+def _index(rows: list[int]) -> Tensor:
+    import torch
+
+    return torch.tensor(rows, dtype=torch.int64)
+
+
+def _torch_dtype(header: Header) -> Any:
+    import torch
+
+    names = {"F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}
+    return names.get(header.dtype, torch.float32)

@@ -44,6 +44,7 @@ QWEN = Qwen3Config(**SIZES, tie_word_embeddings=False)
 TIED = Qwen3Config(**SIZES, tie_word_embeddings=True)
 BIASED = Qwen2Config(**SIZES)
 GPT2 = GPT2Config(vocab_size=SIZES["vocab_size"], n_embd=32, n_layer=2, n_head=4, n_positions=96)
+UNTIED_GPT2 = GPT2Config(**{**GPT2.to_dict(), "tie_word_embeddings": False})
 PHI3 = Phi3Config(**SIZES, pad_token_id=1)
 MIXTURE = Qwen3MoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24)
 GPT_OSS = GptOssConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2)
@@ -83,6 +84,8 @@ CASES: dict[str, tuple[PretrainedConfig, Any]] = {
     "tied tokens": (TIED, lora(trainable_token_indices=[5, 7, 30])),
     "Conv1D": (GPT2, lora(target_modules=["c_attn", "c_fc"])),
     "Conv1D dora": (GPT2, lora(target_modules=["c_attn", "c_fc"], use_dora=True)),
+    "square Conv1D": (GPT2, lora(target_modules=["attn.c_proj"])),
+    "Conv1D and Linear": (UNTIED_GPT2, lora(target_modules=["c_attn", "c_proj", "lm_head"])),
     "fused": (PHI3, lora(target_modules=["qkv_proj", "gate_up_proj"])),
     "fused dora": (PHI3, lora(target_modules=["qkv_proj", "gate_up_proj"], use_dora=True)),
     "pissa": (QWEN, lora(init_lora_weights="pissa")),
