@@ -59,7 +59,7 @@ class ScalpelEvaluator(ModelEvaluator):
                 "problem and solution"
             )
         base = subject_from(evaluator_config["base"])
-        candidate = replace(subject_from(evaluator_config["candidate"]), run_id=run_id)
+        candidate = replace(subject_from(evaluator_config["candidate"], base=base), run_id=run_id)
         pairs = list(zip(_texts(texts, "problem"), _texts(texts, "solution"), strict=True))
         prompt = evaluator_config.get("system_prompt")
         probe = probe_of("data", pairs, base, [candidate], system_prompt=prompt)

@@ -1,28 +1,27 @@
-"""PEFT adapters (such as LoRA): their base, and the model that the two make together."""
+"""PEFT adapters (such as LoRA) merged into their base: the model that the two make together."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
-from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.checkpoints import cache
-from mlflow_scalpel.checkpoints.layout import MLMODEL, checkpoint_files, name_in
+from mlflow_scalpel.checkpoints.adapter_base import base_of
+from mlflow_scalpel.checkpoints.layout import checkpoint_files, name_in
 from mlflow_scalpel.checkpoints.manifest import content_digest, make_manifest
-from mlflow_scalpel.checkpoints.resolve import model_id_of, resolve
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.remote_code import refused
+from mlflow_scalpel.tensors.adapters import check_adapter, read_adapter_config
 from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TensorFiles
-from mlflow_scalpel.tensors.headers import read_headers
+
+MERGED_DTYPES = ("float64", "float32", "float16", "bfloat16")
+_LAYOUT = 2  # goes up when a merged model is made otherwise than before
 
 _TOKENIZER = (
     "tokenizer*",
@@ -37,50 +36,67 @@ _TOKENIZER = (
 )
 
 
-def merged_with_base(adapter: Path, model: LoggedModel | None = None) -> Path:
+def merged_with_base(
+    adapter: Path, model: LoggedModel | None = None, *, dtype: str | None = None
+) -> Path:
     """A directory with the adapter merged into its base, for reading only.
 
-    The base is the param `base` of the adapter's LoggedModel (`model`, or the one that the MLmodel
-    beside the adapter names), else `base_model_name_or_path` of its configuration. Raises
-    ScalpelError where neither can be had, or does not fit.
+    The base is what `base_of` finds. Raises ScalpelError where it cannot be had, or does not fit.
     """
-    model = model or _logged_model(adapter)
-    base, base_digest = _base(adapter, model)
+    base = base_of(adapter, model)
     adapter_digest = model.params.get("digest") if model is not None else None
-    return merged(adapter, base, adapter_digest=adapter_digest, base_digest=base_digest)
+    return merged(
+        adapter,
+        base.directory,
+        dtype=dtype,
+        adapter_digest=adapter_digest,
+        base_digest=base.digest,
+    )
 
 
 def merged(
     adapter_dir: Path,
     base_dir: Path,
     *,
+    dtype: str | None = None,
     adapter_digest: str | None = None,
     base_digest: str | None = None,
 ) -> Path:
     """A directory in the cache with the adapter merged into the base, made once, for reading only.
 
-    The weights have the base's dtype; the tokenizer is the adapter's, or the base's where the
-    adapter has none. The digests are taken from the files where they are not given.
+    They are added in float32 (in float64 where `dtype` is), and rounded once, to `dtype`: one of
+    `MERGED_DTYPES`, or the dtype of each of the base's weights. The tokenizer is the adapter's, or
+    the base's where the adapter has none. The digests are taken from the files where they are not
+    given.
 
-    Raises ScalpelError where the adapter's weights are no safetensors, or belong to another base.
+    Raises ScalpelError where the adapter's weights are not safetensors, belong to another base, are
+    not complete, or were trained from a start that cannot be found again.
     """
     if not (adapter_dir / ADAPTER_WEIGHTS).is_file():
         raise ScalpelError(
             f"{adapter_dir}: holds no {ADAPTER_WEIGHTS}, and nothing else is opened; save the "
             "adapter with save_pretrained(..., safe_serialization=True)"
         )
-    pair = (
-        f"{adapter_digest or content_digest(adapter_dir)} {base_digest or content_digest(base_dir)}"
+    check_adapter(adapter_dir)
+    parts = (
+        adapter_digest or content_digest(adapter_dir),
+        base_digest or content_digest(base_dir),
+        dtype or "base",
+        str(_LAYOUT),
     )
-    key = f"merged-{hashlib.sha256(pair.encode()).hexdigest()}"
+    key = f"merged-{hashlib.sha256(' '.join(parts).encode()).hexdigest()}"
     needed = sum(file.stat().st_size for file in checkpoint_files(base_dir))
+    if dtype is not None:
+        stored = TensorFiles(base_dir).headers.values()
+        width = {"float64": 8, "float32": 4}.get(dtype, 2)
+        needed = max(needed, width * sum(header.elements for header in stored))
     needed += sum(file.stat().st_size for file in checkpoint_files(adapter_dir))
 
     def fill(target: Path) -> None:
         cache.check_space(target, needed, f"{adapter_dir} merged into {base_dir}")
         for left in target.iterdir():  # by a merge that was cut off
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-        _merge(adapter_dir, base_dir, target)
+        _merge(adapter_dir, base_dir, target, dtype)
         _copy_tokenizer(adapter_dir, base_dir, target)
         make_manifest(checkpoint_files(target), target).write(target)
         cache.protect(target)
@@ -88,20 +104,15 @@ def merged(
     return cache.keep(key, needed, fill)
 
 
-def _merge(adapter: Path, base: Path, target: Path) -> None:
+def _merge(adapter: Path, base: Path, target: Path, dtype: str | None) -> None:
+    import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's, about what is checked below
-        with refused(base):
-            model = AutoModelForCausalLM.from_pretrained(
-                base,
-                dtype=_dtype(base),
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-            )
+        model = _open(base, adapter)
+        _grow(model, adapter)
+        stored = {name: one.dtype for name, one in model.named_parameters()}
         tied = _changes_tied(model, adapter)
         if tied:
             _untie(model, adapter)
@@ -109,7 +120,7 @@ def _merge(adapter: Path, base: Path, target: Path) -> None:
             together: Any = PeftModel.from_pretrained(model, adapter, torch_device="cpu")
             # Once more, since only this tells which tensors found no place.
             loaded = together.load_adapter(adapter, together.active_adapter, torch_device="cpu")
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _of_another_base(adapter, base, str(error)) from error
         if not hasattr(together, "merge_and_unload"):
             kind = together.active_peft_config.peft_type.value
@@ -118,31 +129,95 @@ def _merge(adapter: Path, base: Path, target: Path) -> None:
                 "or open it with PEFT itself"
             )
         for names, what in ((loaded.unexpected_keys, "has no"), (loaded.missing_keys, "wants a")):
-            if names:
-                raise _of_another_base(adapter, base, f"this base {what} {sorted(names)[0]}")
-        expected = _logits(together) if tied else None
-        together.merge_and_unload().save_pretrained(target)
-        if expected is None:
-            return
-        found = _logits(
-            AutoModelForCausalLM.from_pretrained(target, dtype="auto", trust_remote_code=False)
+            odd = sorted(name for name in names if not _is_copy(name))
+            if odd:
+                raise _of_another_base(adapter, base, f"this base {what} {odd[0]}")
+        # What the start took out of the base's weights was taken in their own dtype; what is added
+        # to them is added in a wide one.
+        wide = (
+            torch.float64 if torch.float64 in {*stored.values(), _torch(dtype)} else torch.float32
         )
-        # A few percent are what rounding to bfloat16 makes; what PEFT merges wrongly is off by 1.
-        if (found - expected).norm() > 0.1 * expected.norm():
+        together.to(wide)
+        expected = _logits(together) if tied else None
+        try:
+            whole = together.merge_and_unload()
+        except (RuntimeError, ValueError, AttributeError) as error:
             raise ScalpelError(
-                f"{adapter}: changes the embeddings, which are tied in {base}, so that PEFT cannot "
-                "merge it: the merged model gives other answers; open it with PEFT itself, or "
-                "train it without ensure_weight_tying"
+                f"{adapter}: cannot be merged into {base}: {' '.join(str(error).split())[:500]}; "
+                "open it with PEFT itself"
+            ) from error
+        for name, parameter in whole.named_parameters():
+            parameter.data = parameter.data.to(_torch(dtype) or stored.get(name, parameter.dtype))
+        whole.save_pretrained(target)
+        if expected is not None:
+            _check_tied(adapter, base, target, expected)
+
+
+def _open(base: Path, adapter: Path) -> Any:
+    """The base as Transformers opens it, in the dtype of its stored weights."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with refused(base):
+            return AutoModelForCausalLM.from_pretrained(
+                base,
+                dtype=_dtype(base),
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
             )
+    except (ImportError, OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ScalpelError(
+            f"{adapter}: its base {base} cannot be opened here, so that the two cannot be merged "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); install what it "
+            "wants, or name a base that is not quantised as base_model_name_or_path in "
+            f"{ADAPTER_CONFIG}"
+        ) from error
+
+
+def _grow(model: Any, adapter: Path) -> None:
+    """Give the embeddings as many rows as the adapter's files have, as the training did.
+
+    New rows are whatever: the files hold those that count.
+    """
+    rows = max(
+        (
+            header.shape[0]
+            for name, header in TensorFiles(adapter).headers.items()
+            if len(header.shape) == 2 and "lora_" not in name and "tokens_delta" not in name
+            if name.endswith(".weight") and ("embed" in name or "wte" in name or "lm_head" in name)
+        ),
+        default=0,
+    )
+    if rows > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def _is_copy(name: str) -> bool:
+    """Whether PEFT saved a tensor once more under this name, which it does not read."""
+    return ".modules_to_save." in name or ".original_module." in name
+
+
+def _check_tied(adapter: Path, base: Path, target: Path, expected: Any) -> None:
+    from transformers import AutoModelForCausalLM
+
+    whole = AutoModelForCausalLM.from_pretrained(target, dtype="auto", trust_remote_code=False)
+    found = _logits(whole)
+    # A few percent are what rounding to bfloat16 makes; what PEFT merges wrongly is off by 1.
+    if (found - expected).norm() > 0.1 * expected.norm():
+        raise ScalpelError(
+            f"{adapter}: changes the embeddings, which are tied in {base}, so that PEFT cannot "
+            "merge it: the merged model gives other answers; open it with PEFT itself, or "
+            "train it without ensure_weight_tying"
+        )
 
 
 def _changes_tied(model: Any, adapter: Path) -> bool:
     """Whether the adapter changes embeddings that the input and the output of the base share."""
     embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
     names = [name for name, module in model.named_modules() if module in embeddings]
-    tensors = read_headers(adapter / ADAPTER_WEIGHTS)
     return bool(model.config.tie_word_embeddings) and any(
-        f".{name}." in tensor for name in names for tensor in tensors
+        f".{name}." in f".{tensor}" for name in names for tensor in TensorFiles(adapter).headers
     )
 
 
@@ -151,7 +226,7 @@ def _untie(model: Any, adapter: Path) -> None:
 
     Otherwise PEFT's model changes just the one that it targets, and what is merged both.
     """
-    config = _config(adapter)
+    config = read_adapter_config(adapter)
     if config.get("ensure_weight_tying") or config.get("trainable_token_indices"):
         return
     head = model.get_output_embeddings()
@@ -174,6 +249,12 @@ def _of_another_base(adapter: Path, base: Path, reason: str) -> ScalpelError:
         "it was trained on another base, which `base` of the logged model, or "
         f"base_model_name_or_path in {ADAPTER_CONFIG}, must name"
     )
+
+
+def _torch(dtype: str | None) -> Any:
+    import torch
+
+    return None if dtype is None else getattr(torch, dtype)
 
 
 def _dtype(base: Path) -> str:
@@ -199,84 +280,3 @@ def _tokenizer_files(directory: Path) -> Iterator[Path]:
         for file in checkpoint_files(directory)
         if any(file.match(pattern) for pattern in _TOKENIZER)
     )
-
-
-def _base(adapter: Path, model: LoggedModel | None) -> tuple[Path, str | None]:
-    """The adapter's base, and its digest where its LoggedModel says it."""
-    logged = model.params.get("base") if model is not None else None
-    expected = _params(logged).get("digest") if logged else None
-    failures = []
-    for source in dict.fromkeys(filter(None, (logged, _configured_base(adapter)))):
-        try:
-            if _is_same(source, adapter, model):
-                raise ScalpelError("it is named as its own base")
-            directory = resolve(source)
-            if source != logged and expected and content_digest(directory) != expected:
-                raise ScalpelError(f"{directory} holds another model than {logged}, its base")
-        except ScalpelError as error:
-            failures.append(f"{source}: {error}")
-            continue
-        return directory, _known_digest(source)
-    raise ScalpelError(
-        f"{adapter}: is an adapter, and its base cannot be had ("
-        + ("; ".join(failures) or "neither its logged model nor its configuration names one")
-        + f"); set base_model_name_or_path in {ADAPTER_CONFIG} to a directory, hub name or "
-        "models:/ URI, or log the adapter with base=..."
-    )
-
-
-def _is_same(source: str, adapter: Path, model: LoggedModel | None) -> bool:
-    if model is not None and source in (model.model_id, model.model_uri):
-        return True
-    return Path(source).is_dir() and Path(source).resolve() == adapter.resolve()
-
-
-def _known_digest(source: str) -> str | None:
-    """Digest of what `resolve(source)` holds, where it need not be computed."""
-    model_id = model_id_of(source)
-    params = _params(model_id) if model_id is not None else {}
-    return params.get("digest") if params.get("kind") in ("model", "pointer") else None
-
-
-def _params(source: str) -> dict[str, str]:
-    """Params of a LoggedModel; none where `source` is no model that is known here."""
-    try:
-        model_id = model_id_of(source)
-        if model_id is None:
-            return {}
-        return dict(MlflowClient().get_logged_model(model_id).params)
-    except (MlflowException, ScalpelError):
-        return {}
-
-
-def _configured_base(adapter: Path) -> str | None:
-    """What the adapter's own configuration calls its base."""
-    config = _config(adapter)
-    name, revision = config.get("base_model_name_or_path"), config.get("revision")
-    if not name:
-        return None
-    if revision and not Path(name).is_dir() and ":" not in name:
-        return f"{name}@{revision}"
-    return str(name)
-
-
-def _config(adapter: Path) -> dict[str, Any]:
-    path = adapter / ADAPTER_CONFIG
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise ScalpelError(
-            f"{path}: is no configuration of an adapter ({error}); save the adapter again"
-        ) from error
-
-
-def _logged_model(directory: Path) -> LoggedModel | None:
-    """The LoggedModel that the MLmodel in a directory names; None where it is not known here."""
-    path = directory / MLMODEL
-    if not path.is_file():
-        return None
-    try:
-        model_id = (yaml.safe_load(path.read_bytes()) or {}).get("model_id")
-        return MlflowClient().get_logged_model(model_id) if model_id else None
-    except (MlflowException, yaml.YAMLError, AttributeError):
-        return None

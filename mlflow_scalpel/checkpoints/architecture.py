@@ -7,12 +7,13 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from mlflow_scalpel.checkpoints.differences import Differences, canonical, differences, some
+from mlflow_scalpel.checkpoints.differences import Differences, differences, some
 from mlflow_scalpel.checkpoints.expected import expected_shapes, ties_head
 from mlflow_scalpel.checkpoints.manifest import Manifest
 from mlflow_scalpel.checkpoints.spool import CheckpointEntry
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.run_warnings import print_warning, warning_tag
+from mlflow_scalpel.tensors.names import canonical
 
 
 def compare_with_base(

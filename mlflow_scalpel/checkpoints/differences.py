@@ -13,18 +13,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from mlflow_scalpel.tensors.names import unwrapped
+from mlflow_scalpel.tensors.names import canonical
 
 Shape = tuple[int, ...]
 
 # Parts before the first that says something of the tensor: `language_model.model.layers.0` and
 # `model.language_model.layers.0` are one.
-_CONTAINERS = frozenset(
-    {
-        "model", "language_model", "text_model", "transformer", "base_model", "llm", "backbone",
-        "gpt_neox", "decoder", "thinker",
-    }
-)  # fmt: skip
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
 _EXPERTS = re.compile(r"\.(?:experts|block_sparse_moe|moe|mlp_experts)\.")
 _HEAD = "an output head or embeddings, which may be tied with the other,"
@@ -131,14 +125,6 @@ def _by_canonical(tensors: Mapping[str, _Shaped]) -> dict[str, Shape]:
         short[name] if count[short[name]] == 1 else name: tuple(tensor.shape)
         for name, tensor in tensors.items()
     }
-
-
-def canonical(name: str) -> str:
-    """The name without wrappers, and without the containers that it begins with."""
-    parts = unwrapped(name).split(".")
-    while len(parts) > 2 and parts[0] in _CONTAINERS:
-        del parts[0]
-    return ".".join(parts)
 
 
 def _foreign(

@@ -14,7 +14,8 @@ from typing import Any
 from mlflow.entities import LoggedModel
 
 from mlflow_scalpel.checkpoints import cache
-from mlflow_scalpel.checkpoints.adapters import merged_with_base
+from mlflow_scalpel.checkpoints.adapter_base import base_of
+from mlflow_scalpel.checkpoints.adapters import merged
 from mlflow_scalpel.checkpoints.contents import (
     Contents,
     cache_entry,
@@ -38,6 +39,7 @@ from mlflow_scalpel.checkpoints.resolve import (
     readable_model,
     store_of,
 )
+from mlflow_scalpel.checkpoints.rounding import rounding
 from mlflow_scalpel.checkpoints.stores import (
     PARALLEL_FILES,
     Store,
@@ -50,7 +52,12 @@ PART = ".part"  # ends the name of a file that is not all there yet
 
 
 def pull(
-    source: str, dst: str | Path | None = None, *, merge: bool = False, progress: bool = False
+    source: str,
+    dst: str | Path | None = None,
+    *,
+    merge: bool = False,
+    dtype: str | None = None,
+    progress: bool = False,
 ) -> Path:
     """The files of the checkpoint `source`, checked against its manifest; their directory.
 
@@ -62,13 +69,18 @@ def pull(
         dst: directory to put the files into. They are copies: what is done to them harms nobody.
             Without it they are in the cache (a hub model: in the hub's), which nobody may write to
             and which keeps them for as long as this process lives.
-        merge: write an adapter as the whole model that it makes with its base.
+        merge: write an adapter as the whole model that it makes with its base, and print what
+            rounding did to the norms of its updates.
+        dtype: of the merged weights (float32, ...); that of the base's unless given.
         progress: show one bar, in bytes, on stderr.
 
     Raises:
         ScalpelError: there is no such model, it cannot be read, a stored file is damaged, the disk
-            is full, or `dst` has a file that is not the checkpoint's.
+            is full, or `dst` has a file that is not the checkpoint's; `dtype` without `merge`, or
+            of a model that is not an adapter.
     """
+    if dtype is not None and not merge:
+        raise ScalpelError(f"dtype = {dtype}: only merging has one; give merge (--merge) too")
     if dst is not None and Path(dst).exists() and not Path(dst).is_dir():
         raise ScalpelError(f"{dst}: is no directory; give one, or a name that is free")
     model_id = model_id_of(source)
@@ -76,11 +88,15 @@ def pull(
         directory = local_model(source) or hub_snapshot(source)
         checkpoint_files(directory)
         if merge and is_adapter(directory):
-            directory = merged_with_base(directory)
+            directory = _merge(directory, None, dtype)
+        elif dtype is not None:
+            raise _not_an_adapter(source, dtype)
         return directory if dst is None else _copy(of_directory(source, directory), dst, progress)
     model = readable_model(model_id)
     store = store_of(model)
-    whole = _merged(model, store, progress) if merge else None
+    whole = _merged(model, store, dtype, progress) if merge else None
+    if whole is None and dtype is not None:
+        raise _not_an_adapter(source, dtype)
     if dst is None:
         return whole or cached(model, store, check=True, progress=progress)
     contents = contents_of(model, store) if whole is None else of_directory(source, whole)
@@ -119,7 +135,25 @@ def cached(
     return cache.keep(key, contents.bytes, fill)
 
 
-def _merged(model: LoggedModel, store: Store, progress: bool) -> Path | None:
+def _merge(adapter: Path, model: LoggedModel | None, dtype: str | None) -> Path:
+    """The adapter merged with its base; prints what rounding did."""
+    base = base_of(adapter, model)
+    digest = model.params.get("digest") if model is not None else None
+    whole = merged(
+        adapter, base.directory, dtype=dtype, adapter_digest=digest, base_digest=base.digest
+    )
+    print(rounding(adapter, base.directory, whole), flush=True)
+    return whole
+
+
+def _not_an_adapter(source: str, dtype: str) -> ScalpelError:
+    return ScalpelError(
+        f"dtype = {dtype}: {source} is not an adapter, so that nothing is merged and its files are "
+        "given as they are; leave dtype out"
+    )
+
+
+def _merged(model: LoggedModel, store: Store, dtype: str | None, progress: bool) -> Path | None:
     """The adapter merged with its base; None where the model is no adapter."""
     names = names_in(store)
     if not names & {ADAPTER_CONFIG, POINTER}:
@@ -127,7 +161,7 @@ def _merged(model: LoggedModel, store: Store, progress: bool) -> Path | None:
     # An adapter that is here is read in place.
     local = store.local if POINTER not in names else None
     directory = local or cached(model, store, check=True, progress=progress)
-    return merged_with_base(directory, model) if is_adapter(directory) else None
+    return _merge(directory, model, dtype) if is_adapter(directory) else None
 
 
 def _copy(contents: Contents, dst: str | Path, progress: bool) -> Path:

@@ -108,28 +108,41 @@ def expand(source: str) -> list[str]:
 def resolve(source: str) -> Path:
     """A local directory with the files of the model `source`, for reading only.
 
-    Takes what `model_id_of` does, a directory, or a hub name (`org/name`, `org/name@revision`). A
-    local artifact store is read in place, a remote one through the cache. An adapter gives the
-    directory of its base with the adapter merged into it, a GGUF file that of its numbers.
+    Takes what `stored_files` does. An adapter gives the directory of its base with the adapter
+    merged into it, in the base's dtype.
 
     Raises ScalpelError where the model does not exist, is not READY, was pruned, or is not whole.
     """
-    # Here, because these two build on this module.
+    # Here, because it builds on this module.
     from mlflow_scalpel.checkpoints.adapters import merged_with_base
+
+    directory, model = stored_files(source)
+    return merged_with_base(directory, model) if is_adapter(directory) else directory
+
+
+def stored_files(source: str) -> tuple[Path, LoggedModel | None]:
+    """A local directory with the files of `source` as they are stored, and its LoggedModel.
+
+    Takes what `model_id_of` does, a directory, or a hub name (`org/name`, `org/name@revision`). A
+    local artifact store is read in place, a remote one through the cache. An adapter's are the
+    adapter's alone, a GGUF file's are those of its numbers.
+
+    Raises ScalpelError where the model does not exist, is not READY, was pruned, or is not whole.
+    """
     from mlflow_scalpel.checkpoints.pull import cached
 
     model_id = model_id_of(source)
     if model_id is None:
         directory = local_model(str(unpacked(Path(source)))) or hub_snapshot(source)
         checkpoint_files(directory)
-        return merged_with_base(directory) if is_adapter(directory) else directory
+        return directory, None
     model = readable_model(model_id)
     store = store_of(model)
     directory = cached(model, store) if store.local is None else _in_place(model, store.local)
     pointer = directory / POINTER
     if pointer.is_file():
         directory = snapshot_of(pointer)
-    return merged_with_base(directory, model) if is_adapter(directory) else directory
+    return directory, model
 
 
 def local_model(source: str) -> Path | None:

@@ -7,7 +7,7 @@ of the update was worth.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from mlflow_scalpel.checkpoints.stores import copy_out
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 from mlflow_scalpel.tensors.files import TensorFiles
+from mlflow_scalpel.tensors.names import counterparts
 
 _KEPT_PARAMS = ("algorithm", "recipe", "learning_rate", "learning_rate_sum", "dtype", "max_steps")
 
@@ -86,7 +87,8 @@ def restore(
     source = resolve(checkpoint)
     before, after = TensorFiles(resolve(base)), TensorFiles(source)
     chosen = select(after.headers, layers, modules)
-    _check(before, after, chosen)
+    of_base = counterparts(after.headers, before.headers)
+    _check(before, after, {name: of_base.get(name, name) for name in chosen})
     elements = 0
     with _whole(out) as directory:
         for file in checkpoint_files(source):
@@ -100,7 +102,7 @@ def restore(
             with copied.open("r+b") as stream:
                 for name in sorted(here, key=lambda one: after.headers[one].begin):
                     wt = after.read(name)
-                    w0 = before.read(name).to(wt.dtype).contiguous()
+                    w0 = before.read(of_base[name]).to(wt.dtype).contiguous()
                     elements += int((w0 != wt).sum())
                     stream.seek(after.headers[name].begin)
                     stream.write(w0.reshape(-1).view(torch.uint8).numpy().data)
@@ -145,18 +147,21 @@ def log_restoration(restored: Restoration) -> LoggedModel:
         return delivery.wait()
 
 
-def _check(before: TensorFiles, after: TensorFiles, names: Iterable[str]) -> None:
-    """All names and shapes before the first copy: a refused checkpoint writes nothing."""
-    for name in sorted(names):
-        if name not in before.headers:
+def _check(before: TensorFiles, after: TensorFiles, names: Mapping[str, str]) -> None:
+    """All names and shapes before the first copy: a refused checkpoint writes nothing.
+
+    `names` gives each tensor's name in the base.
+    """
+    for name, other in sorted(names.items()):
+        if other not in before.headers:
             raise ScalpelError(
                 f"{before.directory}: has no tensor {name}, which {after.directory} has; "
                 "give the base that training began with"
             )
-        shapes = before.headers[name].shape, after.headers[name].shape
+        shapes = before.headers[other].shape, after.headers[name].shape
         if shapes[0] != shapes[1]:
             raise ScalpelError(
-                f"{before.directory}: its {name} has shape {shapes[0]}, and the "
+                f"{before.directory}: its {other} has shape {shapes[0]}, and the "
                 f"checkpoint's has {shapes[1]}; give the base that training began with"
             )
 

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.recipes.freezing import parse_layers
-
-_IN_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)$")
-
-
-def layer_of(name: str) -> int | None:
-    """Number of the decoder layer that the tensor `name` is in; None outside of the layers."""
-    found = _IN_LAYER.search(name)
-    return int(found[1]) if found else None
+from mlflow_scalpel.tensors.names import located
 
 
 def select(names: Iterable[str], layers: str | None, modules: Sequence[str] | None) -> list[str]:
     """The names of tensors in the given layers and modules, in their order.
 
+    Layers are the language model's own: a tower of images or sound, and a predictor of further
+    tokens, have layers of the same numbers, of which none is ever chosen.
+
     Args:
-        names: of all tensors, such as `model.layers.3.self_attn.q_proj.weight`.
+        names: of all tensors of a model, such as `model.layers.3.self_attn.q_proj.weight`.
         layers: "19-25" or "0-3,7", both ends included; None takes all layers.
         modules: parts of the names, such as `q_proj` or `mlp`; None takes all of a layer.
 
@@ -29,10 +24,12 @@ def select(names: Iterable[str], layers: str | None, modules: Sequence[str] | No
         ScalpelError: a layer or a module that the model does not have, or nothing is chosen.
     """
     parts: dict[str, tuple[int, list[str]]] = {}
-    for name in names:
-        found = _IN_LAYER.search(name)
-        if found:
-            parts[name] = int(found[1]), found[2].split(".")[:-1]  # the last one is weight or bias
+    for name, where in located(names).items():
+        if where.layer is not None:
+            *modules_of, last = where.path.split(".")
+            # Experts in one tensor are parameters without a module of their own.
+            own = [] if last in ("weight", "bias") else [last]
+            parts[name] = where.layer, modules_of + own
     there = sorted({layer for layer, _ in parts.values()})
     if not there:
         raise ScalpelError("the model has no tensor under layers.<number>, so none can be chosen")

@@ -49,9 +49,6 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-new-tokens", type=int, default=256, metavar="N", help="of each of those answers"
     )
-    parser.add_argument(
-        "--all-tensors", action="store_true", help="embeddings, norms, heads and biases as well"
-    )
     parser.add_argument("--out", metavar="FILE", help="write the table (.parquet or .csv)")
     parser.add_argument(
         "--log",
@@ -81,7 +78,6 @@ def run(arguments: argparse.Namespace) -> int:
         system_prompt=arguments.system_prompt,
         dtype=arguments.dtype,
         device=arguments.device,
-        all_tensors=arguments.all_tensors,
         cache=not arguments.no_cache,
         sample_seed=arguments.sample_seed,
         max_new_tokens=arguments.max_new_tokens,

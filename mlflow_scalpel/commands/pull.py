@@ -21,6 +21,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--merge", action="store_true", help="write an adapter merged into its base"
     )
+    parser.add_argument(
+        "--dtype",
+        choices=("base", "float32", "bfloat16", "float16", "float64"),
+        default="base",
+        help="of the merged weights: that of the base's (base), or another one; what rounding did "
+        "to the norms of the updates is printed",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,7 +37,11 @@ def run(arguments: argparse.Namespace) -> int:
     # MLflow, PEFT and Transformers print where they like.
     with contextlib.redirect_stdout(sys.stderr):
         directory = pull(
-            arguments.uri, arguments.dst, merge=arguments.merge, progress=sys.stderr.isatty()
+            arguments.uri,
+            arguments.dst,
+            merge=arguments.merge,
+            dtype=None if arguments.dtype == "base" else arguments.dtype,
+            progress=sys.stderr.isatty(),
         )
     print(directory)
     return 0

@@ -20,6 +20,7 @@ from mlflow_scalpel.checkpoints.opening import errors_told, read_config
 from mlflow_scalpel.checkpoints.resolve import expand
 from mlflow_scalpel.comparison.engine import ON_TEXTS, STANDARD, Comparison
 from mlflow_scalpel.comparison.evaluated import evaluated_capabilities
+from mlflow_scalpel.comparison.forward import MEASURED
 from mlflow_scalpel.comparison.probes import Probe, build_probe, failed_probe, read_texts
 from mlflow_scalpel.comparison.samples import Sampling
 from mlflow_scalpel.comparison.subjects import Subject, subject_from
@@ -38,7 +39,6 @@ def compare(
     template_date: date = DEFAULT_DATE,
     dtype: str = "float32",
     device: str = "cpu",
-    all_tensors: bool = False,
     sample_seed: int = 0,
     max_new_tokens: int = 256,
     cache: bool = True,
@@ -59,7 +59,6 @@ def compare(
         template_date: what a chat template writes that asks for the current date.
         dtype: of the forward passes.
         device: Torch device of the forward passes.
-        all_tensors: weight metrics also of embeddings, norms, heads and biases.
         sample_seed: of the answers that the base samples for `kl_on_base_samples`.
         max_new_tokens: of each of those answers.
         cache: keep results on this machine by content, and take what is kept.
@@ -91,7 +90,10 @@ def compare(
     # What was evaluated is in MLflow; all else reads the models' files.
     files = texts is not None or any(one.group != "capabilities" for one in chosen)
     subject = subject_from(base, files=files)
-    subjects = [subject_from(one, files=files) for one in expanded]
+    subjects = [subject_from(one, files=files, base=subject) for one in expanded]
+    problems = [one.problem for one in subjects if one.problem is not None]
+    if problems and len(problems) == len(subjects):
+        raise ScalpelError(problems[0])  # there is nothing to measure
     probes = []
     if texts is not None:
         name, pairs = _named(texts)
@@ -114,7 +116,6 @@ def compare(
         names,
         dtype=dtype,
         device=device,
-        others=all_tensors,
         cache=cache,
         progress=progress,
         sampling=Sampling(sample_seed, max_new_tokens),
@@ -178,9 +179,8 @@ def probe_of(
     That is the one that all of them have, where they have one; else the base's. Prints what may be
     wrong with them. Raises ScalpelError as `build_probe` does.
     """
-    tokenizer = load_tokenizer(
-        base.directory, template_date, trust_remote_code=False, local_files_only=True
-    )
+    whole = base.whole(MEASURED)
+    tokenizer = load_tokenizer(whole, template_date, trust_remote_code=False, local_files_only=True)
     own = template_of(tokenizer)
     found = {stored_template(one.directory) for one in checkpoints} - {None}
     if len(found) == 1:
@@ -191,7 +191,7 @@ def probe_of(
             f"{name} are rendered with {'that of the base' if own else 'none of them'}",
             flush=True,
         )
-    context = context_of(read_config(base.directory))
+    context = context_of(read_config(whole))
     probe = build_probe(name, pairs, tokenizer, system_prompt=system_prompt, context=context)
     for message in probe.warnings.values():
         print(f"WARNING: {message}", flush=True)

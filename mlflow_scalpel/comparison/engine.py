@@ -12,7 +12,14 @@ import pandas as pd
 from mlflow_scalpel.checkpoints.opening import errors_told
 from mlflow_scalpel.comparison.attention import AttentionShift
 from mlflow_scalpel.comparison.divergence import FLOOR, Divergence
-from mlflow_scalpel.comparison.forward import OneModel, Runner, failed_rows, swap, why_not
+from mlflow_scalpel.comparison.forward import (
+    MEASURED,
+    OneModel,
+    Runner,
+    failed_rows,
+    swap,
+    why_not,
+)
 from mlflow_scalpel.comparison.from_weights import rows_from_weights
 from mlflow_scalpel.comparison.matrices import GROUPS
 from mlflow_scalpel.comparison.paper import PaperDivergence
@@ -56,7 +63,6 @@ class Comparison:
         *,
         dtype: str = "float32",
         device: str = "cpu",
-        others: bool = False,
         cache: bool = False,
         progress: bool = False,
         sampling: Sampling | None = None,
@@ -69,7 +75,6 @@ class Comparison:
             probes: texts for the groups `ON_TEXTS`; without any they are left out.
             metrics: names of metrics or groups; KL that is not in float32 brings its noise floor.
             dtype: of the forward passes.
-            others: weight metrics also of embeddings, norms, heads and biases.
             cache: keep results on this machine, and take what is kept.
             progress: show bars on a terminal.
             sampling: how the base's own answers are sampled.
@@ -95,7 +100,7 @@ class Comparison:
         self._attention, self._kl, self._kl_paper, self._kl_samples = (
             [one for one in chosen if one.group == group and probes] for group in ON_TEXTS
         )
-        self._dtype, self._device, self._others, self._cache = dtype, device, others, cache
+        self._dtype, self._device, self._cache = dtype, device, cache
         self._sampling = sampling or Sampling()
         self._bars = Bars(progress)
         self._token_tables = token_tables
@@ -113,7 +118,6 @@ class Comparison:
             self.base,
             checkpoints,
             [one for one in self._weights if one.group not in without],
-            others=self._others,
             cache=self._cache,
             bars=self._bars,
             device=self._device,
@@ -219,7 +223,7 @@ class Comparison:
         progress: Callable[[int], object] | None,
     ) -> Rows:
         group = metrics[0].group
-        refused = swap(self._model(dtype), checkpoint.directory, group)
+        refused = swap(self._model(dtype), checkpoint, group)
         if refused is not None:
             return failed_rows(metrics, runner.probes, dtype, *refused)
         try:
@@ -237,7 +241,7 @@ class Comparison:
             try:
                 with errors_told():
                     self._models[dtype] = OneModel(
-                        self.base.directory, dtype=dtype, device=self._device
+                        self.base.whole(MEASURED), dtype=dtype, device=self._device
                     )
             except ScalpelError as error:
                 # Without its traceback, which would hold on to what was opened of the model.
@@ -263,9 +267,10 @@ class Comparison:
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        with refused(self.base.directory):
+        whole = self.base.whole(MEASURED)
+        with refused(whole):
             return AutoTokenizer.from_pretrained(
-                self.base.directory, trust_remote_code=False, local_files_only=True
+                whole, trust_remote_code=False, local_files_only=True
             )
 
     def _origin(self, checkpoint: Subject) -> dict[str, Any]:

@@ -22,12 +22,14 @@ from mlflow_scalpel.checkpoints.opening import (
 )
 from mlflow_scalpel.checkpoints.weights import load_weights
 from mlflow_scalpel.comparison.probes import Probe, ProbeText, other_tokenizer
+from mlflow_scalpel.comparison.subjects import Subject
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import Metric
 from mlflow_scalpel.tensors.quantised import FloatTensors
 
 BATCH_TOKENS = 4096  # tokens a forward pass, padding included
 PADDING = 0.1  # share of a batch that may be padding: longer texts cost more than another call
+MEASURED = "float32"  # an adapter is merged in it; the forward rounds to its own dtype
 CHECKED = 16  # tokens on which it is seen how a model makes its logits
 KEPT_IN_MEMORY = 256 << 20  # bytes of the base's states; more of them wait on disk
 
@@ -246,10 +248,11 @@ class Runner(Protocol):
         ...
 
 
-def swap(model: OneModel, checkpoint: Path, group: str) -> tuple[str, str] | None:
+def swap(model: OneModel, subject: Subject, group: str) -> tuple[str, str] | None:
     """Make the model the checkpoint; status and reason where it cannot be run like the base."""
     try:
         with errors_told():
+            checkpoint = subject.whole(MEASURED)
             reason = other_tokenizer(model.base, checkpoint)
     except ScalpelError as error:
         return "not readable", f"{group}: {error}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from mlflow_scalpel.comparison.adapted import AdaptedWeights, MergedWeights
 from mlflow_scalpel.comparison.matrices import failed
 from mlflow_scalpel.comparison.pairing import pairs_of
 from mlflow_scalpel.comparison.progress import Bars
@@ -15,6 +17,12 @@ from mlflow_scalpel.comparison.weights import StoredWeights, weight_rows
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.moments import Training
 from mlflow_scalpel.metrics.registry import Metric
+from mlflow_scalpel.run_warnings import print_warning
+from mlflow_scalpel.tensors.adapters import NotInFactors
+from mlflow_scalpel.tensors.files import holds_codes
+
+LAYOUT = 2
+"""Of the rows: raised where names of matrices, or how they are cut, change; then none is kept."""
 
 Rows = list[dict[str, Any]]
 Where = int | tuple[int, int]
@@ -26,7 +34,6 @@ def rows_from_weights(
     checkpoints: Sequence[Subject],
     metrics: Sequence[Metric],
     *,
-    others: bool,
     cache: bool,
     bars: Bars,
     device: str,
@@ -47,14 +54,14 @@ def rows_from_weights(
     for group in dict.fromkeys(one.group for one in metrics):
         of_group = [one for one in metrics if one.group == group]
         for where in pairs if group == "pairs" else range(len(checkpoints)):
-            key = keys[where, group] = _key(base, checkpoints, of_group, where, others)
+            key = keys[where, group] = _key(base, checkpoints, of_group, where)
             kept = kept_rows(key) if cache else None
             if kept is not None:
                 found[where, group] = kept
     new = [one for one in keys if one not in found]
     if new:
         fresh: dict[tuple[Where, str], Rows] = {one: [] for one in new}
-        _measure(base, checkpoints, metrics, fresh, others, bars, device)
+        _measure(base, checkpoints, metrics, fresh, bars, device)
         for one, rows in fresh.items():
             if cache:
                 keep_rows(keys[one], tidy(rows))
@@ -74,13 +81,35 @@ def _key(
     checkpoints: Sequence[Subject],
     metrics: Sequence[Metric],
     where: Where,
-    others: bool,
 ) -> str:
     if isinstance(where, tuple):
         first, second = (checkpoints[index] for index in where)
-        return key_of(base, first, metrics, [others, second.digest])
+        return key_of(base, first, metrics, [LAYOUT, second.digest])
     rates = checkpoints[where].learning_rate_sum if metrics[0].group == "weights" else None
-    return key_of(base, checkpoints[where], metrics, [others, rates])
+    return key_of(base, checkpoints[where], metrics, [LAYOUT, rates])
+
+
+def _weights_of(checkpoint: Subject, compared: Path) -> StoredWeights:
+    """A checkpoint's tensors: an adapter's updates as its factors say where they can."""
+    if checkpoint.problem is not None:
+        raise ScalpelError(checkpoint.problem)
+    if checkpoint.adapted is None:
+        return StoredWeights(checkpoint.directory, like=compared)
+    start = checkpoint.adapted
+    if holds_codes(start) and not holds_codes(compared):
+        print_warning(
+            "quantised_base",
+            f"{checkpoint.directory}: was trained on {start}, whose weights are quantised; its "
+            f"updates are set against the weights of {compared}, and what quantising changed is "
+            "not in them",
+        )
+        start = compared
+    try:
+        return AdaptedWeights(checkpoint.directory, start, compared)
+    except NotInFactors as reason:
+        whole = checkpoint.whole("float64")
+        print_warning("merged", f"{reason}; it is measured after merging in float64")
+        return MergedWeights(whole, compared)
 
 
 def _indices(where: Where) -> tuple[int, ...]:
@@ -92,7 +121,6 @@ def _measure(
     checkpoints: Sequence[Subject],
     metrics: Sequence[Metric],
     fresh: dict[tuple[Where, str], Rows],
-    others: bool,
     bars: Bars,
     device: str,
 ) -> None:
@@ -100,12 +128,13 @@ def _measure(
 
     A checkpoint whose files cannot be read is rows that say so; a base's raises ScalpelError.
     """
-    stored = StoredWeights(base.directory)
+    before = base.whole("float32")
+    stored = StoredWeights(before)
     files: dict[int, StoredWeights] = {}
     unreadable: dict[int, str] = {}
     for index in sorted({index for where, _ in fresh for index in _indices(where)}):
         try:
-            files[index] = StoredWeights(checkpoints[index].directory)
+            files[index] = _weights_of(checkpoints[index], before)
         except ScalpelError as error:
             unreadable[index] = str(error)
     for (where, group), rows in fresh.items():
@@ -119,7 +148,7 @@ def _measure(
     def wanted(at: int, group: str) -> bool:
         return (needed[at], group) in fresh
 
-    total = sum(weights.bytes(others=others) for weights, _ in opened)
+    total = sum(weights.bytes() for weights, _ in opened)
     with bars.open("weights", total, "B") as progress:
         for at, row in weight_rows(
             stored,
@@ -127,7 +156,6 @@ def _measure(
             metrics,
             pairs=[(needed.index(first), needed.index(second)) for first, second in pairs],
             wanted=wanted,
-            others=others,
             progress=progress,
             device=device,
         ):

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mlflow_scalpel.metrics.changes import Bin, count_changes, row_counts
+from mlflow_scalpel.metrics.changes import Bin, count_added_changes, count_changes, row_counts
 from mlflow_scalpel.metrics.compiling import compiled
 from mlflow_scalpel.metrics.moments import (
     COMPILED_FROM,
     Moments,
     NotKnown,
     Training,
+    added_moments,
     row_sums,
+    untouched_moments,
     update_moments,
 )
 from mlflow_scalpel.metrics.paired import count_pair
 from mlflow_scalpel.metrics.registry import Metric
 from mlflow_scalpel.metrics.singular_values import Spectra, needed, prepare, singular_values
+from mlflow_scalpel.tensors.updates import Added, Untouched
 
 GROUPS = ("weights", "histograms", "spectra", "weights_paper_compat")
 """The groups whose metrics are of a pair of matrices: one pass over the files gives them all."""
+NOT_TRAINED = "the adapter does not touch this tensor: it is the base's"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 Row = dict[str, Any]
@@ -33,7 +40,7 @@ Row = dict[str, Any]
 class Update(NamedTuple):
     """A checkpoint's state of a matrix, and what is asked of it."""
 
-    wt: Tensor
+    wt: Tensor | Added | Untouched
     training: Training
     metrics: Sequence[Metric]
 
@@ -61,12 +68,18 @@ class MatrixMetrics:
         summed = [
             at
             for at, one in enumerate(updates)
-            if _of("weights", one.metrics) and _no_float(w0, one.wt) is None
+            if _of("weights", one.metrics)
+            and isinstance(one.wt, Tensor)
+            and _no_float(w0, one.wt) is None
         ]
-        moments = update_moments(w0, *(updates[at].wt for at in summed), sums=self._sums)
-        of_update = dict(zip(summed, moments, strict=True))
+        stored = [wt for at in summed if isinstance(wt := updates[at].wt, Tensor)]
+        of_update = dict(zip(summed, update_moments(w0, *stored, sums=self._sums), strict=True))
         values = functools.cache(lambda: singular_values(w0, device=self._device))
-        spectra = [Spectra(w0, one.wt, values, self._device) for one in updates if w0.ndim == 2]
+        spectra = [
+            Spectra(w0, w0 if isinstance(one.wt, Untouched) else one.wt, values, self._device)
+            for one in updates
+            if w0.ndim == 2
+        ]
         step = torch.get_num_threads()
         for at, one in enumerate(updates):
             if at % step == 0 and self._prepared:
@@ -78,7 +91,7 @@ class MatrixMetrics:
                         for values, other in zip(
                             spectra[at:], updates[at : at + step], strict=False
                         )
-                        if _of("spectra", other.metrics) and _no_float(w0, other.wt) is None
+                        if _of("spectra", other.metrics) and _needs_base(w0, other.wt)
                     ],
                     names,
                 )
@@ -88,13 +101,25 @@ class MatrixMetrics:
         self, w0: Tensor, update: Update, moments: Moments | None, spectra: Spectra | None
     ) -> Iterator[Row]:
         wt, training, metrics = update
+        if isinstance(wt, Untouched):
+            yield from _untouched(w0.numel(), w0.ndim, update)
+            return
+        if isinstance(wt, Added) and wt.alone:
+            yield from _update_alone(wt, training, metrics)
+            return
         if reason := _no_float(w0, wt):
             yield from failed(metrics, "not comparable", reason)
             return
+        if isinstance(wt, Added) and _of("weights", metrics):
+            moments = added_moments(w0, wt)
         if moments is not None:
             yield from _single(_of("weights", metrics), lambda one: one.function(moments, training))
         if chosen := _of("histograms", metrics):
-            changes = count_changes(w0, wt, self._counts)
+            changes = (
+                count_added_changes(w0, wt)
+                if isinstance(wt, Added)
+                else count_changes(w0, wt, self._counts)
+            )
             yield from _binned(chosen, lambda one: one.function(changes))
         if spectra is not None:  # vectors have none
             for metric in _of("spectra", metrics):
@@ -103,16 +128,70 @@ class MatrixMetrics:
                 except ValueError as error:
                     yield from failed([metric], "not finite", str(error))
         if chosen := _of("weights_paper_compat", metrics):
-            yield from _single(chosen, lambda one: one.function(w0, wt))
+            whole = wt.whole(w0) if isinstance(wt, Added) else wt
+            yield from _single(chosen, lambda one: one.function(w0, whole))
+
+
+def _needs_base(w0: Tensor, wt: Tensor | Added | Untouched) -> bool:
+    """Whether its rows are made of W_0 too, and can be."""
+    if isinstance(wt, Untouched) or (isinstance(wt, Added) and wt.alone):
+        return False
+    return _no_float(w0, wt) is None
+
+
+def _untouched(numel: int, ndim: int, update: Update) -> Iterator[Row]:
+    """Rows of a matrix that training left out: what is 0 of an update that is 0, or 1 unchanged.
+
+    Nothing is read. What has no value for no update (a rank) has none here either.
+    """
+    known = {"status": "not trained", "reason": NOT_TRAINED}
+    moments, training = untouched_moments(numel), update.training
+    for row in _single(_of("weights", update.metrics), lambda m: m.function(moments, training)):
+        yield {**row, **known}
+    one = torch.ones(1, 1, dtype=torch.float64)
+    for metric in _of("spectra", update.metrics) if ndim == 2 else []:
+        value = metric.function(Spectra(one, one, lambda: one[0]))
+        yield {**_names(metric), **known, **({"value": value} if value == value else {})}
+    for group in ("histograms", "weights_paper_compat"):
+        for metric in _of(group, update.metrics):
+            yield {**_names(metric), **known, "value": 0.0}
+
+
+def _update_alone(wt: Added, training: Training, metrics: Sequence[Metric]) -> Iterator[Row]:
+    """Rows of an update of a matrix that is not known: what depends on the matrix says so."""
+    reason = "the base's weights are quantised, so that only the update itself is known"
+    moments = replace(added_moments(wt.start, wt), unchanged_bfloat16=math.nan)
+    spectra = Spectra(wt.start, wt, lambda: torch.zeros(min(wt.shape), dtype=torch.float64))
+    for metric in metrics:
+        value = None
+        if metric.group == "weights":
+            with contextlib.suppress(NotKnown):
+                value = metric.function(moments, training)
+        elif metric.group == "spectra":
+            with contextlib.suppress(ValueError):
+                value = metric.function(spectra)
+        if value is None or value != value:
+            yield from failed([metric], "not comparable", reason)
+        else:
+            yield {**_names(metric), "value": value}
 
 
 def _of(group: str, metrics: Sequence[Metric]) -> list[Metric]:
     return [one for one in metrics if one.group == group]
 
 
-def pair_rows(metrics: Sequence[Metric], w0: Tensor, wa: Tensor, wb: Tensor) -> Iterator[Row]:
+def pair_rows(
+    metrics: Sequence[Metric],
+    w0: Tensor,
+    wa: Tensor | Added | Untouched,
+    wb: Tensor | Added | Untouched,
+) -> Iterator[Row]:
     """Rows of the metrics of the group `pairs` of two checkpoints' W_a and W_b from one W_0."""
-    if reason := _no_float(w0, wa, wb):
+    if isinstance(wa, Untouched) or isinstance(wb, Untouched):
+        yield from failed(metrics, "not trained", NOT_TRAINED)
+        return
+    alone = any(isinstance(one, Added) and one.alone for one in (wa, wb))
+    if reason := "the base's weights are quantised" if alone else _no_float(w0, wa, wb):
         yield from failed(metrics, "not comparable", reason)
         return
     paired = count_pair(w0, wa, wb)
@@ -147,9 +226,10 @@ def _binned(metrics: Sequence[Metric], compute: Callable[[Metric], list[Bin]]) -
                 yield {**row, "value": found.value}
 
 
-def _no_float(*matrices: Tensor) -> str | None:
+def _no_float(*matrices: Tensor | Added) -> str | None:
     """Why these are no weights to reckon with (codes of quantized ones); None where they are."""
-    odd = [matrix.dtype for matrix in matrices if matrix.dtype not in _FLOATS]
+    stored = [one.start if isinstance(one, Added) else one for one in matrices]
+    odd = [matrix.dtype for matrix in stored if matrix.dtype not in _FLOATS]
     return f"{odd[0]} is none of {', '.join(map(str, _FLOATS))}" if odd else None
 
 

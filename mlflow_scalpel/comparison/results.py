@@ -18,7 +18,7 @@ from mlflow_scalpel.comparison.token_files import read_tokens, write_tokens
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import Metric
 
-_LAYOUT = 3  # goes up when rows are made otherwise than before
+_LAYOUT = 4  # goes up when rows are made otherwise than before
 # What another version of a library, or a file put right, would measure.
 _NOT_KEPT = ("not measured", "not readable", "not supported")
 
@@ -34,6 +34,7 @@ def key_of(
         _LAYOUT,
         base.digest,
         checkpoint.digest,
+        checkpoint.adapted_digest,
         [(one.name, one.version) for one in metrics],
         list(settings),
     ]

@@ -16,8 +16,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
-from mlflow_scalpel.checkpoints import Checkpoint, checkpoints_of_run, resolve
+from mlflow_scalpel.checkpoints import Checkpoint, checkpoints_of_run
 from mlflow_scalpel.checkpoints.cache import release
+from mlflow_scalpel.checkpoints.resolve import stored_files
 from mlflow_scalpel.comparison.capabilities import LEDGER_DTYPES
 from mlflow_scalpel.comparison.engine import Comparison
 from mlflow_scalpel.comparison.parquet import read_bounded
@@ -36,7 +37,7 @@ from mlflow_scalpel.comparison.stored import (
     evaluations_where,
     with_comparisons,
 )
-from mlflow_scalpel.comparison.subjects import Subject
+from mlflow_scalpel.comparison.subjects import Subject, with_adapted
 from mlflow_scalpel.comparison.summary import summarise
 from mlflow_scalpel.comparison.table import read_table, tidy, write_table
 from mlflow_scalpel.credentials import without_credentials
@@ -329,7 +330,8 @@ def opened(checkpoint: Checkpoint, run: Run) -> Iterator[Subject]:
     try:
         yield subject
     finally:
-        release(subject.directory)
+        for directory in (subject.directory, *subject.merged):
+            release(directory)
 
 
 def subject_of(checkpoint: Checkpoint, run: Run, *, files: bool = True) -> Subject:
@@ -337,8 +339,9 @@ def subject_of(checkpoint: Checkpoint, run: Run, *, files: bool = True) -> Subje
 
     Without `files` they stay where they are, and `directory` holds nothing.
     """
-    return Subject(
-        resolve(checkpoint.uri) if files else Path(checkpoint.uri),
+    directory, model = stored_files(checkpoint.uri) if files else (Path(checkpoint.uri), None)
+    subject = Subject(
+        directory,
         checkpoint.model_id,
         checkpoint.digest,
         checkpoint.step,
@@ -346,3 +349,4 @@ def subject_of(checkpoint: Checkpoint, run: Run, *, files: bool = True) -> Subje
         run.data.params.get("algorithm"),
         checkpoint.learning_rate_sum,
     )
+    return with_adapted(subject, model, None) if files else subject

@@ -1,10 +1,8 @@
-"""The weight metrics of every matrix of a checkpoint, read a tensor at a time."""
+"""The weight metrics of every tensor of a checkpoint, read a matrix at a time."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +13,13 @@ from mlflow_scalpel.comparison.matrices import GROUPS, MatrixMetrics, Update, fa
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.moments import Training
 from mlflow_scalpel.metrics.registry import Metric
+from mlflow_scalpel.tensors.config import read_config
+from mlflow_scalpel.tensors.cuts import Cut
+from mlflow_scalpel.tensors.places import Piece, Place, in_order, places
 from mlflow_scalpel.tensors.quantised import FloatTensors
+from mlflow_scalpel.tensors.tied import tied_head
+from mlflow_scalpel.tensors.updates import Added, Untouched
 
-MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# The language model's own layers: vision towers and extra predictors have some of their own.
-_STACK = (
-    r"^(?:language_model\.)?(?:model\.)?(?:language_model\.|decoder\.|gpt_neox\.)?layers\.(\d+)\."
-)
-_EXPERT = r"experts\.\d+\."
-_NAME = re.compile(
-    rf"{_STACK}\w+\.((?:{_EXPERT}|shared_experts?\.)?(?:{'|'.join(MATRICES)})|{_EXPERT}w[123])\.weight$"
-)
-_FUSED = re.compile(rf"{_STACK}\w+\.(qkv_proj|gate_up_proj)\.weight$")
-_LAYER = re.compile(rf"{_STACK}(.+)$")
-
-Place = tuple[int | None, str]
-"""Layer, null for a tensor outside of the layers, and matrix as in `q_proj`."""
 Progress = Callable[[int], object]
 """Called with a number of bytes each time so many more have been compared."""
 
@@ -38,76 +27,50 @@ Progress = Callable[[int], object]
 class StoredWeights:
     """The tensors of a checkpoint's safetensors files, memory-mapped and read one at a time.
 
+    Args:
+        directory: of the checkpoint.
+        like: directory of the model whose config.json counts where this one has none.
+        files: the tensors, where they are not just those in `directory`.
+
     Raises ScalpelError for a file that is not whole.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self, directory: Path, *, like: Path | None = None, files: FloatTensors | None = None
+    ) -> None:
         self.directory = directory
-        self._files = FloatTensors(directory)
-        self._rows = _FusedRows(directory)
+        self._files = files or FloatTensors(directory)
+        config = read_config(directory) or (read_config(like) if like is not None else {})
+        self.pieces: dict[Place, Piece] = places(self._files.headers, config)
+        """Every weight by its place, in the order of the model."""
+        self.tied: dict[Place, Piece] = {}
+        """Output embeddings that are the input embeddings, and so are no weights of their own."""
+        if found := tied_head(self.pieces, config, self._files.read):
+            head, embeddings = found
+            self.tied[head] = self.pieces[embeddings]
+            self.pieces.pop(head, None)
 
-    def matrices(self, *, others: bool = False) -> dict[Place, tuple[str, slice | None]]:
-        """Tensor name, and rows of it where it is fused, of each (layer, matrix), in that order.
+    def matrices(self) -> dict[Place, tuple[str, Cut | None]]:
+        """Tensor name, and how it is cut where it holds several matrices, of each place."""
+        return {place: (piece.tensor, piece.cut) for place, piece in self.pieces.items()}
 
-        The seven matrices of each decoder layer, and those of each expert (`experts.3.up_proj`);
-        with `others` every other tensor as well (embeddings, norms, heads, biases), named by what
-        follows its layer, and in full where it is in no layer of the language model.
-        """
-        found: dict[Place, tuple[str, slice | None]] = {}
-        for name, header in self._files.headers.items():
-            if match := _NAME.search(name):
-                found[int(match[1]), match[2]] = name, None
-            elif match := _FUSED.search(name):
-                for matrix, rows in self._rows.of(match[2], header.shape[0]).items():
-                    found[int(match[1]), matrix] = name, rows
-            elif others:
-                match = _LAYER.search(name)
-                layer, rest = (int(match[1]), match[2]) if match else (None, name)
-                found[layer, rest.removeprefix("model.").removesuffix(".weight")] = name, None
-        return dict(sorted(found.items(), key=lambda item: in_order(item[0])))
-
-    def read(self, place: tuple[str, slice | None]) -> Tensor:
-        """The tensor, or the rows of it; the file's own pages, of which nothing is copied.
+    def read(self, place: tuple[str, Cut | None]) -> Tensor:
+        """The tensor, or a matrix within it; the file's own pages wherever they can be.
 
         A quantised one is dequantised. Raises ScalpelError with the reason where it cannot be.
         """
-        name, rows = place
+        name, cut = place
         tensor = self._files.read(name)
-        return tensor if rows is None else tensor[rows]
+        return tensor if cut is None else cut.of(tensor)
 
-    def bytes(self, *, others: bool = False) -> int:
-        """Bytes of the tensors that `matrices` names."""
-        names = {name for name, _ in self.matrices(others=others).values()}
+    def later(self, place: tuple[str, Cut | None]) -> Tensor | Added | Untouched:
+        """What the training made of W_0: the matrix, or an update that was not added to it."""
+        return self.read(place)
+
+    def bytes(self) -> int:
+        """Bytes of all weights."""
+        names = {piece.tensor for piece in self.pieces.values()}
         return sum(self._files.headers[name].bytes for name in names)
-
-    def size(self, name: str) -> int:
-        """Elements of a stored tensor, without reading it."""
-        return self._files.headers[name].elements
-
-
-class _FusedRows:
-    """Which rows of a fused projection are whose; the model's config is read when one is met."""
-
-    def __init__(self, directory: Path) -> None:
-        self._config = directory / "config.json"
-
-    def of(self, fused: str, height: int) -> dict[str, slice]:
-        """Matrix and its rows of a fused tensor of `height` rows (Phi-3's order)."""
-        if fused == "gate_up_proj":
-            return {"gate_proj": slice(0, height // 2), "up_proj": slice(height // 2, height)}
-        config = json.loads(self._config.read_bytes())
-        heads = config["num_attention_heads"]
-        shared = config.get("num_key_value_heads") or heads
-        size = height // (heads + 2 * shared)
-        q, k = heads * size, (heads + shared) * size
-        return {"q_proj": slice(0, q), "k_proj": slice(q, k), "v_proj": slice(k, height)}
-
-
-def in_order(place: Place) -> tuple[bool, int, int, str]:
-    """Sorts by layer, then as data flows through it; what is outside of the layers comes last."""
-    layer, matrix = place
-    known = MATRICES.index(matrix) if matrix in MATRICES else len(MATRICES)
-    return layer is None, layer or 0, known, matrix
 
 
 def weight_rows(
@@ -117,14 +80,13 @@ def weight_rows(
     *,
     pairs: Sequence[tuple[int, int]] = (),
     wanted: Callable[[int, str], bool] = lambda index, group: True,
-    others: bool = False,
     progress: Progress | None = None,
     device: str = "cpu",
 ) -> Iterator[tuple[int | tuple[int, int], dict[str, Any]]]:
     """Index of the checkpoint, or of both of a pair, and one row, for each metric and matrix.
 
-    Each tensor of the base is read once for all checkpoints. What cannot be compared is a row that
-    says why.
+    Each matrix of the base is read once for all checkpoints. What cannot be compared is a row that
+    says why. A row has its layer, matrix and part, and in `n` the number of elements.
 
     Args:
         base: the base's files.
@@ -132,25 +94,28 @@ def weight_rows(
         metrics: of the groups in `matrices.GROUPS`, and of `pairs`.
         pairs: indices of the checkpoints whose updates the group `pairs` compares.
         wanted: whether a group is wanted of the checkpoint of an index.
-        others: also embeddings, norms, heads and biases.
         progress: is told of every matrix.
         device: where `spectra` are computed. The other groups read each byte once, which the
             processor does faster than the bytes could travel to a GPU.
     """
     single = [one for one in metrics if one.group in GROUPS]
     paired = [one for one in metrics if one.group == "pairs"]
-    before = base.matrices(others=others)
-    after = [checkpoint.matrices(others=others) for checkpoint, _ in checkpoints]
-    elements = sum(base.size(name) for name, _ in before.values()) * len(checkpoints)
+    opened = [checkpoint for checkpoint, _ in checkpoints]
+    elements = sum(piece.elements for piece in base.pieces.values()) * len(checkpoints)
     measures = MatrixMetrics(single, elements, device)
-    for place in sorted({*before, *(key for names in after for key in names)}, key=in_order):
-        where: dict[str, Any] = {"layer": place[0], "matrix": place[1], "n": 1}
-        w0, unread = _read(base, before, place)
-        states = [
-            _read(one, names, place) for (one, _), names in zip(checkpoints, after, strict=True)
-        ]
-        read = {index: wt for index, (wt, _) in enumerate(states) if wt is not None}
-        like = {at: wt for at, wt in read.items() if w0 is not None and w0.shape == wt.shape}
+    every = {place: piece for one in (*opened, base) for place, piece in one.pieces.items()}
+    for place in sorted(every, key=in_order):
+        piece = every[place]
+        where: dict[str, Any] = {
+            "layer": place[0],
+            "matrix": place[1],
+            "part": piece.part,
+            "n": piece.elements,
+        }
+        w0, unread = _state(base, place, base.read)
+        states = [_state(one, place, one.later) for one in opened]
+        w0, read = _aligned(w0, {at: wt for at, (wt, _) in enumerate(states) if wt is not None})
+        like = {at: wt for at, wt in read.items() if w0 is not None and _is_like(w0, wt)}
         problems = {
             index: ("not supported", reason)
             if (reason := unread or states[index][1])
@@ -172,7 +137,7 @@ def weight_rows(
             for row in found[index]:
                 yield index, {**where, **dtype, **row}
             if progress is not None and index in read:
-                progress(read[index].numel() * read[index].element_size())
+                progress(read[index].nbytes)
         for pair in pairs:
             odd = next((problems[index] for index in pair if index in problems), None)
             if odd is not None or w0 is None:
@@ -184,25 +149,56 @@ def weight_rows(
                 yield pair, {**where, **dtype, **row}
 
 
-def _read(
-    stored: StoredWeights, names: dict[Place, tuple[str, slice | None]], place: Place
-) -> tuple[Tensor | None, str]:
-    """The tensor, None where there is none or it cannot be dequantised, and then the reason."""
+def _state(
+    weights: StoredWeights, place: Place, read: Callable[[tuple[str, Cut | None]], Any]
+) -> tuple[Any, str]:
+    """What is at a place, and why it cannot be read; both empty where nothing is there.
+
+    A head that is tied to the input embeddings is these.
+    """
+    piece = weights.pieces.get(place) or weights.tied.get(place)
+    if piece is None:
+        return None, ""
     try:
-        return (stored.read(names[place]) if place in names else None), ""
+        return read((piece.tensor, piece.cut)), ""
     except ScalpelError as error:
         return None, str(error)
+
+
+def _aligned(
+    w0: Tensor | None, read: Mapping[int, Tensor | Added | Untouched]
+) -> tuple[Tensor | None, Mapping[int, Tensor | Added | Untouched]]:
+    """All of them the other way round where all are stored (in, out): no metric asks for the way,
+    and elements are then read in the order in which they lie in the file."""
+    if w0 is None or w0.ndim != 2 or w0.is_contiguous():
+        return w0, read
+    stored = {at: one for at, one in read.items() if isinstance(one, Tensor)}
+    same = all(one.ndim == 2 and one.stride() == w0.stride() for one in stored.values())
+    if same and len(stored) == len(read):
+        return w0.T, {at: one.T for at, one in stored.items()}
+    return w0, read
 
 
 def _named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def _is_like(w0: Tensor, wt: Tensor | Added | Untouched) -> bool:
+    """Whether the two can be compared; of a base's codes only the update itself is known."""
+    return w0.shape == wt.shape or (isinstance(wt, Added) and wt.alone)
+
+
 def _problem(
-    w0: Tensor | None, wt: Tensor | None, base: StoredWeights, checkpoint: StoredWeights
+    w0: Tensor | None,
+    wt: Tensor | Added | Untouched | None,
+    base: StoredWeights,
+    checkpoint: StoredWeights,
 ) -> tuple[str, str]:
     """Status and reason of two tensors that cannot be compared."""
     if w0 is None or wt is None:
         lacking = base if w0 is None else checkpoint
         return "missing", f"{lacking.directory} has no such tensor"
-    return "shape mismatch", f"shape {tuple(wt.shape)} against the base's {tuple(w0.shape)}"
+    reason = f"shape {tuple(wt.shape)} against the base's {tuple(w0.shape)}"
+    if w0.ndim == wt.ndim == 2 and w0.shape[1] == wt.shape[1] and wt.shape[0] > w0.shape[0]:
+        reason += f": it grew from {w0.shape[0]} to {wt.shape[0]} rows"
+    return "shape mismatch", reason

@@ -117,12 +117,14 @@ def _as_trained(base: Subject, run: Run, checkpoints: list[Checkpoint], into: Pa
     for one in checkpoints:
         try:
             with opened(one, run) as subject:
-                template, eos = stored_template(subject.directory), stored_eos(subject.directory)
+                whole = subject.whole()
+                template, eos = stored_template(whole), stored_eos(whole)
         except ScalpelError:
             continue  # it will be a gap
-        other = template if template != stored_template(base.directory) else None
-        end = eos if eos != stored_eos(base.directory) else None
-        return replace(base, directory=with_chat(base.directory, into, other, end))
+        of_base = base.whole()
+        other = template if template != stored_template(of_base) else None
+        end = eos if eos != stored_eos(of_base) else None
+        return replace(base, directory=with_chat(of_base, into, other, end), adapted=None)
     return base
 
 
@@ -191,7 +193,7 @@ def _settings(suite: Suite, plan: Plan, engine: str) -> dict[str, Any]:
         **suite.model_dump(mode="json"),
         "system_prompt": plan.system_prompt,
         "template_date": plan.template_date.isoformat(),
-        "chat_template": text_digest(stored_template(plan.base.directory) or ""),
+        "chat_template": text_digest(stored_template(plan.base.whole()) or ""),
         "engine": engine,
         "versions": versions,
         "models": [subject.model_id for subject in plan.subjects],

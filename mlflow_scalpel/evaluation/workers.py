@@ -49,7 +49,7 @@ class Measurer:
         recipe = order.recipe
         self._order = order
         self._evaluator = Evaluator(
-            order.plan.base.directory,
+            order.plan.base.whole(),
             order.suite,
             system_prompt=order.plan.system_prompt,
             template_date=order.plan.template_date,
@@ -82,7 +82,7 @@ class Measurer:
         from mlflow_scalpel.evaluation.results import Result, now
 
         recipe = self._order.recipe
-        self._evaluator.load_weights(subject.directory)
+        self._evaluator.load_weights(subject.whole())
         # With the base's seed an unchanged checkpoint would give the base's own samples.
         step = subject.step or 0
         found = self._evaluator.run(seed=recipe.seed + step, title=f"step {step}")

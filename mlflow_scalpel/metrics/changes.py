@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mlflow_scalpel.metrics.bits import ZERO, as_bits, classes, differ, exponents, ulps
+from mlflow_scalpel.tensors.updates import Added
 
 BLOCK = 1 << 26  # elements that one call of the compiled count is given
 SLICE = 1 << 16  # elements counted at once, so that what is made of them fits the cache
@@ -130,6 +131,23 @@ def count_changes(base: Tensor, checkpoint: Tensor, rows: RowCounts | None = Non
     for at in range(0, before.numel(), BLOCK):
         counts.add_block(before[at : at + BLOCK], after[at : at + BLOCK], fast)
     return counts.result(before.numel())
+
+
+def count_added_changes(base: Tensor, checkpoint: Added) -> Changes:
+    """The same for an update that was never added to W_0: W_t is their sum in float64.
+
+    Args:
+        base: W_0, any shape and floating dtype.
+        checkpoint: W_t, the same shape.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    counts = _Counts()
+    for before, update in checkpoint.blocks(base):
+        after = before.double() + update
+        counts.add_block(before.reshape(-1), after.reshape(-1), None)
+    return counts.result(base.numel())
 
 
 def _edge(number: int) -> int:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mlflow_scalpel.tensors.updates import Added
+
 ROW = 4096  # elements summed in float32 before float64 takes over: an error of 1e-7 a row
 SLICE_ROWS = 32  # rows an eager slice: half a megabyte in float32, which fits the cache
 BLOCK = 1 << 23  # elements a compiled call, so that memory stays small where it has to run eagerly
@@ -35,7 +37,7 @@ class Moments:
     """Largest absolute value of an element of W_t - W_0."""
     unchanged: int
     """Elements whose stored bits are the same."""
-    unchanged_bfloat16: int
+    unchanged_bfloat16: float
     """Elements whose bits are the same after rounding both to bfloat16."""
 
 
@@ -109,6 +111,40 @@ def update_moments(base: Tensor, *checkpoints: Tensor, sums: RowSums = row_sums)
                 own = columns[2 + 4 * number : 6 + 4 * number]
                 found[at] = _moments(before, after[at], columns[:2], own)
     return [found[at] for at in range(len(after))]
+
+
+def added_moments(base: Tensor, checkpoint: Added) -> Moments:
+    """Moments of an update that was never added to W_0, summed in float64 and in blocks of rows.
+
+    W_t is W_0 plus the update in float64, and its bits are compared with W_0's there.
+
+    Args:
+        base: W_0, any shape and floating dtype.
+        checkpoint: W_t, the same shape.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    squares = update_squares = dot = largest = 0.0
+    unchanged = rounded = 0
+    for before, update in checkpoint.blocks(base):
+        if not update.numel():
+            continue
+        w0 = before.double()
+        after = w0 + update
+        squares += torch.sum(w0 * w0).item()
+        update_squares += torch.sum(update * update).item()
+        dot += torch.sum(w0 * update).item()
+        change = update.abs().max().item()
+        largest = change if change != change else max(change, largest)
+        unchanged += int((after == w0).sum())
+        rounded += _same_bits(before.reshape(-1), after.reshape(-1), torch.bfloat16)
+    return Moments(base.numel(), squares, update_squares, dot, largest, unchanged, rounded)
+
+
+def untouched_moments(numel: int) -> Moments:
+    """Moments of a matrix that is W_0 itself, which is not read: its sums stand for any other."""
+    return Moments(numel, 1.0, 0.0, 0.0, 0.0, numel, numel)
 
 
 def _calls(dtypes: Sequence[torch.dtype], *, compiled: bool) -> Iterator[list[int]]:

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from mlflow_scalpel.tensors.updates import Added
+
 CHUNK = 1 << 22  # elements of a matrix that are in float64 at once
 BLOCK = 256  # columns of the Gram matrix made at once; only its lower triangle is needed
 MEMORY = 512 << 20  # bytes that matrices side by side may take; one alone may need more
@@ -19,18 +21,23 @@ class Spectra:
 
     Args:
         w0: W_0, (R, C) of any floating dtype.
-        wt: W_t, the same shape.
+        wt: W_t, the same shape; of an update that was never added to W_0 the singular values come
+            from its factors.
         base_values: gives the singular values of W_0, which many checkpoints share.
         device: where to compute.
     """
 
     def __init__(
-        self, w0: Tensor, wt: Tensor, base_values: Callable[[], Tensor], device: str = "cpu"
+        self,
+        w0: Tensor,
+        wt: Tensor | Added,
+        base_values: Callable[[], Tensor],
+        device: str = "cpu",
     ) -> None:
         self._ways: dict[str, Callable[[], Tensor]] = {
             "base": base_values,
-            "checkpoint": lambda: singular_values(wt, device=device),
-            "update": lambda: singular_values(wt, w0, device=device),
+            "checkpoint": lambda: singular_values(_whole(w0, wt), device=device),
+            "update": lambda: _update_values(w0, wt, device),
         }
         self.known: dict[str, Tensor] = {}
         """What was asked for so far."""
@@ -57,6 +64,20 @@ class Spectra:
         if name not in self.known:
             self.known[name] = self._ways[name]()
         return self.known[name]
+
+
+def _whole(w0: Tensor, wt: Tensor | Added) -> Tensor:
+    return wt.whole(w0) if isinstance(wt, Added) else wt
+
+
+def _update_values(w0: Tensor, wt: Tensor | Added, device: str) -> Tensor:
+    """The singular values of W_t - W_0, from its factors where it has some."""
+    if not isinstance(wt, Added):
+        return singular_values(wt, w0, device=device)
+    low = wt.low_rank(w0)
+    if low is not None:
+        return low.singular_values()
+    return singular_values(wt.update(w0), device=device)
 
 
 def needed(functions: Iterable[Callable[[Spectra], object]]) -> set[str]:

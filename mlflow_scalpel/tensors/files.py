@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.documents import read_object
-from mlflow_scalpel.tensors.headers import Header, read_headers
+from mlflow_scalpel.tensors.headers import FLOATS, Header, read_headers
 from mlflow_scalpel.tensors.names import unwrapped
 
 if TYPE_CHECKING:
@@ -26,6 +26,18 @@ _SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 def is_adapter(directory: Path) -> bool:
     """Whether the directory holds a PEFT adapter (such as LoRA) and not a whole model."""
     return (directory / ADAPTER_CONFIG).is_file()
+
+
+def holds_codes(directory: Path) -> bool:
+    """Whether the weights in `directory` are quantised: matrices that are stored as codes.
+
+    Raises ScalpelError for files that cannot be read.
+    """
+    headers = TensorFiles(directory).headers
+    return any(
+        header.dtype not in FLOATS and name.endswith((".weight", ".qweight"))
+        for name, header in headers.items()
+    )
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -163,7 +175,7 @@ class TensorFiles:
 
     def _add(self, header: Header) -> None:
         name = unwrapped(header.stored_name)
-        if ".base_layer." in name:
+        if ".base_layer." in name and not is_adapter(self.directory):
             raise ScalpelError(
                 f"{header.file}: holds {header.stored_name}, of a model with a PEFT adapter that "
                 "is neither merged nor saved apart; merge it first (merge_and_unload), or save the "

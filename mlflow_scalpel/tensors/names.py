@@ -1,8 +1,14 @@
-"""Names of tensors, without what wrappers of a model put before or into them."""
+"""Names of tensors: what wrappers add to them, and which layer of the language model they name."""
 
 from __future__ import annotations
 
+import functools
 import re
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from mlflow_scalpel.tensors.families import data, pattern
 
 # torch.compile, DataParallel and DistributedDataParallel, activation checkpointing, FSDP: parts of
 # a name that say how the model was run, and nothing of what it is.
@@ -10,6 +16,8 @@ _WRAPPERS = frozenset(
     {"_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module"}
 )
 _PEFT = "base_model.model."
+# Parts of a name that only say how deep in a larger model the language model is.
+_AROUND = frozenset({"model", "language_model", "transformer"})
 
 
 def unwrapped(name: str) -> str:
@@ -20,8 +28,12 @@ def unwrapped(name: str) -> str:
 
 # Parts at the beginning of a name that say within what a language model stands: nothing, a model
 # with a head, or a model of images and texts. Versions of Transformers write them differently.
-_AROUND = frozenset({"model", "language_model", "text_model"})
-_TOWER = re.compile(r"(?:^|[._])(?:vision|visual|image|audio|speech|multi_?modal|mm|vit)(?:[._]|$)")
+_CONTAINERS = frozenset(
+    {
+        "model", "language_model", "text_model", "transformer", "base_model", "llm", "backbone",
+        "gpt_neox", "decoder", "thinker",
+    }
+)  # fmt: skip
 
 
 def canonical(name: str) -> str:
@@ -31,11 +43,101 @@ def canonical(name: str) -> str:
     `model.layers.0...` are one tensor: `layers.0.mlp.up_proj.weight`.
     """
     parts = unwrapped(name).split(".")
-    while len(parts) > 2 and parts[0] in _AROUND:
+    while len(parts) > 2 and parts[0] in _CONTAINERS:
         del parts[0]
     return ".".join(parts)
 
 
 def of_a_tower(name: str) -> bool:
     """Whether the tensor is of what sees or hears in front of a language model, by its name."""
-    return _TOWER.search(name.rpartition(".")[0]) is not None
+    return _tower(name) == "vision"
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where in a model a tensor is."""
+
+    layer: int | None
+    """Of the language model, from 0 on; None outside of its layers."""
+    path: str
+    """What follows the layer, as in `self_attn.q_proj.weight`; outside of the layers the name
+    without the parts that differ between versions of one model, as in `embed_tokens.weight`."""
+    kind: str = ""
+    """`vision` in towers of images and sound, `extra` in predictors of further tokens."""
+
+
+def located(names: Iterable[str]) -> dict[str, Location]:
+    """Where each tensor of one model is, by its name, in their order.
+
+    A model may have several stacks of layers, and one of them is the language model's. What stands
+    before it (`model.`, `model.language_model.`, `language_model.model.`, `transformer.`) is taken
+    off, so that a tensor has one location under the spellings of all versions.
+    """
+    names = list(names)
+    found = {name: match for name in names if (match := _stacked().match(name))}
+    stack = _language_stack(match["prefix"] or "" for match in found.values())
+    inside = {
+        name: (int(match["number"]), ".".join(filter(None, (match["kind"], match["rest"]))))
+        for name, match in found.items()
+        if (match["prefix"] or "") == stack
+    }
+    marks = frozenset(data()["layers"]["extra_marks"])
+    extra = {layer for layer, path in inside.values() if not marks.isdisjoint(path.split("."))}
+    around = _AROUND | set((stack or "").split("."))
+    locations = {}
+    for name in names:
+        layer, path = inside.get(name, (None, ""))
+        if layer is not None and layer not in extra:
+            locations[name] = Location(layer, path)
+        else:
+            kind = "extra" if layer is not None else _tower(name)
+            locations[name] = Location(None, _bare(name, around), kind)
+    return locations
+
+
+def counterparts(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
+    """The name in `others` of each tensor of `names`, where it is there, whatever its prefix is.
+
+    Both are the names of all tensors of one model, as two versions of its class spell them.
+    """
+    by_location = {where: name for name, where in located(others).items()}
+    found = {name: by_location.get(where) for name, where in located(names).items()}
+    return {name: other for name, other in found.items() if other is not None}
+
+
+@functools.cache
+def _stacked() -> re.Pattern[str]:
+    words = data()["layers"]
+    return re.compile(
+        rf"(?:(?P<prefix>.+?)\.)??(?:(?:{words['stacks']})|(?P<kind>{words['side_by_side']}))"
+        r"\.(?P<number>\d{1,6})\.(?P<rest>.+)$"
+    )
+
+
+def _language_stack(prefixes: Iterable[str]) -> str | None:
+    """What stands before the layers of the language model, of what stands before any layers."""
+    language = re.compile(rf"(?:{data()['layers']['language']})$")
+    counts = Counter(prefixes)
+
+    def rank(prefix: str) -> tuple[bool, bool, int, str]:
+        parts = prefix.split(".")
+        beside = any(pattern("layers", "beside").match(part) for part in parts)
+        return any(language.match(part) for part in parts), not beside, counts[prefix], prefix
+
+    return max((one for one in counts if not _tower(one)), key=rank, default=None)
+
+
+def _tower(name: str) -> str:
+    parts = name.split(".")
+    for kind in ("vision", "extra"):
+        if any(pattern("layers", kind).match(part) for part in parts):
+            return kind
+    return ""
+
+
+def _bare(name: str, around: Collection[str]) -> str:
+    """The name without the parts at its beginning that stand around the language model."""
+    parts = name.replace("vision_tower.vision_model.", "vision_tower.", 1).split(".")
+    while len(parts) > 2 and parts[0] in around:
+        parts = parts[1:]
+    return ".".join(parts)

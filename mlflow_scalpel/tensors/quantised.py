@@ -105,6 +105,14 @@ class FloatTensors:
                 "copy the checkpoint again"
             ) from error
 
+    def put(self, headers: Mapping[str, Header]) -> None:
+        """Take tensors of another file in place of those of their names."""
+        self.files.headers |= headers
+        for name, header in headers.items():
+            self.headers[name] = header
+            self.reasons.pop(name, None)
+            self._reads[name] = partial(self.files.read, name)
+
     def _add(self, name: str, shape: Shape, read: Callable[[], Tensor], *parts: str) -> None:
         first = self.files.headers[parts[0]]
         size = sum(self.files.headers[part].bytes for part in parts)

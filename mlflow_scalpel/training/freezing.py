@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from mlflow_scalpel.checkpoints.selection import layer_of, select
-from mlflow_scalpel.comparison.weights import StoredWeights
+from mlflow_scalpel.checkpoints.selection import select
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.recipes.freezing import Freeze
+from mlflow_scalpel.tensors.files import TensorFiles
+from mlflow_scalpel.tensors.names import counterparts
 
 METRIC = "frozen/changed_elements"
 UNIT = "elements"
@@ -69,11 +71,12 @@ def changed_elements(base: Path, checkpoint: Path, names: list[str]) -> dict[str
     The base's tensor is first cast to the checkpoint's dtype, as it was when training loaded it.
     Raises ScalpelError where a tensor is missing or of another shape.
     """
-    before, after = StoredWeights(base), StoredWeights(checkpoint)
+    before, after = TensorFiles(base), TensorFiles(checkpoint)
+    of_base, of_checkpoint = (counterparts(names, one.headers) for one in (before, after))
     changed = {}
     for name in names:
-        wt = _read(after, name)
-        w0 = _read(before, name).to(wt.dtype)
+        wt = _read(after, name, of_checkpoint)
+        w0 = _read(before, name, of_base).to(wt.dtype)
         if w0.shape != wt.shape:
             raise ScalpelError(
                 f"{checkpoint}: the frozen tensor {name} has shape {tuple(wt.shape)}, and the "
@@ -109,17 +112,17 @@ def _frozen(model: Any, parameters: dict[str, Any], freeze: Freeze) -> set[str]:
     frozen = chosen if freeze.mode == "freeze" else set(parameters) - chosen
     at_ends = {embeddings: freeze.embeddings, head: freeze.lm_head}
     for name, state in at_ends.items():
-        assert layer_of(name) is None  # else two fields would speak of one tensor
+        assert name not in chosen  # else two fields would speak of one tensor
         frozen.discard(name)
         if state == "frozen":
             frozen.add(name)
     return frozen
 
 
-def _read(weights: StoredWeights, name: str) -> torch.Tensor:
+def _read(files: TensorFiles, name: str, stored: Mapping[str, str]) -> torch.Tensor:
     try:
-        return weights.read((name, None))
+        return files.read(stored[name])
     except (KeyError, SafetensorError) as error:
         raise ScalpelError(
-            f"{weights.directory}: lacks the frozen tensor {name}, so that it cannot be compared"
+            f"{files.directory}: lacks the frozen tensor {name}, so that it cannot be compared"
         ) from error

@@ -91,6 +91,45 @@ def test_the_dtype_is_the_bases(first_model, make_adapter, tmp_path):
     assert (directory / "tokenizer.json").is_file()  # the adapter's: this base has none
 
 
+def test_pull_merges_into_the_dtype_that_is_asked_for(first_model, make_adapter, tmp_path, capsys):
+    base = tmp_path / "half"
+    AutoModelForCausalLM.from_pretrained(first_model, dtype=torch.bfloat16).save_pretrained(base)
+    adapter = make_adapter(base)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    small = {name: one * 0.01 if "lora_B" in name else one for name, one in tensors.items()}
+    save_file(small, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    before = load_file(base / "model.safetensors")
+    ratios: dict[str, list[float]] = {"bfloat16": [], "float32": []}
+    for dtype, asked in (("bfloat16", None), ("float32", "float32")):
+        whole = pull(str(adapter), tmp_path / dtype, merge=True, dtype=asked)
+        after = load_file(whole / "model.safetensors")
+        assert {str(one.dtype) for one in after.values()} == {f"torch.{dtype}"}
+        for name, w0 in before.items():
+            factors = f"base_model.model.{name}".replace(".weight", ".lora_{}.weight")
+            if factors.format("A") not in small:
+                assert torch.equal(after[name].double(), w0.double())
+                continue
+            b, a = (small[factors.format(one)].double() for one in "BA")
+            true = w0.double() + 2.0 * b @ a
+            # Rounded once, from float32.
+            expected = true.to(after[name].dtype)
+            assert torch.allclose(after[name], expected, rtol=1e-2 if asked is None else 1e-6)
+            if asked is None:
+                assert (after[name] == expected).double().mean() > 0.999
+            stored = after[name].double() - w0.double()
+            ratios[dtype].append(float(stored.norm() / (2.0 * b @ a).norm()))
+    said = capsys.readouterr().out
+    for dtype, found in ratios.items():
+        assert f"merged in {dtype}: " in said
+        assert f"{min(found):.4g} to {max(found):.4g}" in said
+    assert max(abs(one - 1) for one in ratios["bfloat16"]) > 1e-3
+    assert "--dtype float32 keeps them" in said
+    with pytest.raises(ScalpelError, match="only merging has one"):
+        pull(str(adapter), dtype="float32")
+    with pytest.raises(ScalpelError, match="is not an adapter"):
+        pull(str(base), merge=True, dtype="float32")
+
+
 def test_resolve_gives_the_whole_model(tracking, first_model, make_adapter, tmp_path):
     adapter = make_adapter(first_model)
     expected = by_peft(first_model, adapter)
@@ -151,7 +190,7 @@ def test_bases_that_cannot_be_had(tracking, first_model, make_adapter):
         with pytest.raises(ScalpelError, match=f"its base cannot be had .*{said}"):
             resolve(str(adapter))
     path.write_text("[1]")
-    with pytest.raises(ScalpelError, match=r"adapter_config\.json: is no configuration"):
+    with pytest.raises(ScalpelError, match=r"adapter_config\.json: is not the configuration"):
         resolve(str(adapter))
 
 

@@ -112,9 +112,9 @@ def test_asking_again_costs_nothing_and_one_more_costs_one(models, texts, monkey
     read = []
     real = weights.StoredWeights.__init__
 
-    def counting(self, directory):
+    def counting(self, directory, **more):
         read.append(str(directory))
-        real(self, directory)
+        real(self, directory, **more)
 
     monkeypatch.setattr(weights.StoredWeights, "__init__", counting)
     once = mlflow_scalpel.compare(base, first, metrics=["weights", "kl"], texts=texts)
@@ -132,11 +132,16 @@ def test_asking_again_costs_nothing_and_one_more_costs_one(models, texts, monkey
     assert read[6:] == [base, first]
 
 
-def test_every_tensor_on_request(models):
+def test_every_tensor_is_a_row(models):
     base, checkpoint, _ = models
-    table = mlflow_scalpel.compare(base, checkpoint, all_tensors=True, metrics=["weights"])
+    table = mlflow_scalpel.compare(base, checkpoint, metrics=["weights"])
     norms = table[table["metric"] == "weights/relative_frobenius"]
-    assert len(norms) == len(load_file(Path(base) / "model.safetensors"))
+    stored = load_file(Path(base) / "model.safetensors")
+    assert len(norms) == len(stored)
+    assert norms["n"].sum() == sum(tensor.numel() for tensor in stored.values())
+    parts = norms.set_index("matrix")["part"].to_dict()
+    assert (parts["q_proj"], parts["up_proj"]) == ("attention", "mlp")
+    assert (parts["embed_tokens"], parts["norm"]) == ("embeddings", "norm")
     outside = set(norms[norms["layer"].isna()]["matrix"])
     assert {"embed_tokens", "norm"} <= outside
     assert "input_layernorm" in set(norms["matrix"])
@@ -156,8 +161,10 @@ def test_fused_projections_are_split(models, tmp_path):
                 joined = torch.cat([tensors.pop(name) for name in names])
                 tensors[f"model.layers.{layer}.{block}.{fused}.weight"] = joined
 
-    changed(base, fuse)
-    changed(checkpoint, fuse)
+    for directory in (base, checkpoint):
+        changed(directory, fuse)
+        config = Path(directory) / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "phi3"}))
     together = mlflow_scalpel.compare(base, checkpoint, metrics=["weights"])
     keys = ["metric", "layer", "matrix"]
     values = [table.set_index(keys)["value"].sort_index() for table in (apart, together)]
@@ -304,7 +311,7 @@ def test_the_command_on_a_directory_whose_name_tells_no_step(models, tmp_path, c
     printed = capsys.readouterr().out
     assert "sft\n" in printed
     assert "step" not in printed
-    assert len(pd.read_csv(out)) == 14
+    assert len(pd.read_csv(out)) == 21
 
 
 def test_metrics_are_listed_and_explained(capsys):

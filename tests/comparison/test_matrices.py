@@ -56,7 +56,12 @@ def test_every_matrix_has_its_rows(models):
     assert set(table["status"]) <= {"ok", "undefined", "not known"}
     assert set(table["dtype"].dropna()) == {"bfloat16"}
     plain = table[table["bin"].isna() & table["other"].isna()]
-    assert set(plain.groupby(["model_id", "metric"]).size()) == {14}
+    rows = plain.groupby(["model_id", "metric"]).size()
+    stored = load_file(Path(base) / "model.safetensors").values()
+    matrices = sum(one.ndim == 2 for one in stored)  # the others have no singular values
+    spectra = rows.index.get_level_values("metric").str.startswith("spectra/")
+    assert set(rows[spectra]) == {matrices}
+    assert set(rows[~spectra]) == {len(stored)}
     w0, wa, wb = (tensor(one, 1, "mlp.up_proj") for one in (base, first, last))
     bars = of(table, "histograms/ulp_change")
     changes = count_changes(w0, wa)
@@ -84,13 +89,13 @@ def test_one_pass_reads_the_base_once_for_all_groups(models, monkeypatch):
     real = weights.StoredWeights.read
 
     def counting(self, place):
-        read.append((self.directory.name, place[0]))
+        read.append((self.directory.name, place))
         return real(self, place)
 
     monkeypatch.setattr(weights.StoredWeights, "read", counting)
     base, *checkpoints = models
     mlflow_scalpel.compare(base, checkpoints, metrics=ALL, cache=False)
-    assert len(read) == len(set(read)) == 4 * 14
+    assert len(read) == len(set(read)) == 4 * len(load_file(Path(base) / "model.safetensors"))
 
 
 def test_what_is_kept_is_not_measured_again(models, monkeypatch):
@@ -159,9 +164,9 @@ def test_what_cannot_be_compared_is_a_row_that_says_why(models):
     assert set(rest["status"]) == {"ok"}
 
 
-def test_every_tensor_on_request(models):
+def test_vectors_have_no_singular_values(models):
     base, first, *_ = models
-    table = mlflow_scalpel.compare(base, first, metrics=["histograms", "spectra"], all_tensors=True)
+    table = mlflow_scalpel.compare(base, first, metrics=["histograms", "spectra"])
     assert "norm" in set(table[table["metric"] == "histograms/ulp_change"]["matrix"])
     spectra = table[table["metric"] == "spectra/stable_rank"]
     assert "embed_tokens" in set(spectra["matrix"])
@@ -215,12 +220,14 @@ def test_other_stacks_of_layers_are_not_the_language_models(models):
         save_file(nested, file, metadata={"format": "pt"})
     found = mlflow_scalpel.compare(base, first, metrics=["weights/update_rms"])
     keys = ["layer", "matrix", "value"]
-    pd.testing.assert_frame_equal(table[keys], found[keys], check_exact=True)
-    every = mlflow_scalpel.compare(base, first, metrics=["weights/update_rms"], all_tensors=True)
-    outside = set(every[every["layer"].isna()]["matrix"])
-    assert {"vision_tower.encoder.layers.0.self_attn.q_proj", "mtp.layers.0.self_attn.q_proj"} <= (
-        outside
-    )
+    towers = found["matrix"].str.startswith(("vision_tower", "mtp"))
+    own = found[~towers].reset_index(drop=True)
+    pd.testing.assert_frame_equal(table[keys], own[keys], check_exact=True)
+    assert found[towers].set_index("matrix")["part"].to_dict() == {
+        "vision_tower.encoder.layers.0.self_attn.q_proj": "vision",
+        "mtp.layers.0.self_attn.q_proj": "other",
+    }
+    assert found[towers]["layer"].isna().all()
 
 
 def test_experts_are_matrices_of_their_layer(models):
@@ -235,13 +242,14 @@ def test_experts_are_matrices_of_their_layer(models):
         tensors["model.layers.0.block_sparse_moe.experts.1.w2.weight"] = w.clone()
         save_file(tensors, file, metadata={"format": "pt"})
     table = mlflow_scalpel.compare(base, first, metrics=["weights/update_rms"])
-    assert set(table[table["layer"] == 0]["matrix"]) - {*weights.MATRICES} == {
+    experts = table[table["part"] == "experts"]
+    assert set(experts["matrix"]) == {
         "experts.0.up_proj",
         "experts.11.up_proj",
-        "experts.1.w2",
+        "experts.1.down_proj",  # w2 in the file
         "shared_expert.up_proj",
     }
-    assert (table["value"] > 0).all()
+    assert (experts["value"] > 0).all()
 
 
 def test_codes_and_eight_bit_floats_are_rows_that_say_so(models):

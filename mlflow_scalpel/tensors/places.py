@@ -1,0 +1,149 @@
+"""Every tensor of a model as rows of a table name it: layer, matrix, part, and how it is cut."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow_scalpel.tensors.cuts import Cut, Family, Shape
+from mlflow_scalpel.tensors.families import part_rules, pattern
+from mlflow_scalpel.tensors.headers import BITS, FLOATS, Header
+from mlflow_scalpel.tensors.names import Location, located
+from mlflow_scalpel.tensors.parts import CLASSICAL
+
+Place = tuple[int | None, str]
+"""Layer, null for a tensor outside of the layers, and matrix as in `q_proj`."""
+
+# The seven classical matrices, and what several of them are where they are one and are not cut.
+_ATTENTION = (
+    *CLASSICAL[:4], "qkv_proj", "query_key_value", "c_attn", "Wqkv", "wqkv", "W_pack"
+)  # fmt: skip
+_MLP = (*CLASSICAL[4:], "gate_up_proj")
+# Parts of a path that say nothing where a layer has one of them, and what they hold.
+_BLOCKS = {
+    **dict.fromkeys(("self_attn", "self_attention", "attn", "attention"), _ATTENTION),
+    **dict.fromkeys(("linear_attn", "qkv_proj", "norm_attn_norm"), _ATTENTION),
+    **dict.fromkeys(("mlp", "feed_forward", "ffn", "mlp_block", "block_sparse_moe", "moe"), _MLP),
+    **dict.fromkeys(("mixer", "temporal_block"), (*_ATTENTION, *_MLP)),
+}
+_EXPERT = re.compile(r"(?:^|\.)(experts\.\d+|shared_experts?)\.(\w+)$")
+# Mixtral's names, which many take over.
+_OLD = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+# Whole numbers that no quantised weight is stored in: positions, counts, masks.
+_INTEGERS = ("I64", "U64", "I16", "U16", "BOOL")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor, or a matrix within it."""
+
+    tensor: str
+    cut: Cut | None
+    part: str
+    """One of `parts.PARTS`."""
+    shape: Shape
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+def places(headers: Mapping[str, Header], config: Mapping[str, Any]) -> dict[Place, Piece]:
+    """Every weight of a model by its place, sorted by `in_order`.
+
+    Each element of a floating-point tensor is in one piece and no more, but for buffers that are
+    computed from the configuration (`inv_freq`). Whole numbers that are no codes of quantised
+    weights are left out.
+
+    Args:
+        headers: of all tensors, by name.
+        config: what the model's config.json holds.
+    """
+    family = Family(config)
+    shortest: dict[Place, list[tuple[Place, Piece]]] = {}
+    for name, where in located(headers).items():
+        header = headers[name]
+        if not is_weight(where.path, header):
+            continue
+        for path, cut in _cut(where, header, family):
+            shape = header.shape if cut is None else cut.shape(header.shape)
+            piece = Piece(name, cut, _part(where, path, shape), shape)
+            short = where.layer, _short(path) if where.layer is not None else path
+            shortest.setdefault(short, []).append(((where.layer, path), piece))
+    found = {short: pieces[0][1] for short, pieces in shortest.items() if len(pieces) == 1}
+    for pieces in shortest.values():
+        if len(pieces) == 1:
+            continue
+        # Two of one name keep their paths; where even these are one, the names in the file.
+        distinct = len({long for long, _ in pieces}) == len(pieces)
+        for (layer, path), piece in pieces:
+            matrix = path if distinct or piece.cut else piece.tensor
+            while (layer, matrix) in found:
+                matrix = f"{matrix} of {piece.tensor}"
+            found[layer, matrix] = piece
+    return dict(sorted(found.items(), key=lambda item: in_order(item[0])))
+
+
+def is_weight(path: str, header: Header) -> bool:
+    """Whether a tensor is a weight, and no buffer, position or count."""
+    if header.dtype in _INTEGERS:
+        return False
+    if header.dtype not in FLOATS:
+        return header.dtype in BITS
+    if pattern("buffers", "computed").search(path):
+        return False
+    return not (len(header.shape) == 4 and pattern("buffers", "mask").search(path))
+
+
+def in_order(place: Place) -> tuple[bool, int, int, str]:
+    """Sorts by layer, then as data flows through it; what is outside of the layers comes last."""
+    layer, matrix = place
+    known = CLASSICAL.index(matrix) if matrix in CLASSICAL else len(CLASSICAL)
+    return layer is None, layer or 0, known, matrix
+
+
+def _cut(where: Location, header: Header, family: Family) -> Iterator[tuple[str, Cut | None]]:
+    """The path of each matrix that a tensor holds, without `.weight`, and how to get it."""
+    path = where.path.removesuffix(".weight")
+    cuts: Mapping[str, Cut] = {}
+    if where.layer is not None and header.dtype in FLOATS:
+        cuts = family.cuts(path, header.shape)
+    yield from cuts.items() if cuts else [(path, None)]
+
+
+def _short(path: str) -> str:
+    """`self_attn.q_proj` as `q_proj`, `mlp.experts.3.w1` as `experts.3.gate_proj`.
+
+    A name that a layer may have twice stays a path: `self_attn.gate_proj`, `cross_attn.q_proj`.
+    """
+    if match := _EXPERT.search(path):
+        before, last = path[: match.start()], match[2]
+        if match[1].startswith("experts"):
+            last = _OLD.get(last, last)
+        if last in _MLP and "." not in before:
+            return f"{match[1]}.{last}"
+        return path
+    *modules, last = path.removesuffix(".linear").split(".")
+    if last in (*_ATTENTION, *_MLP) and all(last in _BLOCKS.get(module, ()) for module in modules):
+        return last
+    return path
+
+
+def _part(where: Location, path: str, shape: Shape) -> str:
+    if where.kind:
+        return "vision" if where.kind == "vision" else "other"
+    vector = sum(size > 1 for size in shape) < 2
+    for rule in part_rules():
+        if (rule.vectors and not vector) or (rule.matrices and vector):
+            continue
+        if rule.outside and where.layer is not None:
+            continue
+        if rule.name.search(path):
+            return rule.part
+    return "other"
