@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,13 +25,20 @@ from mlflow_scalpel.checkpoints.weights import load_weights
 from mlflow_scalpel.comparison.probes import Probe, ProbeText, other_tokenizer
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import Metric
-from mlflow_scalpel.tensors.quantised import FloatTensors
+from mlflow_scalpel.tensors.files import TensorFiles
 
 BATCH_TOKENS = 4096  # tokens a forward pass, padding included
 PADDING = 0.1  # share of a batch that may be padding: longer texts cost more than another call
 CHECKED = 16  # tokens on which it is seen how a model makes its logits
 KEPT_IN_MEMORY = 256 << 20  # bytes of the base's states; more of them wait on disk
 
+# Fields of a config that scale logits, and whether they are divided by it; and that cap them.
+_SCALES = (
+    *(("logit_scale", False), ("logits_scaling", True), ("logits_scaling", False)),
+    *(("lm_head_multiplier", False), ("output_multiplier", False)),
+)
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", "softcap")
+_NONE = ("", False)
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 
 Progress = Callable[[int], object]
@@ -50,7 +58,7 @@ class Head:
     bias: Tensor | None = None
     """(V,), or None."""
     scale: float = 1.0
-    """Cohere's logit_scale, or one divided by Granite's logits_scaling."""
+    """Such as Cohere's logit_scale, or one divided by Granite's logits_scaling."""
     cap: float | None = None
     """Gemma's final_logit_softcapping c: logits become c tanh(logits / c)."""
 
@@ -88,7 +96,7 @@ class OneModel:
         self._config = read_config(base)
         self._now: Path | None = None
         self.model: Any = None
-        self._heeded = True, True  # scale and cap of the config
+        self._heeded: tuple[tuple[str, bool], str] = _NONE, ""  # what `check_head` finds
         self._open(base, copy.deepcopy(self._config))
 
     def swap(self, checkpoint: Path) -> None:
@@ -109,7 +117,7 @@ class OneModel:
             except ScalpelError:
                 if same_model(config, self._config):
                     raise
-        self._open(checkpoint, config, FloatTensors(self.base).headers)
+        self._open(checkpoint, config, TensorFiles(self.base).headers)
 
     def swap_to_base(self) -> None:
         """Make it the base."""
@@ -198,21 +206,20 @@ class OneModel:
         output = self.model.get_output_embeddings()
         bias = getattr(output, "bias", None)
         config = self.model.config.get_text_config()
-        scale = float(getattr(config, "logit_scale", None) or 1.0)
-        scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-        cap = getattr(config, "final_logit_softcapping", None)
-        scaled, capped = self._heeded
+        (scale, divides), cap = self._heeded
+        factor = float(getattr(config, scale, None) or 1.0)
         return Head(
             output.weight.detach().to(dtype),
             None if bias is None else bias.detach().to(dtype),
-            scale if scaled else 1.0,
-            cap if capped else None,
+            1.0 / factor if divides else factor,
+            getattr(config, cap, None),
         )
 
     @torch.inference_mode()
     def check_head(self, item: ProbeText) -> None:
-        """See whether the model heeds the scale and the cap that its config names: not all do.
+        """See which scale and cap of those that its config names the model heeds.
 
+        Families give them other names, multiply or divide, and some have one that they do not heed.
         Raises UnsupportedModel where it makes its logits in yet another way than `head` does.
         """
         few = ProbeText(item.ids[:CHECKED], slice(0))
@@ -221,8 +228,11 @@ class OneModel:
         if not torch.isfinite(logits).all():
             return  # the rows say it
         hidden = self.hidden((few,))[0]
+        config = self.model.config.get_text_config()
+        scales = [one for one in _SCALES if getattr(config, one[0], None)]
+        caps = [one for one in _CAPS if getattr(config, one, None)]
         errors = {}
-        for self._heeded in ((True, True), (True, False), (False, True), (False, False)):
+        for self._heeded in itertools.product([*scales, _NONE], [*caps, ""]):
             errors[self._heeded] = float((logits - self.head().logits(hidden)).abs().max())
         self._heeded = min(errors, key=errors.__getitem__)  # the first, where several agree
         tolerance = 1e-3 if self.dtype == "float32" else 0.1
