@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -95,6 +95,7 @@ class OneModel:
         self.device = device
         self._config = read_config(base)
         self._now: Path | None = None
+        self._padded: bool | None = None
         self.model: Any = None
         self._heeded: tuple[tuple[str, bool], str] = _NONE, ""  # what `check_head` finds
         self._open(base, copy.deepcopy(self._config))
@@ -185,7 +186,11 @@ class OneModel:
     def hidden(self, items: Sequence[ProbeText], progress: Progress | None = None) -> list[Tensor]:
         """Final hidden states of each text, (T, H) float32, after the last norm."""
         states: list[Tensor] = [torch.empty(0)] * len(items)
-        for batch in batches([len(item.ids) for item in items]):
+        lengths = [len(item.ids) for item in items]
+        together: Iterable[list[int]] = batches(lengths)
+        if len(set(lengths)) > 1 and not self._ignores_padding(items[0]):
+            together = [[index] for index in range(len(items))]
+        for batch in together:
             longest = len(items[batch[0]].ids)
             ids = torch.zeros(len(batch), longest, dtype=torch.long)  # (B, T)
             mask = torch.zeros_like(ids)
@@ -193,13 +198,27 @@ class OneModel:
                 text = items[index].ids
                 ids[row, : len(text)] = torch.tensor(text)
                 mask[row, : len(text)] = 1
-            # A causal model ignores padding on the right.
             out = self.states(ids, None if bool(mask.all()) else mask)  # (B, T, H)
             for row, index in enumerate(batch):
                 states[index] = out[row, : len(items[index].ids)].float().clone()
             if progress is not None:
                 progress(len(batch))
         return states
+
+    def _ignores_padding(self, item: ProbeText) -> bool:
+        """Whether padding on the right changes nothing before it, as in nearly all causal models.
+
+        CPM-Ant, for one, counts positions from the end.
+        """
+        if self._padded is None:
+            few = torch.tensor([item.ids[:CHECKED]])  # (1, T)
+            zeros = torch.zeros_like(few)
+            mask = torch.cat([torch.ones_like(few), zeros], 1)
+            alone = self.states(few).float()
+            padded = self.states(torch.cat([few, zeros], 1), mask)[:, : few.shape[1]].float()
+            limit = (1e-3 if self.dtype == "float32" else 0.1) * float(alone.abs().max())
+            self._padded = not float((alone - padded).abs().max()) > limit  # NaN: rows say it
+        return self._padded
 
     def head(self, dtype: torch.dtype = torch.float32) -> Head:
         """How its logits are made; the tensors are its own where they are of that dtype."""

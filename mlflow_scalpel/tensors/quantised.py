@@ -344,10 +344,11 @@ class FloatTensors:
         return parts
 
     def _looks_quantised(self, header: Header) -> bool:
-        """Integers of which a model's weights could be made: matrices, of a quantised model."""
-        return bool(self._config) and (
-            len(header.shape) >= 2 or header.stored_name.endswith(("weight", "qweight"))
-        )
+        """Integers of which weights are made: those called so, and matrices of a quantised model."""
+        if header.dtype not in ("I8", "U8", "I16", "U16", "I32", "U32"):
+            return False
+        named = header.stored_name.endswith("weight")
+        return named or (bool(self._config) and len(header.shape) >= 2)
 
     def _not_known(self, header: Header) -> str:
         kind = self.method or "a quantisation that config.json does not name"
