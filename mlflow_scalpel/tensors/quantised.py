@@ -344,7 +344,7 @@ class FloatTensors:
         return parts
 
     def _looks_quantised(self, header: Header) -> bool:
-        """Integers of which weights are made: those called so, and matrices of a quantised model."""
+        """Integers that are weights: those called so, and matrices of a quantised model."""
         if header.dtype not in ("I8", "U8", "I16", "U16", "I32", "U32"):
             return False
         named = header.stored_name.endswith("weight")
