@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from mlflow_scalpel.checkpoints.selection import select
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.recipes.freezing import Freeze
-from mlflow_scalpel.tensors.files import TensorFiles
 from mlflow_scalpel.tensors.names import counterparts
+from mlflow_scalpel.tensors.quantised import FloatTensors
 
 METRIC = "frozen/changed_elements"
 UNIT = "elements"
@@ -71,7 +71,7 @@ def changed_elements(base: Path, checkpoint: Path, names: list[str]) -> dict[str
     The base's tensor is first cast to the checkpoint's dtype, as it was when training loaded it.
     Raises ScalpelError where a tensor is missing or of another shape.
     """
-    before, after = TensorFiles(base), TensorFiles(checkpoint)
+    before, after = FloatTensors(base), FloatTensors(checkpoint)
     of_base, of_checkpoint = (counterparts(names, one.headers) for one in (before, after))
     changed = {}
     for name in names:
@@ -119,7 +119,7 @@ def _frozen(model: Any, parameters: dict[str, Any], freeze: Freeze) -> set[str]:
     return frozen
 
 
-def _read(files: TensorFiles, name: str, stored: Mapping[str, str]) -> torch.Tensor:
+def _read(files: FloatTensors, name: str, stored: Mapping[str, str]) -> torch.Tensor:
     try:
         return files.read(stored[name])
     except (KeyError, SafetensorError) as error:
