@@ -22,6 +22,7 @@ from mlflow.utils.proto_json_utils import parse_dict
 from werkzeug.test import Client, EnvironBuilder, TestResponse
 
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.server.caching import Cache
 from mlflow_scalpel.server.sources import RUNS_A_PAGE, last_changed, not_readable, paged
 
 API = "/api/2.0/mlflow"
@@ -166,12 +167,17 @@ def check_passwords_once(store: Any) -> None:
     """Have MLflow's store of users check a password once for all that a page asks within.
 
     It takes a tenth of a second on purpose, and each question asks for it several times; only the
-    request for the page came from outside.
+    request for the page came from outside. Requests that wait for the check of one password at the
+    same time share it; nothing is kept.
     """
     check: Callable[..., bool] = store.authenticate_user
+    under_way: Cache[bool] = Cache(0, lambda _: 1)
 
     def authenticate_user(username: str, password: str, **options: Any) -> bool:
-        return _checked.get() == (username, password) or check(username, password, **options)
+        if _checked.get() == (username, password):
+            return True
+        key = (username, password, *sorted(options.items()))
+        return under_way.get(key, lambda: check(username, password, **options))
 
     store.authenticate_user = authenticate_user
 
