@@ -28,7 +28,8 @@ from mlflow.utils.mlflow_tags import (
 )
 
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.stage import NESTED, interrupt_is_heard
+from mlflow_scalpel.interrupts import interrupt_is_heard
+from mlflow_scalpel.stage import NESTED
 from mlflow_scalpel.takeup import FAILURE_TAG, STAGE_TAG, left_to_take_up
 
 

@@ -14,26 +14,21 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import ctypes
 import errno
-import math
 import os
-import signal
 import subprocess
 import sys
-import threading
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from mlflow_scalpel.credentials import guard_output, move_to_environment, without_credentials
 from mlflow_scalpel.errors import RecipeError, ScalpelError
+from mlflow_scalpel.interrupts import end_with_parent, ignore_signals, stop_on_signals
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 from mlflow_scalpel.recipes import load_recipe
 from mlflow_scalpel.recipes.settings import dump
@@ -51,8 +46,6 @@ _OUTPUT = "SCALPEL_OUTPUT"  # tells every process of one stage the same output d
 _ABOVE = "SCALPEL_ABOVE"  # and which process is `mlflow run`, where it began the stage
 _TAG_LIMIT = 5000  # characters; MLflow's stores refuse tags above 8000
 _MOMENT = 30.0  # seconds that an interrupted process goes on sending
-_ONE_INTERRUPT = 2.0  # seconds within which two signals are one interrupt
-_LOST = 10.0  # seconds after which an interrupt that nobody has heard is raised again
 _LOST_PEER = "by peer"  # closed or reset, as gloo says
 _NO_SPACE = os.strerror(errno.ENOSPC)
 _TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h
@@ -68,18 +61,6 @@ class OpenStage:
     """Directory of this run's working files, under `outputs/`."""
     resumed: bool = False
     """Whether the run was begun by an earlier process, which was killed."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM arrived."""
-
-
-_heard = threading.Event()
-
-
-def interrupt_is_heard() -> None:
-    """Say that the interrupt has been caught, so that nothing cuts off what is done about it."""
-    _heard.set()
 
 
 @contextmanager
@@ -118,7 +99,7 @@ def open_stage(
         _fail_waiting_run(str(error))
         sys.exit(2)
 
-    _stop_on_signals()
+    stop_on_signals()
     import mlflow
 
     is_main_process = int(os.environ.get("RANK", "0")) == 0
@@ -149,7 +130,7 @@ def _ending_at_once() -> Iterator[None]:
         yield
     finally:
         error = sys.exception()
-        _ignore_signals()  # of a launcher that ends the others
+        ignore_signals()  # of a launcher that ends the others
         code: Any = error.code if isinstance(error, SystemExit) else 0 if error is None else 1
         # What stops all of them is said by the main process, and a lost peer by that one.
         said = isinstance(error, SystemExit | KeyboardInterrupt | ScalpelError | None)
@@ -202,7 +183,7 @@ def _settled_run(mlflow: Any, name: str, tags: dict[str, str]) -> Iterator[tuple
         yield run_id, output
         close_couriers()
     except KeyboardInterrupt:
-        _ignore_signals()  # a second Ctrl-C must not cut off the note that there was a first
+        ignore_signals()  # a second Ctrl-C must not cut off the note that there was a first
         _leave_rest_in_spool()
         _end(mlflow, run_id, output, "KILLED", "interrupted (SIGINT or SIGTERM)")
         if _ABOVE in os.environ and NESTED not in os.environ:
@@ -358,44 +339,3 @@ def _stay_killed(run_id: str, above: str) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-
-
-def _stop_on_signals() -> None:
-    last = -math.inf
-    _heard.clear()
-
-    def insist() -> None:
-        # What a signal raises is lost where it hits a callback or a destructor of some library.
-        while not _heard.wait(1.0):
-            if _LOST < time.monotonic() - last < math.inf:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal last
-        now = time.monotonic()
-        # Ctrl-C reaches every process of the terminal, and the experiment's then stops its stages:
-        # two signals but one interrupt, and the second must not cut off the handling of the first.
-        if now - last >= _ONE_INTERRUPT:
-            last = now
-            raise Interrupted(f"signal {signal.Signals(number).name}")
-
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
-    threading.Thread(target=insist, name="scalpel-interrupt", daemon=True).start()
-    if "MLFLOW_RUN_ID" in os.environ:
-        # A SIGTERM that ends only the `mlflow run` above would leave this process at work on a run
-        # that nobody waits for.
-        end_with_parent()
-
-
-def end_with_parent() -> None:
-    """Have the kernel send this process SIGTERM when its parent dies, however it dies (Linux)."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
-def _ignore_signals() -> None:
-    interrupt_is_heard()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

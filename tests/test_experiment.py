@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_PROJECT_ENTRY_POINT
 
 from mlflow_scalpel.experiment import Experiment
-from mlflow_scalpel.stage import FAILURE_TAG
+from mlflow_scalpel.takeup import FAILURE_TAG
 
 STAGE = "import os, sys; print(os.environ['MLFLOW_RUN_ID'], *sys.argv[1:])"
 

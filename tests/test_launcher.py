@@ -11,7 +11,8 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_scalpel.stage import FAILURE_TAG, launch_options
+from mlflow_scalpel.stage import launch_options
+from mlflow_scalpel.takeup import FAILURE_TAG
 
 SCRIPT = """
 import os, sys, time

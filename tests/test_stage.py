@@ -14,7 +14,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_scalpel.stage import FAILURE_TAG
+from mlflow_scalpel.takeup import FAILURE_TAG
 
 RECIPE = "stage: compare\nruns: [a, b]\n"
 SCRIPT = """

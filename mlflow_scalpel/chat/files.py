@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_scalpel.chat.dates import DEFAULT_DATE, dated
+from mlflow_scalpel.chat.trial import check_bounded
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.remote_code import refused
 
@@ -40,6 +41,7 @@ def load_tokenizer(directory: str | Path, date: datetime.date = DEFAULT_DATE, **
 
     with refused(directory):
         tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, **how)
+    check_bounded(tokenizer, f"the chat template of {directory}")
     tokenizer.get_chat_template = partial(_dated_template, tokenizer, date)
     return tokenizer
 

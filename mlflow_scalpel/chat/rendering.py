@@ -8,6 +8,7 @@ from typing import Any
 
 import jinja2
 
+from mlflow_scalpel.chat.trial import check_bounded, check_bounded_with
 from mlflow_scalpel.errors import ScalpelError
 
 Messages = list[dict[str, Any]]
@@ -60,6 +61,7 @@ def render(
             f"{what}: the tokenizer has no chat template, so nobody can say how a problem is put "
             f"to the model; take a model that was tuned to chat, or {OWN_TEMPLATE}"
         )
+    check_bounded(tokenizer, what)
     try:
         text = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=not answer
@@ -79,16 +81,10 @@ def render_answered(
     found: list[Rendered] = []
     for start in range(0, len(conversations), _BATCH):
         batch = conversations[start : start + _BATCH]
+        answered = [[*turns, {"role": "assistant", "content": answer}] for turns, answer in batch]
+        check_bounded_with(tokenizer, answered, what)
         prompts = [render(tokenizer, turns, what=what) for turns, _ in batch]
-        texts = [
-            render(
-                tokenizer,
-                [*turns, {"role": "assistant", "content": answer}],
-                answer=True,
-                what=what,
-            )
-            for turns, answer in batch
-        ]
+        texts = [render(tokenizer, turns, answer=True, what=what) for turns in answered]
         prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
         fast = bool(getattr(tokenizer, "is_fast", False))
         tokens = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=fast)

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from mlflow_scalpel.comparison.bounds import check_row
+from mlflow_scalpel.comparison.parquet import read_bounded
 from mlflow_scalpel.comparison.published import Results, Row, sha256
 from mlflow_scalpel.errors import ScalpelError
 
@@ -147,7 +148,7 @@ def _read(file: Path, *, header: bool = False) -> pd.DataFrame:
     try:
         if file.suffix == ".csv":
             return pd.read_csv(file, dtype=texts, nrows=0 if header else None)
-        table = pd.read_parquet(file)
-    except (OSError, ValueError) as error:
+        table = read_bounded(file, None)
+    except (OSError, ValueError, ScalpelError) as error:
         raise ScalpelError(f"{file}: cannot be read as a table ({error})") from error
     return table.astype({name: kind for name, kind in texts.items() if name in table.columns})

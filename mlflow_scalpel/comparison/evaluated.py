@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from mlflow_scalpel.comparison.capabilities import capability_table, has_rows
+from mlflow_scalpel.comparison.parquet import read_bounded
 from mlflow_scalpel.comparison.store import evaluations_of, get_run, stored_samples
 from mlflow_scalpel.comparison.subjects import Subject
 from mlflow_scalpel.errors import ScalpelError
@@ -81,8 +82,8 @@ def _of_run(
 
 def _read(file: Path) -> pd.DataFrame:
     try:
-        return pd.read_parquet(file)
-    except (OSError, ValueError) as error:  # pyarrow's errors are either
+        return read_bounded(file, None)
+    except (OSError, ValueError, ScalpelError) as error:  # pyarrow's errors are either
         raise ScalpelError(
             f"samples = {file}: cannot be read as Parquet ({error}); give scalpel/samples.parquet "
             f"of an evaluation run, or make one: {_EVALUATE}"

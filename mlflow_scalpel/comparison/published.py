@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from mlflow_scalpel.comparison.bounds import SCALARS, check_row, scalar_unit
+from mlflow_scalpel.comparison.parquet import read_bounded
 from mlflow_scalpel.comparison.table import COLUMNS, DTYPES
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.parts import CLASSICAL
@@ -24,6 +25,8 @@ _KEY = re.compile(r"(?P<label>.+)-step-(?P<step>\d+)")
 Row = dict[str, Any]
 
 OPTIONS = f"{', '.join(SCALARS)}, eval/in/BENCHMARK/KIND, eval/out/BENCHMARK/KIND"
+_MOST_DIGITS = 15  # of a step
+_LARGEST = 10**300  # of a whole number that is a value; a float holds no more
 
 
 @dataclass
@@ -121,8 +124,10 @@ def _read_table(file: Path, dtype: str | None) -> Iterator[tuple[str, str, Row]]
     texts = {name: "string" for name, dtype in DTYPES.items() if dtype == "string"}
     try:
         # As text, or names such as 0001 would be read as numbers.
-        table = pd.read_csv(file, dtype=texts) if file.suffix == ".csv" else pd.read_parquet(file)
-    except (OSError, ValueError) as error:
+        table = (
+            pd.read_csv(file, dtype=texts) if file.suffix == ".csv" else read_bounded(file, None)
+        )
+    except (OSError, ValueError, ScalpelError) as error:
         raise ScalpelError(f"{file}: cannot be read as a table ({error})") from error
     if unknown := [str(name) for name in table.columns if name not in COLUMNS]:
         raise ScalpelError(
@@ -135,7 +140,12 @@ def _read_table(file: Path, dtype: str | None) -> Iterator[tuple[str, str, Row]]
         if DTYPES[name] == "string":
             table[name] = table[name].astype("string")
             continue
-        numbers = pd.to_numeric(table[name], errors="coerce").astype("Float64")
+        try:
+            numbers = pd.to_numeric(table[name], errors="coerce").astype("Float64")
+        except OverflowError as error:
+            raise ScalpelError(
+                f"{file}: column {name!r} holds a whole number of hundreds of digits; correct it"
+            ) from error
         wrong = numbers.isna() & table[name].notna()
         if DTYPES[name] == "Int64":
             wrong |= numbers.notna() & (numbers % 1 != 0).fillna(True)
@@ -163,7 +173,7 @@ def _read_json(file: Path, scalar: str | None, dtype: str | None) -> Iterator[tu
     """(label, "", row) for each value of a checkpoint; ("", key, row) where the key has no step."""
     try:
         content = json.loads(file.read_bytes(), object_pairs_hook=_once)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ScalpelError(f"{file}: cannot be read as JSON ({error})") from error
     if not isinstance(content, dict) or not content:
         raise ScalpelError(f"{file}: is no JSON object of checkpoints (LABEL-step-NUMBER)")
@@ -172,6 +182,8 @@ def _read_json(file: Path, scalar: str | None, dtype: str | None) -> Iterator[tu
     for key, values in content.items():
         named = _KEY.fullmatch(key)
         label = named["label"] if named else ""
+        if named and len(named["step"]) > _MOST_DIGITS:
+            raise ScalpelError(f"{file}: {key[:80]!r}: has no step but {len(named['step'])} digits")
         place = {"step": int(named["step"])} if named else {}
         if isinstance(values, Mapping):
             rows = list(_norms(file, key, values))
@@ -210,6 +222,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_value(value: Any) -> bool:
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        return False
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 

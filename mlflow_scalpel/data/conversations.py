@@ -83,7 +83,7 @@ def _turns(value: Any) -> list[Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Unreadable("it is a text and not a list of turns") from None
     if isinstance(value, dict) and value and all(isinstance(v, list) for v in value.values()):
         lengths = {len(inner) for inner in value.values()}

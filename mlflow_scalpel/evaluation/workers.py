@@ -23,8 +23,8 @@ from mlflow_scalpel.comparison import Subject
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.record import Plan, result_file
 from mlflow_scalpel.evaluation.suite import Suite
+from mlflow_scalpel.interrupts import end_with_parent, interrupt_is_heard
 from mlflow_scalpel.recipes.measuring import EvaluateRecipe
-from mlflow_scalpel.stage import end_with_parent, interrupt_is_heard
 
 _GPUS = "CUDA_VISIBLE_DEVICES"
 

@@ -31,6 +31,9 @@ STAGES: dict[str, type[Recipe]] = {
     "compare": CompareRecipe,
 }
 
+_MOST_BYTES = 1_000_000  # of a recipe
+_LONGEST = 300  # characters of a value in a message
+
 
 def load_recipe(name: str, folder: Path, *, stage: str, settings: str = "") -> Recipe:
     """The recipe `name` (under `folder`, or a path), with `settings` applied, checked as a whole.
@@ -154,6 +157,8 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """
     if path.resolve() in seen:
         raise RecipeError(f"{path}: extends itself, by way of {seen[-1]}; remove one `extends`.")
+    if path.stat().st_size > _MOST_BYTES:
+        raise RecipeError(f"{path}: has more than {_MOST_BYTES} bytes, and is no recipe.")
     try:
         fields = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -196,7 +201,9 @@ def _set_field(fields: dict[str, Any], dotted: str, value: Any, path: Path) -> N
 def _explain(detail: Any, kind: type[BaseModel], path: Path, option: str | None) -> str:
     field = ".".join(str(part) for part in detail["loc"])
     value = detail["input"]
-    shown = "" if isinstance(value, dict) or detail["type"] == "missing" else f" = {value!r}"
+    said = repr(value)
+    said = said if len(said) <= _LONGEST else f"{said[:_LONGEST]} ..."
+    shown = "" if isinstance(value, dict) or detail["type"] == "missing" else f" = {said}"
     message = detail["msg"].removeprefix("Value error, ").rstrip(".")
     message = message[0].lower() + message[1:]
     place = f"{path}: {field}{shown}: " if field else f"{path}: "

@@ -23,10 +23,45 @@ _NUMBERS = {
 _WORDS = {*_NUMBERS, "tag:yaml.org,2002:bool", "tag:yaml.org,2002:null"}
 
 
+_MOST_NODES = 100_000  # values of a document, each alias counted as what it stands for
+_DEEPEST = 50  # lists and mappings in each other
+_MOST_DIGITS = 18  # of a whole number, as 64 bits hold it
+
+
 class Loader(yaml.SafeLoader):
     """YAML in which a key given twice is an error (the second would win in silence), `1e-5` is a
     number, and `10:50` is text, not 650 as YAML 1.1 has it.
+
+    Raises YAMLError, and nothing else, for what cannot be read: also for a document whose aliases
+    stand for more than anybody would write, that contains itself, or that is nested too deeply.
     """
+
+    def get_single_data(self) -> Any:
+        try:
+            return super().get_single_data()
+        except yaml.YAMLError:
+            raise
+        except RecursionError as error:
+            raise yaml.YAMLError("it is nested too deeply") from error
+        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+            # of a value that its explicit tag does not fit
+            raise yaml.YAMLError(f"a value is not what its tag says ({error})") from error
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            _measure(node, {})
+        return node
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > _MOST_DIGITS:
+            raise yaml.constructor.ConstructorError(
+                None,
+                None,
+                f"a number has {len(node.value)} digits; a text is quoted",
+                node.start_mark,
+            )
+        return super().construct_yaml_int(node)
 
     # PyYAML keeps, by first character, which pattern makes a plain word something else than text.
     yaml_implicit_resolvers = {
@@ -54,6 +89,31 @@ class Loader(yaml.SafeLoader):
         return node.value if math.isinf(value) and "inf" not in node.value.lower() else value
 
 
+def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """Values of a node, aliases written out, and how deep it is nested; raises YAMLError."""
+    if id(node) in known:
+        measured = known[id(node)]
+        if measured is None:
+            raise yaml.YAMLError(f"a value contains itself{node.start_mark}")
+        return measured
+    known[id(node)] = None
+    inner: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        inner = node.value
+    elif isinstance(node, yaml.MappingNode):
+        inner = [one for pair in node.value for one in pair]
+    found = [_measure(one, known) for one in inner]
+    count = 1 + sum(values for values, _ in found)
+    depth = 1 + max((deep for _, deep in found), default=0)
+    if count > _MOST_NODES:
+        raise yaml.YAMLError(f"its aliases stand for more than {_MOST_NODES} values")
+    if depth > _DEEPEST:
+        raise yaml.YAMLError(f"it is nested more than {_DEEPEST} times")
+    known[id(node)] = count, depth
+    return count, depth
+
+
+Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
 Loader.add_constructor("tag:yaml.org,2002:float", Loader.construct_yaml_float)
 for _tag, _pattern in _NUMBERS.items():
     Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list("-+.0123456789"))

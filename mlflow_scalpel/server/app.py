@@ -29,9 +29,13 @@ def create_app_with_basic_auth() -> Any:
     """
     from mlflow.server import app, auth
 
+    from mlflow_scalpel.server.inside import check_passwords_once
+
     paths = _add_pages(app)
     # Under MLFLOW_BASIC_AUTH_FAIL_CLOSED a route that is not named here is refused to all users.
-    auth.BEFORE_REQUEST_VALIDATORS.update({(path, "GET"): lambda: True for path in paths})
+    ways = ("GET", "HEAD")
+    auth.BEFORE_REQUEST_VALIDATORS.update({(p, way): lambda: True for p in paths for way in ways})
+    check_passwords_once(auth.store)
     return auth.create_app(app)
 
 

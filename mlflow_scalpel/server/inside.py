@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from flask import Flask, Request
+from flask import Flask, Request, g
 from google.protobuf.message import Message
 from mlflow.entities import Experiment, LoggedModel, Run
 from mlflow.protos import service_pb2 as api
@@ -20,6 +22,7 @@ from mlflow.utils.proto_json_utils import parse_dict
 from werkzeug.test import Client, EnvironBuilder, TestResponse
 
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.server.caching import Cache
 from mlflow_scalpel.server.sources import RUNS_A_PAGE, last_changed, not_readable, paged
 
 API = "/api/2.0/mlflow"
@@ -32,6 +35,7 @@ _NOT_PASSED_ON = {
 }
 
 Answer = TypeVar("Answer", bound=Message)
+_checked: ContextVar[tuple[str | None, str | None] | None] = ContextVar("checked", default=None)
 
 
 def static_prefix() -> str:
@@ -54,6 +58,13 @@ class Inside:
         said = [request.headers.get(name, "") for name in ("Authorization", "Cookie")]
         said += [f"{k}={v}" for k, v in self._headers if k.lower().startswith(("x-", "remote-"))]
         self.user = hashlib.sha256("\n".join(said).encode()).hexdigest()
+        own = request.authorization
+        # What MLflow's basic authentication notes once it has checked the password.
+        checked = getattr(g, "mlflow_authenticated_user", None) if own is not None else None
+        if own is not None and own.password and own.username == checked:
+            self._checked: tuple[str | None, str | None] | None = own.username, own.password
+        else:
+            self._checked = None
 
     def experiments(self) -> list[Experiment]:
         """See `Source`."""
@@ -144,10 +155,31 @@ class Inside:
             headers=self._headers,
             environ_base=self._base,
         )
+        before = _checked.set(self._checked)
         try:
             return Client(self._app, use_cookies=False).open(builder, buffered=True)
         finally:
+            _checked.reset(before)
             builder.close()
+
+
+def check_passwords_once(store: Any) -> None:
+    """Have MLflow's store of users check a password once for all that a page asks within.
+
+    It takes a tenth of a second on purpose, and each question asks for it several times; only the
+    request for the page came from outside. Requests that wait for the check of one password at the
+    same time share it; nothing is kept.
+    """
+    check: Callable[..., bool] = store.authenticate_user
+    under_way: Cache[bool] = Cache(0, lambda _: 1)
+
+    def authenticate_user(username: str, password: str, **options: Any) -> bool:
+        if _checked.get() == (username, password):
+            return True
+        key = (username, password, *sorted(options.items()))
+        return under_way.get(key, lambda: check(username, password, **options))
+
+    store.authenticate_user = authenticate_user
 
 
 def _check(response: TestResponse) -> None:

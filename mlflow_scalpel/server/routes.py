@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from flask import Blueprint, Flask, Response, request
+from flask import Blueprint, Flask, Response, redirect, request
 from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.credentials import without_credentials
@@ -60,7 +60,7 @@ def add_pages(
     tables, made = Tables(), Figures()
     paths: list[str] = []
 
-    def route(path: str, view: Callable[[], Response], name: str) -> None:
+    def route(path: str, view: Callable[[], Any], name: str) -> None:
         paths.append(f"{prefix}{ROOT}{path}")
         blueprint.add_url_rule(paths[-1], name, view, methods=["GET"])
 
@@ -86,6 +86,8 @@ def add_pages(
         runs = tables.readable(chosen, _listed(request.args.get("runs", "")))
         return _json(details(request.args.get("kind", ""), chosen, runs, request.args.to_dict()))
 
+    # Relative, as all addresses are: where a proxy has put the pages is not known.
+    route("", lambda: redirect(f"{ROOT.removeprefix('/')}/"), "without_slash")
     route("/", functools.partial(start_page, stock, workspaces), "start")
     for page in _pages():
         shown = functools.partial(view_page, page.name, stock, workspaces)

@@ -7,13 +7,12 @@ carry (`rewards/accuracy/mean`). What they count goes to the same charts as `rew
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from mlflow_scalpel.evaluation.grading import Verdict, grade_many
 
-_BLOCKS = re.compile(r"<think>\n.*?\n</think>\n<answer>\n.*?\n</answer>", re.DOTALL)
+_FIRST, _BETWEEN, _LAST = "<think>\n", "\n</think>\n<answer>\n", "\n</answer>"
 
 Messages = list[dict[str, str]]
 Reward = Callable[..., list[float | None]]
@@ -72,7 +71,7 @@ class Rewards:
         Judged together with what the prompt opens: there <think> may be left out.
         """
         texts = [self._opening + completion[0]["content"] for completion in completions]
-        return [float(bool(_BLOCKS.fullmatch(text.strip()))) for text in texts]
+        return [float(_has_blocks(text.strip())) for text in texts]
 
     def warnings(self) -> dict[str, str | None]:
         """What a user must know about the rewards, by code; None where there is nothing to say."""
@@ -152,3 +151,11 @@ class Rewards:
 def _share(verdicts: Any) -> float:
     found = list(verdicts)
     return sum(found) / len(found)
+
+
+def _has_blocks(text: str) -> bool:
+    """Whether a text is a block of thought and one of the answer; takes time of its length."""
+    # A pattern with two lazy stars would try each end of the one with each of the other.
+    if not (text.startswith(_FIRST) and text.endswith(_LAST)):
+        return False
+    return _BETWEEN in text[len(_FIRST) : len(text) - len(_LAST)]

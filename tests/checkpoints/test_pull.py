@@ -169,6 +169,18 @@ def test_the_store_and_the_cache_are_no_destinations(logged, tmp_path, empty_cac
         pull(logged.model_id, __file__)
 
 
+def test_a_flipped_bit_in_the_cache_is_fetched_again(logged, first_model, capfd):
+    weights = pull(logged.model_id) / "model.safetensors"
+    before, content = weights.stat(), bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.chmod(0o644)
+    weights.write_bytes(content)
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a disk does it
+    assert pull(logged.model_id) / "model.safetensors" == weights
+    assert weights.read_bytes() == (first_model / "model.safetensors").read_bytes()
+    assert "is damaged (model.safetensors has other bytes" in capfd.readouterr().err
+
+
 def test_into_the_cache_once(logged, first_model, empty_cache):
     directory = pull(logged.model_id)
     assert directory.is_relative_to(empty_cache)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mlflow_scalpel.checkpoints import checkpoints_of_run, resolve
 from mlflow_scalpel.comparison.store import evaluations_of, get_run, stored_samples, stored_table
 from mlflow_scalpel.run_warnings import warnings_of
-from mlflow_scalpel.stage import FAILURE_TAG
+from mlflow_scalpel.takeup import FAILURE_TAG
 
 pytestmark = pytest.mark.slow
 

@@ -232,3 +232,47 @@ def test_the_date_of_templates_is_a_stated_one():
     assert recipe.template_date.isoformat() == "2024-07-26"
     recipe = load("sft", "template_date=2026-01-02")
     assert recipe.template_date.isoformat() == "2026-01-02"
+
+
+def _aliases(first: str, many: str) -> str:
+    """Ten levels of nine aliases each: 9^10 values."""
+    lines = [f"a: &a {first}"]
+    for before, name in zip("abcdefghij", "bcdefghijk", strict=True):
+        lines.append(f"{name}: &{name} {many.format(', '.join([f'*{before}'] * 9))}")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (_aliases("[x]", "[{}]"), "its aliases stand for more than 100000 values"),
+        (_aliases("{x: 1}", "{{<<: [{}]}}"), "its aliases stand for more than 100000 values"),
+        ("name: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("name: " + "[" * 80 + "]" * 80, "nested more than 50 times"),
+        ("name: &a [*a]", "a value contains itself"),
+        ("train: {max_steps: " + "9" * 6000 + "}", "a number has 6000 digits"),
+        ("train: {max_steps: 0x" + "f" * 6000 + "}", "a number has 6002 digits"),
+        ("name: !!timestamp foo", "a value is not what its tag says"),
+        ("name: !!int foo", "a value is not what its tag says"),
+        ("name: " + "x" * 1_000_000, "has more than 1000000 bytes"),
+    ],
+)
+def test_a_file_that_would_stop_whoever_reads_it(tmp_path, text, said):
+    (tmp_path / "bad.yaml").write_text(f"stage: sft\n{text}\n")
+    began = time.monotonic()
+    with pytest.raises(RecipeError, match=said):
+        read_recipe(tmp_path / "bad.yaml")
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("value", ["[" * 5000, "[" * 60 + "]" * 60, "9" * 5000])
+def test_a_setting_that_would_do_so(value):
+    with pytest.raises(RecipeError, match="set = a="):
+        parse_settings(f"a={value}")
+
+
+def test_aliases_that_somebody_writes(tmp_path):
+    (tmp_path / "good.yaml").write_text(
+        "stage: compare\nruns: &r [a, b]\ntitle: &t text\nname: *t\n"
+    )
+    assert read_recipe(tmp_path / "good.yaml").name == "text"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,6 @@ def guarded(
         "[mlflow]\ndefault_permission = NO_PERMISSIONS\n"
         f"database_uri = sqlite:///{folder}/auth.db\n"
         f"admin_username = {ADMIN[0]}\nadmin_password = {ADMIN[1]}\n"
-        "auth_cache_ttl_seconds = 60\n"
     )
     environment = {
         "MLFLOW_AUTH_CONFIG_PATH": str(config),
@@ -86,7 +86,8 @@ def test_every_route_is_known_here():
     from mlflow_scalpel.server.routes import add_pages
 
     paths = add_pages(Flask("all"), lambda: None)
-    assert {path.removeprefix("/scalpel/") for path in paths} == set(routes(Guarded("", "", "")))
+    known = {path.removeprefix("/scalpel/") for path in paths}
+    assert known == {*routes(Guarded("", "", "")), "/scalpel"}
 
 
 def test_anonymous_users_are_asked_for_a_password_everywhere(guarded):
@@ -99,6 +100,21 @@ def test_anonymous_users_are_asked_for_a_password_everywhere(guarded):
 def test_a_wrong_password_is_none(guarded):
     for route, query in routes(guarded).items():
         assert ask(f"{guarded.root}{route}?{query}", user=(READER[0], "wrong")).status == 401
+
+
+def test_the_address_without_its_slash(guarded):
+    for user in (READER, STRANGER, ADMIN):
+        answer = ask(guarded.root.rstrip("/"), user=user)
+        assert (answer.status, "<title>mlflow-scalpel" in answer.text) == (200, True)
+    assert ask(guarded.root.rstrip("/")).status == 401
+
+
+def test_many_pages_at_once(guarded):
+    """Each password is checked for the page, and not again for all that it asks MLflow."""
+    address = f"{guarded.root}data/figures?page=overview&runs={guarded.run_id}"
+    with ThreadPoolExecutor(200) as pool:
+        found = list(pool.map(lambda n: ask(address, user=(READER, STRANGER)[n % 2]), range(200)))
+    assert [one.status for one in found] == [200, 403] * 100
 
 
 def test_a_user_without_permission_sees_nothing_of_the_run(guarded):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import get_args
 
 import mlflow
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 from trl import GRPOConfig, SFTConfig
 
@@ -199,6 +202,21 @@ def test_completions_that_would_take_seconds_do_not():
     assert counted["reward_checks/gold_unparsable"] == 0.0
     assert rewards.not_graded == len(nasty)
     assert time.monotonic() - started < 5
+
+
+@given(st.lists(st.sampled_from(["<think>\n", "\n</think>\n<answer>\n", "\n</answer>", "\n", "a"])))
+def test_the_format_is_that_of_the_pattern(pieces):
+    pattern = r"<think>\n.*?\n</think>\n<answer>\n.*?\n</answer>"
+    text = "".join(pieces)
+    expected = float(re.fullmatch(pattern, text.strip(), re.DOTALL) is not None)
+    assert Rewards().format([[{"role": "assistant", "content": text}]]) == [expected]
+
+
+def test_the_format_of_a_long_text_is_judged_at_once():
+    text = "<think>\n" + "\n</think>\n<answer>\n" * 100_000
+    began = time.monotonic()
+    assert Rewards().format([[{"role": "assistant", "content": text}]]) == [0.0]
+    assert time.monotonic() - began < 1
 
 
 def test_an_unboxed_answer_in_the_format_asked_for_is_right():
