@@ -42,7 +42,8 @@ def subject_from(source: str, *, files: bool = True) -> Subject:
     model_id = model_id_of(source)
     directory = resolve(source) if files or model_id is None else Path(source)
     if model_id is None:
-        step = step_of_path(Path(source)) if Path(source).is_dir() else None
+        local = source.startswith("runs:") or Path(source).is_dir()
+        step = step_of_path(Path(source)) if local else None
         return Subject(directory, source, digest_of(directory), step)
     model = MlflowClient().get_logged_model(model_id)
     rates = model.params.get("learning_rate_sum")
