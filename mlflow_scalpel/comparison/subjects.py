@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_scalpel.checkpoints import cache
+from mlflow_scalpel.checkpoints.find import step_of
 from mlflow_scalpel.checkpoints.layout import checkpoint_files
 from mlflow_scalpel.checkpoints.manifest import content_digest, read_manifest
 from mlflow_scalpel.tensors.steps import step_of_path
@@ -51,7 +52,7 @@ def subject_from(source: str, *, files: bool = True) -> Subject:
         directory,
         model_id,
         model.params.get("digest") or digest_of(resolve(source)),
-        int(model.params.get("step", "0")),
+        step_of(model) if "step" in model.params else None,
         model.source_run_id,
         model.params.get("algorithm"),
         float(rates) if rates else None,
