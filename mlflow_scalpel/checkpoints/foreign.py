@@ -92,7 +92,7 @@ def lost_steps(
     stored = stored_steps(run_id)
     lost = {step: reason for step, reason in sorted(lost.items()) if step not in stored}
     if lost:
-        warn(LOST, said_of_lost(lost, len(stored)), run_id)
+        warn(LOST, said_of_lost(lost, len(stored - {0})), run_id)
     else:
         withdraw(LOST, run_id)
     return lost
@@ -100,7 +100,7 @@ def lost_steps(
 
 def end_run(run_id: str) -> None:
     """End a run that was begun for its checkpoints: FAILED where it has none of them."""
-    MlflowClient().set_terminated(run_id, "FINISHED" if stored_steps(run_id) else "FAILED")
+    MlflowClient().set_terminated(run_id, "FINISHED" if stored_steps(run_id) - {0} else "FAILED")
 
 
 def watch(
@@ -235,7 +235,7 @@ def run_of(directory: Path, origin: Origin) -> str:
 
 
 def stored_steps(run_id: str) -> set[int]:
-    """Steps whose checkpoints the run has, READY."""
+    """Steps whose checkpoints the run has, READY; 0 where it has logged the base."""
     client = MlflowClient()
     models = made_by(client, client.get_run(run_id))
     return {step_of(model) for model in models if state_of(model) == "READY"}

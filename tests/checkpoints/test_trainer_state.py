@@ -43,7 +43,7 @@ def test_a_rate_is_never_negative():
     assert summed == pytest.approx(1e-4 * sum(20 - step for step in range(1, 21)))
 
 
-def test_names_that_mlflow_refuses_are_translated_apart():
+def test_names_that_mlflow_refuses_are_translated_apart(tracking):
     names = metric_names(["loss", "eval_pass@1", "eval_pass(1", "timing(s)/gen", "/x/../y"])
     assert names["timing(s)/gen"] == "timing_s_/gen"
     assert len(set(names.values())) == 5
