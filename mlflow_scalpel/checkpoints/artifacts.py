@@ -55,8 +55,8 @@ def artifact_directory(run_id: str, path: str) -> Path:
         raise ScalpelError(f"model = {shown}: cannot be read ({error}); check the path") from error
     if not sizes:
         raise ScalpelError(
-            f"model = {shown}: the run has no such folder among its artifacts; look at the "
-            "artifacts on the run's page"
+            f"model = {shown}: the run has no model of that name, and no such folder among its "
+            "artifacts; look at the artifacts on the run's page"
         )
     if store.local is not None:
         return store.local

@@ -54,7 +54,7 @@ def test_what_was_logged_opens_as_it_was(tracking, tmp_path):
             except Exception:  # noqa: BLE001 - Transformers cannot open what it wrote
                 continue
             logged = log_checkpoint(directory, step=step).wait()
-            here = pull(logged.model_id, tmp_path / name)
+            here = pull(logged.model_id, tmp_path / f"{name}-{step}")
             found = AutoModelForCausalLM.from_pretrained(here).state_dict()
             same = expected.keys() == found.keys() and all(
                 torch.equal(expected[key], found[key]) for key in expected
