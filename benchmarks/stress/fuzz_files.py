@@ -103,20 +103,19 @@ def fuzz(seconds: float, seed: int, most: int | None = None) -> Result:
         content["manifest.json"] = base.model_dump_json().encode()
         content["MLmodel"] = b"flavors:\n  transformers:\n    model_binary: model\n"
         mutated = home / "run" / "checkpoint-5"
+        shutil.copytree(good, mutated)
         while time.monotonic() < end and (most is None or result.tried < most):
             rng = random.Random(f"{seed} {result.tried}")
             chosen = rng.choice([*SHARDS, *SHARDS, *content])
+            (mutated / chosen).write_bytes(_mutation(chosen, content[chosen], rng))
+            what = f"seed {seed}, number {result.tried}, {chosen}"
             result.tried += 1
             result.counts[chosen] += 1
-            shutil.rmtree(mutated, ignore_errors=True)
-            mutated.mkdir(parents=True)
-            for file, held in content.items():
-                if file == chosen:
-                    held = _mutation(file, held, rng)
-                elif file in ("MLmodel", "manifest.json"):
-                    continue  # MLflow's own, and what a store holds beside it: alone only
-                (mutated / file).write_bytes(held)
-            _judge(mutated, base, f"seed {seed}, number {result.tried - 1}, {chosen}", result)
+            _judge(mutated, base, what, result)
+            if (good / chosen).exists():
+                (mutated / chosen).write_bytes(content[chosen])
+            else:  # MLflow's own, and what a store holds beside a checkpoint
+                (mutated / chosen).unlink()
     return result
 
 
