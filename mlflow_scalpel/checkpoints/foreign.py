@@ -101,7 +101,7 @@ def lost_steps(
     stored = stored_models(run_id)
     lost = {step: reason for step, reason in sorted(lost.items()) if step not in stored}
     if lost:
-        warn(LOST, said_of_lost(lost, len(stored)), run_id)
+        warn(LOST, said_of_lost(lost, len(stored.keys() - {0})), run_id)
     else:
         withdraw(LOST, run_id)
     return lost
@@ -109,7 +109,8 @@ def lost_steps(
 
 def end_run(run_id: str) -> None:
     """End a run that was begun for its checkpoints: FAILED where it has none of them."""
-    MlflowClient().set_terminated(run_id, "FINISHED" if stored_models(run_id) else "FAILED")
+    stored = stored_models(run_id).keys() - {0}  # the base is not one of its checkpoints
+    MlflowClient().set_terminated(run_id, "FINISHED" if stored else "FAILED")
 
 
 def watch(

@@ -13,7 +13,7 @@ from mlflow_scalpel.tensors.files import INDEX, WEIGHTS, TensorFiles, is_adapter
 # Everything that Transformers and PEFT need to open a model, its tokenizer and its processor.
 KEPT = (
     WEIGHTS, ".json", ".jinja", ".txt", ".md",
-    ".model", ".tiktoken", ".bpe", ".spm", ".vocab", ".codes",  # tokenizers
+    ".model", ".tiktoken", ".bpe", ".spm", ".vocab", ".codes", ".tokenizer",  # tokenizers
 )  # fmt: skip
 # A folder with one of these is part of the model: a processor's second tokenizer and the like.
 _PARTS = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow_scalpel.checkpoints.log import Delivery
 
 LOST = "checkpoints_lost"  # code of the warning
 
@@ -12,3 +16,13 @@ def said_of_lost(lost: Mapping[int, str], stored: int) -> str:
     steps = ", ".join(str(step) for step in lost)
     kept = f"; {stored} others are" if stored else "; no other is"
     return f"the checkpoints of step {steps} are not stored{kept}: {next(iter(lost.values()))}"
+
+
+def lost_among(deliveries: Mapping[int, Delivery]) -> dict[int, str]:
+    """Why those deliveries failed that have, by step."""
+    outcomes = {step: one.courier.outcome(one.job) for step, one in sorted(deliveries.items())}
+    return {
+        step: outcome.reason or "it could not be stored"
+        for step, outcome in outcomes.items()
+        if outcome.status == "FAILED"
+    }

@@ -33,8 +33,7 @@ from mlflow_scalpel.checkpoints.layout import (
     checkpoint_files,
 )
 from mlflow_scalpel.checkpoints.resolve import (
-    hub_snapshot,
-    local_model,
+    files_of,
     model_id_of,
     readable_model,
     store_of,
@@ -85,7 +84,7 @@ def pull(
         raise ScalpelError(f"{dst}: is no directory; give one, or a name that is free")
     model_id = model_id_of(source)
     if model_id is None:
-        directory = local_model(source) or hub_snapshot(source)
+        directory = files_of(source)
         checkpoint_files(directory)
         if merge and is_adapter(directory):
             directory = _merge(directory, None, dtype)

@@ -12,11 +12,14 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 
+from mlflow_scalpel.checkpoints import artifacts
 from mlflow_scalpel.checkpoints.find import models_of_run, state_of, step_of
+from mlflow_scalpel.checkpoints.flavours import opened
 from mlflow_scalpel.checkpoints.gguf import unpacked
 from mlflow_scalpel.checkpoints.layout import (
     FAILURE_TAG,
     KEPT,
+    MANIFEST,
     POINTER,
     PRUNED_TAG,
     checkpoint_files,
@@ -39,14 +42,18 @@ def is_model_id(source: str) -> bool:
 
 
 def model_id_of(source: str) -> str | None:
-    """The LoggedModel ID behind `source`; None for a directory or hub name.
+    """The LoggedModel ID behind `source`; None for a directory, a hub name or a run's artifacts.
 
     Understood are `m-...`, `models:/m-...`, `models:/NAME/VERSION`, `models:/NAME/latest`,
-    `models:/NAME@ALIAS`, `runs:/RUN#step=N` (0 is the run's base) and `runs:/RUN#last` (the READY
+    `models:/NAME@ALIAS`, `runs:/RUN/NAME` (a model of that run), `runs:/RUN#step=N` (0 is the run's
+    base) and `runs:/RUN#last` (the READY
     checkpoint of the largest step). Raises ScalpelError where there is no such model or version.
     """
     if _MODEL_ID.fullmatch(source):
         return source
+    artifact = artifacts.split(source)
+    if artifact is not None:
+        return artifacts.model_of(*artifact)
     if source.startswith("runs:"):
         return _model_of_run(source)
     if not source.startswith("models:/"):
@@ -123,9 +130,10 @@ def resolve(source: str) -> Path:
 def stored_files(source: str) -> tuple[Path, LoggedModel | None]:
     """A local directory with the files of `source` as they are stored, and its LoggedModel.
 
-    Takes what `model_id_of` does, a directory, or a hub name (`org/name`, `org/name@revision`). A
-    local artifact store is read in place, a remote one through the cache. An adapter's are the
-    adapter's alone, a GGUF file's are those of its numbers.
+    Takes what `model_id_of` does, a directory or GGUF file, a folder of a run's artifacts
+    (`runs:/RUN/path`), or a hub name (`org/name`, `org/name@revision`). A local artifact store is
+    read in place, a remote one through the cache. An adapter's are the adapter's alone, a GGUF
+    file's those of its numbers.
 
     Raises ScalpelError where the model does not exist, is not READY, was pruned, or is not whole.
     """
@@ -133,7 +141,7 @@ def stored_files(source: str) -> tuple[Path, LoggedModel | None]:
 
     model_id = model_id_of(source)
     if model_id is None:
-        directory = local_model(str(unpacked(Path(source)))) or hub_snapshot(source)
+        directory = files_of(source)
         checkpoint_files(directory)
         return directory, None
     model = readable_model(model_id)
@@ -142,15 +150,22 @@ def stored_files(source: str) -> tuple[Path, LoggedModel | None]:
     pointer = directory / POINTER
     if pointer.is_file():
         directory = snapshot_of(pointer)
+    elif not (directory / MANIFEST).is_file():  # MLflow itself stored it
+        directory = model_in(opened(directory))
     return directory, model
 
 
-def local_model(source: str) -> Path | None:
-    """The model in the directory `source`, which may be a trainer's; None where it is not one.
+def files_of(source: str) -> Path:
+    """The model's directory where `source` is no LoggedModel: a directory, artifacts, or the hub.
 
-    Raises ScalpelError where the directory holds several models, or none that can be opened.
+    A directory may be a trainer's, with the model within it, or what an MLflow flavour wrote.
+    Raises ScalpelError where there is no such model, or several.
     """
-    return model_in(Path(source)) if Path(source).is_dir() else None
+    artifact = artifacts.split(source)
+    if artifact is not None:
+        return model_in(opened(artifacts.artifact_directory(*artifact)))
+    local = unpacked(Path(source))
+    return model_in(opened(local)) if local.is_dir() else hub_snapshot(source)
 
 
 def readable_model(model_id: str) -> LoggedModel:

@@ -107,8 +107,8 @@ def rate_sum(rates: Mapping[int, float], step: int) -> tuple[float, bool] | None
     """Sum of the rates of steps 1 to `step`, and whether each of them was noted.
 
     Between two noted steps the rate is interpolated linearly, and continued likewise before the
-    first and after the last, within 0 and the largest (so constant and linear schedules are exact,
-    a warm-up that ends between two notes is not). None where no rate is known.
+    first and after the last, never below 0 (so constant and linear schedules are exact, a warm-up
+    that ends between two notes is not). None where no rate is known.
     """
     known = sorted((at, rate) for at, rate in rates.items() if at <= step)
     if not known or step < 1:
@@ -127,7 +127,7 @@ def rate_sum(rates: Mapping[int, float], step: int) -> tuple[float, bool] | None
         ):
             slope = (values[second] - values[first]) / (steps[second] - steps[first])
             rate[where] = values[first] + slope * (every[where] - steps[first])
-    return float(np.clip(rate, 0.0, values.max()).sum()), False
+    return float(np.maximum(rate, 0.0).sum()), False
 
 
 def known_of_step(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_scalpel.checkpoints import cache
+from mlflow_scalpel.checkpoints.find import step_of
 from mlflow_scalpel.checkpoints.layout import checkpoint_files
 from mlflow_scalpel.checkpoints.manifest import content_digest, read_manifest
 from mlflow_scalpel.errors import ScalpelError
@@ -82,7 +83,8 @@ def subject_from(source: str, *, files: bool = True, base: Subject | None = None
     model_id = model_id_of(source)
     if model_id is None:
         directory, _ = stored_files(source)
-        step = step_of_path(Path(source)) if Path(source).is_dir() else None
+        local = source.startswith("runs:") or Path(source).is_dir()
+        step = step_of_path(Path(source)) if local else None
         return with_adapted(Subject(directory, source, digest_of(directory), step), None, base)
     model = MlflowClient().get_logged_model(model_id)
     rates = model.params.get("learning_rate_sum")
@@ -91,7 +93,7 @@ def subject_from(source: str, *, files: bool = True, base: Subject | None = None
         directory,
         model_id,
         model.params.get("digest") or digest_of(stored_files(source)[0]),
-        int(model.params.get("step", "0")),
+        step_of(model) if "step" in model.params else None,
         model.source_run_id,
         model.params.get("algorithm"),
         float(rates) if rates else None,

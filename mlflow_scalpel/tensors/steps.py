@@ -21,7 +21,7 @@ _EPOCH = re.compile(r"(epoch[-_=]?)\d+")
 INNER = frozenset(
     {
         "actor", "policy", "huggingface", "hf", "hf_model", "model", "weights", "lora_adapter",
-        "adapter", "consolidated", "pretrained",
+        "adapter", "consolidated", "pretrained", "artifacts",
     }
 )  # fmt: skip
 

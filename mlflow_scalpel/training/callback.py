@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from mlflow_scalpel.checkpoints.log import Delivery, log_checkpoint
-from mlflow_scalpel.checkpoints.lost import LOST, said_of_lost
+from mlflow_scalpel.checkpoints.lost import LOST, lost_among, said_of_lost
 from mlflow_scalpel.comparison import Comparison, Subject, tidy
 from mlflow_scalpel.comparison.summary import summarise
 from mlflow_scalpel.errors import ScalpelError
@@ -31,7 +31,7 @@ from mlflow_scalpel.training.cost import (
 )
 from mlflow_scalpel.training.freezing import METRIC, UNIT, changed_elements, complaint
 from mlflow_scalpel.training.heatmap import heatmap_image
-from mlflow_scalpel.training.journal import Journal
+from mlflow_scalpel.training.journal import Journal, numbers
 from mlflow_scalpel.training.resume import Past, keep_newest
 from mlflow_scalpel.training.session import OpenBase, log_probe
 
@@ -95,6 +95,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         self._began = self._measuring = 0.0
         self._logs_of_save: dict[str, float] = {}
         self._deliveries: dict[int, Delivery] = {}
+        self._lost: dict[int, str] = {}
         self._tables = [] if past.table is None else [past.table]
         self._summary = list(past.summary)
         self._unidentified = False
@@ -153,7 +154,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         step = state.global_step
         if not state.is_world_process_zero:
             return
-        values = _numbers(logs or {}, state)
+        values = numbers(logs or {}, state)
         fatal = self._look_out(values, step)
         if step <= self._past.logged_until:
             return
@@ -190,21 +191,16 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         self._tell_losses()
         if self._unidentified:  # now every model is known
             self._journal.table(self._table())
-            self._journal.courier.drain()
+        self._journal.courier.drain()
+        if self._lost and len(self._lost) == len(self._deliveries) and not self._past.stored:
+            raise ScalpelError(said_of_lost(self._lost, 0))
 
     def _tell_losses(self) -> None:
-        """Warn of checkpoints that are not stored; raises ScalpelError where none is."""
-        lost = {
-            step: delivery.courier.outcome(delivery.job).reason or "it could not be stored"
-            for step, delivery in sorted(self._deliveries.items())
-            if delivery.courier.outcome(delivery.job).status == "FAILED"
-        }
-        stored = len(self._deliveries) - len(lost) + len(self._past.stored)
-        said = said_of_lost(lost, stored) if lost else None
-        self._journal.warnings({LOST: said}, self._run_id)
-        self._journal.courier.drain()
-        if said is not None and stored == 0:
-            raise ScalpelError(f"the run has trained, and {said}")
+        """Warn on the run of the checkpoints that could not be stored so far."""
+        self._lost = lost_among(self._deliveries)
+        if self._lost:
+            stored = len(self._deliveries) - len(self._lost) + len(self._past.stored)
+            self._journal.warnings({LOST: said_of_lost(self._lost, stored)}, self._run_id)
 
     def state(self) -> dict[str, Any]:
         """What the trainer keeps in a checkpoint's trainer_state.json for this callback."""
@@ -231,7 +227,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         logs = next(
             (entry for entry in state.log_history if entry["step"] == state.global_step), {}
         )
-        return _numbers({key: value for key, value in logs.items() if key != "step"}, state)
+        return numbers({key: value for key, value in logs.items() if key != "step"}, state)
 
     def _take_in(self, directory: Path, state: TrainerState) -> None:
         """Log the checkpoint of this step, and measure it."""
@@ -248,6 +244,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
             self._measure(directory, step)
         if self._recipe.checkpoints.best is not None:
             self._journal.best(self._recipe.checkpoints.best, self._recipe.checkpoints.best_is)
+        self._tell_losses()
         said = self._rewards.warnings() if self._rewards else {}
         if self._watch is not None:
             said["unfinished"] = self._watch.unfinished() if step == self._steps else None
@@ -399,11 +396,3 @@ class CheckpointCallback(TrainerCallback, ExportableState):
 
 def _directory(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-
-
-def _numbers(logs: Mapping[str, Any], state: TrainerState) -> dict[str, float]:
-    """What the trainer logs, as metrics."""
-    values = {key: float(value) for key, value in logs.items() if isinstance(value, int | float)}
-    if "num_tokens" in values:  # the trainer's own count begins at 0 when a run is taken up
-        values["num_tokens"] = values.pop("num_input_tokens_seen", state.num_input_tokens_seen)
-    return values

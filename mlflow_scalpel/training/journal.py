@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -24,6 +24,9 @@ from mlflow_scalpel.comparison.stored import TABLE, TOKENS
 from mlflow_scalpel.comparison.table import write_table
 from mlflow_scalpel.comparison.token_files import artifact_name, write_tokens
 from mlflow_scalpel.run_warnings import WARNING_PREFIX, print_warning, warning_tag
+
+if TYPE_CHECKING:
+    from transformers import TrainerState
 
 SUMMARY = "scalpel/summary.json"
 
@@ -121,3 +124,11 @@ class Journal:
     def best(self, metric: str, mode: str) -> None:
         """Have the alias best-<run> follow the best version so far."""
         self.courier.add(BestEntry(metric=metric, minimize=mode == "min"))
+
+
+def numbers(logs: Mapping[str, Any], state: TrainerState) -> dict[str, float]:
+    """What the trainer logs, as metrics."""
+    values = {key: float(value) for key, value in logs.items() if isinstance(value, int | float)}
+    if "num_tokens" in values:  # the trainer's own count begins at 0 when a run is taken up
+        values["num_tokens"] = values.pop("num_input_tokens_seen", state.num_input_tokens_seen)
+    return values

@@ -126,5 +126,6 @@ def _checkpoints(output: Path) -> list[Path]:
     """Checkpoint directories in order of step."""
     if not output.is_dir():
         return []
-    found = [d for d in output.iterdir() if d.is_dir() and step_of_name(d.name) is not None]
+    # As Transformers names them: nothing else that lies there is ours to remove.
+    found = [d for d in output.glob("checkpoint-*") if d.is_dir() and step_of_name(d.name)]
     return sorted(found, key=step_of)

@@ -116,7 +116,7 @@ def test_more_checkpoints_than_a_page(make, run_id):
 def test_addresses_that_name_nothing(run_id):
     for source, said in (
         ("runs:/RUN", r"names all checkpoints .* write runs:/RUN#last or runs:/RUN#step=N"),
-        ("runs:/RUN/model", "is no address of a checkpoint"),
+        ("runs:/RUN/model", "no model of that name, and no such folder among its artifacts"),
         ("runs:/RUN#step=first", "is no address of a checkpoint"),
         ("runs:/RUN#last", "has logged no checkpoint"),
         ("runs:/RUN#step=0", "has logged no checkpoint"),
