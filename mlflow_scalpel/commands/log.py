@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     from mlflow import MlflowClient
 
     from mlflow_scalpel.checkpoints.foreign import log_directory
-    from mlflow_scalpel.checkpoints.log import close_couriers
+    from mlflow_scalpel.checkpoints.log import all_sent
     from mlflow_scalpel.errors import ScalpelError
 
     origin = origin_of(arguments)
@@ -83,11 +83,11 @@ def run(arguments: argparse.Namespace) -> int:
     for directory in arguments.directories:
         if not directory.is_dir():
             raise ScalpelError(f"{directory}: there is no such directory")
-        run_id, deliveries = log_directory(directory, origin)
-        print(f"{directory}: run {run_id}, {len(deliveries)} checkpoints that it did not have")
-        for step, delivery in deliveries.items():
-            failed += not report(step, delivery)
-        close_couriers()
+        with all_sent():
+            run_id, deliveries = log_directory(directory, origin)
+            print(f"{directory}: run {run_id}, {len(deliveries)} checkpoints that it did not have")
+            for step, delivery in deliveries.items():
+                failed += not report(step, delivery)
         if origin.run_id is None:
             MlflowClient().set_terminated(run_id, "FINISHED")
     return 1 if failed else 0

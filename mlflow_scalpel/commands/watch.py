@@ -33,24 +33,24 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Log until idle or interrupted; 1 where a checkpoint is FAILED."""
     from mlflow_scalpel.checkpoints.foreign import is_whole, step_directories, watch
-    from mlflow_scalpel.checkpoints.log import close_couriers
+    from mlflow_scalpel.checkpoints.log import all_sent
 
     directory, stop = arguments.directory, _Stop()
     taken: list[tuple[int, Delivery]] = []  # a step that is written anew comes again
     print(f"watching {directory}; Ctrl-C ends it, when all is sent", flush=True)
-    for step, delivery in watch(
-        directory,
-        origin_of(arguments),
-        interval=arguments.interval,
-        idle=arguments.until_idle,
-        stopped=lambda: stop.asked,
-    ):
-        print(f"step {step}: whole, and on its way", flush=True)
-        taken.append((step, delivery))
-    if stop.asked:
-        print("interrupted; sending what is under way", flush=True)
-    failed = [step for step, delivery in taken if not report(step, delivery)]
-    close_couriers()
+    with all_sent():
+        for step, delivery in watch(
+            directory,
+            origin_of(arguments),
+            interval=arguments.interval,
+            idle=arguments.until_idle,
+            stopped=lambda: stop.asked,
+        ):
+            print(f"step {step}: whole, and on its way", flush=True)
+            taken.append((step, delivery))
+        if stop.asked:
+            print("interrupted; sending what is under way", flush=True)
+        failed = [step for step, delivery in taken if not report(step, delivery)]
     for step, path in step_directories(directory).items() if directory.is_dir() else ():
         if not is_whole(path) and step not in {known for known, _ in taken}:
             print(f"step {step}: {path} never became whole, and is not logged", file=sys.stderr)

@@ -425,7 +425,9 @@ def test_placing_unlinks_what_was_there(tmp_path):
 def small_disk(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], check=False
+    )
     if mounted.returncode != 0:
         pytest.skip("mounting a small disk is not permitted here")
     yield disk
