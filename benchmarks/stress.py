@@ -1,6 +1,6 @@
 """Kills, lost answers, full disks: what is lost, doubled or damaged, counted; all must be 0.
 
-    python benchmarks/stress.py --seconds 540            # or: make stress
+    python benchmarks/stress.py --seconds 480            # or: make stress
     python benchmarks/stress.py --only kills --seed 3    # the same trials again
 
 Each scenario is a function in a module of `benchmarks/stresses/` that plays one trial and yields
@@ -36,7 +36,7 @@ def main() -> int:
         for name, scenario in importlib.import_module(f"stresses.{module}").SCENARIOS.items()
     }
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=540, help="after which no trial begins")
+    parser.add_argument("--seconds", type=float, default=480, help="after which no trial begins")
     parser.add_argument("--seed", type=int, default=0, help="the first trial's; each adds one")
     parser.add_argument("--trials", type=int, help="of each scenario; as many as fit unless given")
     parser.add_argument("--only", nargs="*", choices=scenarios, default=list(scenarios))

@@ -1,4 +1,4 @@
-"""Where trials are played: two stores, processes that are killed, and what is counted at the end."""
+"""Where trials are played: two stores, processes to kill, and what is counted at the end."""
 
 from __future__ import annotations
 
