@@ -6,9 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -25,6 +23,7 @@ from safetensors.numpy import save_file
 from mlflow_scalpel.checkpoints.find import made_by, state_of, step_of
 from mlflow_scalpel.checkpoints.manifest import content_digest
 from mlflow_scalpel.checkpoints.verify import BAD, verify
+from stresses.children import Child
 from tests.proxy import Proxy
 from tests.servers import Server
 
@@ -32,15 +31,10 @@ FAULTS = ("lost", "doubled", "damaged", "pending", "running", "twice", "errors")
 """Steps without a READY model or version; with several; stored otherwise than saved; models that
 stay PENDING; runs that stay RUNNING; metrics that are there twice; trials that ended otherwise."""
 
-# Imports take seconds, in which a kill hits nothing: a child says when it begins.
 _CHILD = """
 import sys, time
 import mlflow, mlflow_scalpel
-import mlflow_scalpel.checkpoints.courier, mlflow_scalpel.checkpoints.deliver
-import mlflow_scalpel.checkpoints.foreign, mlflow_scalpel.checkpoints.pull
-import mlflow_scalpel.checkpoints.prune, mlflow_scalpel.checkpoints.verify
 from mlflow_scalpel.cli import main
-print("begins", flush=True)
 """
 _COMMAND = _CHILD + "\nsys.exit(main(sys.argv[1:]))"
 
@@ -123,8 +117,8 @@ class Trial:
 
     def start(
         self, *arguments: str, code: str = _COMMAND, env: dict[str, str] | None = None
-    ) -> Any:
-        """Start a child, and wait until its imports are done."""
+    ) -> Child:
+        """Start a child, with everything imported already."""
         if code is not _COMMAND:
             code = _CHILD + code
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_RUN")}
@@ -135,28 +129,13 @@ class Trial:
             "SCALPEL_CACHE": str(self.home / "cache"),
             "SCALPEL_PATIENCE": "60",
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(sys.path[:2]),
             **(env or {}),
         }
-        with self._log.open("ab") as log:
-            child = subprocess.Popen(
-                [sys.executable, "-c", code, *arguments],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                cwd=self.home,
-                env=environment,
-                start_new_session=True,
-            )
-        assert child.stdout is not None
-        while (line := child.stdout.readline()) not in (b"begins\n", b""):
-            pass
-        if not line:
-            raise AssertionError(f"the child did not begin:\n{self._log.read_text()[-3000:]}")
-        return child
+        return Child(code, list(arguments), self.home, self._log, environment)
 
-    def finish(self, child: Any, *, codes: Sequence[int] = (0,)) -> str:
+    def finish(self, child: Child, *, codes: Sequence[int] = (0,)) -> str:
         """Wait until a child ends; its output. Another exit status is an error."""
-        output = child.communicate(timeout=150)[0].decode()
+        output = child.wait(150)
         if child.returncode not in codes:
             raise AssertionError(
                 f"exit status {child.returncode}:\n{output}\n{self._log.read_text()[-3000:]}"
@@ -166,13 +145,12 @@ class Trial:
     def run(self, *arguments: str, codes: Sequence[int] = (0,), **options: Any) -> str:
         return self.finish(self.start(*arguments, **options), codes=codes)
 
-    def kill(self, child: Any, after: float) -> bool:
+    def kill(self, child: Child, after: float) -> bool:
         """Kill a child so many seconds after it has begun; whether it was still there."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            child.communicate(timeout=after)
+            child.wait(after)
             return False
-        os.killpg(child.pid, signal.SIGKILL)
-        child.communicate()
+        child.kill()
         self.kills += 1
         return True
 
