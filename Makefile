@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+FAST := $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: demo ui test test-all lint gpu-check stress install
@@ -14,10 +15,11 @@ ui: install  ## MLflow's UI on the runs of this directory, and the views at /sca
 	$(BIN)/mlflow server --app-name scalpel --port 5000
 
 test: install  ## Fast tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(FAST)
 
 test-all: install  ## Slow tests too: real training, servers, whole experiments
-	$(BIN)/python -m pytest --durations=25
+	$(FAST)
+	$(BIN)/python -m pytest -m slow --durations=25
 
 lint: install  ## Format, lint and types
 	$(BIN)/ruff format --check .

@@ -16,17 +16,12 @@ from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.checkpoints import cache
-from mlflow_scalpel.checkpoints.layout import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    MLMODEL,
-    WEIGHTS,
-    checkpoint_files,
-    tensor_headers,
-)
+from mlflow_scalpel.checkpoints.layout import MLMODEL, checkpoint_files
 from mlflow_scalpel.checkpoints.manifest import content_digest, make_manifest
 from mlflow_scalpel.checkpoints.resolve import model_id_of, resolve
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TensorFiles
+from mlflow_scalpel.tensors.headers import read_headers
 
 _TOKENIZER = (
     "tokenizer*",
@@ -136,7 +131,7 @@ def _changes_tied(model: Any, adapter: Path) -> bool:
     """Whether the adapter changes embeddings that the input and the output of the base share."""
     embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
     names = [name for name, module in model.named_modules() if module in embeddings]
-    tensors = tensor_headers(adapter / ADAPTER_WEIGHTS)[0]
+    tensors = read_headers(adapter / ADAPTER_WEIGHTS)
     return bool(model.config.tie_word_embeddings) and any(
         f".{name}." in tensor for name in names for tensor in tensors
     )
@@ -175,12 +170,7 @@ def _of_another_base(adapter: Path, base: Path, reason: str) -> ScalpelError:
 def _dtype(base: Path) -> str:
     """The dtype of the base's stored weights; `auto` (Transformers') where they have several."""
     names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    stored = {
-        names.get(header["dtype"])
-        for file in checkpoint_files(base)
-        if file.suffix == WEIGHTS
-        for header in tensor_headers(file)[0].values()
-    }
+    stored = {names.get(header.dtype) for header in TensorFiles(base).headers.values()}
     return stored.pop() or "auto" if len(stored) == 1 else "auto"
 
 

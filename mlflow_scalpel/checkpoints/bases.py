@@ -15,7 +15,6 @@ from mlflow_scalpel.checkpoints.layout import (
     MANIFEST,
     check_whole,
     checkpoint_files,
-    is_adapter,
 )
 from mlflow_scalpel.checkpoints.manifest import Manifest, make_manifest, parse_manifest
 from mlflow_scalpel.checkpoints.once import (
@@ -28,6 +27,7 @@ from mlflow_scalpel.checkpoints.resolve import hub_snapshot, model_id_of
 from mlflow_scalpel.checkpoints.spool import CheckpointEntry
 from mlflow_scalpel.checkpoints.stores import open_store
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.tensors.files import is_adapter
 
 _bases: dict[tuple[int, str, str], str] = {}  # what each base turned out to be
 

@@ -18,7 +18,6 @@ from mlflow_scalpel.checkpoints.lanes import Pulse, is_passing
 from mlflow_scalpel.checkpoints.layout import (
     FAILURE_TAG,
     check_whole,
-    is_adapter,
 )
 from mlflow_scalpel.checkpoints.manifest import Manifest, make_manifest
 from mlflow_scalpel.checkpoints.once import (
@@ -38,6 +37,7 @@ from mlflow_scalpel.checkpoints.resolve import hub_snapshot
 from mlflow_scalpel.checkpoints.spool import CheckpointEntry
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.run_warnings import print_warning, warning_tag
+from mlflow_scalpel.tensors.files import is_adapter
 
 
 def create(client: MlflowClient, entry: CheckpointEntry, run_id: str) -> LoggedModel | None:

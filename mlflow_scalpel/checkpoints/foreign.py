@@ -19,13 +19,14 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.checkpoints.find import made_by, state_of, step_of
 from mlflow_scalpel.checkpoints.lanes import is_final
-from mlflow_scalpel.checkpoints.layout import STEP_DIRECTORY, check_whole, checkpoint_files
+from mlflow_scalpel.checkpoints.layout import check_whole, checkpoint_files
 from mlflow_scalpel.checkpoints.log import Delivery, courier_for, fingerprint, log_checkpoint
 from mlflow_scalpel.checkpoints.manifest import file_manifest
 from mlflow_scalpel.checkpoints.once import FINGERPRINT_TAG
 from mlflow_scalpel.checkpoints.stores import Link
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
+from mlflow_scalpel.tensors.steps import step_of_name
 
 DIRECTORY_TAG = "scalpel.directory"
 _BATCH = 1000  # metrics of one request
@@ -47,11 +48,12 @@ class Origin:
 
 def step_directories(directory: Path) -> dict[int, Path]:
     """Checkpoint directories by step: `directory` itself, or those in it (checkpoint-N, step-N)."""
-    candidates = [directory] if STEP_DIRECTORY.match(directory.name) else directory.iterdir()
+    own = step_of_name(directory.name) is not None
+    candidates = [directory] if own else directory.iterdir()
     found = {
-        int(match[1]): path
+        step: path
         for path in candidates
-        if path.is_dir() and (match := STEP_DIRECTORY.match(path.name))
+        if path.is_dir() and (step := step_of_name(path.name)) is not None
     }
     return dict(sorted(found.items()))
 
@@ -152,7 +154,7 @@ def run_of(directory: Path, origin: Origin) -> str:
                 f"({error}); copy the ID from the UI's run page, and check MLFLOW_TRACKING_URI"
             ) from error
     home = directory.resolve()
-    home = home.parent if STEP_DIRECTORY.match(home.name) else home
+    home = home if step_of_name(home.name) is None else home.parent
     with _alone(home):
         return _run_of(client, home, origin)
 
@@ -191,7 +193,7 @@ def finish_spool(directory: Path, run_id: str) -> None:
     Raises Undelivered where the server is away: what waits cannot be told from what is missing.
     """
     home = directory.resolve()
-    beside = home.parent if STEP_DIRECTORY.match(home.name) else home
+    beside = home if step_of_name(home.name) is None else home.parent
     courier_for(run_id, beside).drain()
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 
 from mlflow_scalpel.checkpoints.adapters import merged_with_base
-from mlflow_scalpel.checkpoints.layout import POINTER, is_adapter
+from mlflow_scalpel.checkpoints.layout import POINTER
 from mlflow_scalpel.checkpoints.resolve import snapshot_of
+from mlflow_scalpel.tensors.files import is_adapter
 
 
 class TextGenerator:

@@ -25,12 +25,13 @@ from mlflow_scalpel.checkpoints.bases import ensure_base, on_hub
 from mlflow_scalpel.checkpoints.courier import Courier, Undelivered
 from mlflow_scalpel.checkpoints.find import readable_bytes
 from mlflow_scalpel.checkpoints.lanes import is_final, is_passing
-from mlflow_scalpel.checkpoints.layout import WEIGHTS, check_whole, checkpoint_files, is_adapter
+from mlflow_scalpel.checkpoints.layout import check_whole, checkpoint_files
 from mlflow_scalpel.checkpoints.resolve import is_model_id, model_id_of
 from mlflow_scalpel.checkpoints.spool import CheckpointEntry, Spool
 from mlflow_scalpel.checkpoints.stores import DiskFull, Link, can_link, place
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.run_warnings import print_warning
+from mlflow_scalpel.tensors.files import WEIGHTS, is_adapter
 
 ROOM_SECONDS = 60.0  # for which a checkpoint waits at most for room on a disk that is nearly full
 _SMALL_FILE = 100_000  # bytes up to which a config or the like is copied and not linked

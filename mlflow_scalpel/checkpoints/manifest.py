@@ -16,11 +16,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mlflow_scalpel.checkpoints.layout import (
     MANIFEST,
     NOT_CONTENT,
-    WEIGHTS,
     checkpoint_files,
-    tensor_headers,
 )
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.tensors.files import WEIGHTS
+from mlflow_scalpel.tensors.headers import read_headers
 
 # Bytes read at a time. (hashlib.file_digest reads a quarter of that, and asks four times as often
 # for the interpreter's lock, which it shares with training.)
@@ -202,20 +202,17 @@ def _tensors(file: Path, *, finite: bool = True) -> dict[str, StoredTensor]:
         "F16": torch.float16,
         "BF16": torch.bfloat16,
     }
-    headers, start = tensor_headers(file)
     described = {}
-    for name, header in headers.items():
-        begin, end = header["data_offsets"]
+    for name, header in read_headers(file).items():
         # Read, not mapped: a mapped file that somebody cuts off meanwhile ends the whole process.
-        content = np.fromfile(file, np.uint8, count=end - begin, offset=start + begin)
-        dtype = header["dtype"]
+        content = np.fromfile(file, np.uint8, count=header.bytes, offset=header.begin)
         described[name] = StoredTensor(
-            dtype=dtype,
-            shape=tuple(header["shape"]),
+            dtype=header.dtype,
+            shape=header.shape,
             digest=f"xxh3:{xxhash.xxh3_128(content.data).hexdigest()}",
         )
-        if finite and dtype in floats and content.size:
-            tensor = torch.from_numpy(content).view(floats[dtype])
+        if finite and header.dtype in floats and content.size:
+            tensor = torch.from_numpy(content).view(floats[header.dtype])
             # NaN and infinity survive a sum; only where one shows is every element looked at.
             broken = 0 if bool(tensor.sum().isfinite()) else int((~tensor.isfinite()).sum())
             if broken:

@@ -26,14 +26,10 @@ from mlflow_scalpel.checkpoints.contents import (
     told_of_failure,
 )
 from mlflow_scalpel.checkpoints.layout import (
-    ADAPTER_CONFIG,
     CONFIG,
-    INDEX,
     MANIFEST,
     POINTER,
-    WEIGHTS,
     checkpoint_files,
-    is_adapter,
 )
 from mlflow_scalpel.checkpoints.resolve import (
     hub_snapshot,
@@ -47,6 +43,7 @@ from mlflow_scalpel.checkpoints.stores import (
     place,
 )
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, INDEX, WEIGHTS, is_adapter
 
 PART = ".part"  # ends the name of a file that is not all there yet
 

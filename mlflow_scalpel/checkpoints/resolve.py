@@ -18,11 +18,11 @@ from mlflow_scalpel.checkpoints.layout import (
     POINTER,
     PRUNED_TAG,
     checkpoint_files,
-    is_adapter,
 )
 from mlflow_scalpel.checkpoints.manifest import read_manifest
 from mlflow_scalpel.checkpoints.stores import Store, open_store
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.tensors.files import is_adapter
 
 _SAFE_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")

@@ -7,7 +7,7 @@ of the update was worth.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +17,15 @@ import mlflow
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
-from safetensors import safe_open
 
-from mlflow_scalpel.checkpoints.layout import WEIGHTS, checkpoint_files, tensor_headers
+from mlflow_scalpel.checkpoints.layout import checkpoint_files
 from mlflow_scalpel.checkpoints.log import log_base, log_checkpoint
 from mlflow_scalpel.checkpoints.resolve import model_id_of, resolve
 from mlflow_scalpel.checkpoints.selection import select
 from mlflow_scalpel.checkpoints.stores import copy_out
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
+from mlflow_scalpel.tensors.files import TensorFiles
 
 _KEPT_PARAMS = ("algorithm", "recipe", "learning_rate", "learning_rate_sum", "dtype", "max_steps")
 
@@ -83,29 +83,24 @@ def restore(
         raise ScalpelError("neither modules nor layers are given; name what is to be put back")
     if out.exists():
         raise ScalpelError(f"{out}: exists, and is not written over; give another directory")
-    source, before = resolve(checkpoint), _Tensors(resolve(base))
-    files = checkpoint_files(source)
-    headers = {file: tensor_headers(file) for file in files if file.suffix == WEIGHTS}
-    chosen = set(
-        select((name for tensors, _ in headers.values() for name in tensors), layers, modules)
-    )
-    after = _Tensors(source)
+    source = resolve(checkpoint)
+    before, after = TensorFiles(resolve(base)), TensorFiles(source)
+    chosen = select(after.headers, layers, modules)
     _check(before, after, chosen)
     elements = 0
     with _whole(out) as directory:
-        for file in files:
+        for file in checkpoint_files(source):
             copy_out(file, directory / file.name)
-            tensors, data = headers.get(file, ({}, 0))
-            here = chosen & tensors.keys()
+            here = [name for name in chosen if after.headers[name].file == file]
             if not here:
                 continue
             (directory / file.name).chmod(0o644)  # a stored file may be read-only
             with (directory / file.name).open("r+b") as stream:
-                for name in sorted(here, key=lambda one: tensors[one]["data_offsets"][0]):
+                for name in sorted(here, key=lambda one: after.headers[one].begin):
                     wt = after.read(name)
                     w0 = before.read(name).to(wt.dtype).contiguous()
                     elements += int((w0 != wt).sum())
-                    stream.seek(data + tensors[name]["data_offsets"][0])
+                    stream.seek(after.headers[name].begin)
                     stream.write(w0.reshape(-1).view(torch.uint8).numpy().data)
     return Restoration(
         out,
@@ -148,38 +143,19 @@ def log_restoration(restored: Restoration) -> LoggedModel:
         return delivery.wait()
 
 
-class _Tensors:
-    """The tensors of a checkpoint by name, read one at a time."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._files = {}
-        for file in sorted(directory.glob(f"*{WEIGHTS}")):
-            handle = safe_open(file, framework="pt")
-            self._files.update(dict.fromkeys(handle.keys(), handle))
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._files
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._files[name].get_slice(name).get_shape())
-
-    def read(self, name: str) -> torch.Tensor:
-        return self._files[name].get_tensor(name)
-
-
-def _check(before: _Tensors, after: _Tensors, names: set[str]) -> None:
+def _check(before: TensorFiles, after: TensorFiles, names: Iterable[str]) -> None:
     """All names and shapes before the first copy: a refused checkpoint writes nothing."""
     for name in sorted(names):
-        if name not in before:
+        if name not in before.headers:
             raise ScalpelError(
                 f"{before.directory}: has no tensor {name}, which {after.directory} has; "
                 "give the base that training began with"
             )
-        if before.shape(name) != after.shape(name):
+        shapes = before.headers[name].shape, after.headers[name].shape
+        if shapes[0] != shapes[1]:
             raise ScalpelError(
-                f"{before.directory}: its {name} has shape {before.shape(name)}, and the "
-                f"checkpoint's has {after.shape(name)}; give the base that training began with"
+                f"{before.directory}: its {name} has shape {shapes[0]}, and the "
+                f"checkpoint's has {shapes[1]}; give the base that training began with"
             )
 
 

@@ -8,30 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.tensors.files import TensorFiles
 
 Shapes = dict[str, tuple[int, ...]]
 Read = Callable[[str], Tensor]
-
-
-def stored_tensors(directory: Path) -> dict[str, Any]:
-    """The open safetensors file that holds each tensor of the checkpoint in `directory`, by name.
-
-    Raises ScalpelError that names a file that is not whole.
-    """
-    found: dict[str, Any] = {}
-    for file in sorted(directory.glob("*.safetensors")):
-        try:
-            handle = safe_open(file, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise ScalpelError(
-                f"{file}: cannot be read ({error}); save or copy the checkpoint again"
-            ) from error
-        found.update(dict.fromkeys(handle.keys(), handle))
-    return found
 
 
 @torch.no_grad()
@@ -48,19 +31,12 @@ def load_weights(model: Any, directory: Path, *, base: Path | None = None) -> No
     of another model, and this one is left as it was.
     """
     targets = model.state_dict(keep_vars=True)
-    stored = stored_tensors(directory)
-    if targets.keys() >= stored.keys():
-        shapes: Shapes = {
-            name: tuple(file.get_slice(name).get_shape()) for name, file in stored.items()
-        }
-
-        def of_file(name: str) -> Tensor:
-            tensor: Tensor = stored[name].get_tensor(name)
-            return tensor
-
-        read: Read = of_file
+    stored = TensorFiles(directory)
+    if targets.keys() >= stored.headers.keys():
+        shapes: Shapes = {name: header.shape for name, header in stored.headers.items()}
+        read: Read = stored.read
     else:
-        ignored = stored_tensors(base) if base is not None else {}
+        ignored = TensorFiles(base).headers if base is not None else {}
         state = _read_by_transformers(model, directory, ignored.keys())
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         read = state.__getitem__
@@ -75,17 +51,14 @@ def check_same_tensors(directory: Path, base: Path) -> None:
     For engines that read files by themselves, and leave what a file lacks as it was. Stricter than
     `load_weights`: weights that are tied, or named otherwise, must be stored as the base has them.
     """
-    stored, wanted = stored_tensors(directory), stored_tensors(base)
+    stored, wanted = TensorFiles(directory).headers, TensorFiles(base).headers
     for name in sorted(stored.keys() | wanted.keys()):
         if name not in wanted:
             raise ScalpelError(_unknown(directory, name, f"the base {base}"))
         if name not in stored:
             raise ScalpelError(_missing(directory, name))
-        shape = tuple(stored[name].get_slice(name).get_shape())
-        if shape != tuple(wanted[name].get_slice(name).get_shape()):
-            raise ScalpelError(
-                _misshapen(directory, name, shape, wanted[name].get_slice(name).get_shape())
-            )
+        if stored[name].shape != wanted[name].shape:
+            raise ScalpelError(_misshapen(directory, name, stored[name].shape, wanted[name].shape))
 
 
 def _check(

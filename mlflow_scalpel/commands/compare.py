@@ -126,6 +126,9 @@ def _print(table: pd.DataFrame) -> None:
         print(f"{model}{'' if pd.isna(step) else f'  step {step}'}")
         for line in lines(rows):
             print(f"  {line}")
+        own = (table["model_id"] == model) & (table["step"].eq(step) | pd.isna(step))
+        if said := _measured_share(table[own]):
+            print(f"  {said}")
     bad = table[table["status"] != "ok"]
     for (model, status, reason), rows in bad.groupby(["model_id", "status", "reason"], sort=False):
         names = sorted(set(rows["metric"]))
@@ -136,14 +139,18 @@ def _print(table: pd.DataFrame) -> None:
 def lines(rows: pd.DataFrame) -> list[str]:
     """What is printed of one model: a line a metric, and where they differ a partner and text.
 
-    A mean is taken over matrices and layers only. Partners of a pair, texts and benchmarks stand by
-    themselves; of heads, whose changes go either way, the range is shown; bins are left to the
-    table.
+    A mean is taken over the matrices of all layers; of the relative norm, over each other part of
+    the model too. Partners of a pair, texts and benchmarks stand by themselves; of heads, whose
+    changes go either way, the range is shown; bins are left to the table.
     """
     import pandas as pd
 
+    from mlflow_scalpel.tensors.parts import LAYER_PARTS
+
     found = []
-    for name, of_metric in rows.groupby("metric", sort=False):
+    inside = rows["part"].isna() | rows["part"].isin(LAYER_PARTS)
+    for name, every in rows.groupby("metric", sort=False):
+        of_metric = every[inside[every.index]]
         parts = ["other", "texts"]
         for (other, texts), one in of_metric.groupby(parts, sort=False, dropna=False):
             unit = str(one["unit"].iloc[0])
@@ -159,7 +166,24 @@ def lines(rows: pd.DataFrame) -> list[str]:
                 value, over = _value(plain)
                 line = f"{name:38} {value:<12} {unit:15} {', '.join([*over, *about])}"
                 found.append(line.rstrip())
+        outside = every[~inside[every.index]]
+        if name == "weights/relative_frobenius" or not len(of_metric):
+            for part, one in outside.groupby("part", sort=False):
+                value, over = _value(one[one["bin"].isna()])
+                unit = str(one["unit"].iloc[0])
+                line = f"{name:38} {value:<12} {unit:15} {', '.join([*over, f'{part}'])}"
+                found.append(line.rstrip())
     return found
+
+
+def _measured_share(rows: pd.DataFrame) -> str:
+    """How many of a model's tensors, and of its parameters, have a value in the weight metrics."""
+    weights = rows[rows["metric"] == "weights/relative_frobenius"]
+    if not len(weights) or weights["n"].isna().any():
+        return ""
+    known = weights[weights["value"].notna()]
+    share = 100 * known["n"].sum() / weights["n"].sum()
+    return f"measured {len(known)} of {len(weights)} tensors, {share:.3g} % of the parameters"
 
 
 def _value(rows: pd.DataFrame) -> tuple[str, list[str]]:

@@ -16,8 +16,8 @@ import pandas as pd
 
 from mlflow_scalpel.comparison.bounds import SCALARS, check_row, scalar_unit
 from mlflow_scalpel.comparison.table import COLUMNS, DTYPES
-from mlflow_scalpel.comparison.weights import MATRICES
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.tensors.parts import CLASSICAL
 
 _KEY = re.compile(r"(?P<label>.+)-step-(?P<step>\d+)")
 
@@ -224,10 +224,10 @@ def _valued(value: float | None) -> Row:
 def _norms(file: Path, key: str, values: Mapping[str, Any]) -> Iterator[Row]:
     sizes: dict[str, int] = {}
     for matrix, layers in values.items():
-        if matrix not in MATRICES:
+        if matrix not in CLASSICAL:
             raise ScalpelError(
                 f"{file}: {key!r} has {matrix!r}, which is no matrix; there are "
-                f"{', '.join(MATRICES)}"
+                f"{', '.join(CLASSICAL)}"
             )
         if not isinstance(layers, list) or not all(_is_value(value) for value in layers):
             raise ScalpelError(f"{file}: {key!r}, {matrix}: is no list of numbers, one a layer")
@@ -238,6 +238,7 @@ def _norms(file: Path, key: str, values: Mapping[str, Any]) -> Iterator[Row]:
                 "unit": "ratio",
                 "layer": layer,
                 "matrix": matrix,
+                "part": "attention" if matrix in CLASSICAL[:4] else "mlp",
                 **_valued(value),
             }
     if not any(sizes.values()):

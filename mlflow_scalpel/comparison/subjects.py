@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_scalpel.checkpoints import cache
 from mlflow_scalpel.checkpoints.layout import checkpoint_files
 from mlflow_scalpel.checkpoints.manifest import content_digest, read_manifest
-
-_STEP = re.compile(r"(?:checkpoint|step)-(\d+)$")
+from mlflow_scalpel.tensors.steps import step_of_name
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,7 @@ def subject_from(source: str, *, files: bool = True) -> Subject:
     model_id = model_id_of(source)
     directory = resolve(source) if files or model_id is None else Path(source)
     if model_id is None:
-        named = _STEP.search(Path(source).name)
-        step = int(named[1]) if named else None
+        step = step_of_name(Path(source).name)
         return Subject(directory, source, digest_of(directory), step)
     model = MlflowClient().get_logged_model(model_id)
     rates = model.params.get("learning_rate_sum")

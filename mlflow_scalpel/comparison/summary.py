@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import pandas as pd
 
+from mlflow_scalpel.tensors.parts import LAYER_PARTS
+
 CAPABILITIES = ("capabilities/in_domain_gain", "capabilities/out_of_domain_loss")
 
 
 def summarise(table: pd.DataFrame) -> dict[str, float]:
-    """About 18 metrics of one checkpoint's tidy table, named so that the UI groups them.
+    """About 20 metrics of one checkpoint's tidy table, named so that the UI groups them.
 
-    Mean over layers of the relative Frobenius norm for each matrix and over all; the mean over all
-    of the other weight metrics; each KL (`kl/all_tokens/<probe>`); each score (`eval/...`);
+    Mean over layers (and experts) of the relative Frobenius norm for each matrix, over all of them,
+    and for each part of the model outside of them (embeddings, norms ...); the share of the
+    parameters that was measured; the mean over the layers' matrices of the other weight metrics;
+    each KL (`kl/all_tokens/<probe>`); each score (`eval/...`);
     in-domain gain and out-of-domain loss where the table has them. What has no value is left out.
     """
     ok = table[table["status"] == "ok"]
     norms = ok[ok["metric"] == "weights/relative_frobenius"]
+    kind = norms["matrix"].str.replace(r"experts\.\d+\.", "experts.", regex=True)
+    inside = ok["part"].isna() | ok["part"].isin(LAYER_PARTS)
+    key = kind.where(inside[norms.index], norms["part"])
     summary = {
-        f"weights/relative_frobenius/{matrix}": float(values.mean())
-        for matrix, values in norms.groupby("matrix", sort=False)["value"]
+        f"weights/relative_frobenius/{name}": float(values.mean())
+        for name, values in norms.groupby(key, sort=False)["value"]
     }
-    weights = ok[ok["metric"].str.startswith("weights/")]
+    every = table[table["metric"] == "weights/relative_frobenius"]
+    if len(every) and every["n"].notna().all():
+        known = every[every["value"].notna()]
+        summary["weights/measured_share"] = float(known["n"].sum() / every["n"].sum())
+    weights = ok[ok["metric"].str.startswith("weights/") & inside]
     for metric, values in weights.groupby("metric")["value"]:
         summary[f"{metric}/mean"] = float(values.mean())
     for row in ok[ok["metric"].isin(("kl/all_tokens", "kl/answer_tokens"))].itertuples():

@@ -22,10 +22,11 @@ DTYPES = {
     "head": "Int64",
     "other": "string",  # model ID of the second checkpoint, where a metric is of two
     "matrix": "string",  # q_proj, k_proj, ...
+    "part": "string",  # what the matrix is for: one of `tensors.parts.PARTS`
     "bin": "Float64",
     "value": "Float64",  # null where status is not ok
     "stderr": "Float64",
-    "n": "Int64",  # what stderr is over: problems, mostly
+    "n": "Int64",  # what the value is over: problems or tokens; elements of a tensor
     "unit": "string",
     "dtype": "string",  # of the forward pass, or of the stored weights
     "texts": "string",  # NAME sha256:<digest of the texts> template:<digest of the template>

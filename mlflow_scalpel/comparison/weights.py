@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlflow_scalpel.checkpoints.weights import stored_tensors
 from mlflow_scalpel.comparison.matrices import GROUPS, MatrixMetrics, Update, failed, pair_rows
 from mlflow_scalpel.metrics.moments import Training
 from mlflow_scalpel.metrics.registry import Metric
+from mlflow_scalpel.tensors.files import TensorFiles
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # The language model's own layers: vision towers and extra predictors have some of their own.
@@ -27,8 +27,6 @@ _NAME = re.compile(
 )
 _FUSED = re.compile(rf"{_STACK}\w+\.(qkv_proj|gate_up_proj)\.weight$")
 _LAYER = re.compile(rf"{_STACK}(.+)$")
-
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 Place = tuple[int | None, str]
 """Layer, null for a tensor outside of the layers, and matrix as in `q_proj`."""
@@ -44,7 +42,7 @@ class StoredWeights:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._files = stored_tensors(directory)
+        self._files = TensorFiles(directory)
         self._rows = _FusedRows(directory)
 
     def matrices(self, *, others: bool = False) -> dict[Place, tuple[str, slice | None]]:
@@ -55,12 +53,11 @@ class StoredWeights:
         follows its layer, and in full where it is in no layer of the language model.
         """
         found: dict[Place, tuple[str, slice | None]] = {}
-        for name in self._files:
+        for name, header in self._files.headers.items():
             if match := _NAME.search(name):
                 found[int(match[1]), match[2]] = name, None
             elif match := _FUSED.search(name):
-                height = self._files[name].get_slice(name).get_shape()[0]
-                for matrix, rows in self._rows.of(match[2], height).items():
+                for matrix, rows in self._rows.of(match[2], header.shape[0]).items():
                     found[int(match[1]), matrix] = name, rows
             elif others:
                 match = _LAYER.search(name)
@@ -71,20 +68,17 @@ class StoredWeights:
     def read(self, place: tuple[str, slice | None]) -> Tensor:
         """The tensor, or the rows of it; the file's own pages, of which nothing is copied."""
         name, rows = place
-        tensor = self._files[name].get_tensor(name)
+        tensor = self._files.read(name)
         return tensor if rows is None else tensor[rows]
 
     def bytes(self, *, others: bool = False) -> int:
         """Bytes of the tensors that `matrices` names."""
         names = {name for name, _ in self.matrices(others=others).values()}
-        return sum(
-            self.size(name) * _BYTES.get(self._files[name].get_slice(name).get_dtype(), 1)
-            for name in names
-        )
+        return sum(self._files.headers[name].bytes for name in names)
 
     def size(self, name: str) -> int:
         """Elements of a stored tensor, without reading it."""
-        return int(torch.Size(self._files[name].get_slice(name).get_shape()).numel())
+        return self._files.headers[name].elements
 
 
 class _FusedRows:

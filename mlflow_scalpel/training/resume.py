@@ -15,9 +15,10 @@ import pandas as pd
 from mlflow import MlflowClient
 
 from mlflow_scalpel.checkpoints.find import checkpoints_of_run
-from mlflow_scalpel.checkpoints.layout import STEP_DIRECTORY, check_whole
+from mlflow_scalpel.checkpoints.layout import check_whole
 from mlflow_scalpel.comparison.store import stored_table
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.tensors.steps import step_of_name
 from mlflow_scalpel.training.journal import SUMMARY
 
 _STATE = "trainer_state.json"
@@ -116,14 +117,14 @@ def seam_of(past: Past) -> str:
 
 def step_of(directory: Path) -> int:
     """The step in the name of a checkpoint directory."""
-    match = STEP_DIRECTORY.match(directory.name)
-    assert match is not None  # these are the directories that are looked at
-    return int(match[1])
+    step = step_of_name(directory.name)
+    assert step is not None  # these are the directories that are looked at
+    return step
 
 
 def _checkpoints(output: Path) -> list[Path]:
     """Checkpoint directories in order of step."""
     if not output.is_dir():
         return []
-    found = [d for d in output.iterdir() if d.is_dir() and STEP_DIRECTORY.match(d.name)]
+    found = [d for d in output.iterdir() if d.is_dir() and step_of_name(d.name) is not None]
     return sorted(found, key=step_of)

@@ -23,6 +23,7 @@ from mlflow_scalpel.views.numbers import numbers
 from mlflow_scalpel.views.over_training import scores_over_training
 from mlflow_scalpel.views.pairs import pair_cosines, pair_overlap
 from mlflow_scalpel.views.paper import paper_compat
+from mlflow_scalpel.views.parts import norms_by_part
 from mlflow_scalpel.views.pass_at_k import pass_at_k
 from mlflow_scalpel.views.png import to_image, to_png
 from mlflow_scalpel.views.problems import problem_table
@@ -52,6 +53,7 @@ __all__ = [
     "kl_over_training",
     "kl_statistics",
     "ledger",
+    "norms_by_part",
     "norms_over_training",
     "numbers",
     "pair_cosines",

@@ -19,7 +19,7 @@ from mlflow_scalpel.views.capabilities import (
     last_evaluated,
 )
 from mlflow_scalpel.views.kl import reading
-from mlflow_scalpel.views.norm_words import NORM, PER_RATE, mean_norms, when
+from mlflow_scalpel.views.norm_words import NORM, PER_RATE, mean_norms, over_words, when
 from mlflow_scalpel.views.score_change import PAIRED, last_change
 from mlflow_scalpel.views.style import Run, column_of
 from mlflow_scalpel.views.tidy import Z, last_step, probe, reasons
@@ -158,7 +158,7 @@ def norm(clean: pd.DataFrame, run: Run, runs: pd.DataFrame | None, dtypes: dict[
         return absent("Norm of the update", COMPARE, f"no value {at}: {found.why}")
     rate = column_of(runs, run.run_id, "learning_rate") or "not recorded"
     dtype = column_of(runs, run.run_id, "dtype") or dtypes.get(run.run_id, "not recorded")
-    rests = f"mean over {found.known} of {found.cells} matrices {at}"
+    rests = f"mean {over_words(found)}, {at}"
     if per_rate is not None and per_rate.known and per_rate.step == found.step:
         rests += f"; {per_rate.value:.3g} per unit of summed learning rate"
     why = "" if rate != "not recorded" else "without the learning rate it says little"

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mlflow_scalpel.views.capabilities import benchmarks_in, capability_rows
 from mlflow_scalpel.views.report_sections import View
-from mlflow_scalpel.views.tidy import matrices_in
+from mlflow_scalpel.views.tidy import matrices_in, of_layers
 from mlflow_scalpel.views.xaxis import CHOICES
 
 #: (value in the URL, label), the default first.
@@ -84,15 +84,13 @@ def steps(table: pd.DataFrame, groups: set[str]) -> Choices:
 
 def layers(table: pd.DataFrame, groups: set[str]) -> Choices:
     """The layers of the model, or all of them."""
-    rows = table[table["layer"].notna() & (table["matrix"] != "")]
-    found = sorted(rows["layer"].unique())
+    found = sorted(of_layers(table)["layer"].unique())
     return [("", "all"), *((f"{layer:g}", f"{layer:g}") for layer in found)]
 
 
 def matrices(table: pd.DataFrame, groups: set[str]) -> Choices:
     """The matrices of a layer, or all of them."""
-    rows = table[table["layer"].notna() & (table["matrix"] != "")]
-    return [("", "all"), *((matrix, matrix) for matrix in matrices_in(rows))]
+    return [("", "all"), *((matrix, matrix) for matrix in matrices_in(of_layers(table)))]
 
 
 def benchmarks(table: pd.DataFrame, groups: set[str]) -> Choices:

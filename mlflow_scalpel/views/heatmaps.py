@@ -19,7 +19,7 @@ from mlflow_scalpel.views.maps import (
 )
 from mlflow_scalpel.views.slider import Series, slider_maps
 from mlflow_scalpel.views.style import dress, nothing, styles
-from mlflow_scalpel.views.tidy import last_step, matrices_in, per_matrix, read
+from mlflow_scalpel.views.tidy import last_step, matrices_in, over_experts, per_matrix, read
 from mlflow_scalpel.views.wording import SIGNED, absent, words
 from mlflow_scalpel.views.xaxis import x_of
 
@@ -51,7 +51,7 @@ def weight_heatmaps(
     """
     clean = read(table)
     looks = styles(clean, runs)
-    rows = per_matrix(clean, metric)
+    rows = over_experts(per_matrix(clean, metric))
     rows = rows[rows["run_id"].isin(looks) & (rows["step"] > 0)]
     title, axis_title = words(metric)
     title += ", layer by matrix"
@@ -105,7 +105,7 @@ def weight_heatmap(
         )
     clean = read(table)
     looks = styles(clean, runs)
-    rows = per_matrix(clean, metric)
+    rows = over_experts(per_matrix(clean, metric))
     rows = rows[rows["step"] > 0] if step is None else rows[rows["step"] == step]
     found = [run_id for run_id in looks if run_id in set(rows["run_id"])]
     if len(found) > 1:

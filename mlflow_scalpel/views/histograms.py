@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from mlflow_scalpel.views.lines import draw, gaps_listed, mean_line, say_why
 from mlflow_scalpel.views.norms import listed, members, share_y
 from mlflow_scalpel.views.style import esc, nothing, panels, styles
-from mlflow_scalpel.views.tidy import last_step, read
+from mlflow_scalpel.views.tidy import last_step, of_layers, read
 from mlflow_scalpel.views.wording import absent, words
 
 ULPS = "histograms/ulp_change"
@@ -75,7 +75,7 @@ def histogram(
     clean = read(table)
     looks = styles(clean, runs)
     rows = clean[(clean["metric"] == metric) & clean["run_id"].isin(looks) & (clean["step"] > 0)]
-    rows = rows[rows["layer"].notna() & (rows["matrix"] != "")]
+    rows = of_layers(rows)
     where = ""
     if layer is not None:
         rows, where = rows[rows["layer"] == layer], f" for layer {layer}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from mlflow_scalpel.views.xaxis import end_of
 
 NORM = "weights/relative_frobenius"
 PER_RATE = "weights/relative_frobenius_per_lr"
+NOT_TRAINED = "not trained"  # status of what an adapter does not touch
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,10 @@ class Norm:
     value: float  # NaN without any
     step: float
     known: int  # cells with a value
-    cells: int
+    cells: int  # but for those that were not trained
     why: str  # it has none
+    untrained: int = 0  # cells that an adapter does not touch
+    share: float = math.nan  # of the model's parameters, which the cells with a value hold
 
 
 def when(step: float, run: Run, clean: pd.DataFrame, runs: pd.DataFrame | None) -> str:
@@ -42,8 +46,8 @@ def when(step: float, run: Run, clean: pd.DataFrame, runs: pd.DataFrame | None) 
 
 def mean_norms(clean: pd.DataFrame, looks: Sequence[Run], metric: str) -> dict[str, Norm | None]:
     """The mean of a metric at each run's last compared checkpoint, by run ID; None without rows."""
-    rows = per_matrix(clean, metric)
-    rows = rows[rows["step"] > 0]
+    every = clean[(clean["metric"] == metric) & (clean["step"] > 0)]
+    rows = per_matrix(every, metric)
     found: dict[str, Norm | None] = {}
     for run in looks:
         own = rows[rows["run_id"] == run.run_id]
@@ -51,10 +55,43 @@ def mean_norms(clean: pd.DataFrame, looks: Sequence[Run], metric: str) -> dict[s
         own = own[own["step"] == step]
         found[run.run_id] = None
         if step is not None:
-            known = int(own["value"].notna().sum())
-            why = "" if known else reasons(own["reason"])
-            found[run.run_id] = Norm(float(own["value"].mean()), step, known, len(own), why)
+            trained = own[own["status"] != NOT_TRAINED]
+            known = trained[trained["value"].notna()]
+            why = "" if len(known) else reasons(own["reason"])
+            all_of_it = every[(every["run_id"] == run.run_id) & (every["step"] == step)]
+            found[run.run_id] = Norm(
+                float(known["value"].mean()),
+                step,
+                len(known),
+                len(trained),
+                why,
+                len(own) - len(trained),
+                share_of(known, all_of_it),
+            )
     return found
+
+
+def share_of(rows: pd.DataFrame, every: pd.DataFrame) -> float:
+    """The share of a model's parameters that `rows` of it are of; NaN where that is not known.
+
+    `every` are the rows of one metric of all its tensors. Rows of one checkpoint that were
+    imported, or measured before the elements were counted, have no `n` or no `part`.
+    """
+    if not len(every) or every["n"].isna().any() or (every["part"] == "").any():
+        return math.nan
+    return float(rows["n"].sum() / every["n"].sum())
+
+
+def share_words(share: float) -> str:
+    """`, 86 % of the parameters`; "" where the share is not known."""
+    return "" if math.isnan(share) else f", {100 * share:.3g} % of the parameters"
+
+
+def over_words(norm: Norm) -> str:
+    """Over how many matrices of the layers a mean is, and their share of the parameters."""
+    matrices = f"{norm.known}" if norm.known == norm.cells else f"{norm.known} of {norm.cells}"
+    untrained = f" ({norm.untrained} more are not trained)" if norm.untrained else ""
+    return f"over {matrices} matrices{untrained}{share_words(norm.share)}"
 
 
 def norm_words(norm: Norm | None, rate: Norm | None, at: str) -> str:
@@ -66,8 +103,7 @@ def norm_words(norm: Norm | None, rate: Norm | None, at: str) -> str:
         return "weights not compared"
     if not norm.known:
         return f"the mean relative norm has no value {at}: {norm.why}"
-    of = "" if norm.known == norm.cells else f", {norm.known} of {norm.cells} matrices"
-    text = f"mean relative norm {norm.value:.3g} {at}{of}"
+    text = f"mean relative norm {norm.value:.3g} {at}, {over_words(norm)}"
     if rate is None or not rate.known or rate.step != norm.step:
         return text
     return f"{text}, {rate.value:.3g} per unit of summed learning rate"

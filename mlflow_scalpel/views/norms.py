@@ -11,7 +11,7 @@ from plotly.colors import sample_colorscale
 
 from mlflow_scalpel.views.lines import draw, gaps_listed, line_of, mean_line, say_why
 from mlflow_scalpel.views.style import MATRIX_COLOURS, esc, in_rows, nothing, panels, styles
-from mlflow_scalpel.views.tidy import matrices_in, per_matrix, read
+from mlflow_scalpel.views.tidy import matrices_in, over_experts, per_matrix, read
 from mlflow_scalpel.views.wording import SIGNED, absent, words
 from mlflow_scalpel.views.xaxis import lacking_words, nowhere, set_x, x_of
 
@@ -45,6 +45,8 @@ def weights_over_training(
     clean = read(table)
     looks = styles(clean, runs)
     rows = per_matrix(clean, metric)
+    if by == "matrix":
+        rows = over_experts(rows)
     rows = rows[rows["run_id"].isin(looks) & (rows["step"] > 0)]
     title, axis_title = words(metric)
     if not len(rows):

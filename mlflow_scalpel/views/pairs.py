@@ -20,7 +20,7 @@ from mlflow_scalpel.views.style import (
     panels,
     styles,
 )
-from mlflow_scalpel.views.tidy import last_step, matrices_in, read
+from mlflow_scalpel.views.tidy import last_step, matrices_in, of_layers, read
 from mlflow_scalpel.views.wording import absent, words
 from mlflow_scalpel.views.xaxis import x_of
 
@@ -61,7 +61,7 @@ def pair_cosines(
     clean = read(table)
     looks = styles(clean, runs)
     rows = clean[(clean["metric"] == COSINE) & clean["run_id"].isin(looks)]
-    rows = rows[rows["layer"].notna() & (rows["matrix"] != "") & (rows["step"] > 0)]
+    rows = of_layers(rows[rows["step"] > 0])
     title, axis_title = words(COSINE)
     title += ", layer by matrix"
     if not len(rows):
@@ -100,6 +100,7 @@ def pair_overlap(
     clean = read(table)
     looks = styles(clean, runs)
     rows = clean[(clean["metric"] == OVERLAP) & clean["run_id"].isin(looks) & (clean["bin"] != "")]
+    rows = of_layers(rows)
     title, axis_title = words(OVERLAP)
     if not len(rows):
         return nothing(title, absent(OVERLAP))

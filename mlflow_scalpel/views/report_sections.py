@@ -27,6 +27,7 @@ from mlflow_scalpel.views.norms import norms_over_training, weights_over_trainin
 from mlflow_scalpel.views.over_training import scores_over_training
 from mlflow_scalpel.views.pairs import pair_cosines, pair_overlap
 from mlflow_scalpel.views.paper import paper_compat
+from mlflow_scalpel.views.parts import norms_by_part
 from mlflow_scalpel.views.pass_at_k import pass_at_k
 from mlflow_scalpel.views.spectra import spectra_by_layer, spectra_over_training
 from mlflow_scalpel.views.variants import ablation_bars, frozen_table
@@ -99,7 +100,9 @@ SECTIONS = (
         "averaged over layers. AdamW moves every entry by about the learning rate at each step, so "
         "these norms mostly compare learning rates and steps. Divided by the sum of the learning "
         "rates so far (relative_frobenius_per_lr) they do so far less; what an algorithm "
-        "does to norms shows best between runs of equal rate and steps.",
+        "does to norms shows best between runs of equal rate and steps. Means are over the "
+        "matrices of the layers; the last figure has all parts, and what share of the parameters "
+        "each of them is.",
         {
             "norms_over_training": Shown(
                 partial(norms_over_training, metric=NORM, x=X),
@@ -113,6 +116,7 @@ SECTIONS = (
                 PER_RATE,
                 COMPARE + ", of checkpoints whose learning rates were logged",
             ),
+            "norms_by_part": Shown(norms_by_part, "norms by part of the model", NORM, COMPARE),
         },
     ),
     Section(

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from mlflow_scalpel.views.lines import gaps_listed
 from mlflow_scalpel.views.norms import BY, draw_members, listed, members, y_axis
 from mlflow_scalpel.views.style import Grid, Run, nothing, panels, styles
-from mlflow_scalpel.views.tidy import last_step, per_matrix, read
+from mlflow_scalpel.views.tidy import last_step, over_experts, per_matrix, read
 from mlflow_scalpel.views.wording import absent, words
 from mlflow_scalpel.views.xaxis import lacking_words, nowhere, set_x, x_of
 
@@ -48,6 +48,8 @@ def spectra_over_training(
     looks, rows, found = chosen(clean, runs, metrics)
     if not found:
         return nothing(TITLE, absent(metrics[0]))
+    if by == "matrix":
+        rows = over_experts(rows)
     places = x_of(clean, rows, x, runs)
     if why := nowhere(places, looks):
         return nothing(TITLE, why)
@@ -91,6 +93,7 @@ def spectra_by_layer(
     if not len(rows):
         return nothing(TITLE, f"No run has a checkpoint at step {step}.")
     found = [metric for metric in found if metric in set(rows["metric"])]
+    rows = over_experts(rows)
     rows = rows.assign(x=rows["layer"])
     steps = ", ".join(
         f"{looks[run_id].label} at step {at:g}"

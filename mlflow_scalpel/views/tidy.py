@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mlflow_scalpel.tensors.parts import CLASSICAL, LAYER_PARTS
+
 #: The columns that views read; the tidy table has a few more.
 COLUMNS = (
     "base",
@@ -26,6 +28,7 @@ COLUMNS = (
     "head",
     "other",
     "matrix",
+    "part",
     "bin",
     "value",
     "stderr",
@@ -38,15 +41,15 @@ COLUMNS = (
 )
 NUMBERS = ("step", "layer", "head", "value", "stderr", "n")
 #: Columns that tables of an older version lack.
-LATER = ("other", "dtype")
+LATER = ("other", "part", "dtype")
 #: What two rows must share to measure the same thing.
 SAME = ("run_id", "step", "metric", "layer", "head", "other", "matrix", "bin", "texts")
 
-#: The matrices of a decoder layer, in the order in which a layer applies them.
-MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
 #: In `attrs` of what `read` gave.
 READ = "mlflow_scalpel.views.read"
+
+#: An expert among several, of which each is a matrix of its own.
+_EXPERT = r"\bexperts\.\d+\."
 
 #: Half the width of a 95 % normal interval, in standard errors.
 Z = 1.96
@@ -129,16 +132,42 @@ def places_of(columns: dict[str, np.ndarray]) -> np.ndarray:
 
 def per_matrix(clean: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The rows of `metric` that belong to one matrix of one layer as a whole."""
-    own = clean[clean["metric"] == metric]
-    whole = own["layer"].notna() & (own["matrix"] != "")
-    parts = own["head"].notna() | (own["bin"] != "")
-    return own[whole & ~parts & own["step"].notna()]
+    own = of_layers(clean[clean["metric"] == metric])
+    pieces = own["head"].notna() | (own["bin"] != "")
+    return own[~pieces & own["step"].notna()]
+
+
+def of_layers(rows: pd.DataFrame) -> pd.DataFrame:
+    """Those rows that are of a matrix in a layer: not of norms, biases, embeddings or vision."""
+    inside = rows["layer"].notna() & (rows["matrix"] != "")
+    return rows[inside & rows["part"].isin(("", *LAYER_PARTS))]
+
+
+def over_experts(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `per_matrix`, with one of all experts of a layer in place of one an expert.
+
+    Its matrix is `experts.*.up_proj`, its value the mean over the experts that have one.
+    """
+    single = rows["matrix"].str.contains(_EXPERT)
+    if not single.any():
+        return rows
+    experts = rows[single]
+    kinds = experts.assign(matrix=experts["matrix"].str.replace(_EXPERT, "experts.*.", regex=True))
+    keys = [column for column in SAME if column != "bin"]
+    found = kinds.groupby(keys, sort=False, dropna=False, as_index=False).agg(
+        {
+            column: "mean" if column == "value" else "sum" if column == "n" else "first"
+            for column in rows.columns
+            if column not in keys
+        }
+    )
+    return pd.concat([rows[~single], found[rows.columns]], ignore_index=True)
 
 
 def matrices_in(rows: pd.DataFrame) -> list[str]:
     """The matrices of these rows: the usual seven in their order, then any others by name."""
     present = set(rows["matrix"])
-    return [m for m in MATRICES if m in present] + sorted(present - set(MATRICES))
+    return ordered(present, CLASSICAL)
 
 
 def last_step(rows: pd.DataFrame) -> float | None:

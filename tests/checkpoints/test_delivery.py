@@ -306,6 +306,7 @@ def cut_off(directory: Path) -> None:
 
 
 def shard_missing(directory: Path) -> None:
+    (directory / WEIGHTS).unlink()
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
 
@@ -340,9 +341,9 @@ def tensor_missing(directory: Path) -> None:
     ("spoil", "said"),
     [
         (nan, r"model.safetensors: tensor model.norm.weight holds 1 values that are NaN"),
-        (cut_off, r"model.safetensors: has \d+ bytes, and its header speaks of \d+"),
+        (cut_off, r"model.safetensors: is not a complete safetensors file of \d+ bytes"),
         (shard_missing, r"model-00001-of-00002.safetensors: is missing"),
-        (index_leads_out, r"names the shard '../../secret.safetensors'"),
+        (index_leads_out, r"places 'a' in '../../secret.safetensors'"),
         (link_leads_out, r"config.json: is a link to /etc/hostname"),
         (only_pickles, r"pytorch_model.bin is a pickle, which is never opened"),
         (other_architecture, r"tensor model.norm.weight has shape \(3,\), and the base's has"),

@@ -1,0 +1,173 @@
+"""Which files of a model's directory hold which tensor, and the tensors, read one at a time."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.tensors.headers import Header, read_headers
+from mlflow_scalpel.tensors.names import unwrapped
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS = ".safetensors"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether the directory holds a PEFT adapter (such as LoRA) and not a whole model."""
+    return (directory / ADAPTER_CONFIG).is_file()
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files that Transformers or PEFT would read in `directory`, sorted by name.
+
+    An adapter's weights are in `adapter_model.safetensors`; a model's in `model.safetensors`, or in
+    the shards that the index names, or in the only safetensors file that is there.
+
+    Raises ScalpelError that names the files where none is there, where a shard is missing, or where
+    it cannot be told which are the model's.
+    """
+    there = sorted(file for file in directory.glob(f"*{WEIGHTS}"))
+    if is_adapter(directory):
+        wanted = directory / ADAPTER_WEIGHTS
+        if wanted not in there:
+            raise ScalpelError(
+                f"{directory}: holds no {ADAPTER_WEIGHTS}; save the adapter with "
+                "save_pretrained(..., safe_serialization=True)"
+            )
+        return [wanted]
+    single, index = directory / SINGLE, directory / INDEX
+    if index.is_file():
+        shards = sorted({directory / shard for shard in read_index(index).values()})
+        if single in there and single not in shards:
+            raise ScalpelError(
+                f"{directory}: holds {SINGLE}, and {INDEX}, which names other files; Transformers "
+                "reads the first and other tools the others: delete those that are not current"
+            )
+        for shard in shards:
+            if shard not in there:
+                raise ScalpelError(
+                    f"{shard}: is missing, and {INDEX} names it; copy it there, or save the "
+                    "checkpoint again"
+                )
+        return shards
+    if single in there:
+        return [single]
+    own = [file for file in there if file.name != ADAPTER_WEIGHTS]
+    if len(own) == 1 and "-of-" not in own[0].name:
+        return own
+    if not own:
+        pickles = sorted(file.name for file in directory.glob("*.bin"))
+        found = f" ({', '.join(pickles)} is a pickle, which is never opened)" if pickles else ""
+        raise ScalpelError(
+            f"{directory}: holds no {WEIGHTS} file{found}; save the model with "
+            "save_pretrained(..., safe_serialization=True)"
+        )
+    raise ScalpelError(
+        f"{directory}: holds {', '.join(file.name for file in own[:4])}"
+        f"{' ...' if len(own) > 4 else ''} and neither {SINGLE} nor {INDEX}, so that it is not "
+        "known which tensors the model has: it is still being written, was cut off, or holds the "
+        "shards of several processes; save the whole model with save_pretrained"
+    )
+
+
+def read_index(index: Path) -> dict[str, str]:
+    """Name of the file of each tensor, as `model.safetensors.index.json` says.
+
+    Raises ScalpelError where it cannot be read, or names a file in another directory.
+    """
+    try:
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ScalpelError(
+            f"{index}: is not a readable index ({type(error).__name__}: {error}); "
+            "save the checkpoint again"
+        ) from error
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ScalpelError(
+            f"{index}: its weight_map does not map tensors to files; save the checkpoint again"
+        )
+    for tensor, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard:
+            raise ScalpelError(
+                f"{index}: places {tensor!r} in {shard!r}, which is not the name of a file beside "
+                "it, and is not followed; save the checkpoint again"
+            )
+    return weight_map
+
+
+class TensorFiles:
+    """The tensors of a model's directory by name, memory-mapped and read one at a time.
+
+    Names are given without what wrappers add (`_orig_mod.`, `module.`, ...); `headers[name]` has
+    the name in the file.
+
+    Raises ScalpelError for a file that is not complete, for a tensor that the index places in a
+    file that does not hold it, and for one name in two files.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.files = weight_files(directory)
+        self.headers: dict[str, Header] = {}
+        index = directory / INDEX
+        placed = read_index(index) if index.is_file() and not is_adapter(directory) else {}
+        stored = {file.name: read_headers(file) for file in self.files}
+        for tensors in stored.values():
+            for header in tensors.values():
+                self._add(header)
+        for name, shard in placed.items():
+            if name not in stored[shard]:
+                raise ScalpelError(
+                    f"{directory / shard}: has no tensor {name}, which {INDEX} places there; "
+                    "save the checkpoint again"
+                )
+
+    @cached_property
+    def unread(self) -> list[str]:
+        """Names of the safetensors files in the directory that are not the model's."""
+        own = {file.name for file in self.files}
+        return sorted(
+            file.name for file in self.directory.glob(f"*{WEIGHTS}") if file.name not in own
+        )
+
+    def read(self, name: str) -> Tensor:
+        """The tensor, in its own dtype; the file's own pages, of which nothing is copied."""
+        header = self.headers[name]
+        tensor: Tensor = self._handle(header.file).get_tensor(header.stored_name)
+        return tensor
+
+    def _handle(self, file: Path) -> Any:
+        from safetensors import safe_open
+
+        if file not in self._handles:
+            self._handles[file] = safe_open(file, framework="pt")
+        return self._handles[file]
+
+    @cached_property
+    def _handles(self) -> dict[Path, Any]:
+        return {}
+
+    def _add(self, header: Header) -> None:
+        name = unwrapped(header.stored_name)
+        if ".base_layer." in name:
+            raise ScalpelError(
+                f"{header.file}: holds {header.stored_name}, of a model with a PEFT adapter that "
+                "is neither merged nor saved apart; merge it first (merge_and_unload), or save the "
+                "adapter with save_pretrained"
+            )
+        known = self.headers.setdefault(name, header)
+        if known is not header:
+            raise ScalpelError(
+                f"{header.file}: holds the tensor {header.stored_name}, and {known.file} holds "
+                f"{known.stored_name}: one name, two tensors; delete the file that is not current, "
+                "or save the checkpoint again"
+            )
