@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 FAST := $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo ui test test-all lint gpu-check install
+.PHONY: demo ui test test-all lint gpu-check stress install
 
 demo: install  ## GRPO against SFT on a tiny OLMo-2, from pre-training to report
 	@$(BIN)/mlflow run . --env-manager local --experiment-name scalpel-demo
@@ -28,6 +28,9 @@ lint: install  ## Format, lint and types
 
 gpu-check: install  ## What can be shown on a GPU only, in about eight minutes
 	$(BIN)/python benchmarks/gpu_check.py --out gpu-check
+
+stress: install  ## Kills, lost answers, full disks: what is lost or doubled, in at most ten minutes
+	$(BIN)/python benchmarks/stress.py --seconds 480
 
 install: $(VENV)/.installed
 

@@ -113,3 +113,14 @@ def test_pages_are_measured_in_a_browser(tmp_path):
         *("start page", *overview, "overview, known", "slider step", "10 at once"),
     ]
     assert all(0 < seconds < 60 for seconds in rows.values())
+
+
+@pytest.mark.slow
+def test_a_kill_of_the_stress_is_counted(tmp_path):
+    command = [sys.executable, BENCHMARKS / "stress.py", "--trials", "1", "--seed", "1"]
+    done = subprocess.run(
+        [*command, "--only", "python"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    scenario, trials, _, *found = done.stdout.splitlines()[-1].split()
+    assert (scenario, trials, found) == ("all", "1", ["0"] * 7)

@@ -8,6 +8,7 @@ set aside, and said.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -74,7 +75,7 @@ class Courier:
         self._outcomes: dict[str, Outcome] = {}
         self._stopping = False
         self._unreleased = False
-        self._checkpoints: dict[int, CheckpointEntry] = {}  # that wait, by number
+        self._checkpoints = _checkpoints_of(spool)  # that wait, by number
         self._small = Lane(spool.numbers())
         self._bulk = Lane([])
         for name, lane, work in (
@@ -371,6 +372,17 @@ class Courier:
     def _pause(self, seconds: float) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._stopping, timeout=seconds)
+
+
+def _checkpoints_of(spool: Spool) -> dict[int, CheckpointEntry]:
+    """The checkpoints that an earlier process left in a spool, by number."""
+    found = {}
+    for number in spool.numbers():
+        with contextlib.suppress(ScalpelError):  # no entry: set aside in its turn
+            entry = spool.read(number)
+            if isinstance(entry, CheckpointEntry):
+                found[number] = entry
+    return found
 
 
 def patience() -> float:

@@ -100,6 +100,8 @@ def store(
             fail(client, model, run_id, problem)
             raise ScalpelError(problem)
         model = store_files(client, entry, model, directory, run_id, manifest, pulse)
+        # What the server was asked for again and again may have been done late.
+        made_before(client, entry.job, model.experiment_id)
     if entry.register_as is not None:
         register(client, entry.register_as, model, run_id, entry.step)
         model = client.get_logged_model(model.model_id)

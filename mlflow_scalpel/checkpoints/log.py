@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import hashlib
 import os
@@ -10,7 +11,7 @@ import shutil
 import sys
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,18 @@ def close_couriers(limit: float | None = None) -> None:
             courier.close()
     if problems:
         raise Undelivered("\n".join(problems))
+
+
+@contextlib.contextmanager
+def all_sent() -> Iterator[None]:
+    """Send all that is added in this block; Undelivered is raised once, and nothing goes on."""
+    try:
+        yield
+        close_couriers()
+    except Undelivered:
+        with contextlib.suppress(Undelivered):  # which is being said
+            close_couriers(limit=0.0)
+        raise
 
 
 @atexit.register

@@ -149,11 +149,16 @@ def register(client: MlflowClient, name: str, model: LoggedModel, run_id: str, s
         versions: list[Any] = client.search_model_versions(
             f"name = '{name}' AND run_id = '{run_id}'"
         )
-        mine = [known for known in versions if str(known.source).rstrip("/") == source]
-        mine.sort(key=lambda known: int(known.version))
-        for twin in mine[1:]:  # of a request that was sent again
-            client.delete_model_version(name, twin.version)
-        return versions, mine[0] if mine else None
+        kept: dict[str, Any] = {}
+        for known in sorted(versions, key=lambda known: int(known.version)):
+            first = kept.setdefault(str(known.source).rstrip("/"), known)
+            # Of a request that was sent again; what somebody registered by hand has no such tags.
+            if first is not known and known.tags == first.tags == tags_of(known):
+                client.delete_model_version(name, known.version)
+        return versions, kept.get(source)
+
+    def tags_of(known: Any) -> dict[str, str]:
+        return {"run_id": run_id, "step": known.tags.get("step", "")}
 
     versions, version = find()
     if version is None:

@@ -84,6 +84,7 @@ def origin_of(arguments: argparse.Namespace) -> Any:
 def run(arguments: argparse.Namespace) -> int:
     """Log all, and print a line a checkpoint; 1 where one of them is lost."""
     from mlflow_scalpel.checkpoints.foreign import log_directory
+    from mlflow_scalpel.checkpoints.log import all_sent
     from mlflow_scalpel.errors import ScalpelError
 
     origin = origin_of(arguments)
@@ -93,23 +94,22 @@ def run(arguments: argparse.Namespace) -> int:
     for directory in arguments.directories:
         if not directory.is_dir():
             raise ScalpelError(f"{directory}: there is no such directory")
-        run_id, deliveries = log_directory(directory, origin)
-        print(f"{directory}: run {run_id}, {len(deliveries)} checkpoints that it did not have")
-        for step, delivery in deliveries.items():
-            report(step, delivery)
+        with all_sent():
+            run_id, deliveries = log_directory(directory, origin)
+            print(f"{directory}: run {run_id}, {len(deliveries)} checkpoints that it did not have")
+            for step, delivery in deliveries.items():
+                report(step, delivery)
         lost += finish(directory, origin, run_id, set(deliveries))
     return 1 if lost else 0
 
 
 def finish(directory: Path, origin: Any, run_id: str, told: set[int]) -> int:
-    """Send the rest, say what of the directory is not stored, and end the run; how many are lost.
+    """Say what of the directory is not stored, and end the run; how many are lost.
 
     `told` are the steps that were reported already.
     """
     from mlflow_scalpel.checkpoints.foreign import end_run, lost_steps
-    from mlflow_scalpel.checkpoints.log import close_couriers
 
-    close_couriers()
     lost = lost_steps(directory, origin, run_id, told)
     for step, reason in lost.items():
         if step not in told:

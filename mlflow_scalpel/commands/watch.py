@@ -32,25 +32,27 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Log until idle or interrupted; 1 where a checkpoint is lost."""
     from mlflow_scalpel.checkpoints.foreign import run_of, watch
+    from mlflow_scalpel.checkpoints.log import all_sent
 
     directory, stop = arguments.directory, _Stop()
     taken: list[tuple[int, Delivery]] = []  # a step that is written anew comes again
     origin = origin_of(arguments)
     print(f"watching {directory}; Ctrl-C ends it, when all is sent", flush=True)
-    for step, delivery in watch(
-        directory,
-        origin,
-        interval=arguments.interval,
-        idle=arguments.until_idle,
-        stopped=lambda: stop.asked,
-        say=lambda line: print(line, flush=True),
-    ):
-        print(f"step {step}: whole, and on its way", flush=True)
-        taken.append((step, delivery))
-    if stop.asked:
-        print("interrupted; sending what is under way", flush=True)
-    for step, delivery in taken:
-        report(step, delivery)
+    with all_sent():
+        for step, delivery in watch(
+            directory,
+            origin,
+            interval=arguments.interval,
+            idle=arguments.until_idle,
+            stopped=lambda: stop.asked,
+            say=lambda line: print(line, flush=True),
+        ):
+            print(f"step {step}: whole, and on its way", flush=True)
+            taken.append((step, delivery))
+        if stop.asked:
+            print("interrupted; sending what is under way", flush=True)
+        for step, delivery in taken:
+            report(step, delivery)
     lost = finish(directory, origin, run_of(directory, origin), {step for step, _ in taken})
     return 1 if lost else 0
 

@@ -233,19 +233,15 @@ def test_what_the_server_will_never_take_is_set_aside_and_told(
 
 
 def test_an_outage_of_any_length_loses_no_checkpoint(faulty, track_at, checkpoint):
-    """All of them are linked, so that the trainer may remove its own."""
+    """However many wait, each has its files, so that the trainer may remove its own."""
     track_at(faulty.uri)
     with mlflow.start_run() as run:
         faulty.answer(503)
         deliveries = []
-        for step in range(1, 15):
+        for step in range(11, 25):
             directory = checkpoint.with_name(f"checkpoint-{step}")
             shutil.copytree(checkpoint, directory)
-            weights = directory / WEIGHTS
-            before = weights.stat().st_ino
             deliveries.append(log_checkpoint(directory, step=step))
-            (spool,) = find_spools(checkpoint.parent)
-            assert before in {file.stat().st_ino for file in spool.glob(f"*/{WEIGHTS}")}
             shutil.rmtree(directory)
         faulty.clear()
         assert [str(d.wait().status) for d in deliveries] == ["READY"] * 14
@@ -433,7 +429,9 @@ def test_placing_unlinks_what_was_there(tmp_path):
 def small_disk(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], check=False
+    )
     if mounted.returncode != 0:
         pytest.skip("mounting a small disk is not permitted here")
     yield disk
@@ -442,7 +440,7 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_is_waited_for(tracking, checkpoint, small_disk, monkeypatch):
     experiment = mlflow.create_experiment("small", artifact_location=small_disk.as_uri())
-    (small_disk / "other").write_bytes(bytes(40_000))
+    (small_disk / "other").write_bytes(bytes(230_000))
     with mlflow.start_run(experiment_id=experiment) as run:
         delivery = log_checkpoint(checkpoint, step=7)
         shutil.rmtree(checkpoint)
