@@ -16,7 +16,8 @@ from mlflow_scalpel.checkpoints.resolve import model_id_of, resolve
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.run_warnings import print_warning
 from mlflow_scalpel.tensors.adapters import read_adapter_config, read_changes
-from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, TensorFiles
+from mlflow_scalpel.tensors.files import ADAPTER_CONFIG
+from mlflow_scalpel.tensors.quantised import FloatTensors
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def base_of(adapter: Path, model: LoggedModel | None = None, given: Base | None 
 def _fits(adapter: Path, base: Path) -> bool:
     """Whether all that the adapter changes is there, in its shapes."""
     try:
-        read_changes(adapter, TensorFiles(base))
+        read_changes(adapter, FloatTensors(base))
     except ScalpelError:
         return False
     return True

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_scalpel.checkpoints.adapters import merged
 from mlflow_scalpel.tensors.adapters import NotInFactors, read_changes
-from mlflow_scalpel.tensors.files import TensorFiles
+from mlflow_scalpel.tensors.quantised import FloatTensors
 from mlflow_scalpel.tensors.updates import Added, as_matrix, row_slices
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def rounding(adapter: Path, base: Path, whole: Path) -> str:
     ||D||_F of the update D, both summed in float64.
     """
     exact = _exact_norms(adapter, base)
-    stored, before = TensorFiles(whole), TensorFiles(base)
+    stored, before = FloatTensors(whole), FloatTensors(base)
     ratios, dtypes = [], set()
     for name, norm in exact.items():
         if norm and name in stored.headers and name in before.headers:
@@ -43,11 +43,11 @@ def rounding(adapter: Path, base: Path, whole: Path) -> str:
 
 def _exact_norms(adapter: Path, base: Path) -> dict[str, float]:
     """||D||_F of each tensor that the adapter changes by an update, from its factors."""
-    before = TensorFiles(base)
+    before = FloatTensors(base)
     try:
         changes = read_changes(adapter, before)
     except NotInFactors:
-        exact = TensorFiles(merged(adapter, base, dtype="float64"))
+        exact = FloatTensors(merged(adapter, base, dtype="float64"))
         names = [name for name in exact.headers if name in before.headers]
         return {name: _norm_of_difference(exact.read(name), before.read(name)) for name in names}
     norms = {}

@@ -180,7 +180,7 @@ def probe_of(
     wrong with them. Raises ScalpelError as `build_probe` does.
     """
     whole = base.whole(MEASURED)
-    tokenizer = load_tokenizer(whole, template_date, trust_remote_code=False, local_files_only=True)
+    tokenizer = load_tokenizer(whole, template_date, local_files_only=True)
     own = template_of(tokenizer)
     found = {stored_template(one.directory) for one in checkpoints} - {None}
     if len(found) == 1:
