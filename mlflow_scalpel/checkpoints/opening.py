@@ -152,7 +152,10 @@ def load(directory: Path, owner: Any, config: Any, dtype: Any) -> tuple[Any, dic
         source: Path | None = directory
         state: Any = None
         if not files.as_stored:
-            source, state = None, {name: files.read(name) for name in files.headers}
+            source, state = (
+                None,
+                {name: files.read(name) for name in (*files.headers, *files.integers)},
+            )
         _without_quantisation(config)
         loaded: tuple[Any, dict[str, Any]] = owner.from_pretrained(
             source,

@@ -26,6 +26,7 @@ from mlflow_scalpel.checkpoints.stores import copy_out
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 from mlflow_scalpel.tensors.files import TensorFiles
+from mlflow_scalpel.tensors.headers import FLOATS
 from mlflow_scalpel.tensors.names import counterparts
 
 _KEPT_PARAMS = ("algorithm", "recipe", "learning_rate", "learning_rate_sum", "dtype", "max_steps")
@@ -163,6 +164,13 @@ def _check(before: TensorFiles, after: TensorFiles, names: Mapping[str, str]) ->
             raise ScalpelError(
                 f"{before.directory}: its {other} has shape {shapes[0]}, and the "
                 f"checkpoint's has {shapes[1]}; give the base that training began with"
+            )
+        dtypes = before.headers[name].dtype, after.headers[name].dtype
+        if dtypes[0] != dtypes[1] and not {*dtypes} <= {*FLOATS}:
+            raise ScalpelError(
+                f"{after.directory}: its {name} is {dtypes[1]}, and the base's is {dtypes[0]}: one "
+                "of them is quantised, and its numbers mean nothing without their scales; give "
+                "both quantised in one way, or neither"
             )
 
 

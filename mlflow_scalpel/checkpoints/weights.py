@@ -43,15 +43,16 @@ def load_weights(model: Any, directory: Path, *, base: Path | None = None) -> No
     targets = model.state_dict(keep_vars=True)
     stored = FloatTensors(directory)
     stored.check_whole()
-    by_target = _paired(targets, stored.headers)
+    headers = {**stored.headers, **stored.integers}
+    by_target = _paired(targets, headers)
     kept: set[str] = set()
     if by_target is not None:
-        shapes: Shapes = {name: stored.headers[one].shape for name, one in by_target.items()}
-        if by_target.keys() != stored.headers.keys():  # a model within another one
+        shapes: Shapes = {name: headers[one].shape for name, one in by_target.items()}
+        if by_target.keys() != headers.keys():  # a model within another one
             kept = {name for name in targets if of_a_tower(name)}
         read: Read = partial(_read, stored, by_target)
     else:
-        ignored = FloatTensors(base).headers if base is not None else {}
+        ignored = TensorFiles(base).headers if base is not None else {}
         state = _read_by_transformers(model, directory, ignored.keys())
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         read = state.__getitem__

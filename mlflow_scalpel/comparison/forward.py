@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +26,7 @@ from mlflow_scalpel.comparison.probes import Probe, ProbeText, other_tokenizer
 from mlflow_scalpel.comparison.subjects import Subject
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import Metric
-from mlflow_scalpel.tensors.quantised import FloatTensors
+from mlflow_scalpel.tensors.files import TensorFiles
 
 BATCH_TOKENS = 4096  # tokens a forward pass, padding included
 PADDING = 0.1  # share of a batch that may be padding: longer texts cost more than another call
@@ -33,6 +34,13 @@ MEASURED = "float32"  # an adapter is merged in it; the forward rounds to its ow
 CHECKED = 16  # tokens on which it is seen how a model makes its logits
 KEPT_IN_MEMORY = 256 << 20  # bytes of the base's states; more of them wait on disk
 
+# Fields of a config that scale logits, and whether they are divided by it; and that cap them.
+_SCALES = (
+    *(("logit_scale", False), ("logits_scaling", True), ("logits_scaling", False)),
+    *(("lm_head_multiplier", False), ("output_multiplier", False)),
+)
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", "softcap")
+_NONE = ("", False)
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 
 Progress = Callable[[int], object]
@@ -52,7 +60,7 @@ class Head:
     bias: Tensor | None = None
     """(V,), or None."""
     scale: float = 1.0
-    """Cohere's logit_scale, or one divided by Granite's logits_scaling."""
+    """Such as Cohere's logit_scale, or one divided by Granite's logits_scaling."""
     cap: float | None = None
     """Gemma's final_logit_softcapping c: logits become c tanh(logits / c)."""
 
@@ -89,8 +97,9 @@ class OneModel:
         self.device = device
         self._config = read_config(base)
         self._now: Path | None = None
+        self._padded: bool | None = None
         self.model: Any = None
-        self._heeded = True, True  # scale and cap of the config
+        self._heeded: tuple[tuple[str, bool], str] = _NONE, ""  # what `check_head` finds
         self._open(base, copy.deepcopy(self._config))
 
     def swap(self, checkpoint: Path) -> None:
@@ -111,7 +120,7 @@ class OneModel:
             except ScalpelError:
                 if same_model(config, self._config):
                     raise
-        self._open(checkpoint, config, FloatTensors(self.base).headers)
+        self._open(checkpoint, config, TensorFiles(self.base).headers)
 
     def swap_to_base(self) -> None:
         """Make it the base."""
@@ -179,7 +188,11 @@ class OneModel:
     def hidden(self, items: Sequence[ProbeText], progress: Progress | None = None) -> list[Tensor]:
         """Final hidden states of each text, (T, H) float32, after the last norm."""
         states: list[Tensor] = [torch.empty(0)] * len(items)
-        for batch in batches([len(item.ids) for item in items]):
+        lengths = [len(item.ids) for item in items]
+        together: Iterable[list[int]] = batches(lengths)
+        if len(set(lengths)) > 1 and not self._ignores_padding(items[0]):
+            together = [[index] for index in range(len(items))]
+        for batch in together:
             longest = len(items[batch[0]].ids)
             ids = torch.zeros(len(batch), longest, dtype=torch.long)  # (B, T)
             mask = torch.zeros_like(ids)
@@ -187,7 +200,6 @@ class OneModel:
                 text = items[index].ids
                 ids[row, : len(text)] = torch.tensor(text)
                 mask[row, : len(text)] = 1
-            # A causal model ignores padding on the right.
             out = self.states(ids, None if bool(mask.all()) else mask)  # (B, T, H)
             for row, index in enumerate(batch):
                 states[index] = out[row, : len(items[index].ids)].float().clone()
@@ -195,26 +207,40 @@ class OneModel:
                 progress(len(batch))
         return states
 
+    def _ignores_padding(self, item: ProbeText) -> bool:
+        """Whether padding on the right changes nothing before it, as in nearly all causal models.
+
+        CPM-Ant, for one, counts positions from the end.
+        """
+        if self._padded is None:
+            few = torch.tensor([item.ids[:CHECKED]])  # (1, T)
+            zeros = torch.zeros_like(few)
+            mask = torch.cat([torch.ones_like(few), zeros], 1)
+            alone = self.states(few).float()
+            padded = self.states(torch.cat([few, zeros], 1), mask)[:, : few.shape[1]].float()
+            limit = (1e-3 if self.dtype == "float32" else 0.1) * float(alone.abs().max())
+            self._padded = not float((alone - padded).abs().max()) > limit  # NaN: rows say it
+        return self._padded
+
     def head(self, dtype: torch.dtype = torch.float32) -> Head:
         """How its logits are made; the tensors are its own where they are of that dtype."""
         output = self.model.get_output_embeddings()
         bias = getattr(output, "bias", None)
         config = self.model.config.get_text_config()
-        scale = float(getattr(config, "logit_scale", None) or 1.0)
-        scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-        cap = getattr(config, "final_logit_softcapping", None)
-        scaled, capped = self._heeded
+        (scale, divides), cap = self._heeded
+        factor = float(getattr(config, scale, None) or 1.0)
         return Head(
             output.weight.detach().to(dtype),
             None if bias is None else bias.detach().to(dtype),
-            scale if scaled else 1.0,
-            cap if capped else None,
+            1.0 / factor if divides else factor,
+            getattr(config, cap, None),
         )
 
     @torch.inference_mode()
     def check_head(self, item: ProbeText) -> None:
-        """See whether the model heeds the scale and the cap that its config names: not all do.
+        """See which scale and cap of those that its config names the model heeds.
 
+        Families give them other names, multiply or divide, and some have one that they do not heed.
         Raises UnsupportedModel where it makes its logits in yet another way than `head` does.
         """
         few = ProbeText(item.ids[:CHECKED], slice(0))
@@ -223,8 +249,11 @@ class OneModel:
         if not torch.isfinite(logits).all():
             return  # the rows say it
         hidden = self.hidden((few,))[0]
+        config = self.model.config.get_text_config()
+        scales = [one for one in _SCALES if getattr(config, one[0], None)]
+        caps = [one for one in _CAPS if getattr(config, one, None)]
         errors = {}
-        for self._heeded in ((True, True), (True, False), (False, True), (False, False)):
+        for self._heeded in itertools.product([*scales, _NONE], [*caps, ""]):
             errors[self._heeded] = float((logits - self.head().logits(hidden)).abs().max())
         self._heeded = min(errors, key=errors.__getitem__)  # the first, where several agree
         tolerance = 1e-3 if self.dtype == "float32" else 0.1

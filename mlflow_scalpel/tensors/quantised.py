@@ -37,8 +37,10 @@ class FloatTensors:
     `headers` has them by the name that the unquantised model gives them, with the shape that it
     gives them; a dequantised one is F32, and as long as all that it is made of. Those that
     `reasons` has too cannot be read, each for its reason, and have the dtype and shape that is
-    stored. Integers that are not weights (positions, masks) are in neither. Known are fp8 and int8
-    with scales, mxfp4, nvfp4, GPTQ, AWQ, compressed-tensors and bitsandbytes (4 and 8 bits).
+    stored. Integers that are not weights (positions, counts, masks) are in `integers`.
+
+    Known are fp8 and int8 with scales, mxfp4, nvfp4, GPTQ, AWQ, compressed-tensors and
+    bitsandbytes (4 and 8 bits).
 
     Raises ScalpelError as `TensorFiles` does.
     """
@@ -47,6 +49,7 @@ class FloatTensors:
         self.files = TensorFiles(directory)
         self.directory = directory
         self.headers: dict[str, Header] = {}
+        self.integers: dict[str, Header] = {}
         self.reasons: dict[str, str] = {}
         self._reads: dict[str, Callable[[], Tensor]] = {}
         self._config = _quantization_of(directory)
@@ -63,6 +66,9 @@ class FloatTensors:
                 self._reads[name] = partial(self.files.read, name)
             elif header.dtype in _NARROW or self._looks_quantised(header):
                 self._refuse(name, name, self._not_known(header))
+            else:
+                self.integers[name] = header
+                self._reads[name] = partial(self.files.read, name)
 
     @property
     def as_stored(self) -> bool:
@@ -346,10 +352,11 @@ class FloatTensors:
         return parts
 
     def _looks_quantised(self, header: Header) -> bool:
-        """Integers of which a model's weights could be made: matrices, of a quantised model."""
-        return bool(self._config) and (
-            len(header.shape) >= 2 or header.stored_name.endswith(("weight", "qweight"))
-        )
+        """Integers that are weights: those called so, and matrices of a quantised model."""
+        if header.dtype not in ("I8", "U8", "I16", "U16", "I32", "U32"):
+            return False
+        named = header.stored_name.endswith("weight")
+        return named or (bool(self._config) and len(header.shape) >= 2)
 
     def _not_known(self, header: Header) -> str:
         kind = self.method or "a quantisation that config.json does not name"

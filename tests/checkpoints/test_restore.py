@@ -9,7 +9,7 @@ import mlflow
 import pytest
 import torch
 from mlflow import MlflowClient
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mlflow_scalpel.checkpoints import checkpoints_of_run, log_base, log_checkpoint
@@ -64,6 +64,20 @@ def test_all_modules_of_a_layer_or_one_module_of_all_layers(first_model, trained
     module = restore(str(trained), str(first_model), tmp_path / "b", modules=["mlp"])
     assert (layer.tensors, layer.modules) == (9, "all")
     assert (module.tensors, module.layers) == (6, "all")
+
+
+def test_quantised_numbers_are_not_mixed_with_plain_ones(first_model, tmp_path):
+    quantised = tmp_path / "checkpoint-8"
+    shutil.copytree(first_model, quantised)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    own = load_file(quantised / "model.safetensors")
+    own |= {name: own[name].to(torch.float8_e4m3fn), f"{name}_scale_inv": torch.ones(1, 1)}
+    save_file(own, quantised / "model.safetensors", metadata={"format": "pt"})
+    for pair in ((quantised, first_model), (first_model, quantised)):
+        with pytest.raises(ScalpelError, match="is quantised"):
+            restore(*map(str, pair), tmp_path / "out", modules=["q_proj"], layers="0")
+    restored = restore(str(quantised), str(quantised), tmp_path / "o", modules=["q_proj"])
+    assert restored.elements == 0
 
 
 def test_restoring_from_itself_changes_nothing(trained, tmp_path):

@@ -266,10 +266,7 @@ def test_codes_and_eight_bit_floats_are_rows_that_say_so(models):
         save_file(tensors, file, metadata={"format": "pt"})
     groups = [group for group in ALL if group != "pairs"]
     table = mlflow_scalpel.compare(base, first, metrics=groups)
-    bad = table[table["status"] == "not comparable"]
-    assert set(zip(bad["layer"], bad["matrix"], bad["status"], strict=True)) == {
-        (0, "up_proj", "not comparable"),
-        (0, "down_proj", "not comparable"),
-    }
+    bad = table[table["status"] == "not supported"]
+    assert set(zip(bad["layer"], bad["matrix"], strict=True)) == {(0, "up_proj"), (0, "down_proj")}
     assert set(bad[bad["matrix"] == "up_proj"]["metric"]) == set(table["metric"])
-    assert bad["reason"].str.contains("torch.uint8 is none of|torch.float8_e4m3fn is none of").all()
+    assert bad["reason"].str.contains("is stored as U8 by|is stored as F8_E4M3 without").all()
