@@ -60,11 +60,11 @@ class AdaptedWeights(StoredWeights):
             return self._changes.added[name].to(self._changes.dtype)
         made = self._changes.changes.get(name)
         if made is None:
-            matrix = self.read(place)
             if name in self._changes.stored or not self._is_same(name):
-                return matrix
-            dtype = self._changes.dtype or matrix.dtype
-            return Untouched(tuple(matrix.shape), dtype, matrix.nbytes)
+                return self.read(place)
+            header = self._files.headers[name]
+            shape = header.shape if cut is None else cut.shape(header.shape)
+            return Untouched(shape, self._changes.dtype or torch.float32, header.bytes)
         change = made()
         if isinstance(change, LowRank) and name in self._files.reasons:
             zeros = torch.zeros(1).expand(change.shape)  # of which just one is stored

@@ -115,7 +115,11 @@ def weight_rows(
         w0, unread = _state(base, place, base.read)
         states = [_state(one, place, one.later) for one in opened]
         w0, read = _aligned(w0, {at: wt for at, (wt, _) in enumerate(states) if wt is not None})
-        like = {at: wt for at, wt in read.items() if w0 is not None and _is_like(w0, wt)}
+        if w0 is None and unread and any(_is_apart(wt) for wt in read.values()):
+            w0 = _stand_in(piece.shape)  # for what is measured without it
+            like = {at: wt for at, wt in read.items() if _is_apart(wt)}
+        else:
+            like = {at: wt for at, wt in read.items() if w0 is not None and _is_like(w0, wt)}
         problems = {
             index: ("not supported", reason)
             if (reason := unread or states[index][1])
@@ -181,6 +185,16 @@ def _aligned(
 
 def _named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _is_apart(wt: Tensor | Added | Untouched) -> bool:
+    """Whether its rows are made without W_0."""
+    return isinstance(wt, Untouched) or (isinstance(wt, Added) and wt.alone)
+
+
+def _stand_in(shape: tuple[int, ...]) -> Tensor:
+    """Zeros in place of a matrix that cannot be read, of which just one is stored."""
+    return torch.zeros(1).expand(shape)
 
 
 def _is_like(w0: Tensor, wt: Tensor | Added | Untouched) -> bool:

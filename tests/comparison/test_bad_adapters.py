@@ -164,6 +164,9 @@ def test_a_base_whose_weights_are_codes(first_model, make_adapter, tmp_path):
         packed = torch.zeros(tensors[name].numel() // 2, 1, dtype=torch.uint8)
         tensors[name] = packed
     save_file(tensors, coded / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((coded / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (coded / "config.json").write_text(json.dumps(config))
     configured(adapter, base_model_name_or_path=str(coded))
 
     # Against whole weights: those updates, and no more.
@@ -174,7 +177,8 @@ def test_a_base_whose_weights_are_codes(first_model, make_adapter, tmp_path):
     table = mlflow_scalpel.compare(
         str(coded), str(adapter), metrics=["weights", "spectra"], cache=False
     )
-    rows = table[(table["layer"] == 0) & (table["matrix"] == "q_proj")].set_index("metric")
+    here = (table["layer"] == 0).fillna(False) & (table["matrix"] == "q_proj").fillna(False)
+    rows = table[here].set_index("metric")
     assert rows.loc[NORM, "status"] == "not comparable"
     assert "quantised" in rows.loc[NORM, "reason"]
     w0 = load_file(first_model / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
@@ -202,7 +206,7 @@ def test_a_base_that_is_away_is_the_one_that_is_given(
     found = mlflow_scalpel.compare(
         str(first_model), f"models:/{model.model_id}", metrics=[NORM], cache=False
     )
-    rows = found[(found["layer"] == 0) & (found["matrix"] == "q_proj")]
+    rows = found[(found["layer"] == 0).fillna(False) & (found["matrix"] == "q_proj")]
     assert rows["value"].item() == pytest.approx(own_norm(first_model, adapter), rel=1e-9)
     with pytest.raises(ScalpelError, match="pruned at 2026-01-02"):
         mlflow_scalpel.compare(
