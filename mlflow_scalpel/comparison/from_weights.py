@@ -15,6 +15,7 @@ from mlflow_scalpel.comparison.weights import StoredWeights, weight_rows
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.moments import Training
 from mlflow_scalpel.metrics.registry import Metric
+from mlflow_scalpel.run_warnings import print_warning
 
 LAYOUT = 2
 """Of the rows: raised where names of matrices, or how they are cut, change; then none is kept."""
@@ -108,6 +109,13 @@ def _measure(
             files[index] = StoredWeights(checkpoints[index].directory, like=base.directory)
         except ScalpelError as error:
             unreadable[index] = str(error)
+    for weights in (stored, *files.values()):
+        if weights.unread:
+            print_warning(
+                "unread_files",
+                f"{weights.directory}: {', '.join(weights.unread)} are not read: the index, or "
+                "model.safetensors, says what the model is; delete what is stale",
+            )
     for (where, group), rows in fresh.items():
         for index in [index for index in _indices(where) if index in unreadable][:1]:
             of_group = [one for one in metrics if one.group == group]

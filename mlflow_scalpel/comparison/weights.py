@@ -45,6 +45,11 @@ class StoredWeights:
             self.tied[head] = self.pieces[embeddings]
             self.pieces.pop(head, None)
 
+    @property
+    def unread(self) -> list[str]:
+        """Names of safetensors files in the directory that are not the model's."""
+        return self._files.unread
+
     def matrices(self) -> dict[Place, tuple[str, Cut | None]]:
         """Tensor name, and how it is cut where it holds several matrices, of each place."""
         return {place: (piece.tensor, piece.cut) for place, piece in self.pieces.items()}

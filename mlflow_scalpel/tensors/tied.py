@@ -59,6 +59,4 @@ def _ties(config: Mapping[str, Any]) -> bool:
 def _same_bits(first: Tensor, second: Tensor) -> bool:
     import torch
 
-    return torch.equal(
-        first.contiguous().view(torch.uint8), second.contiguous().view(torch.uint8)
-    )
+    return torch.equal(first.contiguous().view(torch.uint8), second.contiguous().view(torch.uint8))

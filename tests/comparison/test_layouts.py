@@ -164,7 +164,10 @@ def test_a_predictor_of_further_tokens_is_no_layer(tmp_path: Path) -> None:
     }
     tensors["model.layers.2.eh_proj.weight"] = torch.randn(4, 8)  # as DeepSeek-V3 stores it
     stored = StoredWeights(save(tmp_path / "base", tensors))
-    assert {place for place in stored.pieces if place[0] is not None} == {(0, "q_proj"), (1, "q_proj")}
+    assert {place for place in stored.pieces if place[0] is not None} == {
+        (0, "q_proj"),
+        (1, "q_proj"),
+    }
     assert {piece.part for place, piece in stored.pieces.items() if place[0] is None} == {"other"}
 
 
