@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from mlflow_scalpel.comparison.matrices import GROUPS, MatrixMetrics, Update, failed, pair_rows
+from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.moments import Training
 from mlflow_scalpel.metrics.registry import Metric
 from mlflow_scalpel.tensors.config import read_config
 from mlflow_scalpel.tensors.cuts import Cut
 from mlflow_scalpel.tensors.files import TensorFiles
+from mlflow_scalpel.tensors.headers import FLOATS
 from mlflow_scalpel.tensors.places import Piece, Place, in_order, places
 from mlflow_scalpel.tensors.tied import tied_head
 
@@ -40,7 +42,12 @@ class StoredWeights:
         """Every weight by its place, in the order of the model."""
         self.tied: dict[Place, Piece] = {}
         """Output embeddings that are the input embeddings, and so are no weights of their own."""
-        if found := tied_head(self.pieces, config, self._files.read):
+        floats = {
+            place: piece
+            for place, piece in self.pieces.items()
+            if self._files.headers[piece.tensor].dtype in FLOATS
+        }
+        if found := tied_head(floats, config, self._files.read):
             head, embeddings = found
             self.tied[head] = self.pieces[embeddings]
             self.pieces.pop(head, None)
@@ -105,15 +112,21 @@ def weight_rows(
             "part": piece.part,
             "n": piece.elements,
         }
-        w0 = _read(base, place)
-        found_here = {index: _read(one, place) for index, one in enumerate(opened)}
-        w0, read = _aligned(w0, {at: one for at, one in found_here.items() if one is not None})
+        w0, why = _read(base, place)
+        read: dict[int, Tensor] = {}
+        problems: dict[int, tuple[str, str]] = {}
+        for index, one in enumerate(opened):
+            wt, lacking = _read(one, place)
+            if wt is not None:
+                read[index] = wt
+            if problem := why or lacking:
+                problems[index] = problem
+        w0, read = _aligned(w0, read)
         like = {at: wt for at, wt in read.items() if w0 is not None and w0.shape == wt.shape}
-        problems = {
-            index: _problem(w0, read.get(index), base, checkpoint)
-            for index, (checkpoint, _) in enumerate(checkpoints)
-            if index not in like
-        }
+        for index, wt in read.items():
+            if w0 is not None and index not in like:
+                reason = f"shape {tuple(wt.shape)} against the base's {tuple(w0.shape)}"
+                problems[index] = "shape mismatch", reason
         chosen = [
             [one for one in single if wanted(at, one.group)] for at in range(len(checkpoints))
         ]
@@ -140,15 +153,18 @@ def weight_rows(
                 yield pair, {**where, **dtype, **row}
 
 
-def _read(weights: StoredWeights, place: Place) -> Tensor | None:
-    """The matrix at a place; the input embeddings for a head that is tied to them."""
+def _read(weights: StoredWeights, place: Place) -> tuple[Tensor | None, tuple[str, str] | None]:
+    """The matrix at a place, the input embeddings for a head that is tied to them; or why not."""
     piece = weights.pieces.get(place) or weights.tied.get(place)
-    return None if piece is None else weights.read((piece.tensor, piece.cut))
+    if piece is None:
+        return None, ("missing", f"{weights.directory} has no such tensor")
+    try:
+        return weights.read((piece.tensor, piece.cut)), None
+    except ScalpelError as error:
+        return None, ("not readable", str(error))
 
 
-def _aligned(
-    w0: Tensor | None, read: Mapping[int, Tensor]
-) -> tuple[Tensor | None, Mapping[int, Tensor]]:
+def _aligned(w0: Tensor | None, read: dict[int, Tensor]) -> tuple[Tensor | None, dict[int, Tensor]]:
     """All of them the other way round where all are stored (in, out): no metric asks for the way,
     and elements are then read in the order in which they lie in the file."""
     if w0 is None or w0.ndim != 2 or w0.is_contiguous():
@@ -160,13 +176,3 @@ def _aligned(
 
 def _named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _problem(
-    w0: Tensor | None, wt: Tensor | None, base: StoredWeights, checkpoint: StoredWeights
-) -> tuple[str, str]:
-    """Status and reason of two tensors that cannot be compared."""
-    if w0 is None or wt is None:
-        lacking = base if w0 is None else checkpoint
-        return "missing", f"{lacking.directory} has no such tensor"
-    return "shape mismatch", f"shape {tuple(wt.shape)} against the base's {tuple(w0.shape)}"
