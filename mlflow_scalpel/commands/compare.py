@@ -49,6 +49,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-new-tokens", type=int, default=256, metavar="N", help="of each of those answers"
     )
+    parser.add_argument(
+        "--all-tensors",
+        action="store_true",
+        help="embeddings, norms, heads and biases as well: always so",
+    )
     parser.add_argument("--out", metavar="FILE", help="write the table (.parquet or .csv)")
     parser.add_argument(
         "--log",

@@ -137,6 +137,13 @@ def _measure(
             files[index] = _weights_of(checkpoints[index], before)
         except ScalpelError as error:
             unreadable[index] = str(error)
+    for weights in (stored, *files.values()):
+        if weights.unread:
+            print_warning(
+                "unread_files",
+                f"{weights.directory}: {', '.join(weights.unread)} are not read: the index, or "
+                "model.safetensors, says what the model is; delete what is stale",
+            )
     for (where, group), rows in fresh.items():
         for index in [index for index in _indices(where) if index in unreadable][:1]:
             of_group = [one for one in metrics if one.group == group]

@@ -45,10 +45,20 @@ class StoredWeights:
         """Every weight by its place, in the order of the model."""
         self.tied: dict[Place, Piece] = {}
         """Output embeddings that are the input embeddings, and so are no weights of their own."""
-        if found := tied_head(self.pieces, config, self._files.read):
+        readable = {
+            place: piece
+            for place, piece in self.pieces.items()
+            if piece.tensor not in self._files.reasons
+        }
+        if found := tied_head(readable, config, self._files.read):
             head, embeddings = found
             self.tied[head] = self.pieces[embeddings]
             self.pieces.pop(head, None)
+
+    @property
+    def unread(self) -> list[str]:
+        """Names of safetensors files in the directory that are not the model's."""
+        return self._files.files.unread
 
     def matrices(self) -> dict[Place, tuple[str, Cut | None]]:
         """Tensor name, and how it is cut where it holds several matrices, of each place."""

@@ -70,11 +70,11 @@ class Family:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         text = dict(config)
-        types = {config.get("model_type")}
+        types = [config.get("model_type")]
         for name in _TEXT:
             while isinstance(text.get(name), dict):
                 text |= text.pop(name)
-                types.add(text.get("model_type"))
+                types.append(text.get("model_type"))
         self._config = text
         self._types = frozenset(one for one in types if isinstance(one, str))
         self._fused = [one for one in fused() if self._is(one) and self._holds(one)]
@@ -119,10 +119,10 @@ class Family:
         hidden = self._quantity("hidden")
         fused = len(names) > 1
         # Gate and up take the hidden states, and down gives them.
-        if not hidden or hidden not in (rows, columns):
+        if not rows * columns or hidden not in (rows, columns):
             return {}
         transposed = family.transposed
-        if rows != columns and hidden in (rows, columns):
+        if rows != columns:
             takes = columns == hidden
             transposed = takes if names == ["down_proj"] else not takes
         outputs = columns if transposed else rows

@@ -157,9 +157,20 @@ class TensorFiles:
         )
 
     def read(self, name: str) -> Tensor:
-        """The tensor, in its own dtype; the file's own pages, of which nothing is copied."""
+        """The tensor, in its own dtype; the file's own pages, of which nothing is copied.
+
+        Raises ScalpelError for a dtype that PyTorch does not have.
+        """
+        from safetensors import SafetensorError
+
         header = self.headers[name]
-        tensor: Tensor = self._handle(header.file).get_tensor(header.stored_name)
+        try:
+            tensor: Tensor = self._handle(header.file).get_tensor(header.stored_name)
+        except SafetensorError as error:
+            raise ScalpelError(
+                f"{header.file}: the tensor {header.stored_name} of {header.dtype} cannot be read "
+                f"({error}); save it in a dtype that PyTorch has"
+            ) from error
         return tensor
 
     def _handle(self, file: Path) -> Any:

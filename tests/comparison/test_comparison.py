@@ -26,6 +26,7 @@ from mlflow_scalpel.comparison import (
 )
 from mlflow_scalpel.comparison.store import describe_runs, gather, log_table, stored_table
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.tensors.parts import CLASSICAL
 
 PAIRS = [("1+1=?", "2"), ("what is the capital", "a long answer of many letters"), ("a", "b")]
 
@@ -59,8 +60,10 @@ def test_weights_of_every_layer_and_matrix(first_model, moved, tmp_path):
     after = subject(moved, 10, run_id="r", algorithm="sft", learning_rate_sum=0.5)
     table = Comparison(subject(first_model), []).measure(after)
     norms = rows_of(table, "weights/relative_frobenius")
-    assert len(norms) == 2 * 7
     before, now = (load_file(d / "model.safetensors") for d in (first_model, moved))
+    assert len(norms) == len(before)
+    norms = norms[norms["matrix"].isin(CLASSICAL)]
+    assert len(norms) == 2 * 7
     for row in norms.itertuples():
         block = "self_attn" if row.matrix[0] in "qkvo" else "mlp"
         name = f"model.layers.{row.layer}.{block}.{row.matrix}.weight"
@@ -68,6 +71,7 @@ def test_weights_of_every_layer_and_matrix(first_model, moved, tmp_path):
         expected = float(change / torch.linalg.norm(before[name].double()))
         assert row.value == pytest.approx(expected, rel=1e-6)
     per_rate = rows_of(table, "weights/relative_frobenius_per_lr")
+    per_rate = per_rate[per_rate["matrix"].isin(CLASSICAL)]
     assert list(per_rate["value"]) == pytest.approx([value / 0.5 for value in norms["value"]])
     assert set(table["run_id"]) == {"r"}
     assert set(table["base"]) == {"model-0"}
@@ -190,7 +194,7 @@ def test_what_cannot_be_compared_is_a_row_that_says_why(first_model, make_model,
     assert norms.loc[(0, "q_proj"), "status"] == "missing"
     assert norms.loc[(1, "up_proj"), "status"] == "shape mismatch"
     assert norms.loc[(1, "down_proj"), "status"] == "undefined"
-    assert (norms["status"] == "ok").sum() == 11
+    assert (norms["status"] == "ok").sum() == len(norms) - 3
     assert norms[norms["status"] != "ok"]["reason"].notna().all()
 
 
@@ -232,7 +236,9 @@ def test_tables_are_kept_in_mlflow_and_gathered(tracking, first_model, moved):
     assert stored_table(run_id) is None
     measured = gather([run_id])  # nothing was logged, so the weights are measured now
     assert set(measured["step"]) == {5}
-    assert len(rows_of(measured, "weights/relative_frobenius_per_lr")) == 14
+    assert len(rows_of(measured, "weights/relative_frobenius_per_lr")) == len(
+        load_file(first_model / "model.safetensors")
+    )
     extra = tidy([{"run_id": run_id, "step": 5, "metric": "kl/all_tokens", "value": 1.0}])
     log_table(extra, run_id)
     assert list(gather([run_id])["metric"]) == ["kl/all_tokens"]

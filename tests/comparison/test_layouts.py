@@ -216,3 +216,19 @@ def test_the_family_of_a_language_model_within_another(tmp_path: Path) -> None:
     tensors = {f"language_model.{name}": one for name, one in model.state_dict().items()}
     pieces = StoredWeights(save(tmp_path / "base", tensors)).pieces
     assert pieces[1, "experts.0.gate_proj"].shape == (text.intermediate_size, text.hidden_size)
+
+
+def test_a_dtype_that_pytorch_does_not_have_is_a_row(tmp_path: Path) -> None:
+    header = {
+        "lm_head.weight": {"dtype": "F6_E2M3", "shape": [4, 4], "data_offsets": [0, 12]},
+        "model.embed_tokens.weight": {"dtype": "F32", "shape": [4, 4], "data_offsets": [12, 76]},
+    }
+    content = json.dumps(header).encode()
+    for name in ("base", "new"):
+        (tmp_path / name).mkdir()
+        data = len(content).to_bytes(8, "little") + content + bytes(range(76))
+        (tmp_path / name / "model.safetensors").write_bytes(data)
+        (tmp_path / name / "config.json").write_text("{}")
+    table = norms(tmp_path / "base", tmp_path / "new").set_index("matrix")
+    assert table["status"].to_dict() == {"embed_tokens": "ok", "lm_head": "not readable"}
+    assert "F6_E2M3" in table.loc["lm_head", "reason"]

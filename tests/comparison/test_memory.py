@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -90,9 +91,13 @@ def test_a_pass_over_a_gigabyte_keeps_its_memory_small(tmp_path: Path):
     for folder, weights in (("base", drawn), ("checkpoint", moved)):
         directory = tmp_path / folder
         directory.mkdir()
+        index = {}
         for layer in range(LAYERS):
             tensors = {f"model.layers.{layer}.{n}.weight": w.bfloat16() for n, w in weights.items()}
             save_file(tensors, directory / f"model-{layer}.safetensors")
+            index |= dict.fromkeys(tensors, f"model-{layer}.safetensors")
+        content = json.dumps({"weight_map": index})
+        (directory / "model.safetensors.index.json").write_text(content)
     assert most(WEIGHTS, tmp_path / "base", tmp_path / "checkpoint") < 1_000_000
 
 

@@ -106,8 +106,9 @@ def test_queries_keys_and_values(case: str) -> None:
 
 
 MIXTURES = (
-    "qwen3_moe", "mixtral", "gpt_oss", "llama4_text", "aria_text", "granitemoe", "jetmoe", "minimax",
-    "deepseek_v3", "lfm2_moe", "jamba", "gemma4_text", "qwen3_5_moe_text", "longcat_flash",
+    "qwen3_moe", "mixtral", "gpt_oss", "llama4_text", "aria_text", "granitemoe", "jetmoe",
+    "minimax", "deepseek_v3", "lfm2_moe", "jamba", "gemma4_text", "qwen3_5_moe_text",
+    "longcat_flash",
 )  # fmt: skip
 DENSE = (
     "phi3", "phi4_multimodal", "glm", "glm4", "modernbert-decoder", "zamba2", "granitemoehybrid",

@@ -21,8 +21,8 @@ from tests.tensors.tiny_families import FAMILIES, LEFT_OUT, tiny_model
 # Dense, mixtures in three layouts, fused and interleaved projections, state spaces, convolutions,
 # several stacks, a tower, a tied head.
 FEW = (
-    "llama", "gpt2", "gpt_neox", "falcon", "phi3", "gpt_oss", "llama4_text", "qwen3_moe", "qwen3_next",
-    "afmoe", "mamba2", "lfm2", "gemma3", "xlm", "minimax",
+    "llama", "gpt2", "gpt_neox", "falcon", "phi3", "gpt_oss", "llama4_text", "qwen3_moe",
+    "qwen3_next", "afmoe", "mamba2", "lfm2", "gemma3", "xlm", "minimax",
 )  # fmt: skip
 
 

@@ -54,20 +54,7 @@ _SMALL: dict[str, Any] = {
 
 # What a family wants beside or instead.
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16}
-_DRAFT = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "global_head_dim": 8,
-    "vocab_size": 96,
-    "hidden_size_per_layer_input": 0,
-    "vocab_size_per_layer_input": 0,
-    "num_kv_shared_layers": 0,
-    "layer_types": ["sliding_attention", "full_attention"],
-}
+_BY_TURNS = ["conv", "full_attention", "conv", "full_attention"]
 _ODD: dict[str, dict[str, Any]] = {
     "bamba": _MAMBA,
     "blt": {"encoder_hash_byte_group_vocab": 32},
@@ -84,8 +71,6 @@ _ODD: dict[str, dict[str, Any]] = {
     "deepseek_v4": {"o_groups": 2, "o_lora_rank": 8},
     "dots3_note_text": {"num_key_value_heads": 4},
     "gemma3n_text": {"num_kv_shared_layers": 0, "vocab_size_per_layer_input": 96},
-    "gemma4_assistant": {"text_config": _DRAFT},
-    "gemma4_unified_assistant": {"text_config": _DRAFT},
     "gemma4_text": {
         "enable_moe_block": True,
         "top_k_experts": 2,
@@ -95,10 +80,9 @@ _ODD: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "gptj": {"rotary_dim": 4},
     "granitemoehybrid": _MAMBA,
-    **dict.fromkeys(
-        ("lfm2", "lfm2_moe", "lfm3"),
-        {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
-    ),
+    "lfm2": {"layer_types": _BY_TURNS},
+    "lfm2_moe": {"layer_types": _BY_TURNS},
+    "lfm3": {"layer_types": _BY_TURNS},
     "longcat_flash": {"head_dim": 4, "num_key_value_heads": 4, "zero_expert_num": 2},
     "mamba2": {"num_heads": 4, "head_dim": 16, "n_groups": 1},
     "qwen4_exp_text": {
@@ -129,8 +113,6 @@ _ODD: dict[str, dict[str, Any]] = {
 }
 
 
-# Of these a configuration without arguments is refused.
-_BY_HAND = ("gemma4_assistant", "gemma4_unified_assistant")
 # The causal class of these takes the configuration of their decoder.
 _DECODERS = {"musicgen": "MusicgenDecoderConfig", "musicgen_melody": "MusicgenMelodyDecoderConfig"}
 
@@ -138,8 +120,6 @@ _DECODERS = {"musicgen": "MusicgenDecoderConfig", "musicgen_melody": "MusicgenMe
 def tiny_config(family: str, **fields: Any) -> PretrainedConfig:
     """A configuration of the family with every size that it names made small."""
     odd = {**_ODD.get(family, {}), **fields}
-    if family in _BY_HAND:
-        return CONFIG_MAPPING[family](**odd)
     config = getattr(transformers, _DECODERS[family]) if family in _DECODERS else None
     config = config or CONFIG_MAPPING[family]
     return config(**{**_sizes(config), **odd})
@@ -167,5 +147,7 @@ def tiny_model(family: str, **fields: Any) -> Any:
 # Families that the installed Transformers cannot make here, and why.
 LEFT_OUT: dict[str, str] = {
     "gemma3n": "its vision tower needs the package timm; its language model is gemma3n_text",
+    "gemma4_assistant": "its configuration without arguments is refused; it drafts for gemma4_text",
+    "gemma4_unified_assistant": "as gemma4_assistant",
     "dots3_note": "its configuration cannot be shrunk; its language model is dots3_note_text",
 }
