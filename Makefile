@@ -30,7 +30,8 @@ gpu-check: install  ## What can be shown on a GPU only, in about eight minutes
 	$(BIN)/python benchmarks/gpu_check.py --out gpu-check
 
 stress: install  ## Kills, lost answers, full disks: what is lost or doubled, in at most ten minutes
-	$(BIN)/python benchmarks/stress.py --seconds 480
+	$(BIN)/python benchmarks/fuzz_files.py --seconds 60
+	$(BIN)/python benchmarks/stress.py --seconds 420
 
 install: $(VENV)/.installed
 

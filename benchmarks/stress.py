@@ -26,7 +26,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 from stresses.world import FAULTS, NotRun, World  # noqa: E402 - found by the line above
 
 # Modules of `stresses/`, each with SCENARIOS: a dictionary of name -> function(world, random).
-MODULES = ["kills", "answers", "disks", "processes", "clock"]
+MODULES = ["kills", "answers", "disks", "processes", "clock", "stages"]
 
 
 def main() -> int:

@@ -4,7 +4,7 @@ Nothing that a file contains may raise anything but ScalpelError, and what is ac
 the safetensors library opens, with every tensor finite and every name once. Prints counts, and the
 first of each kind of failure; exits with 1 where there was one.
 
-    python benchmarks/stress/fuzz_files.py --seconds 60 --seed 0
+    python benchmarks/fuzz_files.py --seconds 60 --seed 0
 """
 
 from __future__ import annotations
