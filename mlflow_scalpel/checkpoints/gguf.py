@@ -74,10 +74,14 @@ def _unpack(file: Path, directory: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    how: Any = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
+    how: Any = {"gguf_file": file.name, "local_files_only": True}
     opener: Any = AutoModelForCausalLM
     model, info = opener.from_pretrained(
-        file.parent, dtype=torch.float32, output_loading_info=True, **how
+        file.parent,
+        dtype=torch.float32,
+        output_loading_info=True,
+        trust_remote_code=False,
+        **how,
     )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])[0]
@@ -91,7 +95,7 @@ def _unpack(file: Path, directory: Path) -> None:
     plain.tie_weights()
     plain.save_pretrained(directory)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, **how)
+        tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, trust_remote_code=False, **how)
     except (KeyError, ValueError, TypeError, AttributeError, ImportError) as error:
         print(
             f"WARNING: {file}: Transformers cannot read its tokenizer ({type(error).__name__}: "

@@ -9,6 +9,7 @@ from typing import Any
 
 from mlflow_scalpel.checkpoints.refusals import misshapen, missing, unknown, unused
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.remote_code import refused
 from mlflow_scalpel.tensors.quantised import FloatTensors
 
 # Settings that say how a model was stored or is run, and nothing of what its weights compute.
@@ -58,7 +59,12 @@ def read_config(directory: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        with refused(directory):
+            return AutoConfig.from_pretrained(
+                directory, trust_remote_code=False, local_files_only=True
+            )
+    except ScalpelError as error:
+        raise CannotOpen(str(error)) from error
     except Exception as error:  # of any type, by what the file holds; told by name
         raise CannotOpen(
             f"{directory}: Transformers cannot read its config.json ({one_line(error)})"

@@ -136,10 +136,13 @@ def other_tokenizer(base: Path, checkpoint: Path) -> str | None:
     first, second = base / "tokenizer.json", checkpoint / "tokenizer.json"
     if first.is_file() and second.is_file() and first.read_bytes() == second.read_bytes():
         return None
-    own = {"trust_remote_code": False, "local_files_only": True}
-    ours = AutoTokenizer.from_pretrained(base, **own).get_vocab()
+    ours = AutoTokenizer.from_pretrained(
+        base, trust_remote_code=False, local_files_only=True
+    ).get_vocab()
     try:
-        theirs = AutoTokenizer.from_pretrained(checkpoint, **own).get_vocab()
+        theirs = AutoTokenizer.from_pretrained(
+            checkpoint, trust_remote_code=False, local_files_only=True
+        ).get_vocab()
     except Exception as error:  # tokenizers raises it bare; told in the row
         raise ScalpelError(
             f"{checkpoint}: its tokenizer cannot be loaded ({one_line(error)}); "

@@ -266,16 +266,14 @@ def test_names_that_http_writes_otherwise_come_back_as_they_were(
     assert (tmp_path / "pulled" / name).read_text() == name
 
 
-@pytest.mark.parametrize("name", ["notes #1.md", "50%25.md", "a\nb.md", "a\\b.md", b"a\xff.md"])
+@pytest.mark.parametrize("name", ["notes #1.md", "50%25.md", "a\nb.md", "a\\b.md"])
 def test_names_that_the_server_refuses_fail_that_checkpoint_alone(
     mlflow_server, track_at, checkpoint, name
 ):
     track_at(mlflow_server.uri)
     good = checkpoint.with_name("checkpoint-8")
     shutil.copytree(checkpoint, good)
-    raw = os.fsencode(name)
-    with open(os.fsencode(checkpoint) + b"/" + raw, "w") as file:
-        file.write("x")
+    (checkpoint / name).write_text("x")
     with mlflow.start_run() as run:
         bad = log_checkpoint(checkpoint, step=7)
         assert str(log_checkpoint(good, step=8).wait().status) == "READY"

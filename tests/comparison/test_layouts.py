@@ -230,5 +230,5 @@ def test_a_dtype_that_pytorch_does_not_have_is_a_row(tmp_path: Path) -> None:
         (tmp_path / name / "model.safetensors").write_bytes(data)
         (tmp_path / name / "config.json").write_text("{}")
     table = norms(tmp_path / "base", tmp_path / "new").set_index("matrix")
-    assert table["status"].to_dict() == {"embed_tokens": "ok", "lm_head": "not readable"}
+    assert table["status"].to_dict() == {"embed_tokens": "ok", "lm_head": "not supported"}
     assert "F6_E2M3" in table.loc["lm_head", "reason"]

@@ -89,8 +89,9 @@ def test_raw_numbers_without_their_scales_are_rows_with_a_reason(first_model, tm
     table = mlflow_scalpel.compare(
         str(first_model), [str(odd), str(first_model)], metrics=GROUPS, texts=TEXTS
     )
-    bad = table[table["model_id"] == str(odd)]
+    bad = table[(table["model_id"] == str(odd)) & (table["status"] != "ok")]
     assert set(bad["status"]) == {"not supported", "not comparable"}
+    assert set(bad[bad["metric"] == NORM]["part"]) == {"attention", "mlp"}
     assert bad["reason"].str.contains("F8_E4M3 without a scale").all()
     assert set(table.drop(bad.index)["status"]) == {"ok"}
 
