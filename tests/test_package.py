@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -78,3 +81,18 @@ def test_every_dependency_says_what_it_is_for():
     for line in block.splitlines():
         if line.strip().startswith('"'):
             assert re.search(r'",\s+# \w', line), line
+
+
+def test_what_the_stages_and_benchmarks_import_is_there():
+    """Their imports stand in functions, where nobody else would see that a name has moved."""
+    for file in (*ROOT.glob("projects/**/*.py"), *ROOT.glob("benchmarks/**/*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                "mlflow_scalpel"
+            ):
+                module = importlib.import_module(str(node.module))
+                for one in node.names:
+                    there = hasattr(module, one.name) or importlib.util.find_spec(
+                        f"{node.module}.{one.name}"
+                    )
+                    assert there, f"{file.relative_to(ROOT)}: {node.module}.{one.name}"
