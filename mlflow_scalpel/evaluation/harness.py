@@ -30,6 +30,7 @@ import transformers
 from lm_eval.api.instance import Instance
 
 from mlflow_scalpel.chat import DEFAULT_DATE, Messages, check_system_prompt
+from mlflow_scalpel.checkpoints.resolve import hub_snapshot
 from mlflow_scalpel.evaluation.generation import BatchedLM
 from mlflow_scalpel.evaluation.groups import GroupScore, group_score
 from mlflow_scalpel.evaluation.opening import open_model, open_tokenizer
@@ -144,15 +145,17 @@ class Evaluator:
                     gpu_memory_utilization=vllm_gpu_memory_utilization,
                 )
             else:
-                model = open_model(str(model_directory), dtype, device)
-                base = Path(model_directory)
-                self._lm = BatchedLM(model, tokenizer, batch_size=batch_size, base=base)
+                directory = Path(model_directory)
+                if not directory.is_dir():
+                    directory = hub_snapshot(str(model_directory))
+                model = open_model(directory, dtype, device)
+                self._lm = BatchedLM(model, tokenizer, batch_size=batch_size)
 
     def load_weights(self, directory: str | Path) -> None:
-        """Take the weights of another checkpoint of the same model, in place.
+        """Take the weights of another checkpoint of the same model.
 
-        Raises ScalpelError that names the tensor where names or shapes differ; the weights are
-        then those that were there before.
+        Raises ScalpelError that names what differs where it is of another model, or where it cannot
+        be opened; the weights are then those that were there before.
         """
         self._lm.load_weights(Path(directory))
 
