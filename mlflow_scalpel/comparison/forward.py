@@ -14,8 +14,9 @@ from torch import Tensor
 
 from mlflow_scalpel.checkpoints.opening import CannotOpen, Failed, errors_told
 from mlflow_scalpel.checkpoints.swapping import SwappedModel
-from mlflow_scalpel.comparison.probes import Probe, ProbeText, other_tokenizer
+from mlflow_scalpel.comparison.probes import Probe, ProbeText
 from mlflow_scalpel.comparison.subjects import Subject
+from mlflow_scalpel.comparison.tokenizers import other_tokenizer
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import Metric
 
@@ -210,16 +211,19 @@ class Runner(Protocol):
         ...
 
 
-def swap(model: OneModel, subject: Subject, group: str) -> tuple[str, str] | None:
+def swap(
+    model: OneModel, subject: Subject, group: str, probes: Iterable[Probe]
+) -> tuple[str, str] | None:
     """Make the model the checkpoint; status and reason where it cannot be run like the base."""
+    texts = (text for probe in probes for pair in probe.pairs for text in pair)
     try:
         with errors_told():
             checkpoint = subject.whole(MEASURED)
-            reason = other_tokenizer(model.base, checkpoint)
+            reason = other_tokenizer(model.base, checkpoint, texts)
     except ScalpelError as error:
         return "not readable", f"{group}: {error}"
     if reason is not None:
-        return "refused", reason
+        return "refused", f"{group}: {reason}"
     try:
         with errors_told():
             model.swap(checkpoint)

@@ -11,6 +11,7 @@ import torch
 from mlflow_scalpel.chat import load_tokenizer
 from mlflow_scalpel.checkpoints.opening import CannotOpen
 from mlflow_scalpel.checkpoints.swapping import SwappedModel
+from mlflow_scalpel.comparison.tokenizers import added_tokens, other_tokenizer
 from mlflow_scalpel.errors import ScalpelError
 
 
@@ -36,6 +37,20 @@ def open_model(model: Path, dtype: str, device: str | None) -> SwappedModel:
         return SwappedModel(model, dtype=dtype, device=device)
     except CannotOpen as error:
         raise _not_loaded(str(model), error) from error
+
+
+def check_tokenizer(base: Path, checkpoint: Path) -> None:
+    """Raise ScalpelError unless the base's tokenizer reads and writes for the checkpoint too."""
+    reason = other_tokenizer(base, checkpoint)
+    if reason is not None:
+        raise ScalpelError(reason)
+    added = added_tokens(base, checkpoint)
+    if added:
+        raise ScalpelError(
+            f"{checkpoint}: its tokenizer has tokens of text that the base's has not "
+            f"({len(added)}, the first is {added[0]!r}): what it answers would be read without "
+            "them; evaluate it by itself (model=...)"
+        )
 
 
 def _not_loaded(model: str, error: Exception) -> ScalpelError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -113,13 +114,26 @@ def test_a_checkpoint_of_nan_is_not_finite_and_the_others_go_on(models):
     assert list(weights[weights["status"] != "ok"]["matrix"]) == ["up_proj"]
 
 
-def grown(source: Path, directory: Path, by: int) -> Path:
+def grown(source: Path, directory: Path, by: int, added: Sequence[str] = ()) -> Path:
     model = opened(source)
     torch.manual_seed(4)
     model.resize_token_embeddings(model.config.vocab_size + by, mean_resizing=False)
     model.save_pretrained(directory)
-    AutoTokenizer.from_pretrained(source).save_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.add_tokens(list(added))
+    tokenizer.save_pretrained(directory)
     return directory
+
+
+def test_added_tokens_do_not_matter_to_texts_without_them(models, tmp_path):
+    base, first, _ = models
+    plain = grown(first, tmp_path / "plain", 2)
+    larger = grown(first, tmp_path / "larger", 2, ["<think>", "zzz"])
+    within = grown(first, tmp_path / "within", 2, ["<think>", TEXTS[1][1][:3]])
+    table = compared(base, plain, larger, within).set_index("model_id")
+    assert table.loc[str(larger), "value"] == table.loc[str(plain), "value"] > 0
+    assert table.loc[str(within), "status"] == "refused"
+    assert "tokens of the text" in table.loc[str(within), "reason"]
 
 
 def test_a_grown_vocabulary(models, tmp_path):

@@ -443,3 +443,19 @@ def test_a_checkpoint_is_asked_as_its_own_config_says(
     evaluator.load_weights(base)
     pd.testing.assert_frame_equal(before, evaluator.run().samples)
     assert evaluator.loglikelihoods(pairs) == pytest.approx(likelihoods)
+
+
+def test_a_checkpoint_that_writes_other_tokens_is_refused(
+    build: Callable[..., Evaluator], make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    base, padded, spoken = make_model(1), tmp_path / "padded", tmp_path / "spoken"
+    for directory, tokens in ((padded, {"special_tokens": True}), (spoken, {})):
+        shutil.copytree(base, directory)
+        _grown(directory)
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer.add_tokens(["<think>"], **tokens)
+        tokenizer.save_pretrained(directory)
+    evaluator = build(task(limit=2), model=base)
+    evaluator.load_weights(padded)
+    with pytest.raises(ScalpelError, match=r"tokens of text .*<think>.*evaluate it by itself"):
+        evaluator.load_weights(spoken)
