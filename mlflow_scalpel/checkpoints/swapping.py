@@ -80,9 +80,10 @@ class SwappedModel:
 
     def _check_like_base(self, checkpoint: Path, config: Any) -> None:
         """A checkpoint has its base's language model, whatever stands around it."""
-        ours, theirs = self._config.get_text_config(), config.get_text_config()
+        # Not by attribute: of a model whose layers differ, that one may not be asked for.
+        ours, theirs = (one.get_text_config().to_dict() for one in (self._config, config))
         for name in _SIZES:
-            sizes = getattr(theirs, name, None), getattr(ours, name, None)
+            sizes = theirs.get(name), ours.get(name)
             if sizes[0] != sizes[1]:
                 raise ScalpelError(
                     f"{checkpoint}: its config.json has {name} = {sizes[0]}, and the base's has "

@@ -46,7 +46,9 @@ class Layer:
                 f"attention: {type(self.module).__name__} has no eager attention, which gives the "
                 "rows; leave the group out"
             )
-        value = key if self.value is None else self.value
+        value = self.value  # whose result is passed over; but it has a head for each of the keys'
+        if value is None or value.shape[1] != key.shape[1]:
+            value = key
         return eager(self.module, query, key, value, self.mask, **self.settings)
 
     def rows(self, query: Tensor, key: Tensor) -> Tensor:
@@ -55,9 +57,13 @@ class Layer:
         return weights[0].float()
 
     def kept(self) -> Layer:
-        """What of it outlasts a swap of the model: its settings, without weights and texts."""
+        """What of it outlasts a swap of the model: its settings, without matrices and texts."""
         module = copy.copy(self.module)
-        module._parameters = {}
+        module._parameters = {
+            name: torch.nn.Parameter(one.detach().clone(), requires_grad=False)
+            for name, one in module._parameters.items()
+            if one is not None and one.ndim < 2
+        }
         module._modules = {
             name: one for name, one in module._modules.items() if not list(one.parameters())
         }
@@ -68,13 +74,24 @@ class Layer:
         }
         return Layer(module, None, None, plain)
 
-    def read(self) -> Tensor | None:
-        """Of each position, how many it attends to and which is the first, (2, T); None for all."""
-        if not isinstance(self.mask, Tensor):
-            return None
-        mask = self.mask[0, 0]
-        allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-        return torch.stack([allowed.sum(-1), allowed.int().argmax(-1)]).int().cpu()
+    def read(self) -> dict[str, Tensor]:
+        """Digests of the positions that each one attends to, by what says so: mask and indices."""
+        found = {}
+        if isinstance(self.mask, Tensor):
+            mask = self.mask[0]  # (1 or H, T, T)
+            allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+            found["mask"] = torch.stack([_digest(head) for head in allowed])
+        for name, value in self.settings.items():
+            if isinstance(value, Tensor) and not value.is_floating_point():
+                found[name] = _digest(value)
+        return found
+
+
+def _digest(numbers: Tensor) -> Tensor:
+    """Sums of integers over the last dimension, with weights that tell them apart."""
+    seeded = torch.Generator().manual_seed(0)
+    weights = torch.randint(1 << 40, numbers.shape[-1:], generator=seeded).to(numbers.device)
+    return (numbers.long() * weights).sum(-1).cpu()
 
 
 Listener = Callable[[int, Tensor, Tensor, Tensor, Layer], None]
@@ -92,7 +109,7 @@ class AttentionShift:
         model.swap_to_base()
         self._bytes = 0  # of what is kept so far
         self._layers: dict[int, Layer] = {}
-        self._masks: dict[tuple[int, ...], dict[int, Tensor | None]] = {}  # by the text's IDs
+        self._masks: dict[tuple[int, ...], dict[int, dict[str, Tensor]]] = {}  # by the text's IDs
         self._base = [[self._states(item) for item in probe.items] for probe in self.probes]
 
     def rows(
@@ -163,15 +180,15 @@ class AttentionShift:
         Raises ScalpelError where it looks at other positions than the base, by its masks.
         """
         before, now = self._masks[item.ids][layer], how.read()
-        same = before is now if before is None or now is None else torch.equal(before, now)
-        if not same:
+        if before.keys() != now.keys() or not all(torch.equal(before[n], now[n]) for n in now):
             raise ScalpelError(
                 f"attention: layer {layer} of the checkpoint attends to other positions than the "
-                "base's (its config.json has another sliding window, or other kinds of layers), so "
-                "that their rows cannot be compared; leave the group out"
+                "base's (its config.json has another sliding window or other kinds of layers, or "
+                "the layer chooses them itself), so that their rows cannot be compared; leave the "
+                "group out"
             )
         own = self._layers[layer]
-        return Layer(own.module, None, how.mask, how.settings | own.settings)
+        return Layer(own.module, how.value, how.mask, how.settings | own.settings)
 
     @torch.inference_mode()
     def _run(self, item: ProbeText, listener: Listener) -> None:

@@ -6,6 +6,10 @@ import pandas as pd
 
 from mlflow_scalpel.tensors.parts import LAYER_PARTS
 
+# Rows of these have no value though one was to be had; others are as they should be.
+FAILED = (
+    "not comparable", "not finite", "not measured", "not readable", "not supported", "refused",
+)  # fmt: skip
 CAPABILITIES = ("capabilities/in_domain_gain", "capabilities/out_of_domain_loss")
 
 
@@ -40,3 +44,21 @@ def summarise(table: pd.DataFrame) -> dict[str, float]:
     for row in ok[scores].itertuples():
         summary[str(row.metric)] = float(row.value)
     return summary
+
+
+def unmeasured(table: pd.DataFrame) -> str | None:
+    """What of a run's tidy table could not be measured, at which steps and why; None if nothing."""
+    bad = table[table["status"].isin(FAILED)]
+    group = bad["metric"].str.split("/").str[0]
+    told = []
+    for (name, reason), rows in bad.groupby([group, "reason"], sort=False, dropna=False):
+        steps = ", ".join(str(step) for step in sorted(rows["step"].dropna().unique()))
+        about = "" if str(reason).startswith(f"{name}: ") else f"{name}: "
+        told.append(f"at step {steps}: {about}{reason}")
+    if not told:
+        return None
+    more = f"; and {len(told) - 3} more" if len(told) > 3 else ""
+    return (
+        f"not all could be measured: {'; '.join(told[:3])}{more}; the rest is there, and so are "
+        "the checkpoints, which `mlflow-scalpel compare` can measure again"
+    )

@@ -13,8 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
 
 import mlflow_scalpel
 from mlflow_scalpel.comparison import attention, forward
+from mlflow_scalpel.comparison.probes import Probe, ProbeText
+from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.attention.js import js
+from mlflow_scalpel.metrics.registry import choose_metrics
 from tests.conftest import make_tokenizer
+from tests.tensors.tiny_families import tiny_model
 
 TEXTS = [("1+1=?", "2"), ("what is the capital", "a long answer of many letters"), ("a", "b")]
 METRICS = {"js", "entropy_change", "first_token_change", "distance_change"}
@@ -148,3 +152,22 @@ def test_the_models_way_to_attend_is_as_before(pair):
     )
     attention.AttentionShift(model, [probe])
     assert model.model.config._attn_implementation == before
+
+
+def test_positions_that_a_layer_chooses_itself_are_not_compared_where_it_chose_others(tmp_path):
+    model = tiny_model("dots3_note_text")
+    model.save_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "other")
+    items = (ProbeText(tuple(range(3, 15)), slice(0, 5)),)
+    probe = Probe("p", "p", "d", (("a", "b"),), items)
+    one = forward.OneModel(tmp_path / "base")
+    shift = attention.AttentionShift(one, [probe])
+    metrics = choose_metrics(["attention/js"])
+    one.swap(tmp_path / "base")
+    assert {row["value"] for row in shift.rows(metrics)} == {0.0}
+    one.swap(tmp_path / "other")
+    with pytest.raises(ScalpelError, match="attends to other positions"):
+        list(shift.rows(metrics))
