@@ -26,6 +26,7 @@ from transformers import (
 
 from mlflow_scalpel.chat import context_of
 from mlflow_scalpel.checkpoints.swapping import SwappedModel
+from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.suite_lm import SuiteLM, end_tokens_of
 
 
@@ -55,6 +56,14 @@ class BatchedLM(HFLM, SuiteLM):
     def load_weights(self, directory: Path) -> None:
         self._swapped.swap(directory)
         self._take(self._swapped.model)
+        with torch.inference_mode():
+            some = torch.tensor([[self.end_tokens[0] if self.end_tokens else 0]])  # (1, T)
+            logits = self.model(input_ids=some.to(self.device)).logits  # (1, T, V)
+        if torch.isnan(logits).any():
+            raise ScalpelError(
+                f"{directory}: its logits are NaN, so that it says nothing; weights of it are NaN "
+                "or overflow: `mlflow-scalpel compare` names them"
+            )
 
     def _take(self, model: PreTrainedModel) -> None:
         """Ask this model, which ends its completions as the base does."""

