@@ -73,7 +73,13 @@ def read_config(directory: Path) -> Any:
 
 def same_model(first: Any, second: Any) -> bool:
     """Whether two configurations make the same of the same weights."""
-    return bool(_settings(first.to_dict()) == _settings(second.to_dict()))
+    return not other_settings(first, second)
+
+
+def other_settings(first: Any, second: Any) -> list[str]:
+    """Names of the settings by which two configurations make something else of the same weights."""
+    ours, theirs = _settings(first.to_dict()), _settings(second.to_dict())
+    return sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
 
 
 def _settings(values: Any) -> Any:

@@ -13,9 +13,16 @@ from torch import Tensor
 
 from mlflow_scalpel.checkpoints.differences import differences, is_head, is_left_aside
 from mlflow_scalpel.checkpoints.expected import ties_head
-from mlflow_scalpel.checkpoints.opening import CannotOpen, check_loaded, load
+from mlflow_scalpel.checkpoints.opening import (
+    CannotOpen,
+    check_loaded,
+    load,
+    other_settings,
+    read_config,
+)
 from mlflow_scalpel.checkpoints.refusals import misshapen, missing, unknown
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.tensors.config import CONFIG
 from mlflow_scalpel.tensors.files import TensorFiles
 from mlflow_scalpel.tensors.headers import Header
 from mlflow_scalpel.tensors.names import canonical, of_a_tower
@@ -23,6 +30,8 @@ from mlflow_scalpel.tensors.quantised import FloatTensors
 
 Shapes = dict[str, tuple[int, ...]]
 Read = Callable[[str], Tensor]
+
+_WITHOUT_VLLM = "evaluate it without vLLM (engine=hf): Transformers reads it as it is"
 
 
 @torch.no_grad()
@@ -65,9 +74,9 @@ def check_same_tensors(directory: Path, base: Path) -> None:
     """Raise ScalpelError unless an engine that has loaded `base` can take over `directory`'s files.
 
     For engines that read files by themselves (vLLM), and leave what a file does not hold as it was.
-    Stricter than `load_weights`: names and shapes must be the base's. What engines leave aside may
-    differ: a head that is tied to the embeddings on both sides, multi-token prediction heads, and
-    buffers that are computed anew.
+    Stricter than `load_weights`: names and shapes must be the base's, and settings too, since the
+    engine keeps those that it has. What engines leave aside may differ: a head that is tied to the
+    embeddings on both sides, multi-token prediction heads, and buffers that are computed anew.
     """
     stored, wanted = TensorFiles(directory).headers, TensorFiles(base).headers
     for name in sorted(stored.keys() | wanted.keys()):
@@ -79,6 +88,14 @@ def check_same_tensors(directory: Path, base: Path) -> None:
             is_head(name) and ties_head(directory) and ties_head(base)
         ):
             raise ScalpelError(_other_tensors(directory, base, name, stored, wanted))
+    if (directory / CONFIG).is_file():
+        ours, theirs = read_config(base), read_config(directory)
+        for setting in other_settings(ours, theirs):
+            raise ScalpelError(
+                f"{directory}: its config.json has {setting} = {getattr(theirs, setting, None)}, "
+                f"and the base's {base} has {getattr(ours, setting, None)}, which vLLM would keep; "
+                f"{_WITHOUT_VLLM}"
+            )
 
 
 def _other_tensors(
@@ -90,13 +107,12 @@ def _other_tensors(
 ) -> str:
     """Why an engine cannot take over the weights, as far as names and shapes tell."""
     found = differences(wanted, stored)
-    remedy = "evaluate it without vLLM: Transformers reads it as it is"
     if not is_head(name) and found.foreign is None and not found.missing and found.notes:
         return (
             f"{directory}: tensor {name} is stored otherwise than in the base {base} "
             f"({'; '.join(found.notes)}), and vLLM would leave weights as the base has them; "
             f"save it in the base's format (save_pretrained(..., save_original_format=True)), or "
-            f"{remedy}"
+            f"{_WITHOUT_VLLM}"
         )
     if name in stored:
         return unknown(directory, name, f"the base {base}")

@@ -8,10 +8,12 @@ the model's own eager attention, with its scale, caps and masks.
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,15 +21,80 @@ from torch import Tensor
 
 from mlflow_scalpel.comparison.forward import OneModel, Progress, UnsupportedModel, keep, place
 from mlflow_scalpel.comparison.probes import Probe, ProbeText
+from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.estimates import over_means
 from mlflow_scalpel.metrics.registry import Metric
 
 SLICE_ROWS = 1 << 20  # attention weights reduced at once: 4 MB, which fit the cache
 ATTENTION = "scalpel_rows"
 
-Rows = Callable[[Tensor, Tensor], Tensor]
-"""Attention rows (H, T, T) of queries (1, H, T, D) and keys (1, G, T, D)."""
-Listener = Callable[[int, Tensor, Tensor, Tensor, Rows], None]
+
+@dataclass(frozen=True)
+class Layer:
+    """How a layer forms its attention rows: its module, and what the model calls it with."""
+
+    module: Any
+    value: Tensor | None
+    mask: Any
+    settings: dict[str, Any]
+
+    def run(self, query: Tensor, key: Tensor) -> Any:
+        """Output and attention weights of queries (1, H, T, D) and keys (1, G, T, D)."""
+        eager = getattr(sys.modules[type(self.module).__module__], "eager_attention_forward", None)
+        if eager is None:
+            raise UnsupportedModel(
+                f"attention: {type(self.module).__name__} has no eager attention, which gives the "
+                "rows; leave the group out"
+            )
+        value = self.value  # whose result is passed over; but it has a head for each of the keys'
+        if value is None or value.shape[1] != key.shape[1]:
+            value = key
+        return eager(self.module, query, key, value, self.mask, **self.settings)
+
+    def rows(self, query: Tensor, key: Tensor) -> Tensor:
+        """Attention rows (H, T, T)."""
+        weights: Tensor = self.run(query, key)[1]
+        return weights[0].float()
+
+    def kept(self) -> Layer:
+        """What of it outlasts a swap of the model: its settings, without matrices and texts."""
+        module = copy.copy(self.module)
+        module._parameters = {
+            name: torch.nn.Parameter(one.detach().clone(), requires_grad=False)
+            for name, one in module._parameters.items()
+            if one is not None and one.ndim < 2
+        }
+        module._modules = {
+            name: one for name, one in module._modules.items() if not list(one.parameters())
+        }
+        plain = {
+            name: value
+            for name, value in self.settings.items()
+            if value is None or isinstance(value, int | float | str)
+        }
+        return Layer(module, None, None, plain)
+
+    def read(self) -> dict[str, Tensor]:
+        """Digests of the positions that each one attends to, by what says so: mask and indices."""
+        found = {}
+        if isinstance(self.mask, Tensor):
+            mask = self.mask[0]  # (1 or H, T, T)
+            allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+            found["mask"] = torch.stack([_digest(head) for head in allowed])
+        for name, value in self.settings.items():
+            if isinstance(value, Tensor) and not value.is_floating_point():
+                found[name] = _digest(value)
+        return found
+
+
+def _digest(numbers: Tensor) -> Tensor:
+    """Sums of integers over the last dimension, with weights that tell them apart."""
+    seeded = torch.Generator().manual_seed(0)
+    weights = torch.randint(1 << 40, numbers.shape[-1:], generator=seeded).to(numbers.device)
+    return (numbers.long() * weights).sum(-1).cpu()
+
+
+Listener = Callable[[int, Tensor, Tensor, Tensor, Layer], None]
 """Called in each attention layer with its number, queries, keys, rows, and how rows are formed."""
 
 _listener: ContextVar[Listener] = ContextVar("listener")
@@ -41,6 +108,8 @@ class AttentionShift:
         self.probes = list(probes)
         model.swap_to_base()
         self._bytes = 0  # of what is kept so far
+        self._layers: dict[int, Layer] = {}
+        self._masks: dict[tuple[int, ...], dict[int, dict[str, Tensor]]] = {}  # by the text's IDs
         self._base = [[self._states(item) for item in probe.items] for probe in self.probes]
 
     def rows(
@@ -65,10 +134,12 @@ class AttentionShift:
         """Queries and keys of each layer."""
         found: dict[int, tuple[Tensor, Tensor]] = {}
 
-        def take(layer: int, query: Tensor, key: Tensor, own: Tensor, rows: Rows) -> None:
+        def take(layer: int, query: Tensor, key: Tensor, own: Tensor, how: Layer) -> None:
             if not found:
                 _check_rows(own, self.model)
             found[layer] = query, key
+            self._layers.setdefault(layer, how.kept())
+            self._masks.setdefault(item.ids, {})[layer] = how.read()
 
         self._run(item, take)
         if not found:
@@ -87,9 +158,11 @@ class AttentionShift:
         """For each layer the metrics' values, (H,) float64 each."""
         found: dict[int, list[Tensor]] = {}
 
-        def take(layer: int, query: Tensor, key: Tensor, own: Tensor, rows: Rows) -> None:
+        def take(layer: int, query: Tensor, key: Tensor, own: Tensor, how: Layer) -> None:
             # Copies, so that both products are of memory that is laid out alike: equal to the bit.
-            before = rows(*(state.to(query.device, copy=True) for state in base[layer]))
+            before = self._as_base(layer, how, item).rows(
+                *(state.to(query.device, copy=True) for state in base[layer])
+            )
             after = own  # (H, T, T), as before
             step = max(1, SLICE_ROWS // before[0].numel())
             slices = [slice(at, at + step) for at in range(0, len(before), step)]
@@ -100,6 +173,22 @@ class AttentionShift:
 
         self._run(item, take)
         return found
+
+    def _as_base(self, layer: int, how: Layer, item: ProbeText) -> Layer:
+        """How the base forms the rows of a layer: a checkpoint may have a scale or cap of its own.
+
+        Raises ScalpelError where it looks at other positions than the base, by its masks.
+        """
+        before, now = self._masks[item.ids][layer], how.read()
+        if before.keys() != now.keys() or not all(torch.equal(before[n], now[n]) for n in now):
+            raise ScalpelError(
+                f"attention: layer {layer} of the checkpoint attends to other positions than the "
+                "base's (its config.json has another sliding window or other kinds of layers, or "
+                "the layer chooses them itself), so that their rows cannot be compared; leave the "
+                "group out"
+            )
+        own = self._layers[layer]
+        return Layer(own.module, how.value, how.mask, how.settings | own.settings)
 
     @torch.inference_mode()
     def _run(self, item: ProbeText, listener: Listener) -> None:
@@ -131,22 +220,10 @@ def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **settings: Any
 ) -> Any:
     """The model's own eager attention, and what the listener does with its queries and keys."""
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    if eager is None:
-        raise UnsupportedModel(
-            f"attention: {type(module).__name__} has no eager attention, which gives the rows; "
-            "leave the group out"
-        )
+    layer = Layer(module, value, attention_mask, settings)
     query, key = query.contiguous(), key.contiguous()
-
-    def run(queries: Tensor, keys: Tensor) -> Any:
-        return eager(module, queries, keys, value, attention_mask, **settings)
-
-    def rows(queries: Tensor, keys: Tensor) -> Tensor:
-        return run(queries, keys)[1][0].float()
-
-    output, weights = run(query, key)  # weights: (1, H, T, T)
-    _listener.get()(module.layer_idx, query, key, weights[0].float(), rows)
+    output, weights = layer.run(query, key)  # weights: (1, H, T, T)
+    _listener.get()(module.layer_idx, query, key, weights[0].float(), layer)
     return output, weights
 
 

@@ -23,7 +23,7 @@ from mlflow_scalpel.comparison.evaluated import evaluated_capabilities
 from mlflow_scalpel.comparison.forward import MEASURED
 from mlflow_scalpel.comparison.probes import Probe, build_probe, failed_probe, read_texts
 from mlflow_scalpel.comparison.samples import Sampling
-from mlflow_scalpel.comparison.subjects import Subject, subject_from
+from mlflow_scalpel.comparison.subjects import Subject, readable_subject, subject_from
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import choose_metrics
 
@@ -90,7 +90,7 @@ def compare(
     # What was evaluated is in MLflow; all else reads the models' files.
     files = texts is not None or any(one.group != "capabilities" for one in chosen)
     subject = subject_from(base, files=files)
-    subjects = [subject_from(one, files=files, base=subject) for one in expanded]
+    subjects = [readable_subject(one, files=files, base=subject) for one in expanded]
     problems = [one.problem for one in subjects if one.problem is not None]
     if problems and len(problems) == len(subjects):
         raise ScalpelError(problems[0])  # there is nothing to measure

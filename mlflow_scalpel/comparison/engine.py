@@ -223,7 +223,7 @@ class Comparison:
         progress: Callable[[int], object] | None,
     ) -> Rows:
         group = metrics[0].group
-        refused = swap(self._model(dtype), checkpoint, group)
+        refused = swap(self._model(dtype), checkpoint, group, runner.probes)
         if refused is not None:
             return failed_rows(metrics, runner.probes, dtype, *refused)
         try:

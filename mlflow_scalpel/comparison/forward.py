@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,20 +12,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mlflow_scalpel.checkpoints.opening import (
-    CannotOpen,
-    Failed,
-    errors_told,
-    open_model,
-    read_config,
-    same_model,
-)
-from mlflow_scalpel.checkpoints.weights import load_weights
-from mlflow_scalpel.comparison.probes import Probe, ProbeText, other_tokenizer
+from mlflow_scalpel.checkpoints.opening import CannotOpen, Failed, errors_told
+from mlflow_scalpel.checkpoints.swapping import SwappedModel
+from mlflow_scalpel.comparison.probes import Probe, ProbeText
 from mlflow_scalpel.comparison.subjects import Subject
+from mlflow_scalpel.comparison.tokenizers import other_tokenizer
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import Metric
-from mlflow_scalpel.tensors.files import TensorFiles
 
 BATCH_TOKENS = 4096  # tokens a forward pass, padding included
 PADDING = 0.1  # share of a batch that may be padding: longer texts cost more than another call
@@ -41,7 +33,6 @@ _SCALES = (
 )
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", "softcap")
 _NONE = ("", False)
-_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 
 Progress = Callable[[int], object]
 """Called with a number of texts each time so many more have been run."""
@@ -84,80 +75,23 @@ class Head:
         return Head(self.weight.clone(), bias, self.scale, self.cap)
 
 
-class OneModel:
-    """A transformers model that is the base, or any checkpoint whose weights are swapped in.
+class OneModel(SwappedModel):
+    """The base or a checkpoint, and how it makes logits.
 
-    It is opened by the class that its config names: a model of images and texts too, which is then
-    run on text alone. Raises CannotOpen where that cannot be done.
+    Raises CannotOpen, and UnsupportedModel for one that has no output embedding.
     """
 
     def __init__(self, base: Path, *, dtype: str = "float32", device: str = "cpu") -> None:
-        self.base = base
-        self.dtype = dtype
-        self.device = device
-        self._config = read_config(base)
-        self._now: Path | None = None
         self._padded: bool | None = None
-        self.model: Any = None
         self._heeded: tuple[tuple[str, bool], str] = _NONE, ""  # what `check_head` finds
-        self._open(base, copy.deepcopy(self._config))
+        super().__init__(base, dtype=dtype, device=device)
 
-    def swap(self, checkpoint: Path) -> None:
-        """Make it the checkpoint; ScalpelError, and no change, for one of another model.
-
-        Where only weights differ they are copied into the model. A checkpoint whose config makes
-        something else of them (a grown vocabulary, untied embeddings, other positions), or which
-        names them otherwise than this model does, is opened anew by its own config.
-        """
-        config = self._config
-        if (checkpoint / "config.json").is_file():
-            config = read_config(checkpoint)
-            self._check_like_base(checkpoint, config)
-        if same_model(config, self._loaded):
-            try:
-                self._load(checkpoint)
-                return
-            except ScalpelError:
-                if same_model(config, self._config):
-                    raise
-        self._open(checkpoint, config, TensorFiles(self.base).headers)
-
-    def swap_to_base(self) -> None:
-        """Make it the base."""
-        if self._now == self.base:
-            return
-        if same_model(self._config, self._loaded):
-            self._load(self.base)
-        else:
-            self._open(self.base, copy.deepcopy(self._config))
-
-    def _load(self, directory: Path) -> None:
-        self._now = None  # should a tensor turn out to be unreadable when half of them are copied
-        load_weights(self.model, directory, base=self.base)
-        self._now = directory
-
-    def _open(self, directory: Path, config: Any, ignored: Collection[str] | None = None) -> None:
-        """Open the stored model in place of the present one."""
-        settings = copy.deepcopy(config)
-        dtype = getattr(torch, self.dtype)
-        model = open_model(directory, dtype, config=config, ignored=ignored)
+    def _check(self, directory: Path, model: Any) -> None:
         if model.get_output_embeddings() is None:
             raise UnsupportedModel(
                 f"{directory}: {type(model).__name__} does not say which is its output embedding, "
                 "from which logits are formed"
             )
-        self.model, self._loaded, self._now = model.to(self.device), settings, directory
-
-    def _check_like_base(self, checkpoint: Path, config: Any) -> None:
-        """A checkpoint has its base's language model, whatever stands around it."""
-        ours, theirs = self._config.get_text_config(), config.get_text_config()
-        for name in _SIZES:
-            sizes = getattr(theirs, name, None), getattr(ours, name, None)
-            if sizes[0] != sizes[1]:
-                raise ScalpelError(
-                    f"{checkpoint}: its config.json has {name} = {sizes[0]}, and the base's has "
-                    f"{sizes[1]}; take a checkpoint of this model"
-                )
 
     @torch.inference_mode()
     def states(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -277,16 +211,19 @@ class Runner(Protocol):
         ...
 
 
-def swap(model: OneModel, subject: Subject, group: str) -> tuple[str, str] | None:
+def swap(
+    model: OneModel, subject: Subject, group: str, probes: Iterable[Probe]
+) -> tuple[str, str] | None:
     """Make the model the checkpoint; status and reason where it cannot be run like the base."""
+    texts = (text for probe in probes for pair in probe.pairs for text in pair)
     try:
         with errors_told():
             checkpoint = subject.whole(MEASURED)
-            reason = other_tokenizer(model.base, checkpoint)
+            reason = other_tokenizer(model.base, checkpoint, texts)
     except ScalpelError as error:
         return "not readable", f"{group}: {error}"
     if reason is not None:
-        return "refused", reason
+        return "refused", f"{group}: {reason}"
     try:
         with errors_told():
             model.swap(checkpoint)

@@ -15,7 +15,6 @@ from mlflow_scalpel.chat import (
     settled,
     template_of,
 )
-from mlflow_scalpel.checkpoints.opening import one_line
 from mlflow_scalpel.data.conversations import EARLIER, Message, question
 from mlflow_scalpel.data.files import Placed, read_file
 from mlflow_scalpel.data.values import NotText, as_text
@@ -121,41 +120,6 @@ def failed_probe(name: str, pairs: Sequence[tuple[str, str]], failure: str) -> P
 def text_digest(text: str) -> str:
     """First 16 hex digits of the SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def other_tokenizer(base: Path, checkpoint: Path) -> str | None:
-    """Why the checkpoint's tokens are not the base's, or None; one that has no tokenizer is fine.
-
-    Texts are tokenized once, with the base's; KL between models that mean different tokens by the
-    same number would be a number without a meaning. Raises ScalpelError where it cannot be loaded.
-    """
-    from transformers import AutoTokenizer
-
-    if not (checkpoint / "tokenizer_config.json").is_file():
-        return None
-    first, second = base / "tokenizer.json", checkpoint / "tokenizer.json"
-    if first.is_file() and second.is_file() and first.read_bytes() == second.read_bytes():
-        return None
-    ours = AutoTokenizer.from_pretrained(
-        base, trust_remote_code=False, local_files_only=True
-    ).get_vocab()
-    try:
-        theirs = AutoTokenizer.from_pretrained(
-            checkpoint, trust_remote_code=False, local_files_only=True
-        ).get_vocab()
-    except Exception as error:  # tokenizers raises it bare; told in the row
-        raise ScalpelError(
-            f"{checkpoint}: its tokenizer cannot be loaded ({one_line(error)}); "
-            "copy the base's tokenizer files into it"
-        ) from error
-    differing = sorted(token for token in {*ours, *theirs} if ours.get(token) != theirs.get(token))
-    if not differing:
-        return None
-    return (
-        f"{checkpoint}: its tokenizer is not the base's ({len(theirs)} tokens against {len(ours)}; "
-        f"{len(differing)} differ, the first is {differing[0]!r}), so KL has no meaning; compare "
-        "models of one tokenizer"
-    )
 
 
 def read_texts(file: Path) -> list[tuple[str, str]]:

@@ -101,6 +101,22 @@ def subject_from(source: str, *, files: bool = True, base: Subject | None = None
     return with_adapted(subject, model, base) if files else subject
 
 
+def readable_subject(source: str, *, files: bool = True, base: Subject | None = None) -> Subject:
+    """What `subject_from` gives; a directory that cannot be read is a subject with a `problem`.
+
+    Raises ScalpelError where there is no such model.
+    """
+    try:
+        return subject_from(source, files=files, base=base)
+    except ScalpelError as error:
+        directory = Path(source)
+        if not directory.is_dir():
+            raise
+        said = str(error)
+        digest = hashlib.sha256(said.encode()).hexdigest()
+        return Subject(directory, source, digest, step_of_path(directory), problem=said)
+
+
 def with_adapted(subject: Subject, model: LoggedModel | None, base: Subject | None) -> Subject:
     """The subject, and what it is an adapter of where it is one."""
     if not is_adapter(subject.directory):

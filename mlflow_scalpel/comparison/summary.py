@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 
-from mlflow_scalpel.tensors.parts import LAYER_PARTS
+from mlflow_scalpel.tensors.parts import LAYER_PARTS, SMALL_PARTS
 
+# Rows of these have no value though one was to be had; others are as they should be.
+FAILED = (
+    "not comparable", "not finite", "not measured", "not readable", "not supported", "refused",
+)  # fmt: skip
 CAPABILITIES = ("capabilities/in_domain_gain", "capabilities/out_of_domain_loss")
 
 
@@ -13,8 +17,8 @@ def summarise(table: pd.DataFrame) -> dict[str, float]:
     """About 20 metrics of one checkpoint's tidy table, named so that the UI groups them.
 
     Mean over layers (and experts) of the relative Frobenius norm for each matrix, over all of them,
-    and for each part of the model outside of them (embeddings, norms ...); the share of the
-    parameters that was measured; the mean over the layers' matrices of the other weight metrics;
+    and for each part outside of them that is large (embeddings, head, vision ...); the share of
+    the parameters that was measured, where it is not all; the mean over the layers' matrices of the other weight metrics;
     each KL (`kl/all_tokens/<probe>`); each score (`eval/...`);
     in-domain gain and out-of-domain loss where the table has them. What has no value is left out.
     """
@@ -26,11 +30,13 @@ def summarise(table: pd.DataFrame) -> dict[str, float]:
     summary = {
         f"weights/relative_frobenius/{name}": float(values.mean())
         for name, values in norms.groupby(key, sort=False)["value"]
+        if name not in SMALL_PARTS
     }
     every = table[table["metric"] == "weights/relative_frobenius"]
     if len(every) and every["n"].notna().all():
         known = every[every["value"].notna()]
-        summary["weights/measured_share"] = float(known["n"].sum() / every["n"].sum())
+        if len(known) < len(every):
+            summary["weights/measured_share"] = float(known["n"].sum() / every["n"].sum())
     weights = ok[ok["metric"].str.startswith("weights/") & inside]
     for metric, values in weights.groupby("metric")["value"]:
         summary[f"{metric}/mean"] = float(values.mean())
@@ -40,3 +46,21 @@ def summarise(table: pd.DataFrame) -> dict[str, float]:
     for row in ok[scores].itertuples():
         summary[str(row.metric)] = float(row.value)
     return summary
+
+
+def unmeasured(table: pd.DataFrame) -> str | None:
+    """What of a run's tidy table could not be measured, at which steps and why; None if nothing."""
+    bad = table[table["status"].isin(FAILED)]
+    group = bad["metric"].str.split("/").str[0]
+    told = []
+    for (name, reason), rows in bad.groupby([group, "reason"], sort=False, dropna=False):
+        steps = ", ".join(str(step) for step in sorted(rows["step"].dropna().unique()))
+        about = "" if str(reason).startswith(f"{name}: ") else f"{name}: "
+        told.append(f"at step {steps}: {about}{reason}")
+    if not told:
+        return None
+    more = f"; and {len(told) - 3} more" if len(told) > 3 else ""
+    return (
+        f"not all could be measured: {'; '.join(told[:3])}{more}; the rest is there, and so are "
+        "the checkpoints, which `mlflow-scalpel compare` can measure again"
+    )

@@ -25,48 +25,55 @@ from transformers import (
 )
 
 from mlflow_scalpel.chat import context_of
-from mlflow_scalpel.checkpoints.weights import load_weights
+from mlflow_scalpel.checkpoints.swapping import SwappedModel
+from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.suite_lm import SuiteLM, end_tokens_of
 
 
 class BatchedLM(HFLM, SuiteLM):
-    """A transformers model that is already there; `base` is the directory that it came from.
+    """A transformers model that is already there, and the checkpoints that are put into its place.
 
     A batch of other size or other neighbours gives other samples for the same seed.
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        batch_size: int,
-        base: Path,
+        self, swapped: SwappedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int
     ) -> None:
         super().__init__(
-            pretrained=model,
-            backend="causal",
-            tokenizer=tokenizer,
-            batch_size=batch_size,
-            max_length=context_of(model.config),
+            pretrained=swapped.model, backend="causal", tokenizer=tokenizer, batch_size=batch_size
         )
-        self._base = base
+        self._swapped = swapped
         self.lengths = {}
         self.crowded = set()
         self.announce("a model", {})
-        self.end_tokens = end_tokens_of(model.generation_config, self.tokenizer)
-        model.generation_config = GenerationConfig(
-            eos_token_id=self.end_tokens,
-            pad_token_id=self.tokenizer.pad_token_id,
-            bos_token_id=self.tokenizer.bos_token_id,
-        )
+        self.end_tokens = end_tokens_of(swapped.model.generation_config, self.tokenizer)
+        self._take(swapped.model)
 
     @property
     def scored_length(self) -> int:
         return self.max_length
 
     def load_weights(self, directory: Path) -> None:
-        load_weights(self.model, directory, base=self._base)
+        self._swapped.swap(directory)
+        self._take(self._swapped.model)
+        with torch.inference_mode():
+            some = torch.tensor([[self.end_tokens[0] if self.end_tokens else 0]])  # (1, T)
+            logits = self.model(input_ids=some.to(self.device)).logits  # (1, T, V)
+        if torch.isnan(logits).any():
+            raise ScalpelError(
+                f"{directory}: its logits are NaN, so that it says nothing; weights of it are NaN "
+                "or overflow: `mlflow-scalpel compare` names them"
+            )
+
+    def _take(self, model: PreTrainedModel) -> None:
+        """Ask this model, which ends its completions as the base does."""
+        self._model, self._config = model, model.config
+        self._max_length = context_of(model.config)
+        model.generation_config = GenerationConfig(
+            eos_token_id=self.end_tokens,
+            pad_token_id=self.tokenizer.pad_token_id,
+            bos_token_id=self.tokenizer.bos_token_id,
+        )
 
     @torch.no_grad()
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:

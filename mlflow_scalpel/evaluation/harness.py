@@ -30,9 +30,10 @@ import transformers
 from lm_eval.api.instance import Instance
 
 from mlflow_scalpel.chat import DEFAULT_DATE, Messages, check_system_prompt
+from mlflow_scalpel.checkpoints.resolve import hub_snapshot
 from mlflow_scalpel.evaluation.generation import BatchedLM
 from mlflow_scalpel.evaluation.groups import GroupScore, group_score
-from mlflow_scalpel.evaluation.opening import open_model, open_tokenizer
+from mlflow_scalpel.evaluation.opening import check_tokenizer, open_model, open_tokenizer
 from mlflow_scalpel.evaluation.scoring import (
     UNREADABLE,
     gold_within,
@@ -128,6 +129,9 @@ class Evaluator:
         with _quiet(), _own_random(BUILD_SEED):
             self._works = build_works(suite)
             tokenizer = open_tokenizer(str(model_directory), template_date)
+            self._base = Path(model_directory)
+            if not self._base.is_dir():
+                self._base = hub_snapshot(str(model_directory))
             self._system: Messages = []
             if any(task.chat_template for task in suite.tasks):
                 what = f"{model_directory}: its chat template"
@@ -137,23 +141,23 @@ class Evaluator:
                 from mlflow_scalpel.evaluation.vllm_engine import VllmLM
 
                 self._lm = VllmLM(
-                    Path(model_directory),
+                    self._base,
                     tokenizer,
                     batch_size=batch_size,
                     dtype=dtype,
                     gpu_memory_utilization=vllm_gpu_memory_utilization,
                 )
             else:
-                model = open_model(str(model_directory), dtype, device)
-                base = Path(model_directory)
-                self._lm = BatchedLM(model, tokenizer, batch_size=batch_size, base=base)
+                model = open_model(self._base, dtype, device)
+                self._lm = BatchedLM(model, tokenizer, batch_size=batch_size)
 
     def load_weights(self, directory: str | Path) -> None:
-        """Take the weights of another checkpoint of the same model, in place.
+        """Take the weights of another checkpoint of the same model.
 
-        Raises ScalpelError that names the tensor where names or shapes differ; the weights are
-        then those that were there before.
+        Raises ScalpelError that names what differs where it is of another model, or where it cannot
+        be opened; the weights are then those that were there before.
         """
+        check_tokenizer(self._base, Path(directory))
         self._lm.load_weights(Path(directory))
 
     def run(self, seed: int | None = None, title: str = "the model") -> Evaluation:

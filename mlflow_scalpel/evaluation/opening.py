@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from mlflow_scalpel.chat import load_tokenizer
+from mlflow_scalpel.checkpoints.opening import CannotOpen
+from mlflow_scalpel.checkpoints.swapping import SwappedModel
+from mlflow_scalpel.comparison.tokenizers import added_tokens, other_tokenizer
 from mlflow_scalpel.errors import ScalpelError
 
 
@@ -24,24 +26,31 @@ def open_tokenizer(model: str, template_date: date) -> Any:
         raise _not_loaded(model, error) from error
 
 
-def open_model(model: str, dtype: str, device: str | None) -> Any:
-    """The model of a directory or hub name on a device, by default a GPU where there is one.
+def open_model(model: Path, dtype: str, device: str | None) -> SwappedModel:
+    """The model of a directory on a device, by default a GPU where there is one.
 
     Raises ScalpelError where it cannot be had.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            model,
-            dtype=getattr(torch, dtype),
-            local_files_only=Path(model).is_dir(),
-            trust_remote_code=False,
-            use_safetensors=True,  # the other formats are pickles
+        return SwappedModel(model, dtype=dtype, device=device)
+    except CannotOpen as error:
+        raise _not_loaded(str(model), error) from error
+
+
+def check_tokenizer(base: Path, checkpoint: Path) -> None:
+    """Raise ScalpelError unless the base's tokenizer reads and writes for the checkpoint too."""
+    reason = other_tokenizer(base, checkpoint)
+    if reason is not None:
+        raise ScalpelError(reason)
+    added = added_tokens(base, checkpoint)
+    if added:
+        raise ScalpelError(
+            f"{checkpoint}: its tokenizer has tokens of text that the base's has not "
+            f"({len(added)}, the first is {added[0]!r}): what it answers would be read without "
+            "them; evaluate it by itself (model=...)"
         )
-    except (OSError, ValueError) as error:
-        raise _not_loaded(model, error) from error
-    return loaded.to(device)
 
 
 def _not_loaded(model: str, error: Exception) -> ScalpelError:

@@ -45,10 +45,10 @@ class SuiteLM(TemplateLM):
 
     @abc.abstractmethod
     def load_weights(self, directory: Path) -> None:
-        """Take the weights of another checkpoint of the same model, in place.
+        """Take the weights of another checkpoint of the same model.
 
-        Raises ScalpelError that names the tensor where names or shapes differ; the weights are
-        then those that were there before.
+        Raises ScalpelError that names what differs where it is of another model, or where it cannot
+        be opened; the weights are then those that were there before.
         """
 
     def log_probabilities(self, pairs: list[tuple[str, str]]) -> list[float]:

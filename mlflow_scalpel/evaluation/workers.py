@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from mlflow_scalpel.checkpoints.opening import errors_told
 from mlflow_scalpel.comparison import Subject
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.record import Plan, result_file
@@ -64,11 +66,12 @@ class Measurer:
     def measure(self, number: int) -> str | None:
         """Measure model `number` of the plan, and write its result; why not, where it is a gap.
 
-        A checkpoint that cannot be read or measured is a gap. Raises ScalpelError for the base,
-        without which there is nothing to compare with.
+        A checkpoint that cannot be read or measured is a gap, whatever fails. What fails of the
+        base, without which there is nothing to compare with, is raised.
         """
         try:
-            with self._order.plan.opened(number) as subject:
+            told = nullcontext() if number == 0 else errors_told()
+            with self._order.plan.opened(number) as subject, told:
                 self._measure(subject, is_base=number == 0)
         except ScalpelError as error:
             if number == 0:

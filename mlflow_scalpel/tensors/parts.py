@@ -8,14 +8,15 @@ CLASSICAL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "do
 #: What does the work of the language model's layers. A mean over matrices is over these.
 LAYER_PARTS = ("attention", "mlp", "experts", "router", "convolution", "state space")
 
+#: What holds next to none of a model's parameters.
+SMALL_PARTS = ("norm", "bias", "vector")
+
 #: Every part, in the order in which it is shown.
 PARTS = (
     *LAYER_PARTS,
     "embeddings",
     "head",
-    "norm",
-    "bias",
-    "vector",
+    *SMALL_PARTS,
     "vision",
     "other",
 )

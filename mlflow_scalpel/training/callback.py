@@ -15,7 +15,7 @@ from transformers.trainer_callback import ExportableState
 from mlflow_scalpel.checkpoints.log import Delivery, log_checkpoint
 from mlflow_scalpel.checkpoints.lost import LOST, lost_among, said_of_lost
 from mlflow_scalpel.comparison import Comparison, Subject, tidy
-from mlflow_scalpel.comparison.summary import summarise
+from mlflow_scalpel.comparison.summary import summarise, unmeasured
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import GROUPS
 from mlflow_scalpel.recipes.training import GrpoRecipe, TrainingRecipe
@@ -329,7 +329,8 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         if self._frozen:
             counted = {METRIC: summary[METRIC]}
             self._tables.append(self._count_table(counted, step, n=len(self._frozen)))
-        self._journal.table(self._table())
+        self._journal.table(table := self._table())
+        self._journal.warnings({"not_measured": unmeasured(table)}, self._run_id)
         self._measuring += time.monotonic() - started
         if fatal is not None:
             raise ScalpelError(fatal)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 import mlflow_scalpel
 from mlflow_scalpel.comparison.forward import OneModel
+from mlflow_scalpel.comparison.summary import unmeasured
+from mlflow_scalpel.errors import ScalpelError
 from tests.comparison.test_quantised_models import own_kl
 from tests.conftest import make_tokenizer
 
@@ -114,13 +117,59 @@ def test_a_checkpoint_of_nan_is_not_finite_and_the_others_go_on(models):
     assert list(weights[weights["status"] != "ok"]["matrix"]) == ["up_proj"]
 
 
-def grown(source: Path, directory: Path, by: int) -> Path:
+def grown(source: Path, directory: Path, by: int, added: Sequence[str] = ()) -> Path:
     model = opened(source)
     torch.manual_seed(4)
     model.resize_token_embeddings(model.config.vocab_size + by, mean_resizing=False)
     model.save_pretrained(directory)
-    AutoTokenizer.from_pretrained(source).save_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.add_tokens(list(added))
+    tokenizer.save_pretrained(directory)
     return directory
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda directory: (directory / "config.json").write_text("[1,"),
+        lambda directory: (directory / "config.json").unlink(),
+        lambda directory: (directory / "model.safetensors").unlink(),
+    ],
+    ids=["config", "no config", "no weights"],
+)
+def test_a_directory_that_cannot_be_read_does_not_end_the_comparison(models, break_it):
+    base, odd, fine = models
+    break_it(odd)
+    table = compared(base, odd, fine, metrics=["weights/update_rms", "kl/all_tokens"])
+    assert set(table[table["model_id"] == str(fine)]["status"]) == {"ok"}
+    rows = table[table["model_id"] == str(odd)]
+    assert {"weights/update_rms", "kl/all_tokens"} == set(rows["metric"])
+    assert set(rows["status"]) == {"not readable"}
+    assert (rows["step"] == 5).all()
+    with pytest.raises(ScalpelError):
+        compared(base, odd.parent / "no such directory", fine)
+
+
+def test_what_failed_of_a_run_is_told_in_one_warning(models):
+    base, first, second = models
+    settings_of(second, num_attention_heads=8)
+    steps = compared(base, first, second, metrics=["weights/update_rms", *FORWARD])
+    said = unmeasured(steps)
+    assert "at step 10: kl: " in said
+    assert "num_attention_heads = 8" in said
+    assert "at step 5" not in said
+    assert unmeasured(steps[steps["step"] == 5]) is None
+
+
+def test_added_tokens_do_not_matter_to_texts_without_them(models, tmp_path):
+    base, first, _ = models
+    plain = grown(first, tmp_path / "plain", 2)
+    larger = grown(first, tmp_path / "larger", 2, ["<think>", "zzz"])
+    within = grown(first, tmp_path / "within", 2, ["<think>", TEXTS[1][1][:3]])
+    table = compared(base, plain, larger, within).set_index("model_id")
+    assert table.loc[str(larger), "value"] == table.loc[str(plain), "value"] > 0
+    assert table.loc[str(within), "status"] == "refused"
+    assert "tokens of the text" in table.loc[str(within), "reason"]
 
 
 def test_a_grown_vocabulary(models, tmp_path):

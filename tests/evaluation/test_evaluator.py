@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -157,13 +158,22 @@ def test_other_weights_give_other_results_and_the_first_come_back(
 
 
 def test_weights_of_another_model_are_refused(
-    build: Callable[..., Evaluator], make_model: Callable[..., Path], tmp_path: Path
+    build: Callable[..., Evaluator],
+    make_model: Callable[..., Path],
+    first_model: Path,
+    tmp_path: Path,
 ) -> None:
     evaluator = build(task(limit=2))
-    with pytest.raises(ScalpelError, match=r"tensor \S+ has shape"):
+    with pytest.raises(ScalpelError, match=r"hidden_size = 16, and the base's has 32"):
         evaluator.load_weights(make_model(1, hidden=16))
+    without_head = make_model(1, tied=True)
+    shutil.copy(first_model / "config.json", without_head)
     with pytest.raises(ScalpelError, match="lacks the tensor"):
-        evaluator.load_weights(make_model(1, tied=True))
+        evaluator.load_weights(without_head)
+    config = json.loads((without_head / "config.json").read_text()) | {"intermediate_size": 48}
+    (without_head / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ScalpelError, match=r"tensor \S+ has shape"):
+        evaluator.load_weights(without_head)
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "pytorch_model.bin").write_bytes(b"a pickle, which must not be read")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,20 @@ def test_weights_that_vllm_would_pass_over_are_refused(make_model):
         check_same_tensors(tied, base)
     with pytest.raises(ScalpelError, match=r"tensor lm_head\.weight is none of the base"):
         check_same_tensors(base, tied)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"rms_norm_eps": 0.5}, {"rope_parameters": {"rope_theta": 2.0}}], ids=str
+)
+def test_settings_that_vllm_would_keep_are_refused(make_model, tmp_path, setting):
+    base, other = make_model(1), tmp_path / "other"
+    shutil.copytree(base, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16"}))
+    check_same_tensors(other, base)
+    (other / "config.json").write_text(json.dumps(config | setting))
+    with pytest.raises(ScalpelError, match=f"config.json has {next(iter(setting))} = .*engine=hf"):
+        check_same_tensors(other, base)
 
 
 def test_without_vllm_a_recipe_that_wants_it_stops_at_once(monkeypatch):

@@ -79,7 +79,6 @@ def test_the_summary_of_a_checkpoint(table):
         {
             "weights/relative_frobenius/q_proj": 0.1,
             "weights/relative_frobenius/experts.up_proj": 0.4,
-            "weights/relative_frobenius/norm": 40.0,
             "weights/relative_frobenius/embeddings": 60.0,
             "weights/relative_frobenius/mean": MEAN,
             "weights/measured_share": 0.96,
