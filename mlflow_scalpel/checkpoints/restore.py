@@ -28,6 +28,7 @@ from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 from mlflow_scalpel.tensors.files import TensorFiles
 from mlflow_scalpel.tensors.headers import FLOATS
 from mlflow_scalpel.tensors.names import counterparts
+from mlflow_scalpel.tensors.sources import Source, read_source, sources
 
 _KEPT_PARAMS = ("algorithm", "recipe", "learning_rate", "learning_rate_sum", "dtype", "max_steps")
 
@@ -88,8 +89,12 @@ def restore(
     source = resolve(checkpoint)
     before, after = TensorFiles(resolve(base)), TensorFiles(source)
     chosen = select(after.headers, layers, modules)
-    of_base = counterparts(after.headers, before.headers)
-    _check(before, after, {name: of_base.get(name, name) for name in chosen})
+    # All of it before the first copy: a refused checkpoint writes nothing. What is quantised has
+    # tensors besides, and is told as what it is.
+    same = counterparts(after.headers, before.headers)
+    _check_dtypes(before, after, {name: same[name] for name in chosen if name in same})
+    of_base = sources(chosen, after, before)
+    _check_dtypes(before, after, of_base)
     elements = 0
     with _whole(out) as directory:
         for file in checkpoint_files(source):
@@ -103,7 +108,7 @@ def restore(
             with copied.open("r+b") as stream:
                 for name in sorted(here, key=lambda one: after.headers[one].begin):
                     wt = after.read(name)
-                    w0 = before.read(of_base[name]).to(wt.dtype).contiguous()
+                    w0 = read_source(before, of_base[name], wt)
                     elements += int((w0 != wt).sum())
                     stream.seek(after.headers[name].begin)
                     stream.write(w0.reshape(-1).view(torch.uint8).numpy().data)
@@ -148,30 +153,18 @@ def log_restoration(restored: Restoration) -> LoggedModel:
         return delivery.wait()
 
 
-def _check(before: TensorFiles, after: TensorFiles, names: Mapping[str, str]) -> None:
-    """All names and shapes before the first copy: a refused checkpoint writes nothing.
-
-    `names` gives each tensor's name in the base.
-    """
-    for name, other in sorted(names.items()):
-        if other not in before.headers:
-            raise ScalpelError(
-                f"{before.directory}: has no tensor {name}, which {after.directory} has; "
-                "give the base that training began with"
-            )
-        shapes = before.headers[other].shape, after.headers[name].shape
-        if shapes[0] != shapes[1]:
-            raise ScalpelError(
-                f"{before.directory}: its {other} has shape {shapes[0]}, and the "
-                f"checkpoint's has {shapes[1]}; give the base that training began with"
-            )
-        dtypes = before.headers[name].dtype, after.headers[name].dtype
-        if dtypes[0] != dtypes[1] and not {*dtypes} <= {*FLOATS}:
-            raise ScalpelError(
-                f"{after.directory}: its {name} is {dtypes[1]}, and the base's is {dtypes[0]}: one "
-                "of them is quantised, and its numbers mean nothing without their scales; give "
-                "both quantised in one way, or neither"
-            )
+def _check_dtypes(before: TensorFiles, after: TensorFiles, of_base: Mapping[str, Source]) -> None:
+    """Codes are not put between numbers; `of_base` says where each tensor is in the base."""
+    for name, source in of_base.items():
+        others = [source] if isinstance(source, str) else [its.tensor for _, its in source]
+        for other in others:
+            dtypes = before.headers[other].dtype, after.headers[name].dtype
+            if dtypes[0] != dtypes[1] and not {*dtypes} <= {*FLOATS}:
+                raise ScalpelError(
+                    f"{after.directory}: its {name} is {dtypes[1]}, and the base's is {dtypes[0]}: "
+                    "one of them is quantised, and its numbers mean nothing without their scales; "
+                    "give both quantised in one way, or neither"
+                )
 
 
 @contextmanager

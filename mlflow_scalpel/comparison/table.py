@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -45,8 +46,8 @@ IMPORTED = " (imported)"
 def tidy(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Rows as a tidy table; what a row leaves out is null, and `status` is ok unless said.
 
-    A value that is NaN loses its `ok`: the table says why there is none. Raises ValueError for a
-    column that the table does not have.
+    A value that is NaN or infinite loses its `ok`: the table says why there is none. Raises
+    ValueError for a column that the table does not have.
     """
     records = [dict(row) for row in rows]
     unknown = sorted({key for record in records for key in record} - set(COLUMNS))
@@ -58,6 +59,9 @@ def tidy(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         if record["status"] == "ok" and (value is None or value != value):
             record["status"] = "undefined"
             record.setdefault("reason", "the metric has no value here (0 divided by 0, or NaN)")
+        elif record["status"] == "ok" and value in (math.inf, -math.inf):
+            record |= {"value": None, "status": "not finite"}
+            record.setdefault("reason", "the value is infinite: something it is made of is")
         if record.get("reason"):  # which may quote the exception of a library
             record["reason"] = without_credentials(str(record["reason"]))
     frame = pd.DataFrame(records, columns=list(COLUMNS))

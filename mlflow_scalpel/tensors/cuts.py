@@ -51,6 +51,17 @@ class Cut:
         rows = matrix.unflatten(0, (self.blocks, -1))[:, self.start : self.stop]
         return rows.flatten(0, 1)
 
+    def put(self, tensor: Tensor, piece: Tensor) -> None:
+        """Write the piece, as `of` gives it, to where it is in the tensor."""
+        matrix = tensor if self.expert is None else tensor[self.expert]
+        if self.transposed:
+            matrix = matrix.T
+        if not self.stop:
+            matrix.copy_(piece)
+            return
+        rows = matrix.unflatten(0, (self.blocks, -1))[:, self.start : self.stop]
+        rows.copy_(piece.unflatten(0, (self.blocks, -1)))
+
     def shape(self, stored: Shape) -> Shape:
         """The piece's shape, where the tensor's is `stored`."""
         outputs, inputs = stored[-2:]

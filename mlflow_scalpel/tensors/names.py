@@ -88,10 +88,10 @@ def located(names: Iterable[str]) -> dict[str, Location]:
     for name in names:
         layer, path = inside.get(name, (None, ""))
         if layer is not None and layer not in extra:
-            locations[name] = Location(layer, path)
+            locations[name] = Location(layer, _newer(path))
         else:
             kind = "extra" if layer is not None else _tower(name)
-            locations[name] = Location(None, _bare(name, around), kind)
+            locations[name] = Location(None, _newer(_bare(name, around)), kind)
     return locations
 
 
@@ -103,6 +103,13 @@ def counterparts(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
     by_location = {where: name for name, where in located(others).items()}
     found = {name: by_location.get(where) for name, where in located(names).items()}
     return {name: other for name, other in found.items() if other is not None}
+
+
+def _newer(path: str) -> str:
+    for older, newer in data()["renamed"].items():
+        if path.startswith(older):
+            return newer + path.removeprefix(older)
+    return path
 
 
 @functools.cache

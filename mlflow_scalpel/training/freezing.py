@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from mlflow_scalpel.checkpoints.selection import select
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.recipes.freezing import Freeze
 from mlflow_scalpel.tensors.names import counterparts
 from mlflow_scalpel.tensors.quantised import FloatTensors
+from mlflow_scalpel.tensors.sources import read_source, sources
 
 METRIC = "frozen/changed_elements"
 UNIT = "elements"
@@ -30,6 +30,7 @@ class Trained:
     frozen: int
     """Elements of the tensors that are not."""
     frozen_names: list[str] = field(default_factory=list)
+    """Their names, as a checkpoint of the model has them."""
 
     def params(self) -> dict[str, int]:
         """Counts for the run's params."""
@@ -57,7 +58,7 @@ def apply_freeze(model: Any, freeze: Freeze | None) -> Trained:
     for parameter in parameters.values():
         sizes[parameter.requires_grad] += elements(parameter)
     names = [name for name, parameter in parameters.items() if not parameter.requires_grad]
-    return Trained(sizes[True], sizes[False], names)
+    return Trained(sizes[True], sizes[False], _stored_names(model, parameters, names))
 
 
 def elements(parameter: Any) -> int:
@@ -72,18 +73,19 @@ def changed_elements(base: Path, checkpoint: Path, names: list[str]) -> dict[str
     Raises ScalpelError where a tensor is missing or of another shape.
     """
     before, after = FloatTensors(base), FloatTensors(checkpoint)
-    of_base, of_checkpoint = (counterparts(names, one.headers) for one in (before, after))
+    held = counterparts(names, after.headers)
+    stored = {name: name if name in after.headers else held.get(name, "") for name in names}
+    if missing := next((name for name in names if not stored[name]), None):
+        raise ScalpelError(
+            f"{checkpoint}: has no tensor {missing}, which is frozen, so that it cannot be compared"
+        )
+    of_base = sources(stored.values(), after, before)
     changed = {}
     for name in names:
-        wt = _read(after, name, of_checkpoint)
-        w0 = _read(before, name, of_base).to(wt.dtype)
-        if w0.shape != wt.shape:
-            raise ScalpelError(
-                f"{checkpoint}: the frozen tensor {name} has shape {tuple(wt.shape)}, and the "
-                f"base's has {tuple(w0.shape)}"
-            )
+        wt = after.read(stored[name])
+        w0 = read_source(before, of_base[stored[name]], wt)
         bits = _BITS[wt.element_size()]
-        if count := int((w0.view(bits) != wt.view(bits)).sum()):
+        if count := int((w0.view(bits) != wt.contiguous().view(bits)).sum()):
             changed[name] = count
     return changed
 
@@ -119,10 +121,19 @@ def _frozen(model: Any, parameters: dict[str, Any], freeze: Freeze) -> set[str]:
     return frozen
 
 
-def _read(files: FloatTensors, name: str, stored: Mapping[str, str]) -> torch.Tensor:
-    try:
-        return files.read(stored[name])
-    except (KeyError, SafetensorError) as error:
-        raise ScalpelError(
-            f"{files.directory}: lacks the frozen tensor {name}, so that it cannot be compared"
-        ) from error
+def _stored_names(model: Any, parameters: dict[str, Any], names: list[str]) -> list[str]:
+    """What `save_pretrained` calls these parameters, some of which it splits (experts) or joins.
+
+    One that it joins with others which are not among them keeps its name.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    def stored(names: Iterable[str]) -> dict[str, Any]:
+        shapes = {name: getattr(one, "ds_shape", one.shape) for name, one in parameters.items()}
+        empty = {name: torch.empty(shapes[name], device="meta") for name in names}
+        return revert_weight_conversion(model, empty) if empty else empty
+
+    whole, own = stored(parameters), stored(names)
+    if all(name in whole and one.shape == whole[name].shape for name, one in own.items()):
+        return names if set(own) == set(names) else list(own)
+    return names

@@ -8,9 +8,11 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+import transformers
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from mlflow_scalpel.checkpoints import checkpoints_of_run, log_base, log_checkpoint
 from mlflow_scalpel.checkpoints.manifest import content_digest
@@ -19,6 +21,7 @@ from mlflow_scalpel.cli import main
 from mlflow_scalpel.comparison.store import gather
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.parts import LAYER_PARTS
+from tests.tensors.tiny_families import tiny_config, tiny_model
 
 QK = ["q_proj", "k_proj"]
 
@@ -78,6 +81,39 @@ def test_quantised_numbers_are_not_mixed_with_plain_ones(first_model, tmp_path):
             restore(*map(str, pair), tmp_path / "out", modules=["q_proj"], layers="0")
     restored = restore(str(quantised), str(quantised), tmp_path / "o", modules=["q_proj"])
     assert restored.elements == 0
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "llava", "qwen2_5_vl", "gpt_neox"])
+@pytest.mark.parametrize("as_saved", [True, False])
+def test_the_base_may_be_stored_as_another_version_does_it(family, as_saved, tmp_path):
+    """Names and experts on disk are not those in memory; Transformers translates between them."""
+    names = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    model = (
+        getattr(transformers, names[family])(tiny_config(family))
+        if family in names
+        else tiny_model(family)
+    )
+    layouts: dict[str, list[dict[str, torch.Tensor]]] = {"saved": [], "held": []}
+    for step in (0, 1):
+        saved, held = tmp_path / f"saved-{step}", tmp_path / f"held-{step}"
+        model.save_pretrained(saved)
+        shutil.copytree(saved, held)
+        save_file(model.state_dict(), held / "model.safetensors", metadata={"format": "pt"})
+        layouts["saved"].append(tensors(saved))
+        layouts["held"].append(tensors(held))
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(1 + torch.rand_like(weight))
+    mine, its = ("saved", "held") if as_saved else ("held", "saved")
+    restored = restore(
+        str(tmp_path / f"{mine}-1"), str(tmp_path / f"{its}-0"), tmp_path / "out", layers="1"
+    )
+    before, after = layouts[mine]
+    found = tensors(tmp_path / "out")
+    put_back = {name for name in after if ".layers.1." in name and "vision" not in name}
+    assert restored.tensors == len(put_back) > 2
+    for name, tensor in found.items():
+        assert torch.equal(tensor, (before if name in put_back else after)[name]), name
 
 
 def test_restoring_from_itself_changes_nothing(trained, tmp_path):

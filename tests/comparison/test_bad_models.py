@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mlflow_scalpel
+from mlflow_scalpel.comparison.summary import summarise
 
 TEXTS = [("1+1=?", "2"), ("what is the capital", "a long answer of many letters"), ("a", "b")]
 
@@ -141,3 +142,17 @@ def test_a_checkpoint_that_transformers_reads_is_checked_before_it_is_copied(mod
     assert kl.loc[odd, "status"] == "not comparable"
     assert said in kl.loc[odd, "reason"]
     assert kl.loc[base, "value"] == 0.0
+
+
+def test_an_infinite_weight_is_a_row_with_its_reason_and_in_no_mean(models):
+    base, checkpoint, _ = models
+    file = Path(checkpoint) / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.0.self_attn.q_proj.weight"][0, 0] = float("inf")
+    save_file(tensors, file, metadata={"format": "pt"})
+    table = mlflow_scalpel.compare(base, checkpoint, metrics=["weights/relative_frobenius"])
+    bad = table[table["status"] != "ok"]
+    assert list(bad["matrix"]) == ["q_proj"]
+    assert bad["value"].isna().all()
+    assert set(bad["status"]) == {"not finite"}
+    assert torch.isfinite(torch.tensor(list(summarise(table).values()))).all()
