@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mlflow_scalpel.checkpoints.layouts import find_steps, model_in, run_directory
+from mlflow_scalpel.checkpoints.layouts import find_steps, model_in, run_directory, unnamed_models
 from mlflow_scalpel.errors import ScalpelError
 
 
@@ -137,3 +137,32 @@ def test_several_models_in_a_step_are_named(tmp_path):
         model(tmp_path / "step_5" / name)
     (one,) = find_steps(tmp_path)
     assert "holds several models (a, b)" in one.why
+
+
+def test_links_are_no_further_steps(tmp_path):
+    made = model(tmp_path / "run" / "checkpoint-40")
+    (tmp_path / "run" / "latest").symlink_to("checkpoint-40")
+    (tmp_path / "run" / "step_40").symlink_to("checkpoint-40")
+    assert [(one.step, one.model) for one in find_steps(tmp_path / "run")] == [(40, made)]
+    (latest,) = find_steps(tmp_path / "run" / "latest")
+    assert (latest.step, latest.model) == (40, made)
+    assert run_directory(tmp_path / "run" / "latest") == tmp_path / "run"
+
+
+def test_a_step_that_is_a_link_to_another_disk_is_of_its_own_run(tmp_path):
+    model(tmp_path / "disk" / "abc")
+    (tmp_path / "run").mkdir()
+    step = tmp_path / "run" / "checkpoint-7"
+    step.symlink_to(tmp_path / "disk" / "abc")
+    assert run_directory(step) == tmp_path / "run"
+
+
+def test_models_whose_names_say_no_step_are_told(tmp_path):
+    model(tmp_path / "run")
+    for name in ("checkpoint-5", "merged", "best", "critic"):
+        model(tmp_path / "run" / name)
+    (tmp_path / "run" / "latest").symlink_to("checkpoint-5")
+    found = find_steps(tmp_path / "run")
+    told = unnamed_models(tmp_path / "run", found)
+    assert told == [tmp_path / "run", tmp_path / "run" / "best", tmp_path / "run" / "merged"]
+    assert unnamed_models(tmp_path / "run" / "checkpoint-5", found) == []
