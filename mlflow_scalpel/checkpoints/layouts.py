@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_scalpel.checkpoints.converters import how_to_convert
+from mlflow_scalpel.checkpoints.converters import converted_by, how_to_convert
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, INDEX, WEIGHTS
 from mlflow_scalpel.tensors.steps import INNER, step_of_directory, step_of_name, step_of_path
@@ -99,7 +99,7 @@ def why_none(directory: Path) -> str:
     weights = any(directory.glob(f"*{WEIGHTS}"))
     configured = (directory / _CONFIG).is_file() or (directory / ADAPTER_CONFIG).is_file()
     if weights and not configured:
-        return (
+        return converted_by(directory) or (
             f"holds no {_CONFIG} beside its {WEIGHTS} files; save it beside the weights "
             "(model.config.save_pretrained), or copy the base's"
         )
@@ -148,9 +148,7 @@ def _step_children(directory: Path) -> list[tuple[int, Path]]:
     # Two names of one directory, as `step_40 -> checkpoint-40`, are one step.
     own = {path.resolve() for _, path in found if not path.is_symlink()}
     return sorted(
-        (step, path)
-        for step, path in found
-        if not (path.is_symlink() and path.resolve() in own)
+        (step, path) for step, path in found if not (path.is_symlink() and path.resolve() in own)
     )
 
 

@@ -11,7 +11,7 @@ from mlflow.entities import LoggedModel
 from mlflow_scalpel.checkpoints.find import made_by, state_of, step_of
 from mlflow_scalpel.checkpoints.layout import checkpoint_files
 from mlflow_scalpel.checkpoints.layouts import run_directory
-from mlflow_scalpel.checkpoints.log import courier_for, fingerprint
+from mlflow_scalpel.checkpoints.log import courier_for, fingerprint, spool_directory
 from mlflow_scalpel.checkpoints.manifest import file_manifest
 from mlflow_scalpel.checkpoints.once import FINGERPRINT_TAG
 from mlflow_scalpel.errors import ScalpelError
@@ -22,7 +22,9 @@ def finish_spool(directory: Path, run_id: str) -> None:
 
     Raises Undelivered where the server is away: what waits cannot be told from what is missing.
     """
-    courier_for(run_id, run_directory(directory)).drain()
+    home = run_directory(directory)
+    if spool_directory(run_id, home).is_dir():  # an empty one is not put into a trainer's output
+        courier_for(run_id, home).drain()
 
 
 def stored_models(run_id: str) -> dict[int, list[LoggedModel]]:
