@@ -14,7 +14,13 @@ from pathlib import Path
 from mlflow_scalpel.checkpoints.converters import converted_by, how_to_convert
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, INDEX, WEIGHTS
-from mlflow_scalpel.tensors.steps import INNER, step_of_directory, step_of_name, step_of_path
+from mlflow_scalpel.tensors.steps import (
+    INNER,
+    counts_epochs,
+    step_of_directory,
+    step_of_name,
+    step_of_path,
+)
 
 _CONFIG = "config.json"
 _DEPTH = 4  # folders from a step's directory down to its model
@@ -171,6 +177,13 @@ def _of_folders(directory: Path) -> list[StepDirectory]:
 
 def _one_a_step(found: list[StepDirectory]) -> list[StepDirectory]:
     """One directory a step: that with the model, where others hold the trainer's own state."""
+    epochs = {counts_epochs(one.place): one.place for one in found if one.model is not None}
+    if len(epochs) > 1:
+        raise ScalpelError(
+            f"{epochs[True]} counts epochs and {epochs[False]} steps, and a run has one order of "
+            "its checkpoints; move those of one kind away, and log them with their steps: "
+            "`mlflow-scalpel log --step N DIR`"
+        )
     by_step = defaultdict(list)
     for one in found:
         by_step[one.step].append(one)

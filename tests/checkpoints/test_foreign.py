@@ -15,6 +15,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from mlflow_scalpel.checkpoints import checkpoints_of_run, log_checkpoint, resolve
 from mlflow_scalpel.checkpoints.foreign import Origin, lost_steps, watch
@@ -257,3 +258,36 @@ def test_watching_a_file_is_refused(tracking, tmp_path, capsys):
     (tmp_path / "config.json").write_text("{}")
     assert main(["watch", str(tmp_path / "config.json"), "--until-idle", "1"]) == 2
     assert "config.json: is a file; give the directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+@pytest.mark.parametrize(
+    ("wrapper", "file"),
+    [
+        ("_orig_mod.", WEIGHTS),
+        ("module.", WEIGHTS),
+        ("pretrained_model.", WEIGHTS),  # TRL's models with a value head
+        ("", "weights.safetensors"),
+    ],
+)
+def test_what_from_pretrained_would_not_read_is_noted(
+    tracking, first_model, tmp_path, wrapper, file, with_base
+):
+    directory = tmp_path / "run" / "checkpoint-5"
+    shutil.copytree(first_model, directory)
+    tensors = load_file(directory / WEIGHTS)
+    (directory / WEIGHTS).unlink()
+    named = {f"{wrapper}{name}": tensor for name, tensor in tensors.items()}
+    save_file(named, directory / file, metadata={"format": "pt"})
+    base = str(first_model) if with_base else None
+    with mlflow.start_run():
+        model = log_checkpoint(directory, step=5, base=base).wait()
+    # Transformers itself does not: every weight is new, or there is none
+    try:
+        _, info = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
+        assert info["missing_keys"]
+    except OSError:
+        assert file != WEIGHTS
+    assert model.status == "READY"
+    assert "from_pretrained" in model.tags["scalpel.note"]
+    assert (wrapper or file) in model.tags["scalpel.note"]

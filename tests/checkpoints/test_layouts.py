@@ -169,3 +169,10 @@ def test_models_whose_names_say_no_step_are_told(tmp_path):
     told = unnamed_models(tmp_path / "run", found)
     assert told == [tmp_path / "run", tmp_path / "run" / "best", tmp_path / "run" / "merged"]
     assert unnamed_models(tmp_path / "run" / "checkpoint-5", found) == []
+
+
+def test_epochs_among_steps_are_refused(tmp_path):
+    model(tmp_path / "epoch_0")
+    model(tmp_path / "step_100")
+    with pytest.raises(ScalpelError, match=r"epoch_0 counts epochs and .*step_100 steps"):
+        find_steps(tmp_path)
