@@ -29,7 +29,12 @@ from mlflow_scalpel.checkpoints.layouts import (
     unnamed_models,
 )
 from mlflow_scalpel.checkpoints.log import SPOOLS, Delivery, fingerprint, log_checkpoint
-from mlflow_scalpel.checkpoints.logged import finish_spool, is_stored, stored_models
+from mlflow_scalpel.checkpoints.logged import (
+    finish_spool,
+    is_stored,
+    other_base,
+    stored_models,
+)
 from mlflow_scalpel.checkpoints.lost import LOST, said_of_lost
 from mlflow_scalpel.checkpoints.stores import Link
 from mlflow_scalpel.checkpoints.trainer_state import STATE, read_state
@@ -77,6 +82,8 @@ def log_directory(directory: Path, origin: Origin) -> tuple[str, dict[int, Deliv
     with _run_begun(directory, origin) as run_id:
         finish_spool(directory, run_id)
         stored = stored_models(run_id)
+        if origin.base is not None and (other := other_base(origin.base, stored)) is not None:
+            warn("other_base", other, run_id)
         notes = _notes(directory, found[-1], origin, run_id)
         deliveries = {
             one.step: _log(one, run_id, origin, notes)
@@ -190,13 +197,13 @@ def _watch(
             del begun[step]
             if step in seen or step in stored:
                 continue
-            reason = (
+            why = (
                 "its directory was removed before it was seen whole; let the trainer keep more "
                 "checkpoints (save_total_limit), or look more often (--interval)"
             )
-            tell(f"step {step}: is lost: {reason}")
+            tell(f"step {step}: is lost: {why}")
             if gone is not None:
-                gone[step] = reason
+                gone[step] = why
         begun |= {one.step: one.model for one in found if one.model is not None}
         for one in found:
             look = _look(one.model or one.place)

@@ -291,3 +291,31 @@ def test_what_from_pretrained_would_not_read_is_noted(
     assert model.status == "READY"
     assert "from_pretrained" in model.tags["scalpel.note"]
     assert (wrapper or file) in model.tags["scalpel.note"]
+
+
+def test_a_base_among_a_runs_artifacts_is_stored(tracking, first_model, make_model, tmp_path):
+    shutil.copytree(make_model(5), tmp_path / "run" / "checkpoint-5")
+    with mlflow.start_run() as run:
+        mlflow.log_artifacts(str(first_model), "some/model")
+        model = log_checkpoint(
+            tmp_path / "run" / "checkpoint-5", step=5, base=f"runs:/{run.info.run_id}/some/model"
+        ).wait()
+    stored = load_file(resolve(model.params["base"]) / WEIGHTS)
+    wanted = load_file(first_model / WEIGHTS)
+    assert stored.keys() == wanted.keys()
+    assert all(stored[name].equal(wanted[name]) for name in wanted)
+
+
+def test_another_base_for_what_is_logged_is_told(
+    tracking, first_model, make_model, tmp_path, capsys
+):
+    output = tmp_path / "run"
+    shutil.copytree(make_model(5), output / "checkpoint-5")
+    arguments = ["log", str(output), "--experiment", "tests", "--base"]
+    for base in (first_model, first_model, make_model(2)):
+        assert main([*arguments, str(base)]) == 0
+        printed = capsys.readouterr()
+        told = "checkpoints of step 5 are stored with the base models:/m-"
+        assert (told in printed.out + printed.err) == (base != first_model)
+    (run,) = runs()
+    assert "scalpel.warning.other_base" in run.data.tags
