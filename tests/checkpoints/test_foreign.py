@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from mlflow_scalpel.checkpoints import checkpoints_of_run, log_checkpoint, resolve
 from mlflow_scalpel.checkpoints.foreign import Origin, lost_steps, watch
 from mlflow_scalpel.cli import main
+from mlflow_scalpel.errors import ScalpelError
 
 WEIGHTS = "model.safetensors"
 
@@ -319,3 +321,33 @@ def test_another_base_for_what_is_logged_is_told(
         assert (told in printed.out + printed.err) == (base != first_model)
     (run,) = runs()
     assert "scalpel.warning.other_base" in run.data.tags
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"step": -1}, "step -1: is not from 0 to"),
+        ({"step": 2**70}, "is not from 0 to"),
+        ({"step": 1.5}, "step 1.5: is not a whole number"),
+        ({"step": "3"}, "step '3': is not a whole number"),
+        ({"step": 3, "link": "soft"}, "link 'soft': is not one of reflink, hard, copy"),
+    ],
+)
+def test_what_no_store_could_keep_is_refused_at_once(tracking, first_model, given, said):
+    with mlflow.start_run() as run:
+        with pytest.raises(ScalpelError, match=said):
+            log_checkpoint(first_model, **given)
+        log_checkpoint(first_model, step=np.int64(4)).wait()
+    _, found = checkpoints_of_run(run.info.run_id)
+    assert [one.step for one in found] == [4]
+
+
+def test_a_step_that_somebody_else_wrote_does_not_end_the_table(tracking, first_model, capsys):
+    with mlflow.start_run():
+        log_checkpoint(first_model, step=4).wait()
+        for step in ("9" * 30, str(2**63), "-1", "x"):
+            mlflow.create_external_model(
+                name="other", model_type="checkpoint", params={"step": step}
+            )
+    assert main(["checkpoints", "--experiment", "tests"]) == 0
+    assert " READY " in capsys.readouterr().out
