@@ -9,6 +9,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelInput
 
+from mlflow_scalpel.checkpoints import artifacts
 from mlflow_scalpel.checkpoints.filing import store_files
 from mlflow_scalpel.checkpoints.lanes import Pulse, is_final
 from mlflow_scalpel.checkpoints.layout import (
@@ -24,7 +25,7 @@ from mlflow_scalpel.checkpoints.once import (
     register,
     search,
 )
-from mlflow_scalpel.checkpoints.resolve import hub_snapshot, model_id_of
+from mlflow_scalpel.checkpoints.resolve import files_of, hub_snapshot, model_id_of
 from mlflow_scalpel.checkpoints.spool import CheckpointEntry
 from mlflow_scalpel.checkpoints.stores import open_store
 from mlflow_scalpel.errors import ScalpelError
@@ -61,15 +62,21 @@ def ensure_base(
     register_as: str | None = None,
     pulse: Pulse | None = None,
 ) -> LoggedModel:
-    """The READY model of a base (a directory or a hub name), stored once for each content.
+    """The READY model of a base, stored once for each content.
+
+    `source` is a directory, a hub name, or a folder of a run's artifacts (`runs:/RUN/path`).
 
     What a process that was killed left PENDING is finished. Raises ScalpelError where it is no
     whole model.
     """
     pulse = pulse or Pulse()
-    local = Path(source).is_dir()
+    artifact = artifacts.split(source) is not None
+    local = artifact or Path(source).is_dir()
     with pulse.busy():
-        directory = model_in(Path(source)) if local else on_hub(source)
+        if artifact:
+            directory = files_of(source)
+        else:
+            directory = model_in(Path(source)) if local else on_hub(source)
         check_whole(directory)
         manifest = make_manifest(checkpoint_files(directory), directory)
     digest = manifest.digest
@@ -78,7 +85,7 @@ def ensure_base(
     kind = "pointer" if not local else "adapter" if is_adapter(directory) else "model"
     hub_name, _, revision = source.partition("@")
     shown = hub_name if revision in ("", directory.name) else f"{hub_name}-{revision}"
-    shown = directory.name if local else shown.replace("/", "-")
+    shown = Path(source).name if artifact else directory.name if local else shown.replace("/", "-")
     entry = CheckpointEntry(
         # The same for everybody who stores this base in this experiment.
         job=f"base-{digest.removeprefix('sha256:')[:32]}",

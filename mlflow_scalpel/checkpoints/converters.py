@@ -16,14 +16,15 @@ _STATE = ("optimizer", "scheduler", "scaler", "rng_state", "training_args", "ran
 
 def how_to_convert(directory: Path) -> str:
     """What the directory holds in place of safetensors, and what converts it, on one line."""
-    for look in _LAYOUTS:
-        said = look(directory)
-        if said is not None:
-            return said
-    return (
+    return converted_by(directory) or (
         "holds no .safetensors file; save the model with "
         "save_pretrained(..., safe_serialization=True)"
     )
+
+
+def converted_by(directory: Path) -> str | None:
+    """The same where the layout is known; None where it is not."""
+    return next((said for look in _LAYOUTS if (said := look(directory)) is not None), None)
 
 
 def _verl(directory: Path) -> str | None:
@@ -109,6 +110,41 @@ def _distributed(directory: Path) -> str | None:
     )
 
 
+def _nemo(directory: Path) -> str | None:
+    if not ((directory / "weights").is_dir() and (directory / "context").is_dir()):
+        return None
+    return (
+        'holds a NeMo checkpoint, and no model; export it with: python -c "from nemo.collections '
+        f"import llm; from pathlib import Path as P; llm.export_ckpt(path=P('{directory}'), "
+        f"target='hf', output_path=P('{_beside(directory)}'))\""
+    )
+
+
+def _mistral(directory: Path) -> str | None:
+    """Mistral's own names of tensors, which a config.json beside them would not change."""
+    if not (directory / "params.json").is_file() or (directory / "model.safetensors").is_file():
+        return None
+    if not any(directory.glob("consolidated*.safetensors")):
+        return None
+    return (
+        "holds Mistral's own consolidated.safetensors, and no model; convert it with Transformers' "
+        "script: python src/transformers/models/mistral/convert_mistral_weights_to_hf.py "
+        f"{_q(directory)} {_q(_beside(directory))}"
+    )
+
+
+def _gguf(directory: Path) -> str | None:
+    file = next(iter(sorted(directory.glob("*.gguf"))), None)
+    if file is None:
+        return None
+    return (
+        f"holds {file.name}, and no .safetensors file; give the model that it was made of, or what "
+        'Transformers makes of it: python -c "from transformers import AutoModelForCausalLM as M; '
+        f"M.from_pretrained('{directory}', gguf_file='{file.name}')"
+        f".save_pretrained('{_beside(directory)}')\""
+    )
+
+
 def _consolidated(directory: Path) -> str | None:
     if _first(directory, "consolidated.*.pth") is None:
         return None
@@ -155,8 +191,8 @@ def _pickles(directory: Path) -> str | None:
 
 
 _LAYOUTS: tuple[Callable[[Path], str | None], ...] = (
-    _verl, _nemo_rl, _accelerate, _megatron, _deepspeed, _distributed, _consolidated, _litgpt,
-    _pickles,
+    _verl, _nemo_rl, _nemo, _accelerate, _megatron, _deepspeed, _distributed, _consolidated,
+    _mistral, _litgpt, _gguf, _pickles,
 )  # fmt: skip
 
 

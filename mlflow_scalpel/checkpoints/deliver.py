@@ -41,6 +41,7 @@ from mlflow_scalpel.checkpoints.spool import CheckpointEntry
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.run_warnings import print_warning, warning_tag
 from mlflow_scalpel.tensors.files import is_adapter
+from mlflow_scalpel.tensors.names import wrapping
 
 
 def create(client: MlflowClient, entry: CheckpointEntry, run_id: str) -> LoggedModel | None:
@@ -194,8 +195,14 @@ def _with_base(
 
     A base that is gone by now costs no checkpoint: it is stored without, and the run says so.
     """
+    notes = list(entry.notes)
+    if not is_adapter(directory) and (wrapped := wrapping(manifest.tensors)) is not None:
+        notes.append(
+            f"tensors are named with what wrapped the model ({wrapped}), and from_pretrained does "
+            "not know them: rename them before you load it"
+        )
     if entry.base is None:
-        _note(client, model, entry.notes)
+        _note(client, model, notes)
         return model, None
     try:
         base = model.params.get("base") or base_id(client, entry.base, run_id, pulse)
@@ -207,7 +214,6 @@ def _with_base(
         return model, None
     if "base" not in model.params:
         model = log_params(client, model, {"base": base})
-    notes = list(entry.notes)
     if not is_adapter(directory):
         try:
             known = base_manifest(client, base)

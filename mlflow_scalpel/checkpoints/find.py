@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ from mlflow.store.entities import PagedList
 from mlflow_scalpel.checkpoints.layout import FAILURE_TAG, MODEL_TYPE, PRUNED_TAG
 from mlflow_scalpel.errors import ScalpelError
 
+LARGEST_STEP = 2**63 - 1  # what stores keep of a metric's step
 _MODELS_A_PAGE = 500  # 2.6 MB with 15 metrics each; larger pages are no faster
 _VERSIONS_A_PAGE = 10_000
 _OTHERS_A_PAGE = 1000  # the most that a server gives of experiments and registered models
@@ -111,10 +113,26 @@ def state_of(model: LoggedModel) -> str:
     return "PRUNED" if PRUNED_TAG in model.tags else str(model.status)
 
 
+def checked_step(step: int) -> int:
+    """The step as an int; raises ScalpelError where no store could keep it."""
+    try:
+        number = operator.index(step)
+    except TypeError as error:
+        raise ScalpelError(
+            f"step {step!r}: is not a whole number; give the training step as an int"
+        ) from error
+    if not 0 <= number <= LARGEST_STEP:
+        raise ScalpelError(
+            f"step {number}: is not from 0 to {LARGEST_STEP}; give the training step"
+        )
+    return number
+
+
 def step_of(model: LoggedModel) -> int:
     """The model's training step; 0 for a base, and for a model that is no checkpoint."""
     step = model.params.get("step", "0")
-    return int(step) if step.isdecimal() else 0
+    number = int(step) if step.isdecimal() and len(step) < 20 else 0
+    return number if number <= LARGEST_STEP else 0
 
 
 def metrics_of(model: LoggedModel) -> dict[str, float]:

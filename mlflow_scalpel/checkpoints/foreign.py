@@ -15,6 +15,8 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from mlflow_scalpel.checkpoints.converters import converted_by
+from mlflow_scalpel.checkpoints.courier import Undelivered
 from mlflow_scalpel.checkpoints.find import made_by, state_of, step_of
 from mlflow_scalpel.checkpoints.history import Notes, log_notes, params_of, read_notes
 from mlflow_scalpel.checkpoints.lanes import is_final
@@ -24,12 +26,18 @@ from mlflow_scalpel.checkpoints.layouts import (
     find_steps,
     names_in,
     run_directory,
+    unnamed_models,
 )
 from mlflow_scalpel.checkpoints.log import SPOOLS, Delivery, fingerprint, log_checkpoint
-from mlflow_scalpel.checkpoints.logged import finish_spool, is_stored, stored_models
+from mlflow_scalpel.checkpoints.logged import (
+    finish_spool,
+    is_stored,
+    other_base,
+    stored_models,
+)
 from mlflow_scalpel.checkpoints.lost import LOST, said_of_lost
 from mlflow_scalpel.checkpoints.stores import Link
-from mlflow_scalpel.checkpoints.trainer_state import STATE
+from mlflow_scalpel.checkpoints.trainer_state import STATE, read_state
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 from mlflow_scalpel.run_warnings import warn, withdraw
@@ -71,22 +79,31 @@ def log_directory(directory: Path, origin: Origin) -> tuple[str, dict[int, Deliv
     if not models:
         more = f" ({len(found)} steps alike)" if len(found) > 1 else ""
         raise ScalpelError(f"{found[-1].why}{more}")
-    run_id = run_of(directory, origin)
-    finish_spool(directory, run_id)
-    stored = stored_models(run_id)
-    notes = _notes(directory, found[-1], origin, run_id)
-    deliveries = {
-        one.step: _log(one, run_id, origin, notes)
-        for one in found
-        if one.model is not None and not is_stored(one.model, stored.get(one.step, []))
-    }
+    with _run_begun(directory, origin) as run_id:
+        finish_spool(directory, run_id)
+        stored = stored_models(run_id)
+        if origin.base is not None and (other := other_base(origin.base, stored)) is not None:
+            warn("other_base", other, run_id)
+        notes = _notes(directory, found[-1], origin, run_id)
+        deliveries = {
+            one.step: _log(one, run_id, origin, notes)
+            for one in found
+            if one.model is not None and not is_stored(one.model, stored.get(one.step, []))
+        }
     return run_id, deliveries
 
 
 def lost_steps(
-    directory: Path, origin: Origin, run_id: str, taken: Collection[int]
+    directory: Path,
+    origin: Origin,
+    run_id: str,
+    taken: Collection[int],
+    gone: Mapping[int, str] | None = None,
 ) -> dict[int, str]:
-    """Why steps that the trainer left, or that were taken, are not stored; told on the run too."""
+    """Why steps that the trainer left, or that were taken, are not stored; told on the run too.
+
+    `gone` are steps of which `watch` saw a model that was removed before it was taken.
+    """
     client = MlflowClient()
     found = find_steps(directory, origin.step) if directory.is_dir() else []
     looked_at = {*taken, *(one.step for one in found)}
@@ -99,6 +116,7 @@ def lost_steps(
         reason = one.why if one.model is None else trouble(one.model)
         if reason is not None:
             lost[one.step] = reason
+    lost |= gone or {}
     stored = stored_models(run_id)
     lost = {step: reason for step, reason in sorted(lost.items()) if step not in stored}
     if lost:
@@ -106,6 +124,15 @@ def lost_steps(
     else:
         withdraw(LOST, run_id)
     return lost
+
+
+def without_a_step(directory: Path, origin: Origin, run_id: str) -> list[Path]:
+    """Models in the directory whose names say no step, and that the run does not have."""
+    if origin.step is not None or not directory.is_dir():
+        return []
+    stored = [model for models in stored_models(run_id).values() for model in models]
+    found = unnamed_models(directory, find_steps(directory))
+    return [path for path in found if not is_stored(path, stored)]
 
 
 def end_run(run_id: str) -> None:
@@ -122,6 +149,7 @@ def watch(
     idle: float | None,
     stopped: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = lambda line: None,
+    gone: dict[int, str] | None = None,
 ) -> Iterator[tuple[int, Delivery]]:
     """Log checkpoints of a run that goes on, each once it is whole; yields step and delivery.
 
@@ -129,16 +157,33 @@ def watch(
 
     A checkpoint is whole when its weights are as long as their headers say and nothing in it has
     changed between two looks, `interval` seconds apart. `say` is told why one that does not change
-    any more is waited for, once for each reason. Ends when nothing new has come for `idle` seconds
+    any more is waited for, once for each reason. `gone` gets the steps whose model was removed
+    before it was taken, and what to do about it. Ends when nothing new has come for `idle` seconds
     (None: never), and before the next look where `stopped()`.
     """
-    run_id = run_of(directory, origin)
-    finish_spool(directory, run_id)
+    if directory.exists() and not directory.is_dir():
+        raise ScalpelError(f"{directory}: is a file; give the directory that the trainer writes to")
+    with _run_begun(directory, origin) as run_id:
+        finish_spool(directory, run_id)
+        yield from _watch(directory, origin, run_id, interval, idle, stopped, say, gone)
+
+
+def _watch(
+    directory: Path,
+    origin: Origin,
+    run_id: str,
+    interval: float,
+    idle: float | None,
+    stopped: Callable[[], bool],
+    say: Callable[[str], None],
+    gone: dict[int, str] | None,
+) -> Iterator[tuple[int, Delivery]]:
     stored = stored_models(run_id)
     seen: dict[int, tuple[Any, ...]] = {}  # as they looked when they were taken
     marks: dict[int, str] = {}
     looks: dict[int, tuple[Any, ...]] = {}
     told: set[str] = set()
+    begun: dict[int, Path] = {}  # models of which something is there
     changed = time.monotonic()
 
     def tell(line: str) -> None:
@@ -148,6 +193,18 @@ def watch(
 
     while not stopped() and (idle is None or time.monotonic() - changed < idle):
         found = _found_now(directory, origin, tell)
+        for step in [step for step, model in begun.items() if not model.is_dir()]:
+            del begun[step]
+            if step in seen or step in stored:
+                continue
+            why = (
+                "its directory was removed before it was seen whole; let the trainer keep more "
+                "checkpoints (save_total_limit), or look more often (--interval)"
+            )
+            tell(f"step {step}: is lost: {why}")
+            if gone is not None:
+                gone[step] = why
+        begun |= {one.step: one.model for one in found if one.model is not None}
         for one in found:
             look = _look(one.model or one.place)
             if look == seen.get(one.step):
@@ -170,6 +227,21 @@ def watch(
         next_look = time.monotonic() + interval
         while not stopped() and (left := next_look - time.monotonic()) > 0:
             time.sleep(min(left, _NAP))
+
+
+@contextlib.contextmanager
+def _run_begun(directory: Path, origin: Origin) -> Iterator[str]:
+    """The run of a directory, which does not stay RUNNING where its checkpoints are refused."""
+    run_id = run_of(directory, origin)
+    try:
+        yield run_id
+    except Undelivered:  # what waits is sent later
+        raise
+    except ScalpelError:
+        if origin.run_id is None:
+            with contextlib.suppress(MlflowException):
+                end_run(run_id)
+        raise
 
 
 def _found_now(directory: Path, origin: Origin, tell: Callable[[str], None]) -> list[StepDirectory]:
@@ -199,11 +271,15 @@ def trouble(directory: Path) -> str | None:
 
 
 def _nothing(directory: Path) -> str:
+    """Why no step is found in the directory, and what to do."""
     if (directory / "config.json").is_file() and any(directory.glob("*.safetensors")):
         return (
             f"{directory}: holds a model, and its name says no step; give it with --step N, or the "
             "directory that holds those of the steps"
         )
+    for path in (*sorted(one for one in directory.iterdir() if one.is_dir()), directory):
+        if (said := converted_by(path)) is not None:
+            return f"{path}: {said}; log the result with --step N"
     return (
         f"{directory}: holds no directory named after a step, as checkpoint-N, global_step_N, "
         f"step_N, epoch_N, iter_N or N; there is {names_in(directory)}; give the directory that "
@@ -282,6 +358,7 @@ def _log(one: StepDirectory, run_id: str, origin: Origin, notes: Notes) -> Deliv
         known = params_of([one.model, one.place], one.step, notes)
     except ScalpelError as error:
         warn("history", f"the trainer's own history is not logged: {error}", run_id)
+    _check_step(one, run_id)
     return log_checkpoint(
         one.model,
         step=one.step,
@@ -293,6 +370,21 @@ def _log(one: StepDirectory, run_id: str, origin: Origin, notes: Notes) -> Deliv
         link=origin.link,
         trainer_state=origin.trainer_state,
     )
+
+
+def _check_step(one: StepDirectory, run_id: str) -> None:
+    """Warn where the trainer's state beside a model is of another step than its directory."""
+    for folder in filter(None, (one.model, one.place)):
+        with contextlib.suppress(ScalpelError):  # said already
+            step = read_state(folder).get("global_step")
+            if isinstance(step, int) and step != one.step:
+                warn(
+                    f"step_{one.step}",
+                    f"{folder}: is logged as step {one.step}, and its {STATE} is of step {step}; "
+                    f"if that is the step of its weights, log it with --step {step}",
+                    run_id,
+                )
+                return
 
 
 def _look(directory: Path) -> tuple[Any, ...]:

@@ -8,7 +8,14 @@ from mlflow_scalpel.checkpoints.code import code_files
 from mlflow_scalpel.checkpoints.layouts import why_none
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.documents import read_object
-from mlflow_scalpel.tensors.files import INDEX, WEIGHTS, TensorFiles, is_adapter, weight_files
+from mlflow_scalpel.tensors.files import (
+    INDEX,
+    SINGLE,
+    WEIGHTS,
+    TensorFiles,
+    is_adapter,
+    weight_files,
+)
 
 # Everything that Transformers and PEFT need to open a model, its tokenizer and its processor.
 KEPT = (
@@ -85,7 +92,7 @@ def _look(directory: Path, trainer_state: bool) -> tuple[list[Path], list[str]]:
             file
             for folder in (directory, *_folders(directory))
             for file in folder.iterdir()
-            if file.is_file() and file.suffix in KEPT and file not in states
+            if file.is_file() and _is_kept(file.name) and file not in states
             if file.name not in NOT_CONTENT or folder != directory
         )
     except OSError as error:
@@ -108,6 +115,13 @@ def _look(directory: Path, trainer_state: bool) -> tuple[list[Path], list[str]]:
             f"{', '.join(unread)}: not among the weights that Transformers loads, and left out"
         )
     files = [file for file in own if file.suffix != WEIGHTS or file in weights] + code
+    if not is_adapter(directory) and not (directory / INDEX).is_file():
+        notes += [
+            f"{file.name}: is stored under this name, and from_pretrained reads {SINGLE} alone: "
+            "rename it before you load it"
+            for file in weights
+            if file.name != SINGLE
+        ]
     odd = [file for file in files if not _is_plain(file.name)]
     if odd:
         notes.append(f"{', '.join(map(repr, (f.name for f in odd)))}: not UTF-8, and left out")
@@ -132,6 +146,11 @@ def _folders(directory: Path) -> list[Path]:
             and not any(folder.glob(f"*{WEIGHTS}"))
         )
     ]
+
+
+def _is_kept(name: str) -> bool:
+    """By its suffix; Mistral's tokenizers have their version in its place (tokenizer.model.v3)."""
+    return Path(name).suffix in KEPT or name.startswith("tokenizer.model.")
 
 
 def _is_plain(name: str) -> bool:

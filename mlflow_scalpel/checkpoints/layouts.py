@@ -7,13 +7,20 @@ that hold no model as Hugging Face stores one.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_scalpel.checkpoints.converters import how_to_convert
+from mlflow_scalpel.checkpoints.converters import converted_by, how_to_convert
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, INDEX, WEIGHTS
-from mlflow_scalpel.tensors.steps import INNER, step_of_directory, step_of_name, step_of_path
+from mlflow_scalpel.tensors.steps import (
+    INNER,
+    counts_epochs,
+    step_of_directory,
+    step_of_name,
+    step_of_path,
+)
 
 _CONFIG = "config.json"
 _DEPTH = 4  # folders from a step's directory down to its model
@@ -48,6 +55,8 @@ def find_steps(directory: Path, step: int | None = None) -> list[StepDirectory]:
     """
     if step is not None:
         return [_look(directory, step)]
+    if step_of_path(directory) is None and directory.is_symlink():  # latest -> checkpoint-40
+        directory = directory.resolve()
     own = step_of_path(directory)
     if own is not None and _is_model(directory):
         return [_look(directory, own)]
@@ -75,12 +84,28 @@ def model_in(directory: Path) -> Path:
     raise ScalpelError(f"{directory}: {why_none(directory)}")
 
 
+def unnamed_models(directory: Path, found: Iterable[StepDirectory]) -> list[Path]:
+    """Models beside the steps that `find_steps` found, whose names say no step.
+
+    The final model in the run's directory itself, `merged`, `export`, `best`.
+    """
+    taken = {path.resolve() for one in found for path in (one.place, one.model) if path is not None}
+    return [
+        path
+        for path in (directory, *_folders(directory))
+        if _is_model(path)
+        and step_of_directory(path) is None
+        and not _is_other(path)
+        and path.resolve() not in taken
+    ]
+
+
 def why_none(directory: Path) -> str:
     """Why the directory holds no model that could be opened, and what makes one, on one line."""
     weights = any(directory.glob(f"*{WEIGHTS}"))
     configured = (directory / _CONFIG).is_file() or (directory / ADAPTER_CONFIG).is_file()
     if weights and not configured:
-        return (
+        return converted_by(directory) or (
             f"holds no {_CONFIG} beside its {WEIGHTS} files; save it beside the weights "
             "(model.config.save_pretrained), or copy the base's"
         )
@@ -94,12 +119,14 @@ def why_none(directory: Path) -> str:
 
 def run_directory(directory: Path) -> Path:
     """The directory of the run that a step's directory, or the model in one, is part of."""
-    path = directory.resolve()
+    path = directory.absolute()
+    if step_of_path(path) is None:
+        path = path.resolve()
     if step_of_path(path) is None:
         return path
     while path.name in INNER:
         path = path.parent
-    return path.parent
+    return path.parent.resolve()  # where the step's directory is a link, of the link
 
 
 def names_in(directory: Path) -> str:
@@ -124,7 +151,11 @@ def _step_children(directory: Path) -> list[tuple[int, Path]]:
         for path in _folders(directory)
         if (step := step_of_directory(path)) is not None
     ]
-    return sorted(found)
+    # Two names of one directory, as `step_40 -> checkpoint-40`, are one step.
+    own = {path.resolve() for _, path in found if not path.is_symlink()}
+    return sorted(
+        (step, path) for step, path in found if not (path.is_symlink() and path.resolve() in own)
+    )
 
 
 def _of_folders(directory: Path) -> list[StepDirectory]:
@@ -146,6 +177,13 @@ def _of_folders(directory: Path) -> list[StepDirectory]:
 
 def _one_a_step(found: list[StepDirectory]) -> list[StepDirectory]:
     """One directory a step: that with the model, where others hold the trainer's own state."""
+    epochs = {counts_epochs(one.place): one.place for one in found if one.model is not None}
+    if len(epochs) > 1:
+        raise ScalpelError(
+            f"{epochs[True]} counts epochs and {epochs[False]} steps, and a run has one order of "
+            "its checkpoints; move those of one kind away, and log them with their steps: "
+            "`mlflow-scalpel log --step N DIR`"
+        )
     by_step = defaultdict(list)
     for one in found:
         by_step[one.step].append(one)
@@ -155,8 +193,9 @@ def _one_a_step(found: list[StepDirectory]) -> list[StepDirectory]:
         if len(models or candidates) > 1:
             names = " and ".join(str(one.place) for one in models or candidates)
             raise ScalpelError(
-                f"{names}: are both of step {step}, and a run has one checkpoint a step; log each "
-                f"with `mlflow-scalpel log --step N DIR`, or move one away"
+                f"{names}: are both of step {step}, and a run has one checkpoint a step; move one "
+                "away, or log each into a run of its own: "
+                f"`mlflow-scalpel log --step {step} --run-id RUN DIR`"
             )
         chosen.append((models or candidates)[0])
     return chosen

@@ -23,14 +23,14 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.checkpoints.bases import ensure_base, on_hub
 from mlflow_scalpel.checkpoints.courier import Courier, Undelivered
-from mlflow_scalpel.checkpoints.find import readable_bytes
+from mlflow_scalpel.checkpoints.find import checked_step, readable_bytes
 from mlflow_scalpel.checkpoints.history import params_of
 from mlflow_scalpel.checkpoints.lanes import is_final, is_passing
 from mlflow_scalpel.checkpoints.layout import check_whole, checkpoint_files, left_out, name_in
 from mlflow_scalpel.checkpoints.layouts import model_in, run_directory
 from mlflow_scalpel.checkpoints.resolve import is_model_id, model_id_of
 from mlflow_scalpel.checkpoints.spool import CheckpointEntry, Spool
-from mlflow_scalpel.checkpoints.stores import DiskFull, Link, can_link, place
+from mlflow_scalpel.checkpoints.stores import DiskFull, Link, can_link, checked_link, place
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.run_warnings import print_warning
 from mlflow_scalpel.tensors.files import WEIGHTS, is_adapter
@@ -112,10 +112,11 @@ def log_checkpoint(
         trainer_state: store optimizer, scheduler and RNG state too.
 
     Raises:
-        ScalpelError: no run is active, `path_or_hub_revision` is neither a directory nor a model on
-            the hub, or `base` is no whole model, or (where the server says so in time) not there.
+        ScalpelError: no run is active, `step` or `link` cannot be right, `path_or_hub_revision` is
+            neither a directory nor a model on the hub, or `base` is no whole model, or (where the
+            server says so in time) not there.
     """
-    run_id = run_id or _active_run_id()
+    run_id, step = run_id or _active_run_id(), checked_step(step)
     directory = Path(path_or_hub_revision)
     entry = CheckpointEntry(
         job=uuid.uuid4().hex,
@@ -125,7 +126,7 @@ def log_checkpoint(
         base=base and _checked_base(base, mlflow.get_tracking_uri()),
         source=_text(str(path_or_hub_revision)),
         register_as=register_as,
-        link=link,
+        link=checked_link(link),
     )
     if entry.base is not None and is_model_id(entry.base):
         entry.params["base"] = entry.base

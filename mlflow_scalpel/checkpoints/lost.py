@@ -14,7 +14,8 @@ LOST = "checkpoints_lost"  # code of the warning
 def said_of_lost(lost: Mapping[int, str], stored: int) -> str:
     """One sentence about checkpoints that were lost, beside `stored` that were not."""
     steps = ", ".join(str(step) for step in lost)
-    kept = f"; {stored} others are" if stored else "; no other is"
+    others = "1 other is" if stored == 1 else f"{stored} others are"
+    kept = f"; {others}" if stored else "; no other is"
     return f"the checkpoints of step {steps} are not stored{kept}: {next(iter(lost.values()))}"
 
 

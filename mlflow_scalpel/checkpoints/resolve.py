@@ -185,7 +185,11 @@ def readable_model(model_id: str) -> LoggedModel:
             f"files are gone; take another checkpoint{instead}"
         )
     if model.status != "READY":
-        reason = model.tags.get(FAILURE_TAG, "its upload has not ended: wait for it")
+        unknown = {
+            "PENDING": "its upload has not ended: wait for it",
+            "FAILED": "logging it failed, and nobody noted why: log it again",
+        }
+        reason = model.tags.get(FAILURE_TAG) or unknown.get(model.status, "it cannot be read yet")
         raise ScalpelError(
             f"model {model_id} ({model.name}) is {model.status}: {reason}; take another checkpoint"
             f"{instead}"

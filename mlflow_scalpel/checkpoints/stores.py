@@ -26,6 +26,13 @@ _FICLONE = (
 )
 
 
+def checked_link(link: Link | None) -> Link | None:
+    """The link, which a caller may have spelled otherwise; then ScalpelError is raised."""
+    if link is not None and link not in LINKS:
+        raise ScalpelError(f"link {link!r}: is not one of {', '.join(LINKS)}; give one")
+    return link
+
+
 class DiskFull(ScalpelError):
     """A disk of this machine is full, or its quota: the same may work once there is room."""
 

@@ -61,11 +61,8 @@ def history_of(state: Mapping[str, Any]) -> list[tuple[int, dict[str, float]]]:
     for entry in log if isinstance(log, list) else ():
         if not isinstance(entry, dict) or not _is_step(entry.get("step")):
             continue
-        values = {
-            str(key): float(value)
-            for key, value in entry.items()
-            if key != "step" and _is_number(value)
-        }
+        found = {str(key): _number(value) for key, value in entry.items() if key != "step"}
+        values = {key: value for key, value in found.items() if value is not None}
         entries.append((int(entry["step"]), values))
     return entries
 
@@ -193,6 +190,16 @@ def _own_sum(state: Mapping[str, Any], step: int) -> float | None:
     kept = callbacks.get("CheckpointCallback") if isinstance(callbacks, dict) else None
     value: Any = kept.get("learning_rate_sum") if isinstance(kept, dict) else None
     return float(value) if _is_number(value) and state.get("global_step") == step else None
+
+
+def _number(value: Any) -> float | None:
+    """The number that a value of the log is, which may be written as a text; None where none is."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    return float(value) if _is_number(value) else None
 
 
 def _is_number(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -103,17 +104,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if lost else 0
 
 
-def finish(directory: Path, origin: Any, run_id: str, told: set[int]) -> int:
+def finish(
+    directory: Path, origin: Any, run_id: str, told: set[int], gone: dict[int, str] | None = None
+) -> int:
     """Say what of the directory is not stored, and end the run; how many are lost.
 
-    `told` are the steps that were reported already.
+    `told` are the steps that were reported already, `gone` those that were removed too early.
     """
-    from mlflow_scalpel.checkpoints.foreign import end_run, lost_steps
+    from mlflow_scalpel.checkpoints.foreign import end_run, lost_steps, without_a_step
 
-    lost = lost_steps(directory, origin, run_id, told)
+    lost = lost_steps(directory, origin, run_id, told, gone)
     for step, reason in lost.items():
         if step not in told:
             print(f"step {step}: is not logged: {reason}", file=sys.stderr)
+    for path in without_a_step(directory, origin, run_id):
+        print(
+            f"{path}: holds a model too, which is not logged, since its name says no step; "
+            f"log it with: mlflow-scalpel log --step N --run-id {run_id} {shlex.quote(str(path))}"
+        )
     if origin.run_id is None:
         end_run(run_id)
     return len(lost)

@@ -36,6 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     directory, stop = arguments.directory, _Stop()
     taken: list[tuple[int, Delivery]] = []  # a step that is written anew comes again
+    gone: dict[int, str] = {}
     origin = origin_of(arguments)
     print(f"watching {directory}; Ctrl-C ends it, when all is sent", flush=True)
     with all_sent():
@@ -46,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
             idle=arguments.until_idle,
             stopped=lambda: stop.asked,
             say=lambda line: print(line, flush=True),
+            gone=gone,
         ):
             print(f"step {step}: whole, and on its way", flush=True)
             taken.append((step, delivery))
@@ -53,7 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
             print("interrupted; sending what is under way", flush=True)
         for step, delivery in taken:
             report(step, delivery)
-    lost = finish(directory, origin, run_of(directory, origin), {step for step, _ in taken})
+    told = {step for step, _ in taken}
+    lost = finish(directory, origin, run_of(directory, origin), told, gone)
     return 1 if lost else 0
 
 

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 
 from mlflow_scalpel.tensors.families import data, pattern
 
-# torch.compile, DataParallel and DistributedDataParallel, activation checkpointing, FSDP: parts of
-# a name that say how the model was run, and nothing of what it is.
+# torch.compile, DataParallel and DistributedDataParallel, activation checkpointing, FSDP, TRL's
+# value heads: parts of a name that say how the model was run, and nothing of what it is.
 _WRAPPERS = frozenset(
-    {"_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module"}
-)
+    {
+        "_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module",
+        "_forward_module", "pretrained_model",
+    }
+)  # fmt: skip
 _PEFT = "base_model.model."
 # Parts of a name that only say how deep in a larger model the language model is.
 _AROUND = frozenset({"model", "language_model", "transformer"})
@@ -24,6 +27,15 @@ def unwrapped(name: str) -> str:
     """The name without the parts that wrappers add, as `save_pretrained` would have written it."""
     parts = [part for part in name.split(".") if part not in _WRAPPERS]
     return ".".join(parts).removeprefix(_PEFT) or name
+
+
+def wrapping(names: Iterable[str]) -> str | None:
+    """What wraps the first name that is wrapped, as `_orig_mod.`; None where none is."""
+    for name in names:
+        if (bare := unwrapped(name)) != name:
+            end = name.find(bare)
+            return name[:end] if end > 0 else name
+    return None
 
 
 # Parts at the beginning of a name that say within what a language model stands: nothing, a model

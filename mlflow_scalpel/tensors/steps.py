@@ -15,7 +15,7 @@ _STEP = re.compile(
     r"(?:[-_](?:hf|huggingface|merged))?",
     re.ASCII,
 )
-_EPOCH = re.compile(r"(epoch[-_=]?)\d+")
+_EPOCH = re.compile(r"((?:(?:checkpoint|ckpt)[-_]?)?epoch[-_=]?)\d+")
 # Folders that trainers put between the step's directory and the model:
 # global_step_20/actor/huggingface (verl), global_step_20/policy (SkyRL).
 INNER = frozenset(
@@ -44,6 +44,11 @@ def step_of_directory(directory: Path) -> int | None:
         return step
     first = directory.absolute().with_name(f"{epoch[1]}0{directory.name[epoch.end() :]}")
     return step + 1 if first.is_dir() else step
+
+
+def counts_epochs(directory: Path) -> bool:
+    """Whether the number in the directory's name is that of an epoch."""
+    return _EPOCH.match(directory.name) is not None
 
 
 def step_of_path(path: Path) -> int | None:

@@ -58,11 +58,12 @@ def test_all_of_it_comes_back(tracking, first_model, tmp_path, where, request, m
         mlflow.set_tracking_uri(uri)
         mlflow.set_experiment("kept")
     source = checkpoint(first_model, tmp_path / "outputs" / "checkpoint-5")
+    (source / "tokenizer.model.v3").write_bytes(b"of Mistral")
     with mlflow.start_run():
         model = log_checkpoint(source, step=5).wait()
     here = pull(f"models:/{model.model_id}", tmp_path / "here")
     there = {path.relative_to(here).as_posix() for path in here.rglob("*") if path.is_file()}
-    assert {"part.py", "additional_chat_templates/rag.jinja"} <= there
+    assert {"part.py", "additional_chat_templates/rag.jinja", "tokenizer.model.v3"} <= there
     assert not {"unnamed.py", "runs/events.json"} & there
     assert AutoTokenizer.from_pretrained(here).chat_template == TEMPLATES
     loaded = AutoModelForCausalLM.from_pretrained(here, trust_remote_code=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mlflow_scalpel.checkpoints.layouts import find_steps, model_in, run_directory
+from mlflow_scalpel.checkpoints.layouts import find_steps, model_in, run_directory, unnamed_models
 from mlflow_scalpel.errors import ScalpelError
 
 
@@ -95,6 +95,9 @@ def test_epochs_from_zero_are_steps_from_one(tmp_path):
         (["consolidated.00.pth"], "convert_llama_weights_to_hf.py"),
         (["pytorch_model.bin", "config.json"], "M.from_pretrained("),
         (["policy/weights/x.distcp", "config.yaml"], "convert_dcp_to_hf.py --config"),
+        (["weights/__0_0.distcp", "context/model.yaml"], "llm.export_ckpt(path="),
+        (["consolidated.safetensors", "params.json"], "convert_mistral_weights_to_hf.py"),
+        (["model-q8_0.gguf"], "gguf_file='model-q8_0.gguf'"),
         (["lit_model.pth"], "litgpt convert_from_litgpt"),
         (["hf_model_0001_0.pt"], "torchtune"),
         (["model.safetensors"], "holds no config.json"),
@@ -137,3 +140,39 @@ def test_several_models_in_a_step_are_named(tmp_path):
         model(tmp_path / "step_5" / name)
     (one,) = find_steps(tmp_path)
     assert "holds several models (a, b)" in one.why
+
+
+def test_links_are_no_further_steps(tmp_path):
+    made = model(tmp_path / "run" / "checkpoint-40")
+    (tmp_path / "run" / "latest").symlink_to("checkpoint-40")
+    (tmp_path / "run" / "step_40").symlink_to("checkpoint-40")
+    assert [(one.step, one.model) for one in find_steps(tmp_path / "run")] == [(40, made)]
+    (latest,) = find_steps(tmp_path / "run" / "latest")
+    assert (latest.step, latest.model) == (40, made)
+    assert run_directory(tmp_path / "run" / "latest") == tmp_path / "run"
+
+
+def test_a_step_that_is_a_link_to_another_disk_is_of_its_own_run(tmp_path):
+    model(tmp_path / "disk" / "abc")
+    (tmp_path / "run").mkdir()
+    step = tmp_path / "run" / "checkpoint-7"
+    step.symlink_to(tmp_path / "disk" / "abc")
+    assert run_directory(step) == tmp_path / "run"
+
+
+def test_models_whose_names_say_no_step_are_told(tmp_path):
+    model(tmp_path / "run")
+    for name in ("checkpoint-5", "merged", "best", "critic"):
+        model(tmp_path / "run" / name)
+    (tmp_path / "run" / "latest").symlink_to("checkpoint-5")
+    found = find_steps(tmp_path / "run")
+    told = unnamed_models(tmp_path / "run", found)
+    assert told == [tmp_path / "run", tmp_path / "run" / "best", tmp_path / "run" / "merged"]
+    assert unnamed_models(tmp_path / "run" / "checkpoint-5", found) == []
+
+
+def test_epochs_among_steps_are_refused(tmp_path):
+    model(tmp_path / "epoch_0")
+    model(tmp_path / "step_100")
+    with pytest.raises(ScalpelError, match=r"epoch_0 counts epochs and .*step_100 steps"):
+        find_steps(tmp_path)

@@ -103,3 +103,9 @@ def test_a_state_that_is_none_is_named(tmp_path, content):
 def test_an_odd_history_says_nothing(tmp_path, content):
     (tmp_path / "trainer_state.json").write_text(content)
     assert params_of([tmp_path], 5) == {}
+
+
+def test_numbers_written_as_texts_are_numbers(tmp_path):
+    rates = [{"step": step, "learning_rate": "2e-5", "note": "a text"} for step in (1, 2, 3)]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": rates}))
+    assert float(params_of([tmp_path], 3)["learning_rate_sum"]) == pytest.approx(6e-5)

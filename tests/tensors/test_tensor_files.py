@@ -71,6 +71,7 @@ def test_a_single_file_beside_an_index_of_others_is_refused(tmp_path: Path) -> N
     "stored",
     [
         "_orig_mod.model.layers.0.mlp.up_proj.weight",
+        "pretrained_model.model.layers.0.mlp.up_proj.weight",
         "module.model.layers.0.mlp.up_proj.weight",
         "module._orig_mod.model.layers.0._checkpoint_wrapped_module.mlp.up_proj.weight",
         "base_model.model.model.layers.0.mlp.up_proj.weight",
