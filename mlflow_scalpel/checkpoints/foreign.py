@@ -30,6 +30,7 @@ from mlflow_scalpel.checkpoints.logged import finish_spool, is_stored, stored_mo
 from mlflow_scalpel.checkpoints.lost import LOST, said_of_lost
 from mlflow_scalpel.checkpoints.stores import Link
 from mlflow_scalpel.checkpoints.trainer_state import STATE
+from mlflow_scalpel.credentials import shortened
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 from mlflow_scalpel.run_warnings import warn, withdraw
@@ -236,7 +237,7 @@ def run_of(directory: Path, origin: Origin) -> str:
             if not is_final(error):
                 raise ScalpelError(
                     f"run {origin.run_id}: {mlflow.get_tracking_uri()} does not say whether there "
-                    f"is such a run ({' '.join(str(error).split())[:300]}); try again later"
+                    f"is such a run ({shortened(error, 300)}); try again later"
                 ) from error
             raise ScalpelError(
                 f"run {origin.run_id}: there is no such run at {mlflow.get_tracking_uri()} "
