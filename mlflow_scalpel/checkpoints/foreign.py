@@ -15,9 +15,9 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from mlflow_scalpel.answers import check_answered
 from mlflow_scalpel.checkpoints.find import made_by, state_of, step_of
 from mlflow_scalpel.checkpoints.history import Notes, log_notes, params_of, read_notes
-from mlflow_scalpel.checkpoints.lanes import is_final
 from mlflow_scalpel.checkpoints.layout import FAILURE_TAG, check_whole, checkpoint_files
 from mlflow_scalpel.checkpoints.layouts import (
     StepDirectory,
@@ -30,7 +30,6 @@ from mlflow_scalpel.checkpoints.logged import finish_spool, is_stored, stored_mo
 from mlflow_scalpel.checkpoints.lost import LOST, said_of_lost
 from mlflow_scalpel.checkpoints.stores import Link
 from mlflow_scalpel.checkpoints.trainer_state import STATE
-from mlflow_scalpel.credentials import shortened
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 from mlflow_scalpel.run_warnings import warn, withdraw
@@ -234,11 +233,7 @@ def run_of(directory: Path, origin: Origin) -> str:
         try:
             return str(client.get_run(origin.run_id).info.run_id)
         except MlflowException as error:
-            if not is_final(error):
-                raise ScalpelError(
-                    f"run {origin.run_id}: {mlflow.get_tracking_uri()} does not say whether there "
-                    f"is such a run ({shortened(error, 300)}); try again later"
-                ) from error
+            check_answered(error)
             raise ScalpelError(
                 f"run {origin.run_id}: there is no such run at {mlflow.get_tracking_uri()} "
                 f"({error}); copy the ID from the UI's run page, and check MLFLOW_TRACKING_URI"
