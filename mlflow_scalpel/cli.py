@@ -42,6 +42,13 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        from mlflow_scalpel.answers import is_of_mlflow, no_answer
+
+        if not is_of_mlflow(error):
+            raise
+        print(no_answer(error), file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

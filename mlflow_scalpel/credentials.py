@@ -57,6 +57,19 @@ def without_credentials(text: str) -> str:
     return _HEADER.sub(lambda found: f"{found['name']}{HIDDEN}", text)
 
 
+def shortened(error: object, limit: int) -> str:
+    """What an error says on one line of `limit` characters at most, without credentials.
+
+    These go first: half a URI is no longer seen to be one. What is cut is the middle, since the
+    cause stands last in errors of HTTP.
+    """
+    text = " ".join(without_credentials(str(error)).split())
+    if len(text) <= limit:
+        return text
+    tail = (limit - 5) // 3
+    return f"{text[: limit - 5 - tail]} ... {text[-tail:]}"
+
+
 def with_credentials(uri: str) -> str:
     """The URI to open for one that was stored without credentials.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from mlflow_scalpel.answers import check_answered
 from mlflow_scalpel.errors import RecipeError
 from mlflow_scalpel.recipes import load_recipe, read_recipe
 
@@ -70,6 +71,7 @@ def take_up(run_id: str, stage: str, recipe_name: str, settings: str, recipes: P
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
+        check_answered(error)
         raise RecipeError(
             f"resume = {run_id}: there is no such run at {mlflow.get_tracking_uri()} ({error}); "
             "copy the ID from the UI's run page, and check MLFLOW_TRACKING_URI"

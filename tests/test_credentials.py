@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from mlflow_scalpel.credentials import move_to_environment, without_credentials
+from mlflow_scalpel.credentials import move_to_environment, shortened, without_credentials
 from mlflow_scalpel.errors import ScalpelError
 
 
@@ -71,3 +71,16 @@ def test_a_process_of_ours_takes_them_out_of_the_tracking_uri(monkeypatch):
     assert os.environ["MLFLOW_TRACKING_URI"] == "https://host:5000/mlflow"
     assert os.environ["MLFLOW_TRACKING_USERNAME"] == "us@er"
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "hun/ter2"
+
+
+@pytest.mark.parametrize("cut", [40, 60, 300, 700])
+def test_a_long_token_is_out_before_an_error_is_cut(cut):
+    token = "eyJ" + "b4Xq" * 200
+    url = f"http://user:{token}@host:5000/api/2.0/mlflow/runs/get"
+    error = OSError(f"API request to {url} failed:\n Max retries of /{'a' * 300} (Caused by 502)")
+
+    shown = shortened(error, cut)
+
+    assert len(shown) <= cut
+    assert "b4Xq" not in shown
+    assert shown.endswith(" by 502)")

@@ -10,6 +10,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from mlflow_scalpel.answers import check_answered
 from mlflow_scalpel.checkpoints import cache
 from mlflow_scalpel.checkpoints.find import made_by
 from mlflow_scalpel.checkpoints.layout import is_inner_name
@@ -31,6 +32,7 @@ def model_of(run_id: str, path: str) -> str | None:
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
+        check_answered(error)
         raise ScalpelError(
             f"model = runs:/{run_id}/{path}: there is no such run at "
             f"{mlflow.get_tracking_uri()} ({error}); copy the ID from the UI's run page"

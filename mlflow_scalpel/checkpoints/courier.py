@@ -28,7 +28,7 @@ from mlflow_scalpel.checkpoints.spool import (
     MetricsEntry,
     Spool,
 )
-from mlflow_scalpel.credentials import without_credentials
+from mlflow_scalpel.credentials import shortened, without_credentials
 from mlflow_scalpel.errors import ScalpelError
 
 if TYPE_CHECKING:
@@ -351,7 +351,7 @@ class Courier:
 
     def _note_failure(self, lane: Lane, error: Exception) -> None:
         with self._changed:
-            lane.last_failure = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            lane.last_failure = f"{type(error).__name__}: {shortened(error, 300)}"
             told_before = self._failing() is not None
             lane.failing_since = min(lane.failing_since, time.monotonic())
         if not told_before:

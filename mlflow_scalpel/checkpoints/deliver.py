@@ -38,6 +38,7 @@ from mlflow_scalpel.checkpoints.once import (
 )
 from mlflow_scalpel.checkpoints.resolve import hub_snapshot
 from mlflow_scalpel.checkpoints.spool import CheckpointEntry
+from mlflow_scalpel.credentials import shortened
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.run_warnings import print_warning, warning_tag
 from mlflow_scalpel.tensors.files import is_adapter
@@ -136,7 +137,7 @@ def _read(
         else:
             problem = (
                 f"{entry.source}: cannot be read as a checkpoint ({type(error).__name__}: "
-                f"{str(error)[:500]}); save it again, and log it"
+                f"{shortened(error, 500)}); save it again, and log it"
             )
         return directory, None, problem.replace(str(directory), entry.source)
 

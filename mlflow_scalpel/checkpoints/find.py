@@ -18,6 +18,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
 
+from mlflow_scalpel.answers import check_answered
 from mlflow_scalpel.checkpoints.layout import FAILURE_TAG, MODEL_TYPE, PRUNED_TAG
 from mlflow_scalpel.errors import ScalpelError
 
@@ -80,6 +81,7 @@ def models_of_run(run_id: str) -> tuple[LoggedModel | None, list[LoggedModel]]:
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
+        check_answered(error)
         raise ScalpelError(_no_such_run([run_id])) from error
     models = made_by(client, run)
     found = sorted((model for model in models if step_of(model) > 0), key=by_step)
@@ -299,6 +301,7 @@ def _registered_model(client: MlflowClient, name: str) -> Any:
     try:
         return client.get_registered_model(name)
     except MlflowException as error:
+        check_answered(error)
         names = [
             known.name
             for known in every(

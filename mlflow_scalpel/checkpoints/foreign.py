@@ -15,11 +15,11 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from mlflow_scalpel.answers import check_answered
 from mlflow_scalpel.checkpoints.converters import converted_by
 from mlflow_scalpel.checkpoints.courier import Undelivered
 from mlflow_scalpel.checkpoints.find import made_by, state_of, step_of
 from mlflow_scalpel.checkpoints.history import Notes, log_notes, params_of, read_notes
-from mlflow_scalpel.checkpoints.lanes import is_final
 from mlflow_scalpel.checkpoints.layout import FAILURE_TAG, check_whole, checkpoint_files
 from mlflow_scalpel.checkpoints.layouts import (
     StepDirectory,
@@ -309,11 +309,7 @@ def run_of(directory: Path, origin: Origin) -> str:
         try:
             return str(client.get_run(origin.run_id).info.run_id)
         except MlflowException as error:
-            if not is_final(error):
-                raise ScalpelError(
-                    f"run {origin.run_id}: {mlflow.get_tracking_uri()} does not say whether there "
-                    f"is such a run ({' '.join(str(error).split())[:300]}); try again later"
-                ) from error
+            check_answered(error)
             raise ScalpelError(
                 f"run {origin.run_id}: there is no such run at {mlflow.get_tracking_uri()} "
                 f"({error}); copy the ID from the UI's run page, and check MLFLOW_TRACKING_URI"

@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, ViewType
 from mlflow.exceptions import MlflowException
 
+from mlflow_scalpel.answers import check_answered
 from mlflow_scalpel.checkpoints.trainer_state import (
     RATES,
     STATE,
@@ -150,6 +151,7 @@ def _trainer_run(home: Path, named: str | None, own_run: str | None) -> Run | No
         try:
             return client.get_run(named)
         except MlflowException as error:
+            check_answered(error)
             raise ScalpelError(
                 f"run {named}: there is no such run at {mlflow.get_tracking_uri()} ({error}); "
                 "give the ID of the run that the trainer logged"

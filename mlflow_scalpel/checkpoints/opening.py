@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_scalpel.checkpoints.refusals import misshapen, missing, unknown, unused
+from mlflow_scalpel.credentials import shortened
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.remote_code import refused
 from mlflow_scalpel.tensors.quantised import FloatTensors
@@ -35,9 +36,9 @@ class Failed(ScalpelError):
 
 def one_line(error: BaseException) -> str:
     """Kind and text of an error, without line breaks and without end."""
-    text = " ".join(str(error).split())
+    text = shortened(error, 400)
     name = type(error).__name__
-    return f"{name}: {text[:400]}{' ...' if len(text) > 400 else ''}" if text else name
+    return f"{name}: {text}" if text else name
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 
+from mlflow_scalpel.answers import check_answered
 from mlflow_scalpel.checkpoints import artifacts
 from mlflow_scalpel.checkpoints.find import models_of_run, state_of, step_of
 from mlflow_scalpel.checkpoints.flavours import opened
@@ -82,6 +83,7 @@ def model_id_of(source: str) -> str | None:
             else:
                 version = client.get_model_version(name, number)
     except (MlflowException, ValueError) as error:
+        check_answered(error)
         raise ScalpelError(
             f"model = {source}: {error}; write models:/NAME/VERSION, models:/NAME@ALIAS, "
             "models:/NAME/latest or models:/m-..."
@@ -173,6 +175,7 @@ def readable_model(model_id: str) -> LoggedModel:
     try:
         model = MlflowClient().get_logged_model(model_id)
     except MlflowException as error:
+        check_answered(error)
         raise ScalpelError(
             f"model {model_id}: {error.message}; the tracking store is "
             f"{mlflow.get_tracking_uri()}: is it there that the model was logged?"

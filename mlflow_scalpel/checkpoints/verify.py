@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 
+from mlflow_scalpel.answers import check_answered
 from mlflow_scalpel.checkpoints.find import (
     models_of_run,
     state_of,
@@ -138,6 +139,7 @@ def _models(source: str) -> list[LoggedModel]:
     try:
         return [MlflowClient().get_logged_model(model_id)]
     except MlflowException as error:
+        check_answered(error)
         raise ScalpelError(
             f"model {model_id}: there is no such logged model at {mlflow.get_tracking_uri()} "
             f"({error}); check the ID, and MLFLOW_TRACKING_URI"

@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
+from mlflow_scalpel.answers import check_answered
 from mlflow_scalpel.checkpoints import Checkpoint, checkpoints_of_run
 from mlflow_scalpel.checkpoints.cache import release
 from mlflow_scalpel.checkpoints.resolve import stored_files
@@ -314,6 +315,7 @@ def get_run(run_id: str) -> Run:
     try:
         return MlflowClient().get_run(run_id)
     except MlflowException as error:
+        check_answered(error)
         raise ScalpelError(
             f"run {run_id}: there is no such run at {mlflow.get_tracking_uri()} ({error}); "
             "copy the ID from the UI's run page, and check MLFLOW_TRACKING_URI"

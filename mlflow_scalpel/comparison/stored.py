@@ -10,6 +10,7 @@ import pandas as pd
 from mlflow.entities import Run
 
 from mlflow_scalpel.comparison.table import tidy
+from mlflow_scalpel.credentials import shortened
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.run_warnings import warnings_of
 
@@ -112,7 +113,7 @@ def _names(runs: Sequence[Run]) -> str:
 
 def damage(run_id: str, path: str, error: Exception) -> str:
     """That a file of a run cannot be read, and what to do."""
-    why = str(error)[:300]
+    why = shortened(error, 300)
     if not isinstance(error, ScalpelError):
         why = f"{type(error).__name__}: {why}"
     return f"run {run_id}: {path} cannot be read ({why}) and is left out; measure the run anew."

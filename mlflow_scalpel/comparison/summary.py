@@ -18,9 +18,9 @@ def summarise(table: pd.DataFrame) -> dict[str, float]:
 
     Mean over layers (and experts) of the relative Frobenius norm for each matrix, over all of them,
     and for each part outside of them that is large (embeddings, head, vision ...); the share of
-    the parameters that was measured, where it is not all; the mean over the layers' matrices of the other weight metrics;
-    each KL (`kl/all_tokens/<probe>`); each score (`eval/...`);
-    in-domain gain and out-of-domain loss where the table has them. What has no value is left out.
+    the parameters that was measured, where it is not all; the mean over the layers' matrices of the
+    other weight metrics; each KL (`kl/all_tokens/<probe>`); each score (`eval/...`); in-domain gain
+    and out-of-domain loss where the table has them. What has no value is left out.
     """
     ok = table[table["status"] == "ok"]
     norms = ok[ok["metric"] == "weights/relative_frobenius"]

@@ -13,6 +13,7 @@ from mlflow.entities import Run
 from mlflow_scalpel.comparison.parquet import read_bounded
 from mlflow_scalpel.comparison.stored import LEDGER, TOKENS, claims, damage, evaluations_where
 from mlflow_scalpel.comparison.token_files import read_tokens
+from mlflow_scalpel.credentials import shortened
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server.sources import NotReadable, Source, comparisons_of
 
@@ -191,6 +192,6 @@ def details(
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ScalpelError(
             f"the {kind} of this run cannot be shown: their file is damaged, or of a version that "
-            f"lacks something ({type(error).__name__}: {str(error)[:200]}); measure the run anew, "
-            "or choose another one"
+            f"lacks something ({type(error).__name__}: {shortened(error, 200)}); measure the run "
+            "anew, or choose another one"
         ) from error
