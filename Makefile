@@ -2,7 +2,9 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-FAST := $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
+# Each file of tests in one process, since what it makes first serves all of it.
+PYTEST := $(BIN)/python -m pytest --dist loadfile -n auto
+FAST := $(PYTEST) -m "not slow" --maxprocesses 4
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: demo ui test test-all lint gpu-check stress install
@@ -19,7 +21,7 @@ test: install  ## Fast tests
 
 test-all: install  ## Slow tests too: real training, servers, whole experiments
 	$(FAST)
-	$(BIN)/python -m pytest -m slow --durations=25
+	$(PYTEST) -m slow --maxprocesses 2 --durations=25
 
 lint: install  ## Format, lint and types
 	$(BIN)/ruff format --check .

@@ -178,11 +178,14 @@ def lines(rows: pd.DataFrame) -> list[str]:
 
 
 def _measured_share(rows: pd.DataFrame) -> str:
-    """How many of a model's tensors, and of its parameters, have a value in the weight metrics."""
+    """How many of a model's tensors, and of its parameters, were measured.
+
+    So were those that are 0 in the base, which have no relative norm.
+    """
     weights = rows[rows["metric"] == "weights/relative_frobenius"]
     if not len(weights) or weights["n"].isna().any():
         return ""
-    known = weights[weights["value"].notna()]
+    known = weights[weights["value"].notna() | (weights["status"] == "undefined")]
     share = 100 * known["n"].sum() / weights["n"].sum()
     return f"measured {len(known)} of {len(weights)} tensors, {share:.3g} % of the parameters"
 

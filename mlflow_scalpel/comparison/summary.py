@@ -34,7 +34,7 @@ def summarise(table: pd.DataFrame) -> dict[str, float]:
     }
     every = table[table["metric"] == "weights/relative_frobenius"]
     if len(every) and every["n"].notna().all():
-        known = every[every["value"].notna()]
+        known = every[every["value"].notna() | (every["status"] == "undefined")]
         if len(known) < len(every):
             summary["weights/measured_share"] = float(known["n"].sum() / every["n"].sum())
     weights = ok[ok["metric"].str.startswith("weights/") & inside]
