@@ -96,6 +96,7 @@ def located(names: Iterable[str]) -> dict[str, Location]:
     marks = frozenset(data()["layers"]["extra_marks"])
     extra = {layer for layer, path in inside.values() if not marks.isdisjoint(path.split("."))}
     around = _AROUND | set((stack or "").split("."))
+    towers = _beside(stack or "", {match["prefix"] or "" for match in found.values()})
     locations = {}
     for name in names:
         layer, path = inside.get(name, (None, ""))
@@ -103,6 +104,8 @@ def located(names: Iterable[str]) -> dict[str, Location]:
             locations[name] = Location(layer, _newer(path))
         else:
             kind = "extra" if layer is not None else _tower(name)
+            if not kind and name.startswith(towers):
+                kind = "vision"
             locations[name] = Location(None, _newer(_bare(name, around)), kind)
     return locations
 
@@ -144,6 +147,14 @@ def _language_stack(prefixes: Iterable[str]) -> str | None:
         return any(language.match(part) for part in parts), not beside, counts[prefix], prefix
 
     return max((one for one in counts if not _tower(one)), key=rank, default=None)
+
+
+def _beside(stack: str, prefixes: Collection[str]) -> tuple[str, ...]:
+    """What stands before stacks beside a language model that is named as such, with a dot."""
+    named = re.compile(rf"(?:.*\.)?(?:{data()['layers']['named']})(?=\.|$)").match(stack)
+    if named is None:
+        return ()
+    return tuple(f"{one}." for one in prefixes if one and not f"{one}.".startswith(f"{named[0]}."))
 
 
 def _tower(name: str) -> str:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from mlflow_scalpel.views.lines import draw, gaps_listed, mean_line, say_why
 from mlflow_scalpel.views.norms import listed, members, share_y
 from mlflow_scalpel.views.style import esc, nothing, panels, styles
-from mlflow_scalpel.views.tidy import last_step, of_layers, read
+from mlflow_scalpel.views.tidy import kind_of, last_step, of_layers, read
 from mlflow_scalpel.views.wording import absent, words
 
 ULPS = "histograms/ulp_change"
@@ -28,9 +28,9 @@ def change_histogram(
 ) -> go.Figure:
     """By how many units in the last place elements moved: fraction of elements in each bin.
 
-    A panel a run at its last checkpoint (or at `step`), a line a matrix, mean over layers; `layer`
-    and `matrix` choose one. Bins double and go by their lower edge: 0 is unchanged, 1, 2 (and 3), 4
-    (to 7), 8, ... Reads
+    A panel a run at its last checkpoint (or at `step`), a line a matrix, mean over layers and
+    experts; `layer` and `matrix` choose one. A bin that a matrix does not have is a fraction of 0.
+    Bins double and go by their lower edge: 0 is unchanged, 1, 2 (and 3), 4 (to 7), 8, ... Reads
     `run_id, step, layer, matrix, bin, value, n, status, reason` of `histograms/ulp_change`.
 
     Raises ValueError if columns are missing.
@@ -51,9 +51,11 @@ def change_by_magnitude(
 ) -> go.Figure:
     """Which elements changed: fraction that changed of the elements of each size in the base.
 
-    A panel a run at its last checkpoint (or at `step`), a line a matrix, mean over layers weighted
-    by their elements of that size; `layer` and `matrix` choose one. Reads `run_id, step, layer,
-    matrix, bin, value, n, status, reason` of `histograms/change_by_magnitude`.
+    A panel a run at its last checkpoint (or at `step`), a line a matrix, mean over layers and
+    experts weighted by their elements of that size; `layer` and `matrix` choose one.
+
+    Reads `run_id, step, layer, matrix, bin, value, n, status, reason` of
+    `histograms/change_by_magnitude`.
 
     Raises ValueError if columns are missing.
     """
@@ -90,7 +92,9 @@ def histogram(
         at_step = last_step(own) if step is None else float(step)
         own = own[own["step"] == at_step]
         if len(own):
-            shown.append((run, at_step, own.assign(edge=pd.to_numeric(own["bin"]))))
+            own = own.assign(edge=pd.to_numeric(own["bin"]), cell=own["matrix"])
+            own = own.assign(matrix=kind_of(own["matrix"])) if matrix is None else own
+            shown.append((run, at_step, own))
     if not shown:
         return nothing(title, f"No run has a checkpoint at step {step}.")
     rows = pd.concat([own for _, _, own in shown])
@@ -116,12 +120,14 @@ def histogram(
         for key, look in lines.items():
             cells = own[(own["matrix"] == key) & own["edge"].notna()]
             head = (f"{run.name}, step {at_step:g}: {key}",)
+            over = "matrices" if "*" in key else "layers"
             if metric == ULPS:
-                line = mean_line(cells, "edge", head, over="layers", name="units from")
+                cells = _with_empty_bins(cells)
+                line = mean_line(cells, "edge", head, over=over, name="units from")
                 line.x = [edge_name(edge) for edge in line.x]  # type: ignore[misc]
             else:
                 name = "log\u2082 of the size in the base:"
-                line = mean_line(cells, "edge", head, over="layers", weight="n", name=name)
+                line = mean_line(cells, "edge", head, over=over, weight="n", name=name)
             if line.x:
                 draw(grid.figure, at, line, panel=run.name, legend=legend, **look)
         say_why(grid.figure, own, at)
@@ -135,6 +141,14 @@ def histogram(
         # It is a fraction; where all of them are 1 an axis of its own would begin there.
         grid.figure.update_yaxes(autorangeoptions={"maxallowed": 1.02, "include": 0})
     return grid.figure
+
+
+def _with_empty_bins(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a 0 for each bin that a matrix has no element in, and another matrix has."""
+    known = rows[rows["value"].notna()]
+    wide = known.pivot_table(index=["layer", "cell"], columns="edge", values="value")
+    filled = wide.fillna(0.0).melt(ignore_index=False).reset_index()
+    return pd.concat([filled.assign(reason=""), rows[rows["value"].isna()]], ignore_index=True)
 
 
 def edge_name(edge: float) -> str:

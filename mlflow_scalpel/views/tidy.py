@@ -152,7 +152,7 @@ def over_experts(rows: pd.DataFrame) -> pd.DataFrame:
     if not single.any():
         return rows
     experts = rows[single]
-    kinds = experts.assign(matrix=experts["matrix"].str.replace(_EXPERT, "experts.*.", regex=True))
+    kinds = experts.assign(matrix=kind_of(experts["matrix"]))
     keys = [column for column in SAME if column != "bin"]
     found = kinds.groupby(keys, sort=False, dropna=False, as_index=False).agg(
         {
@@ -162,6 +162,11 @@ def over_experts(rows: pd.DataFrame) -> pd.DataFrame:
         }
     )
     return pd.concat([rows[~single], found[rows.columns]], ignore_index=True)
+
+
+def kind_of(matrices: pd.Series) -> pd.Series:
+    """`experts.*.up_proj` in place of `experts.3.up_proj`."""
+    return matrices.str.replace(_EXPERT, "experts.*.", regex=True)
 
 
 def matrices_in(rows: pd.DataFrame) -> list[str]:

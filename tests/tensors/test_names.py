@@ -1,10 +1,18 @@
 """Layers are the language model's own, under the names of all versions."""
 
 import pytest
+import transformers
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+)
 
 from mlflow_scalpel.checkpoints.selection import select
+from mlflow_scalpel.comparison.weights import StoredWeights
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.names import Location, counterparts, located
+from mlflow_scalpel.tensors.parts import LAYER_PARTS
+from tests.tensors.tiny_families import tiny_config
 
 PREFIXES = (
     "model.layers",
@@ -78,3 +86,20 @@ def test_layers_that_are_chosen_are_never_a_towers() -> None:
     assert select([*TOWERS, *own], None, ["q_proj"]) == own
     with pytest.raises(ScalpelError, match=r"no tensor under layers\."):
         select(TOWERS, "0", None)
+
+
+@pytest.mark.parametrize(
+    "family", ["granite_speech", "unlimited_ocr", "qianfan_ocr", "paddleocr_vl"]
+)
+def test_the_layers_own_matrices_are_in_layers(family, tmp_path):
+    """What is in front of the language model moves no mean, whatever its stack is called."""
+    names = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES | MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES
+    model = getattr(transformers, names[family])(tiny_config(family))
+    model.save_pretrained(tmp_path)
+    pieces = StoredWeights(tmp_path).pieces
+    inside = sum(piece.elements for (layer, _), piece in pieces.items() if layer is not None)
+    text = next(one for name, one in model.named_modules() if name.endswith("language_model"))
+    layers = next(one for name, one in text.named_modules() if name.endswith("layers"))
+    assert inside == sum(weight.numel() for weight in layers.parameters())
+    outside = {piece.part for (layer, _), piece in pieces.items() if layer is None}
+    assert not outside & set(LAYER_PARTS)

@@ -195,6 +195,35 @@ def test_histogram_of_units_in_the_last_place(table, runs):
     assert not views.change_histogram(table, runs, step=11).data
 
 
+def test_an_empty_bin_of_a_layer_or_an_expert_is_a_fraction_of_0(runs):
+    parts = {  # of each matrix's elements, by the bin's lower edge
+        (0, "experts.0.up_proj"): {"0": 1.0},
+        (0, "experts.1.up_proj"): {"0": 0.5, "1": 0.5},
+        (1, "experts.0.up_proj"): {"0": 0.25, "2": 0.75},
+        (1, "experts.1.up_proj"): {"1": 1.0},
+    }
+    rows = [
+        {
+            "run_id": runs.index[0],
+            "algorithm": "grpo",
+            "step": 10,
+            "metric": "histograms/ulp_change",
+            "layer": layer,
+            "matrix": matrix,
+            "part": "experts",
+            "bin": edge,
+            "value": value,
+            "n": 8,
+        }
+        for (layer, matrix), bins in parts.items()
+        for edge, value in bins.items()
+    ]
+    (line,) = views.change_histogram(tidy(rows), runs).data
+    assert line.meta["series"] == "experts.*.up_proj"
+    assert dict(zip(line.x, line.y, strict=True)) == {"0": 1.75 / 4, "1": 1.5 / 4, "2": 0.75 / 4}
+    assert "mean over 4 of 4 matrices" in line.customdata[0]
+
+
 def test_changes_by_magnitude_are_weighted_by_their_elements(table, runs):
     figure = views.change_by_magnitude(table, runs)
     assert figure.layout.yaxis.autorangeoptions.include == 0
