@@ -112,9 +112,8 @@ def log_checkpoint(
         trainer_state: store optimizer, scheduler and RNG state too.
 
     Raises:
-        ScalpelError: no run is active, `step` or `link` cannot be right, `path_or_hub_revision` is
-            neither a directory nor a model on the hub, or `base` is no whole model, or (where the
-            server says so in time) not there.
+        ScalpelError: no run is active, `step` or `link` cannot be right, what is to be logged is
+            not there, or `base` is no whole model or (where the server says so in time) not there.
     """
     run_id, step = run_id or _active_run_id(), checked_step(step)
     directory = Path(path_or_hub_revision)
