@@ -130,6 +130,16 @@ def checked_step(step: int) -> int:
     return number
 
 
+def checked_name(name: str | None) -> str | None:
+    """Name of a registered model, or None; raises ScalpelError where MLflow would refuse it."""
+    if name is not None and (not name.strip() or "/" in name or ":" in name):
+        raise ScalpelError(
+            f"registered model {name!r}: MLflow takes no empty name, and none with '/' or ':'; "
+            "give another"
+        )
+    return name
+
+
 def step_of(model: LoggedModel) -> int:
     """The model's training step; 0 for a base, and for a model that is no checkpoint."""
     step = model.params.get("step", "0")

@@ -54,7 +54,13 @@ def find_steps(directory: Path, step: int | None = None) -> list[StepDirectory]:
     folder is the run's or the model's.
     """
     if step is not None:
-        return [_look(directory, step)]
+        one = _look(directory, step)
+        if one.model is None and (children := _step_children(directory)):
+            raise ScalpelError(
+                f"{directory}: holds the directories of steps ({children[0][1].name}, ...), and no "
+                f"model of step {step}; give it without --step, or the directory of one model"
+            )
+        return [one]
     if step_of_path(directory) is None and directory.is_symlink():  # latest -> checkpoint-40
         directory = directory.resolve()
     own = step_of_path(directory)

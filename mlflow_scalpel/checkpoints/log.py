@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.checkpoints.bases import ensure_base, on_hub
 from mlflow_scalpel.checkpoints.courier import Courier, Undelivered
-from mlflow_scalpel.checkpoints.find import checked_step, readable_bytes
+from mlflow_scalpel.checkpoints.find import checked_name, checked_step, readable_bytes
 from mlflow_scalpel.checkpoints.history import params_of
 from mlflow_scalpel.checkpoints.lanes import is_final, is_passing
 from mlflow_scalpel.checkpoints.layout import check_whole, checkpoint_files, left_out, name_in
@@ -112,9 +112,8 @@ def log_checkpoint(
         trainer_state: store optimizer, scheduler and RNG state too.
 
     Raises:
-        ScalpelError: no run is active, `step` or `link` cannot be right, `path_or_hub_revision` is
-            neither a directory nor a model on the hub, or `base` is no whole model, or (where the
-            server says so in time) not there.
+        ScalpelError: no run is active, `step` or `link` cannot be right, what is to be logged is
+            not there, or `base` is no whole model or (where the server says so in time) not there.
     """
     run_id, step = run_id or _active_run_id(), checked_step(step)
     directory = Path(path_or_hub_revision)
@@ -125,7 +124,7 @@ def log_checkpoint(
         params={"step": str(step)} | {_text(k): _text(str(v)) for k, v in (params or {}).items()},
         base=base and _checked_base(base, mlflow.get_tracking_uri()),
         source=_text(str(path_or_hub_revision)),
-        register_as=register_as,
+        register_as=checked_name(register_as),
         link=checked_link(link),
     )
     if entry.base is not None and is_model_id(entry.base):

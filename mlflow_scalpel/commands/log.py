@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
             run_id, deliveries = log_directory(directory, origin)
             print(f"{directory}: run {run_id}, {len(deliveries)} checkpoints that it did not have")
             for step, delivery in deliveries.items():
-                report(step, delivery)
+                lost += not report(step, delivery)
         lost += finish(directory, origin, run_id, set(deliveries))
     return 1 if lost else 0
 

@@ -53,11 +53,10 @@ def run(arguments: argparse.Namespace) -> int:
             taken.append((step, delivery))
         if stop.asked:
             print("interrupted; sending what is under way", flush=True)
-        for step, delivery in taken:
-            report(step, delivery)
+        failed = [step for step, delivery in taken if not report(step, delivery)]
     told = {step for step, _ in taken}
     lost = finish(directory, origin, run_of(directory, origin), told, gone)
-    return 1 if lost else 0
+    return 1 if lost or failed else 0
 
 
 class _Stop:

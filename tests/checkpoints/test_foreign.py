@@ -330,6 +330,7 @@ def test_another_base_for_what_is_logged_is_told(
         ({"step": 2**70}, "is not from 0 to"),
         ({"step": 1.5}, "step 1.5: is not a whole number"),
         ({"step": "3"}, "step '3': is not a whole number"),
+        ({"step": 3, "register_as": "a/b"}, "registered model 'a/b': MLflow takes no"),
         ({"step": 3, "link": "soft"}, "link 'soft': is not one of reflink, hard, copy"),
     ],
 )

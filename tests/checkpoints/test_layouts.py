@@ -176,3 +176,9 @@ def test_epochs_among_steps_are_refused(tmp_path):
     model(tmp_path / "step_100")
     with pytest.raises(ScalpelError, match=r"epoch_0 counts epochs and .*step_100 steps"):
         find_steps(tmp_path)
+
+
+def test_a_step_of_a_directory_of_steps_is_refused(tmp_path):
+    model(tmp_path / "checkpoint-5")
+    with pytest.raises(ScalpelError, match=r"of steps \(checkpoint-5, ...\).*without --step"):
+        find_steps(tmp_path, step=3)
