@@ -37,6 +37,7 @@ class Journal:
     def __init__(self, courier: Courier) -> None:
         self.courier = courier
         self._warned: dict[str, bool] = {}  # by code, as it was last time
+        self._logged: tuple[int, set[str]] = -1, set()  # newest step, and its metrics so far
 
     def metrics(
         self,
@@ -47,8 +48,15 @@ class Journal:
     ) -> None:
         """Values at a step, of a model too where one is given (a delivery, or a model's ID).
 
-        `datasets` gives name and digest of the dataset that a metric was measured on.
+        A metric has one value at a step: what the trainer's summary says again at the end is left
+        out. `datasets` gives name and digest of the dataset that a metric was measured on.
         """
+        if step != self._logged[0]:
+            self._logged = step, set()
+        values = {key: value for key, value in values.items() if key not in self._logged[1]}
+        self._logged[1].update(values)
+        if not values:
+            return
         now = int(time.time() * 1000)
         measured_on = datasets or {}
         entry = MetricsEntry(metrics=[])
