@@ -61,10 +61,11 @@ def _tokenizers(base: Path, checkpoint: Path) -> tuple[Any, Any] | None:
     first, second = base / "tokenizer.json", checkpoint / "tokenizer.json"
     if first.is_file() and second.is_file() and first.read_bytes() == second.read_bytes():
         return None
-    own = {"trust_remote_code": False, "local_files_only": True}
-    ours = AutoTokenizer.from_pretrained(base, **own)
+    ours = AutoTokenizer.from_pretrained(base, trust_remote_code=False, local_files_only=True)
     try:
-        return ours, AutoTokenizer.from_pretrained(checkpoint, **own)
+        return ours, AutoTokenizer.from_pretrained(
+            checkpoint, trust_remote_code=False, local_files_only=True
+        )
     except Exception as error:  # tokenizers raises it bare; told in the row
         raise ScalpelError(
             f"{checkpoint}: its tokenizer cannot be loaded ({one_line(error)}); "

@@ -41,7 +41,7 @@ def test_all_stored_says_nothing():
 
 def test_one_lost_is_a_warning():
     (said,) = ended({5: READY, 10: FAILED}, Past()).values()
-    assert said.startswith("the checkpoints of step 10 are not stored; 1 others are")
+    assert said.startswith("the checkpoints of step 10 are not stored; 1 other is")
 
 
 def test_all_lost_fails_unless_an_earlier_process_stored_some():
