@@ -94,7 +94,7 @@ class InMemory(OneModel):
     def __init__(self, model: Any, dtype: str, device: str) -> None:
         self.base, self.dtype, self.device = Path(), dtype, device
         self.model = model.eval()
-        self._is_base = True
+        self._now = self.base
 
 
 def timed(function: Callable[[], T], device: str) -> tuple[T, float]:

@@ -121,7 +121,11 @@ class Trial:
         """Start a child, with everything imported already."""
         if code is not _COMMAND:
             code = _CHILD + code
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_RUN")}
+        environment = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("MLFLOW_RUN", "MLFLOW_EXPERIMENT"))
+        }
         environment |= {
             "MLFLOW_TRACKING_URI": self.uri,
             "MLFLOW_EXPERIMENT_NAME": self.name,

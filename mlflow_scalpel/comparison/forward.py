@@ -81,10 +81,8 @@ class OneModel(SwappedModel):
     Raises CannotOpen, and UnsupportedModel for one that has no output embedding.
     """
 
-    def __init__(self, base: Path, *, dtype: str = "float32", device: str = "cpu") -> None:
-        self._padded: bool | None = None
-        self._heeded: tuple[tuple[str, bool], str] = _NONE, ""  # what `check_head` finds
-        super().__init__(base, dtype=dtype, device=device)
+    _padded: bool | None = None  # whether texts of several lengths may share a batch, once known
+    _heeded: tuple[tuple[str, bool], str] = _NONE, ""  # what `check_head` finds
 
     def _check(self, directory: Path, model: Any) -> None:
         if model.get_output_embeddings() is None:
