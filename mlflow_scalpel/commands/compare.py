@@ -178,16 +178,13 @@ def lines(rows: pd.DataFrame) -> list[str]:
 
 
 def _measured_share(rows: pd.DataFrame) -> str:
-    """How many of a model's tensors, and of its parameters, were measured.
+    """How many of a model's tensors, and of its parameters, were measured; "" where not known."""
+    from mlflow_scalpel.comparison.summary import coverage
 
-    So were those that are 0 in the base, which have no relative norm.
-    """
-    weights = rows[rows["metric"] == "weights/relative_frobenius"]
-    if not len(weights) or weights["n"].isna().any():
+    measured, tensors, share = coverage(rows)
+    if share is None:
         return ""
-    known = weights[weights["value"].notna() | (weights["status"] == "undefined")]
-    share = 100 * known["n"].sum() / weights["n"].sum()
-    return f"measured {len(known)} of {len(weights)} tensors, {share:.3g} % of the parameters"
+    return f"measured {measured} of {tensors} tensors, {100 * share:.3g} % of the parameters"
 
 
 def _value(rows: pd.DataFrame) -> tuple[str, list[str]]:

@@ -13,6 +13,19 @@ FAILED = (
 CAPABILITIES = ("capabilities/in_domain_gain", "capabilities/out_of_domain_loss")
 
 
+def coverage(table: pd.DataFrame) -> tuple[int, int, float | None]:
+    """How many of a model's tensors were measured, of how many, and what share of its parameters.
+
+    Measured are those too that are 0 in the base, which have no relative norm. The share is None
+    where the elements of a row are not known, as of imported ones.
+    """
+    every = table[table["metric"] == "weights/relative_frobenius"]
+    known = every[every["value"].notna() | (every["status"] == "undefined")]
+    counted = len(every) > 0 and bool(every["n"].notna().all())
+    share = float(known["n"].sum() / every["n"].sum()) if counted else None
+    return len(known), len(every), share
+
+
 def summarise(table: pd.DataFrame) -> dict[str, float]:
     """About 20 metrics of one checkpoint's tidy table, named so that the UI groups them.
 
@@ -32,11 +45,9 @@ def summarise(table: pd.DataFrame) -> dict[str, float]:
         for name, values in norms.groupby(key, sort=False)["value"]
         if name not in SMALL_PARTS
     }
-    every = table[table["metric"] == "weights/relative_frobenius"]
-    if len(every) and every["n"].notna().all():
-        known = every[every["value"].notna() | (every["status"] == "undefined")]
-        if len(known) < len(every):
-            summary["weights/measured_share"] = float(known["n"].sum() / every["n"].sum())
+    measured, tensors, share = coverage(table)
+    if measured < tensors and share is not None:
+        summary["weights/measured_share"] = share
     weights = ok[ok["metric"].str.startswith("weights/") & inside]
     for metric, values in weights.groupby("metric")["value"]:
         summary[f"{metric}/mean"] = float(values.mean())
