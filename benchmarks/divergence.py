@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mlflow_scalpel.comparison.attention import AttentionShift
 from mlflow_scalpel.comparison.divergence import COMPILED_FROM, Divergence
-from mlflow_scalpel.comparison.forward import OneModel
+from mlflow_scalpel.comparison.forward import ForwardModel
 from mlflow_scalpel.comparison.probes import build_probe, read_texts
 from mlflow_scalpel.metrics import choose_metrics
 from mlflow_scalpel.metrics.compiling import compiled
@@ -113,11 +113,11 @@ def main() -> None:
             ("the group attention", ["attention"], AttentionShift),
         ):
             metrics = choose_metrics(names)
-            model = OneModel(arguments.model)
+            model = ForwardModel(arguments.model)
             with Peak() as peak, Clock() as clock:
                 measuring = runner(model, [probe])
                 for _ in range(arguments.checkpoints):
-                    model.swap(moved)
+                    model.load_checkpoint(moved)
                     list(measuring.rows(metrics))
             add(result, way, clock, max(0, peak.above))
             del model, measuring

@@ -42,7 +42,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, Metric, Param
 from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 
-from mlflow_scalpel.comparison.stored import TABLE
+from mlflow_scalpel.comparison.run_queries import TABLE
 from mlflow_scalpel.comparison.table import tidy, write_table
 from mlflow_scalpel.tensors.parts import CLASSICAL as MATRICES
 

@@ -29,7 +29,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 
-from mlflow_scalpel.comparison.store import log_summary, log_table, stored_table
+from mlflow_scalpel.comparison.run_store import log_summary, log_table, stored_table
 from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.metrics import all_metrics
 

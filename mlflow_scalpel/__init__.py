@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         resolve,
     )
     from mlflow_scalpel.comparison.compare import compare, top_tokens
-    from mlflow_scalpel.comparison.store import describe_runs, gather, stored_ledger
+    from mlflow_scalpel.comparison.run_store import describe_runs, gather, stored_ledger
 
 __version__ = "0.1.0"
 
@@ -31,9 +31,9 @@ _HOMES = {
     "resolve": "mlflow_scalpel.checkpoints",
     "compare": "mlflow_scalpel.comparison.compare",
     "top_tokens": "mlflow_scalpel.comparison.compare",
-    "describe_runs": "mlflow_scalpel.comparison.store",
-    "gather": "mlflow_scalpel.comparison.store",
-    "stored_ledger": "mlflow_scalpel.comparison.store",
+    "describe_runs": "mlflow_scalpel.comparison.run_store",
+    "gather": "mlflow_scalpel.comparison.run_store",
+    "stored_ledger": "mlflow_scalpel.comparison.run_store",
 }
 
 __all__ = [

@@ -12,3 +12,7 @@ class ScalpelError(Exception):
 
 class RecipeError(ScalpelError):
     """A recipe, or a field given with `set`, that cannot be run as it stands."""
+
+
+class DiskFull(ScalpelError):
+    """A disk of this machine is full, or its quota: the same may work once there is room."""

@@ -46,8 +46,8 @@ class ScalpelEvaluator(ModelEvaluator):
         """
         from mlflow_scalpel.comparison import Comparison
         from mlflow_scalpel.comparison.compare import probe_of
-        from mlflow_scalpel.comparison.store import log_summary, log_table
-        from mlflow_scalpel.comparison.subjects import subject_from
+        from mlflow_scalpel.comparison.measured_models import subject_from
+        from mlflow_scalpel.comparison.run_store import log_summary, log_table
         from mlflow_scalpel.comparison.summary import summarise
 
         _check(evaluator_config)

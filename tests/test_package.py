@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from mlflow_scalpel.takeup import RESUMABLE
+from mlflow_scalpel.runs.resume import RESUMABLE
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "trl", "lm_eval", "plotly", "numba", "matplotlib")

@@ -24,7 +24,7 @@ QUOTED = "hunter2%2Fof%20the%3Atests"
 STAGE = """
 import sys
 from pathlib import Path
-from mlflow_scalpel.stage import open_stage
+from mlflow_scalpel.runs.lifecycle import open_stage
 
 with open_stage("compare", Path("recipes")) as stage:
     {body}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import mlflow
 
-from mlflow_scalpel.checkpoints.courier import Courier
 from mlflow_scalpel.checkpoints.spool import Spool
+from mlflow_scalpel.checkpoints.uploader import Uploader
 from mlflow_scalpel.run_warnings import warn, warnings_of, withdraw
 from mlflow_scalpel.training.journal import Journal
 
@@ -50,14 +50,14 @@ def test_training_takes_back_what_is_true_no_more(tracking, tmp_path, capsys):
     with mlflow.start_run() as run:
         run_id = run.info.run_id
     warn("no_reward", "of a process that was killed", run_id)
-    courier = Courier(Spool(tmp_path / "spool", mlflow.get_tracking_uri(), run_id))
-    journal = Journal(courier)
+    uploader = Uploader(Spool(tmp_path / "spool", mlflow.get_tracking_uri(), run_id))
+    journal = Journal(uploader)
     for steps in (1, 2):
         journal.warnings({"no_reward": None, "late": f"{steps} late"}, run_id)
-    courier.drain()
+    uploader.drain()
     assert warnings_of(mlflow.get_run(run_id).data.tags) == ["2 late"]
     journal.warnings({"late": None}, run_id)
-    courier.drain()
+    uploader.drain()
     assert warnings_of(mlflow.get_run(run_id).data.tags) == []
     printed = capsys.readouterr().out
     assert "1 late" in printed

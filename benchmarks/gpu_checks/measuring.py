@@ -18,7 +18,7 @@ from gpu_checks.runs import environment
 from gpu_checks.setup import Setup, kl_float64, olmo2_1b, olmo2_7b, perturb, random_model, timed
 from mlflow_scalpel.comparison.compare import compare, top_tokens
 from mlflow_scalpel.comparison.divergence import Divergence
-from mlflow_scalpel.comparison.forward import OneModel
+from mlflow_scalpel.comparison.forward import ForwardModel
 from mlflow_scalpel.comparison.probes import build_probe
 from mlflow_scalpel.data import tiny_world
 from mlflow_scalpel.metrics import choose_metrics
@@ -265,7 +265,7 @@ def attention_ways(base: Path, pairs: list[tuple[str, str]], setup: Setup) -> It
                 if importlib.util.find_spec("flash_attn") is None:
                     yield not_run(what, "flash_attn is not installed")
                     continue
-            model = OneModel(base, dtype=dtype, device=setup.device)
+            model = ForwardModel(base, dtype=dtype, device=setup.device)
             model.model.set_attn_implementation("sdpa")
             measuring = Divergence(model, [probe])
             (itself,) = measuring.rows(metrics)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import AutoModelForCausalLM, Olmo2Config
 
-from mlflow_scalpel.comparison.forward import OneModel
+from mlflow_scalpel.comparison.forward import ForwardModel
 from mlflow_scalpel.comparison.probes import Probe, ProbeText
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +88,7 @@ def random_probe(vocabulary: int, texts: int, tokens: int) -> Probe:
     return Probe("random", "random", "", tuple(("", "") for _ in items), tuple(items))
 
 
-class InMemory(OneModel):
+class InMemory(ForwardModel):
     """A model that was made here, and is on no disk; its weights are changed in place."""
 
     def __init__(self, model: Any, dtype: str, device: str) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 PRELOADED = [
     "torch",
     "stresses.world",
-    "mlflow_scalpel.checkpoints.courier",
-    "mlflow_scalpel.checkpoints.deliver",
-    "mlflow_scalpel.checkpoints.foreign",
+    "mlflow_scalpel.checkpoints.uploader",
+    "mlflow_scalpel.checkpoints.upload",
+    "mlflow_scalpel.checkpoints.external_run",
     "mlflow_scalpel.checkpoints.pull",
     "mlflow_scalpel.checkpoints.prune",
     "mlflow_scalpel.checkpoints.verify",

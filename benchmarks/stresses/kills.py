@@ -8,8 +8,8 @@ from random import Random
 
 from mlflow import MlflowClient
 
-from mlflow_scalpel.checkpoints.find import made_by, state_of, step_of
 from mlflow_scalpel.checkpoints.manifest import content_digest
+from mlflow_scalpel.checkpoints.search import made_by, state_of, step_of
 from stresses.world import Trial
 
 _STEPS = (1, 2, 3, 4)
@@ -25,11 +25,11 @@ def by_command(trial: Trial, random: Random) -> None:
 
 _FROM_PYTHON = """
 from pathlib import Path
-from mlflow_scalpel.checkpoints.foreign import Origin, log_directory
+from mlflow_scalpel.checkpoints.external_run import ExternalRun, log_directory
 from mlflow_scalpel.checkpoints.log import close_couriers
 directory, base, name = sys.argv[1:]
-run_id, deliveries = log_directory(Path(directory), Origin(base=base, register_as=name))
-for delivery in deliveries.values():
+run_id, uploads = log_directory(Path(directory), ExternalRun(base=base, register_as=name))
+for delivery in uploads.values():
     delivery.wait()
 close_couriers()
 mlflow.MlflowClient().set_terminated(run_id, "FINISHED")
@@ -75,7 +75,7 @@ for step in range(max(done, default=0) + 1, 7):
     delivery = mlflow_scalpel.log_checkpoint(
         directory, step=step, base=base, run_id=run_id, register_as=name
     )
-    Journal(delivery.courier).metrics({"loss": 1.0 / step}, step, delivery)
+    Journal(delivery.uploader).metrics({"loss": 1.0 / step}, step, delivery)
     time.sleep(0.1)
 """
 
@@ -101,11 +101,11 @@ def own_loop(trial: Trial, random: Random) -> None:
 
 
 _LEAVE = """
-from mlflow_scalpel.checkpoints.courier import Undelivered
+from mlflow_scalpel.checkpoints.uploader import UploadPending
 from mlflow_scalpel.checkpoints.log import close_couriers
 from mlflow_scalpel.checkpoints.spool import Spool
-from mlflow_scalpel.checkpoints import courier
-courier.threading.Thread.start = lambda thread: None  # nothing is sent
+from mlflow_scalpel.checkpoints import uploader
+uploader.threading.Thread.start = lambda thread: None  # nothing is sent
 out, base, name, run_id = sys.argv[1:]
 for step in (1, 2, 3, 4):
     mlflow_scalpel.log_checkpoint(

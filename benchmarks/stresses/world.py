@@ -20,8 +20,8 @@ import numpy as np
 from mlflow import MlflowClient
 from safetensors.numpy import save_file
 
-from mlflow_scalpel.checkpoints.find import made_by, state_of, step_of
 from mlflow_scalpel.checkpoints.manifest import content_digest
+from mlflow_scalpel.checkpoints.search import made_by, state_of, step_of
 from mlflow_scalpel.checkpoints.verify import BAD, verify
 from stresses.children import Child
 from tests.proxy import Proxy

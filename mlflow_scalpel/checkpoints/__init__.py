@@ -7,11 +7,11 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from mlflow_scalpel.checkpoints.find import Checkpoint, checkpoints_of_run
 from mlflow_scalpel.checkpoints.listing import checkpoints
 from mlflow_scalpel.checkpoints.log import log_base, log_checkpoint
 from mlflow_scalpel.checkpoints.pull import pull
 from mlflow_scalpel.checkpoints.resolve import expand, model_id_of, resolve
+from mlflow_scalpel.checkpoints.search import Checkpoint, checkpoints_of_run
 
 __all__ = [
     "Checkpoint",

@@ -10,12 +10,12 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from mlflow_scalpel.answers import check_answered
 from mlflow_scalpel.checkpoints import cache
-from mlflow_scalpel.checkpoints.find import made_by
+from mlflow_scalpel.checkpoints.artifact_store import open_store
 from mlflow_scalpel.checkpoints.layout import is_inner_name
-from mlflow_scalpel.checkpoints.stores import open_store
+from mlflow_scalpel.checkpoints.search import made_by
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.server_errors import check_answered
 
 _ARTIFACT = re.compile(r"runs:/(?P<run>[0-9a-f]{32})/(?P<path>[^#]+)")
 

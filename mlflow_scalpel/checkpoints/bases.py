@@ -10,8 +10,9 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelInput
 
 from mlflow_scalpel.checkpoints import artifacts
+from mlflow_scalpel.checkpoints.artifact_store import open_store
 from mlflow_scalpel.checkpoints.filing import store_files
-from mlflow_scalpel.checkpoints.lanes import Pulse, is_final
+from mlflow_scalpel.checkpoints.lanes import Pulse
 from mlflow_scalpel.checkpoints.layout import (
     MANIFEST,
     check_whole,
@@ -27,8 +28,8 @@ from mlflow_scalpel.checkpoints.once import (
 )
 from mlflow_scalpel.checkpoints.resolve import files_of, hub_snapshot, model_id_of
 from mlflow_scalpel.checkpoints.spool import CheckpointEntry
-from mlflow_scalpel.checkpoints.stores import open_store
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.server_errors import is_final
 from mlflow_scalpel.tensors.files import is_adapter
 
 _bases: dict[tuple[int, str, str], str] = {}  # what each base turned out to be

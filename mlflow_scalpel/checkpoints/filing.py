@@ -13,7 +13,8 @@ from mlflow.models import Model
 from mlflow.models.signature import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
-from mlflow_scalpel.checkpoints.lanes import Pulse, is_passing
+from mlflow_scalpel.checkpoints.artifact_store import open_store
+from mlflow_scalpel.checkpoints.lanes import Pulse
 from mlflow_scalpel.checkpoints.layout import (
     MANIFEST,
     MLMODEL,
@@ -25,9 +26,9 @@ from mlflow_scalpel.checkpoints.once import (
     log_params,
 )
 from mlflow_scalpel.checkpoints.spool import CheckpointEntry
-from mlflow_scalpel.checkpoints.stores import open_store
 from mlflow_scalpel.credentials import without_credentials
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.server_errors import is_passing
 
 
 def store_files(

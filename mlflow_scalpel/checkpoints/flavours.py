@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from mlflow_scalpel.checkpoints import cache
+from mlflow_scalpel.checkpoints.artifact_store import place
 from mlflow_scalpel.checkpoints.layout import (
     KEPT,
     MANIFEST,
@@ -23,7 +24,6 @@ from mlflow_scalpel.checkpoints.layout import (
     name_in,
 )
 from mlflow_scalpel.checkpoints.layouts import model_in
-from mlflow_scalpel.checkpoints.stores import place
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.files import WEIGHTS
 

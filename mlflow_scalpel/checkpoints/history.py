@@ -17,7 +17,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from mlflow_scalpel.answers import check_answered
 from mlflow_scalpel.checkpoints.trainer_state import (
     RATES,
     STATE,
@@ -32,6 +31,7 @@ from mlflow_scalpel.checkpoints.trainer_state import (
     settings_of_run,
 )
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.server_errors import check_answered
 
 _BATCH = 1000  # metrics of one request
 _LOSSES = ("loss", "train/loss", "train_loss", "actor/pg_loss", "reward", "critic/rewards/mean")

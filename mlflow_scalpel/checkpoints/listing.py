@@ -14,7 +14,8 @@ from mlflow.entities import LoggedModel, Run
 from mlflow.environment_variables import MLFLOW_EXPERIMENT_NAME
 from mlflow.exceptions import MlflowException
 
-from mlflow_scalpel.checkpoints.find import (
+from mlflow_scalpel.checkpoints.layout import FAILURE_TAG, NOTE_TAG
+from mlflow_scalpel.checkpoints.search import (
     Registration,
     all_experiments,
     by_step,
@@ -28,7 +29,6 @@ from mlflow_scalpel.checkpoints.find import (
     step_of,
     wanted_runs,
 )
-from mlflow_scalpel.checkpoints.layout import FAILURE_TAG, NOTE_TAG
 from mlflow_scalpel.errors import ScalpelError
 
 # What each column of the table holds. (`object` columns hold text, or None where it is not known.)

@@ -21,18 +21,18 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelInput
 from mlflow.exceptions import MlflowException
 
+from mlflow_scalpel.checkpoints.artifact_store import Link, can_link, checked_link, place
 from mlflow_scalpel.checkpoints.bases import ensure_base, on_hub
-from mlflow_scalpel.checkpoints.courier import Courier, Undelivered
-from mlflow_scalpel.checkpoints.find import checked_name, checked_step, readable_bytes
 from mlflow_scalpel.checkpoints.history import params_of
-from mlflow_scalpel.checkpoints.lanes import is_final, is_passing
 from mlflow_scalpel.checkpoints.layout import check_whole, checkpoint_files, left_out, name_in
 from mlflow_scalpel.checkpoints.layouts import model_in, run_directory
 from mlflow_scalpel.checkpoints.resolve import is_model_id, model_id_of
+from mlflow_scalpel.checkpoints.search import checked_name, checked_step, readable_bytes
 from mlflow_scalpel.checkpoints.spool import CheckpointEntry, Spool
-from mlflow_scalpel.checkpoints.stores import DiskFull, Link, can_link, checked_link, place
-from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.checkpoints.uploader import Uploader, UploadPending
+from mlflow_scalpel.errors import DiskFull, ScalpelError
 from mlflow_scalpel.run_warnings import print_warning
+from mlflow_scalpel.server_errors import is_final, is_passing
 from mlflow_scalpel.tensors.files import WEIGHTS, is_adapter
 from mlflow_scalpel.tensors.steps import step_of_path
 
@@ -43,33 +43,33 @@ _LOOK_UP = 10.0  # seconds in which the server may say at once that there is no 
 
 SPOOLS = ".scalpel"  # folder beside checkpoints, with what of them waits to be sent
 
-_couriers: dict[tuple[str, str], Courier] = {}
+_couriers: dict[tuple[str, str], Uploader] = {}
 
 
 @dataclass(frozen=True)
-class Delivery:
+class Upload:
     """A checkpoint that is being stored in the background."""
 
-    courier: Courier
+    uploader: Uploader
     job: str
 
     @property
     def model_id(self) -> str | None:
         """ID of the LoggedModel; None until the tracking server has created it."""
-        return self.courier.outcome(self.job).model_id
+        return self.uploader.outcome(self.job).model_id
 
     @property
     def digest(self) -> str | None:
         """Digest of the checkpoint's content; None until it is stored."""
-        return self.courier.outcome(self.job).digest
+        return self.uploader.outcome(self.job).digest
 
     def wait(self) -> LoggedModel:
         """The LoggedModel, once it is READY.
 
-        Raises ScalpelError with the reason where it is FAILED, and Undelivered where the server is
-        away for longer than SCALPEL_PATIENCE seconds.
+        Raises ScalpelError with the reason where it is FAILED, and UploadPending where the
+        server is away for longer than SCALPEL_PATIENCE seconds.
         """
-        outcome = self.courier.wait_for(self.job)
+        outcome = self.uploader.wait_for(self.job)
         if outcome.status == "FAILED" or outcome.model is None:
             raise ScalpelError(outcome.reason or "the checkpoint could not be stored")
         return outcome.model
@@ -86,7 +86,7 @@ def log_checkpoint(
     register_as: str | None = None,
     link: Link | None = None,
     trainer_state: bool = False,
-) -> Delivery:
+) -> Upload:
     """Log a checkpoint as the model of `step` of a run, in the background.
 
     Returns as soon as the files are safe from what the trainer does next (hard links, or copies
@@ -94,7 +94,7 @@ def log_checkpoint(
     are stored and checked, then READY, and only then registered; what is damaged is FAILED with the
     reason in its tag `scalpel.failure`. A checkpoint that the run has already, of this step and
     content, is not stored again. What the tracking server does not take now is sent when it is
-    back. The process waits for all that at its end; `Delivery.wait` waits for this checkpoint.
+    back. The process waits for all that at its end; `Upload.wait` waits for this checkpoint.
 
     Args:
         path_or_hub_revision: directory as Transformers or PEFT write it, with safetensors weights;
@@ -135,12 +135,14 @@ def log_checkpoint(
         entry.revision = snapshot.name  # the hub cache names a snapshot by its commit
         entry.files = [name_in(snapshot, file) for file in checkpoint_files(snapshot)]
         entry.params["kind"] = "pointer"
-        courier = courier_for(run_id, Path("outputs"))
-        courier.add(entry)
-        return Delivery(courier, entry.job)
+        uploader = courier_for(run_id, Path("outputs"))
+        uploader.add(entry)
+        return Upload(uploader, entry.job)
 
     named = step_of_path(directory) is not None
-    courier = courier_for(run_id, run_directory(directory) if named else directory.resolve().parent)
+    uploader = courier_for(
+        run_id, run_directory(directory) if named else directory.resolve().parent
+    )
     try:
         directory = model_in(directory)
         entry.source = _text(str(directory))
@@ -152,9 +154,9 @@ def log_checkpoint(
     except (ScalpelError, OSError) as error:  # of this checkpoint alone
         entry.files, entry.problem = [], _text(str(error))
     entry.params["kind"] = "adapter" if is_adapter(directory) else "model"
-    if entry.problem is not None or not _take(courier, entry, directory, files):
-        courier.add(entry)  # its files are read where they are
-    return Delivery(courier, entry.job)
+    if entry.problem is not None or not _take(uploader, entry, directory, files):
+        uploader.add(entry)  # its files are read where they are
+    return Upload(uploader, entry.job)
 
 
 def fingerprint(files: Sequence[Path], directory: Path) -> str:
@@ -186,14 +188,14 @@ def log_base(
     return model
 
 
-def courier_for(run_id: str, beside: Path) -> Courier:
-    """This process's courier of a run, begun where there is none.
+def courier_for(run_id: str, beside: Path) -> Uploader:
+    """This process's uploader of a run, begun where there is none.
 
     What an earlier process left in the run's spool is sent first.
     """
     key = (mlflow.get_tracking_uri(), run_id)
     if key not in _couriers:
-        _couriers[key] = Courier(Spool(spool_directory(run_id, beside), *key))
+        _couriers[key] = Uploader(Spool(spool_directory(run_id, beside), *key))
     return _couriers[key]
 
 
@@ -213,29 +215,29 @@ def spool_directory(run_id: str, beside: Path) -> Path:
 def close_couriers(limit: float | None = None) -> None:
     """Send all that is under way, and end the background threads; `limit` is in seconds.
 
-    Raises Undelivered, with the command that sends it later, where something could not be sent.
+    Raises UploadPending, with the command that sends it later, where something could not be sent.
     """
     problems = []
     while _couriers:
-        _, courier = _couriers.popitem()
+        _, uploader = _couriers.popitem()
         try:
-            courier.drain(limit)
-        except Undelivered as error:
+            uploader.drain(limit)
+        except UploadPending as error:
             problems.append(str(error))
         finally:
-            courier.close()
+            uploader.close()
     if problems:
-        raise Undelivered("\n".join(problems))
+        raise UploadPending("\n".join(problems))
 
 
 @contextlib.contextmanager
 def all_sent() -> Iterator[None]:
-    """Send all that is added in this block; Undelivered is raised once, and nothing goes on."""
+    """Send all that is added in this block; UploadPending is raised once, and nothing goes on."""
     try:
         yield
         close_couriers()
-    except Undelivered:
-        with contextlib.suppress(Undelivered):  # which is being said
+    except UploadPending:
+        with contextlib.suppress(UploadPending):  # which is being said
             close_couriers(limit=0.0)
         raise
 
@@ -268,36 +270,38 @@ class _FailsAtTheEnd:
         return getattr(self._stream, name)
 
 
-def _take(courier: Courier, entry: CheckpointEntry, directory: Path, files: Sequence[Path]) -> bool:
+def _take(
+    uploader: Uploader, entry: CheckpointEntry, directory: Path, files: Sequence[Path]
+) -> bool:
     """Put the entry into the spool with its files; False where there is no room for copies of them.
 
     Links take no bytes as long as the trainer keeps its own files, and then those that it would
     have freed: a disk that is nearly full gets a moment in which other checkpoints may leave.
     """
-    spool, needed = courier.spool.directory, sum(file.stat().st_size for file in files)
+    spool, needed = uploader.spool.directory, sum(file.stat().st_size for file in files)
 
     def free() -> int:
         return shutil.disk_usage(spool).free
 
     def full() -> bool:
-        return bool(courier.waiting_checkpoints()) and free() < _RESERVE * needed
+        return bool(uploader.waiting_checkpoints()) and free() < _RESERVE * needed
 
-    courier.wait_for_room(full, ROOM_SECONDS)
+    uploader.wait_for_room(full, ROOM_SECONDS)
     linked = can_link(max(files, key=lambda file: file.stat().st_size), spool)
     if full():
-        waiting = len(courier.waiting_checkpoints())
+        waiting = len(uploader.waiting_checkpoints())
         print_warning(
             "disk",
             f"{spool}: {waiting} checkpoints wait there for the tracking server, and the disk "
             f"has {readable_bytes(free())} free; training fails once it is full. Free some, or "
             "bring the server back",
-            courier.spool.run_id,
+            uploader.spool.run_id,
         )
     if not linked and free() < 2 * needed:
         return False
     entry.snapshot = True
     try:
-        courier.add(entry, lambda folder: _snapshot(directory, files, folder))
+        uploader.add(entry, lambda folder: _snapshot(directory, files, folder))
     except DiskFull:
         entry.snapshot = False
     except OSError as error:  # a file that cannot be read, or is gone again: this one's own affair

@@ -8,20 +8,20 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 
-from mlflow_scalpel.checkpoints.find import made_by, state_of, step_of
 from mlflow_scalpel.checkpoints.layout import checkpoint_files
 from mlflow_scalpel.checkpoints.layouts import model_in, run_directory
 from mlflow_scalpel.checkpoints.log import courier_for, fingerprint, spool_directory
 from mlflow_scalpel.checkpoints.manifest import file_manifest
 from mlflow_scalpel.checkpoints.once import FINGERPRINT_TAG
 from mlflow_scalpel.checkpoints.resolve import model_id_of
+from mlflow_scalpel.checkpoints.search import made_by, state_of, step_of
 from mlflow_scalpel.errors import ScalpelError
 
 
 def finish_spool(directory: Path, run_id: str) -> None:
     """Send what an earlier process took of this directory, and was killed before it was sent.
 
-    Raises Undelivered where the server is away: what waits cannot be told from what is missing.
+    Raises UploadPending where the server is away: what waits cannot be told from what is missing.
     """
     home = run_directory(directory)
     if spool_directory(run_id, home).is_dir():  # an empty one is not put into a trainer's output

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mlflow_scalpel.checkpoints.log import Delivery
+    from mlflow_scalpel.checkpoints.log import Upload
 
 LOST = "checkpoints_lost"  # code of the warning
 
@@ -19,9 +19,9 @@ def said_of_lost(lost: Mapping[int, str], stored: int) -> str:
     return f"the checkpoints of step {steps} are not stored{kept}: {next(iter(lost.values()))}"
 
 
-def lost_among(deliveries: Mapping[int, Delivery]) -> dict[int, str]:
-    """Why those deliveries failed that have, by step."""
-    outcomes = {step: one.courier.outcome(one.job) for step, one in sorted(deliveries.items())}
+def lost_among(uploads: Mapping[int, Upload]) -> dict[int, str]:
+    """Why those uploads failed that have, by step."""
+    outcomes = {step: one.uploader.outcome(one.job) for step, one in sorted(uploads.items())}
     return {
         step: outcome.reason or "it could not be stored"
         for step, outcome in outcomes.items()

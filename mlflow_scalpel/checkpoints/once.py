@@ -19,8 +19,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.multimedia import compress_image_size
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES, MLFLOW_MODEL_VERSIONS
 
-from mlflow_scalpel.checkpoints.find import every, made_by, metrics_of, state_of, step_of
 from mlflow_scalpel.checkpoints.layout import FAILURE_TAG, MODEL_TYPE
+from mlflow_scalpel.checkpoints.search import every, made_by, metrics_of, state_of, step_of
 from mlflow_scalpel.checkpoints.spool import (
     ArtifactEntry,
     CheckpointEntry,

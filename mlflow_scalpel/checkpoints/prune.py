@@ -12,22 +12,22 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 
-from mlflow_scalpel.checkpoints.find import (
+from mlflow_scalpel.checkpoints.artifact_store import open_store
+from mlflow_scalpel.checkpoints.layout import MANIFEST, MLMODEL, PRUNED_TAG
+from mlflow_scalpel.checkpoints.search import (
     metrics_of,
     models_of_run,
     registrations,
     state_of,
     step_of,
 )
-from mlflow_scalpel.checkpoints.layout import MANIFEST, MLMODEL, PRUNED_TAG
-from mlflow_scalpel.checkpoints.stores import open_store
 from mlflow_scalpel.errors import ScalpelError
 
 SPARED = (MLMODEL, MANIFEST)
 
 
 @dataclass(frozen=True)
-class Doomed:
+class ToDelete:
     """A checkpoint whose files are to be deleted."""
 
     step: int
@@ -58,7 +58,7 @@ class Plan:
     """What `prune` would do to a run's checkpoints."""
 
     run_id: str
-    goes: tuple[Doomed, ...]
+    goes: tuple[ToDelete, ...]
     """In order of step."""
     stays: tuple[Kept, ...]
     """In order of step."""
@@ -128,7 +128,7 @@ def plan_prune(
             stays.append(Kept(step_of(model), model.model_id, why))
         else:
             goes.append(
-                Doomed(
+                ToDelete(
                     step_of(model),
                     model.model_id,
                     model.artifact_location,
@@ -139,7 +139,7 @@ def plan_prune(
     return Plan(run_id, tuple(goes), tuple(stays), _becomes_free(goes))
 
 
-def prune(plan: Plan) -> list[Doomed]:
+def prune(plan: Plan) -> list[ToDelete]:
     """Delete the files of the checkpoints that go, all but MLmodel and manifest.json.
 
     Params, metrics, versions and aliases stay. The tag `scalpel.pruned` (time in UTC, ISO) is set
@@ -218,7 +218,7 @@ def _files(model: LoggedModel) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if name not in SPARED}
 
 
-def _becomes_free(goes: Sequence[Doomed]) -> int:
+def _becomes_free(goes: Sequence[ToDelete]) -> int:
     """Bytes that no name leads to any more once the files are gone.
 
     Blocks that a reflink shares with another file cannot be told from others, and are counted.

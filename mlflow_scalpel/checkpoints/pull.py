@@ -16,7 +16,12 @@ from mlflow.entities import LoggedModel
 from mlflow_scalpel.checkpoints import cache
 from mlflow_scalpel.checkpoints.adapter_base import base_of
 from mlflow_scalpel.checkpoints.adapters import merged
-from mlflow_scalpel.checkpoints.contents import (
+from mlflow_scalpel.checkpoints.artifact_store import (
+    PARALLEL_FILES,
+    Store,
+    place,
+)
+from mlflow_scalpel.checkpoints.download_plan import (
     Contents,
     cache_entry,
     cache_key,
@@ -39,11 +44,6 @@ from mlflow_scalpel.checkpoints.resolve import (
     store_of,
 )
 from mlflow_scalpel.checkpoints.rounding import rounding
-from mlflow_scalpel.checkpoints.stores import (
-    PARALLEL_FILES,
-    Store,
-    place,
-)
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, INDEX, WEIGHTS, is_adapter
 

@@ -12,9 +12,8 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 
-from mlflow_scalpel.answers import check_answered
 from mlflow_scalpel.checkpoints import artifacts
-from mlflow_scalpel.checkpoints.find import models_of_run, state_of, step_of
+from mlflow_scalpel.checkpoints.artifact_store import Store, open_store
 from mlflow_scalpel.checkpoints.flavours import opened
 from mlflow_scalpel.checkpoints.gguf import unpacked
 from mlflow_scalpel.checkpoints.layout import (
@@ -27,8 +26,9 @@ from mlflow_scalpel.checkpoints.layout import (
 )
 from mlflow_scalpel.checkpoints.layouts import model_in
 from mlflow_scalpel.checkpoints.manifest import read_manifest
-from mlflow_scalpel.checkpoints.stores import Store, open_store
+from mlflow_scalpel.checkpoints.search import models_of_run, state_of, step_of
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.server_errors import check_answered
 from mlflow_scalpel.tensors.files import is_adapter
 
 # Code too, since a snapshot is whole or not; it is run for nobody who does not ask for it.

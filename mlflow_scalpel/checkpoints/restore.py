@@ -18,11 +18,11 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 
+from mlflow_scalpel.checkpoints.artifact_store import copy_out
 from mlflow_scalpel.checkpoints.layout import checkpoint_files, name_in
 from mlflow_scalpel.checkpoints.log import log_base, log_checkpoint
 from mlflow_scalpel.checkpoints.resolve import model_id_of, resolve
 from mlflow_scalpel.checkpoints.selection import select
-from mlflow_scalpel.checkpoints.stores import copy_out
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 from mlflow_scalpel.tensors.files import TensorFiles

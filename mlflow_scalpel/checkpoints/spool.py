@@ -1,8 +1,8 @@
 """What is on its way to MLflow, on disk: a directory of numbered entries, sent in their order.
 
-Training adds entries and goes on; a courier sends and removes them. What could not be sent, because
-the tracking server was away or the process was killed, is still there, and is sent by the next
-courier on the same directory: a resumed run's, or that of `mlflow-scalpel upload SPOOL`.
+Training adds entries and goes on; an uploader sends and removes them. What could not be sent,
+because the tracking server was away or the process was killed, is still there, and is sent by
+the next uploader on the same directory: a resumed run's, or that of `mlflow-scalpel upload SPOOL`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from mlflow_scalpel.checkpoints.stores import Link
+from mlflow_scalpel.checkpoints.artifact_store import Link
 from mlflow_scalpel.credentials import with_credentials, without_credentials
 from mlflow_scalpel.errors import ScalpelError
 

@@ -17,7 +17,7 @@ from mlflow_scalpel.tensors.files import TensorFiles
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
-class SwappedModel:
+class SwappableModel:
     """A transformers model that is the base, or any checkpoint whose weights are swapped in.
 
     It is opened by the class that its config names: a model of images and texts too, which is then
@@ -33,7 +33,7 @@ class SwappedModel:
         self.model: Any = None
         self._open(base, copy.deepcopy(self._config))
 
-    def swap(self, checkpoint: Path) -> None:
+    def load_checkpoint(self, checkpoint: Path) -> None:
         """Make it the checkpoint; ScalpelError, and no change, for one of another model.
 
         Where only weights differ they are copied into the model. A checkpoint whose config makes
@@ -53,7 +53,7 @@ class SwappedModel:
                     raise
         self._open(checkpoint, config, TensorFiles(self.base).headers)
 
-    def swap_to_base(self) -> None:
+    def load_base(self) -> None:
         """Make it the base."""
         if self._now == self.base:
             return

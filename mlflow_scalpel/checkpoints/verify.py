@@ -17,12 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 
-from mlflow_scalpel.answers import check_answered
-from mlflow_scalpel.checkpoints.find import (
-    models_of_run,
-    state_of,
-    step_of,
-)
+from mlflow_scalpel.checkpoints.artifact_store import Store, open_store
 from mlflow_scalpel.checkpoints.layout import (
     FAILURE_TAG,
     KEPT,
@@ -41,8 +36,13 @@ from mlflow_scalpel.checkpoints.manifest import (
     sha256,
 )
 from mlflow_scalpel.checkpoints.resolve import model_id_of
-from mlflow_scalpel.checkpoints.stores import Store, open_store
+from mlflow_scalpel.checkpoints.search import (
+    models_of_run,
+    state_of,
+    step_of,
+)
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.server_errors import check_answered
 
 COLUMNS = ["run_id", "step", "model_id", "result", "file", "problem", "remedy"]
 BAD = ("damaged", "unreadable")

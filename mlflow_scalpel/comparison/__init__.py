@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlflow_scalpel.comparison.engine import Comparison
+    from mlflow_scalpel.comparison.measured_models import MeasuredModel
     from mlflow_scalpel.comparison.probes import Probe, build_probe
-    from mlflow_scalpel.comparison.subjects import Subject
     from mlflow_scalpel.comparison.table import COLUMNS, read_table, tidy, write_table
 
 _HOMES = {
     "COLUMNS": "table",
     "Comparison": "engine",
     "Probe": "probes",
-    "Subject": "subjects",
+    "MeasuredModel": "subjects",
     "build_probe": "probes",
     "read_table": "table",
     "tidy": "table",
@@ -28,8 +28,8 @@ _HOMES = {
 __all__ = [
     "COLUMNS",
     "Comparison",
+    "MeasuredModel",
     "Probe",
-    "Subject",
     "build_probe",
     "read_table",
     "tidy",

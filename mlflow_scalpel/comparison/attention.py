@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlflow_scalpel.comparison.forward import OneModel, Progress, UnsupportedModel, keep, place
+from mlflow_scalpel.comparison.forward import ForwardModel, Progress, UnsupportedModel, keep, place
 from mlflow_scalpel.comparison.probes import Probe, ProbeText
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.estimates import over_means
@@ -103,10 +103,10 @@ _listener: ContextVar[Listener] = ContextVar("listener")
 class AttentionShift:
     """Runs texts one by one through a model, and sets its attention rows beside the base's."""
 
-    def __init__(self, model: OneModel, probes: Sequence[Probe]) -> None:
+    def __init__(self, model: ForwardModel, probes: Sequence[Probe]) -> None:
         self.model = model
         self.probes = list(probes)
-        model.swap_to_base()
+        model.load_base()
         self._bytes = 0  # of what is kept so far
         self._layers: dict[int, Layer] = {}
         self._masks: dict[tuple[int, ...], dict[int, dict[str, Tensor]]] = {}  # by the text's IDs
@@ -227,7 +227,7 @@ def _attention(
     return output, weights
 
 
-def _check_rows(rows: Tensor, model: OneModel) -> None:
+def _check_rows(rows: Tensor, model: ForwardModel) -> None:
     """A head with a sink of its own (gpt-oss) has rows that are no distributions."""
     if float((rows.sum(-1) - 1.0).abs().max()) > 0.05:
         raise UnsupportedModel(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlflow_scalpel.comparison.subjects import Subject
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.capabilities.benchmark import Benchmark, digest_of
@@ -53,8 +53,8 @@ _RIGHT = 1.0 - 1e-9  # a score of less is not all right, as where one of three i
 
 def capability_table(
     samples: pd.DataFrame,
-    base: Subject,
-    checkpoints: Iterable[Subject],
+    base: MeasuredModel,
+    checkpoints: Iterable[MeasuredModel],
     metrics: Iterable[str] = ("capabilities",),
     *,
     dtype: str | None = None,
@@ -109,7 +109,9 @@ def capability_table(
     return tidy(rows)
 
 
-def ledger(samples: pd.DataFrame, base: Subject, checkpoints: Iterable[Subject]) -> pd.DataFrame:
+def ledger(
+    samples: pd.DataFrame, base: MeasuredModel, checkpoints: Iterable[MeasuredModel]
+) -> pd.DataFrame:
     """A row a problem, checkpoint and benchmark, with the columns of LEDGER_DTYPES.
 
     Problems that cannot be compared have their rows too, with a status of LEFT_OUT. Raises
@@ -231,7 +233,7 @@ def _late(rows: pd.DataFrame) -> pd.Series:
     return rows["unscored"].eq("not graded").fillna(False)
 
 
-def _of_base(samples: pd.DataFrame, base: Subject) -> pd.DataFrame:
+def _of_base(samples: pd.DataFrame, base: MeasuredModel) -> pd.DataFrame:
     missing = [column for column in NEEDED if column not in samples.columns]
     if missing:
         raise ScalpelError(
@@ -248,7 +250,7 @@ def _of_base(samples: pd.DataFrame, base: Subject) -> pd.DataFrame:
     return found
 
 
-def _of(samples: pd.DataFrame, subject: Subject) -> pd.DataFrame:
+def _of(samples: pd.DataFrame, subject: MeasuredModel) -> pd.DataFrame:
     """The rows of one model, by its ID, or by its digest where it goes by another name."""
     found = samples[samples["model_id"] == subject.model_id]
     if not len(found) and "model_digest" in samples.columns:
@@ -262,6 +264,6 @@ def _named(one: Metric) -> dict[str, Any]:
     return {"metric": one.name, "metric_version": one.version, "unit": one.unit}
 
 
-def has_rows(samples: pd.DataFrame, subject: Subject) -> bool:
+def has_rows(samples: pd.DataFrame, subject: MeasuredModel) -> bool:
     """Whether the evaluation has rows of the model."""
     return bool(len(_of(samples, subject)))

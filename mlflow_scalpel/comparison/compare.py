@@ -21,9 +21,9 @@ from mlflow_scalpel.checkpoints.resolve import expand
 from mlflow_scalpel.comparison.engine import ON_TEXTS, STANDARD, Comparison
 from mlflow_scalpel.comparison.evaluated import evaluated_capabilities
 from mlflow_scalpel.comparison.forward import MEASURED
+from mlflow_scalpel.comparison.measured_models import MeasuredModel, readable_subject, subject_from
 from mlflow_scalpel.comparison.probes import Probe, build_probe, failed_probe, read_texts
 from mlflow_scalpel.comparison.samples import Sampling
-from mlflow_scalpel.comparison.subjects import Subject, readable_subject, subject_from
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import choose_metrics
 
@@ -168,8 +168,8 @@ def _named(
 def probe_of(
     name: str,
     pairs: Sequence[tuple[str, str]],
-    base: Subject,
-    checkpoints: Sequence[Subject],
+    base: MeasuredModel,
+    checkpoints: Sequence[MeasuredModel],
     *,
     system_prompt: str | None = None,
     template_date: date = DEFAULT_DATE,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlflow_scalpel.comparison.forward import Head, OneModel, Progress, keep, place
+from mlflow_scalpel.comparison.forward import ForwardModel, Head, Progress, keep, place
 from mlflow_scalpel.comparison.probes import Probe
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.compiling import compiled
@@ -53,12 +53,12 @@ class Divergence:
     in a way that `Head` does not know.
     """
 
-    def __init__(self, model: OneModel, probes: Sequence[Probe]) -> None:
+    def __init__(self, model: ForwardModel, probes: Sequence[Probe]) -> None:
         self.model = model
         self.probes = list(probes)
         self.last: list[Measured] = []
         """What `rows` measured last, a probe each."""
-        model.swap_to_base()
+        model.load_base()
         for item in [item for probe in self.probes for item in probe.items][:1]:
             model.check_head(item)
         head = model.head().clone()
@@ -96,7 +96,7 @@ class Divergence:
                 ]
                 for probe in self.probes
             ]
-        exact = Divergence(OneModel(self.model.base, device=self.model.device), self.probes)
+        exact = Divergence(ForwardModel(self.model.base, device=self.model.device), self.probes)
         return [
             divergences(probe, before, after)
             for probe, before, after in zip(self.probes, exact._base, self._base, strict=True)

@@ -14,14 +14,15 @@ from mlflow_scalpel.comparison.attention import AttentionShift
 from mlflow_scalpel.comparison.divergence import FLOOR, Divergence
 from mlflow_scalpel.comparison.forward import (
     MEASURED,
-    OneModel,
+    ForwardModel,
     Runner,
     failed_rows,
-    swap,
+    load_or_refuse,
     why_not,
 )
 from mlflow_scalpel.comparison.from_weights import rows_from_weights
 from mlflow_scalpel.comparison.matrices import GROUPS
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.comparison.paper import PaperDivergence
 from mlflow_scalpel.comparison.probes import Probe
 from mlflow_scalpel.comparison.progress import Bars
@@ -33,7 +34,6 @@ from mlflow_scalpel.comparison.results import (
     key_of,
 )
 from mlflow_scalpel.comparison.samples import SampledDivergence, Sampling
-from mlflow_scalpel.comparison.subjects import Subject
 from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.comparison.tokens import named, token_table
 from mlflow_scalpel.errors import ScalpelError
@@ -57,7 +57,7 @@ class Comparison:
 
     def __init__(
         self,
-        base: Subject,
+        base: MeasuredModel,
         probes: Sequence[Probe],
         metrics: Iterable[str] = STANDARD,
         *,
@@ -104,12 +104,12 @@ class Comparison:
         self._sampling = sampling or Sampling()
         self._bars = Bars(progress)
         self._token_tables = token_tables
-        self.tokens: dict[Subject, pd.DataFrame] = {}
+        self.tokens: dict[MeasuredModel, pd.DataFrame] = {}
         """Tables of tokens of the checkpoints that `measure` measured last."""
-        self._models: dict[str, OneModel | ScalpelError] = {}
+        self._models: dict[str, ForwardModel | ScalpelError] = {}
         self._runners: dict[str, Runner] = {}
 
-    def measure(self, *checkpoints: Subject, without: Collection[str] = ()) -> pd.DataFrame:
+    def measure(self, *checkpoints: MeasuredModel, without: Collection[str] = ()) -> pd.DataFrame:
         """The tidy table of the chosen metrics, of one checkpoint after the other.
 
         What cannot be measured is a row that says why. `without` names groups to leave out.
@@ -159,25 +159,25 @@ class Comparison:
             for row in rows
         )
 
-    def _attention_rows(self, checkpoints: list[Subject]) -> list[Rows]:
+    def _attention_rows(self, checkpoints: list[MeasuredModel]) -> list[Rows]:
         return self._forward(AttentionShift, self._attention, checkpoints, self._dtype)
 
-    def _kl_rows(self, checkpoints: list[Subject]) -> list[Rows]:
+    def _kl_rows(self, checkpoints: list[MeasuredModel]) -> list[Rows]:
         return self._forward(Divergence, self._kl, checkpoints, self._dtype)
 
-    def _kl_paper_rows(self, checkpoints: list[Subject]) -> list[Rows]:
+    def _kl_paper_rows(self, checkpoints: list[MeasuredModel]) -> list[Rows]:
         return self._forward(PaperDivergence, self._kl_paper, checkpoints, "bfloat16")
 
-    def _kl_samples_rows(self, checkpoints: list[Subject]) -> list[Rows]:
+    def _kl_samples_rows(self, checkpoints: list[MeasuredModel]) -> list[Rows]:
         digest = self.base.digest if self._cache else None
         runner = partial(SampledDivergence, sampling=self._sampling, base_digest=digest)
         return self._forward(runner, self._kl_samples, checkpoints, self._dtype)
 
     def _forward(
         self,
-        open_runner: Callable[[OneModel, list[Probe]], Runner],
+        open_runner: Callable[[ForwardModel, list[Probe]], Runner],
         metrics: list[Metric],
-        checkpoints: list[Subject],
+        checkpoints: list[MeasuredModel],
         dtype: str,
     ) -> list[Rows]:
         """Rows of a group that runs texts; all groups of one dtype share one model.
@@ -218,12 +218,12 @@ class Comparison:
         self,
         runner: Runner,
         metrics: list[Metric],
-        checkpoint: Subject,
+        checkpoint: MeasuredModel,
         dtype: str,
         progress: Callable[[int], object] | None,
     ) -> Rows:
         group = metrics[0].group
-        refused = swap(self._model(dtype), checkpoint, group, runner.probes)
+        refused = load_or_refuse(self._model(dtype), checkpoint, group, runner.probes)
         if refused is not None:
             return failed_rows(metrics, runner.probes, dtype, *refused)
         try:
@@ -235,12 +235,12 @@ class Comparison:
             return failed_rows(metrics, runner.probes, dtype, *why_not(error, group))
         return rows
 
-    def _model(self, dtype: str) -> OneModel:
+    def _model(self, dtype: str) -> ForwardModel:
         """The base's model in a dtype, opened once; what kept it from being opened is kept too."""
         if dtype not in self._models:
             try:
                 with errors_told():
-                    self._models[dtype] = OneModel(
+                    self._models[dtype] = ForwardModel(
                         self.base.whole(MEASURED), dtype=dtype, device=self._device
                     )
             except ScalpelError as error:
@@ -251,7 +251,7 @@ class Comparison:
             raise found
         return found
 
-    def _kept(self, key: str, checkpoint: Subject, metrics: list[Metric]) -> Rows | None:
+    def _kept(self, key: str, checkpoint: MeasuredModel, metrics: list[Metric]) -> Rows | None:
         """What is kept of a checkpoint: the rows, and the table of tokens where it is wanted."""
         if not self._cache:
             return None
@@ -273,7 +273,7 @@ class Comparison:
                 whole, trust_remote_code=False, local_files_only=True
             )
 
-    def _origin(self, checkpoint: Subject) -> dict[str, Any]:
+    def _origin(self, checkpoint: MeasuredModel) -> dict[str, Any]:
         return {
             "base": self.base.model_id,
             "base_digest": self.base.digest,

@@ -8,17 +8,17 @@ from pathlib import Path
 import pandas as pd
 
 from mlflow_scalpel.comparison.capabilities import capability_table, has_rows
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.comparison.parquet import read_bounded
-from mlflow_scalpel.comparison.store import evaluations_of, get_run, stored_samples
-from mlflow_scalpel.comparison.subjects import Subject
+from mlflow_scalpel.comparison.run_store import evaluations_of, get_run, stored_samples
 from mlflow_scalpel.errors import ScalpelError
 
 _EVALUATE = 'run `mlflow run . -e evaluate -P set="run=RUN_ID"`'
 
 
 def evaluated_capabilities(
-    base: Subject,
-    checkpoints: Sequence[Subject],
+    base: MeasuredModel,
+    checkpoints: Sequence[MeasuredModel],
     metrics: Iterable[str],
     samples: pd.DataFrame | str | Path | None = None,
 ) -> pd.DataFrame:
@@ -54,7 +54,7 @@ def evaluated_capabilities(
 
 
 def _of_run(
-    base: Subject, checkpoints: list[Subject], run_id: str, names: list[str]
+    base: MeasuredModel, checkpoints: list[MeasuredModel], run_id: str, names: list[str]
 ) -> Iterator[pd.DataFrame]:
     left = checkpoints
     newest: tuple[pd.DataFrame, str | None] | None = None

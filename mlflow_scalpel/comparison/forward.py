@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from mlflow_scalpel.checkpoints.opening import CannotOpen, Failed, errors_told
-from mlflow_scalpel.checkpoints.swapping import SwappedModel
+from mlflow_scalpel.checkpoints.swapping import SwappableModel
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.comparison.probes import Probe, ProbeText
-from mlflow_scalpel.comparison.subjects import Subject
 from mlflow_scalpel.comparison.tokenizers import other_tokenizer
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import Metric
@@ -75,7 +75,7 @@ class Head:
         return Head(self.weight.clone(), bias, self.scale, self.cap)
 
 
-class OneModel(SwappedModel):
+class ForwardModel(SwappableModel):
     """The base or a checkpoint, and how it makes logits.
 
     Raises CannotOpen, and UnsupportedModel for one that has no output embedding.
@@ -209,8 +209,8 @@ class Runner(Protocol):
         ...
 
 
-def swap(
-    model: OneModel, subject: Subject, group: str, probes: Iterable[Probe]
+def load_or_refuse(
+    model: ForwardModel, subject: MeasuredModel, group: str, probes: Iterable[Probe]
 ) -> tuple[str, str] | None:
     """Make the model the checkpoint; status and reason where it cannot be run like the base."""
     texts = (text for probe in probes for pair in probe.pairs for text in pair)
@@ -224,7 +224,7 @@ def swap(
         return "refused", f"{group}: {reason}"
     try:
         with errors_told():
-            model.swap(checkpoint)
+            model.load_checkpoint(checkpoint)
     except CannotOpen as error:
         return "not comparable", f"{group}: {error}"
     except ScalpelError as error:

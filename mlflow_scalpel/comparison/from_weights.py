@@ -8,15 +8,15 @@ from typing import Any
 
 from mlflow_scalpel.comparison.adapted import AdaptedWeights, MergedWeights
 from mlflow_scalpel.comparison.matrices import failed
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.comparison.pairing import pairs_of
 from mlflow_scalpel.comparison.progress import Bars
 from mlflow_scalpel.comparison.results import keep_rows, kept_rows, key_of
-from mlflow_scalpel.comparison.subjects import Subject
 from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.comparison.weights import StoredWeights, weight_rows
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.metrics.moments import Training
 from mlflow_scalpel.metrics.registry import Metric
+from mlflow_scalpel.metrics.update_sums import Training
 from mlflow_scalpel.run_warnings import print_warning
 from mlflow_scalpel.tensors.adapters import NotInFactors
 from mlflow_scalpel.tensors.files import holds_codes
@@ -30,8 +30,8 @@ Where = int | tuple[int, int]
 
 
 def rows_from_weights(
-    base: Subject,
-    checkpoints: Sequence[Subject],
+    base: MeasuredModel,
+    checkpoints: Sequence[MeasuredModel],
     metrics: Sequence[Metric],
     *,
     cache: bool,
@@ -77,8 +77,8 @@ def rows_from_weights(
 
 
 def _key(
-    base: Subject,
-    checkpoints: Sequence[Subject],
+    base: MeasuredModel,
+    checkpoints: Sequence[MeasuredModel],
     metrics: Sequence[Metric],
     where: Where,
 ) -> str:
@@ -89,7 +89,7 @@ def _key(
     return key_of(base, checkpoints[where], metrics, [LAYOUT, rates])
 
 
-def _weights_of(checkpoint: Subject, compared: Path) -> StoredWeights:
+def _weights_of(checkpoint: MeasuredModel, compared: Path) -> StoredWeights:
     """A checkpoint's tensors: an adapter's updates as its factors say where they can."""
     if checkpoint.problem is not None:
         raise ScalpelError(checkpoint.problem)
@@ -117,8 +117,8 @@ def _indices(where: Where) -> tuple[int, ...]:
 
 
 def _measure(
-    base: Subject,
-    checkpoints: Sequence[Subject],
+    base: MeasuredModel,
+    checkpoints: Sequence[MeasuredModel],
     metrics: Sequence[Metric],
     fresh: dict[tuple[Where, str], Rows],
     bars: Bars,

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mlflow_scalpel.comparison.benchmarks import attach, is_benchmark_table, read_benchmarks
 from mlflow_scalpel.comparison.published import Results, Row, read_results, sha256
-from mlflow_scalpel.comparison.store import log_summary, log_table
+from mlflow_scalpel.comparison.run_store import log_summary, log_table
 from mlflow_scalpel.comparison.table import DTYPES, IMPORTED, tidy
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note

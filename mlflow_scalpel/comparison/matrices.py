@@ -12,21 +12,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mlflow_scalpel.metrics.changes import Bin, count_added_changes, count_changes, row_counts
 from mlflow_scalpel.metrics.compiling import compiled
-from mlflow_scalpel.metrics.moments import (
+from mlflow_scalpel.metrics.pair_sums import count_pair
+from mlflow_scalpel.metrics.registry import Metric
+from mlflow_scalpel.metrics.singular_values import Spectra, needed, prepare, singular_values
+from mlflow_scalpel.metrics.update_counts import Bin, count_added_changes, count_changes, row_counts
+from mlflow_scalpel.metrics.update_sums import (
     COMPILED_FROM,
-    Moments,
     NotKnown,
     Training,
+    UpdateSums,
     added_moments,
     row_sums,
     untouched_moments,
     update_moments,
 )
-from mlflow_scalpel.metrics.paired import count_pair
-from mlflow_scalpel.metrics.registry import Metric
-from mlflow_scalpel.metrics.singular_values import Spectra, needed, prepare, singular_values
 from mlflow_scalpel.tensors.updates import Added, Untouched
 
 GROUPS = ("weights", "histograms", "spectra", "weights_paper_compat")
@@ -98,7 +98,7 @@ class MatrixMetrics:
             yield self._rows(w0, one, of_update.get(at), spectra[at] if spectra else None)
 
     def _rows(
-        self, w0: Tensor, update: Update, moments: Moments | None, spectra: Spectra | None
+        self, w0: Tensor, update: Update, moments: UpdateSums | None, spectra: Spectra | None
     ) -> Iterator[Row]:
         wt, training, metrics = update
         if isinstance(wt, Untouched):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from mlflow_scalpel.comparison.subjects import Subject
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
 
 
-def pairs_of(checkpoints: Sequence[Subject]) -> list[tuple[int, int]]:
+def pairs_of(checkpoints: Sequence[MeasuredModel]) -> list[tuple[int, int]]:
     """Indices of the checkpoints of each pair, the one that was given first in front.
 
     - Of two runs: those at the same step, and the last with the last. Early and late steps of two
@@ -35,7 +35,7 @@ def pairs_of(checkpoints: Sequence[Subject]) -> list[tuple[int, int]]:
     return sorted((min(pair), max(pair)) for pair in pairs)
 
 
-def _run_of(one: Subject) -> str:
+def _run_of(one: MeasuredModel) -> str:
     if one.run_id is not None:
         return one.run_id
     return one.model_id if one.step is None else str(one.directory.resolve().parent)

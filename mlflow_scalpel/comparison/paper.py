@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mlflow_scalpel.comparison.divergence import SLICE_LOGITS
-from mlflow_scalpel.comparison.forward import Head, OneModel, Progress, keep, place
+from mlflow_scalpel.comparison.forward import ForwardModel, Head, Progress, keep, place
 from mlflow_scalpel.comparison.probes import Probe, ProbeText
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.kl_paper_compat.all_tokens import bfloat16_divergence
@@ -23,10 +23,10 @@ class PaperDivergence:
     Only the base's final hidden states are kept; its logits are made again a slice at a time.
     """
 
-    def __init__(self, model: OneModel, probes: Sequence[Probe]) -> None:
+    def __init__(self, model: ForwardModel, probes: Sequence[Probe]) -> None:
         self.model = model
         self.probes = list(probes)
-        model.swap_to_base()
+        model.load_base()
         for item in [item for probe in self.probes for item in probe.items][:1]:
             model.check_head(item)
         self._head = model.head(torch.bfloat16).clone()

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from mlflow_scalpel.checkpoints import cache
-from mlflow_scalpel.comparison.subjects import Subject
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.comparison.table import read_table, write_table
 from mlflow_scalpel.comparison.token_files import read_tokens, write_tokens
 from mlflow_scalpel.errors import ScalpelError
@@ -24,7 +24,10 @@ _NOT_KEPT = ("not measured", "not readable", "not supported")
 
 
 def key_of(
-    base: Subject, checkpoint: Subject, metrics: Iterable[Metric], settings: Sequence[Any]
+    base: MeasuredModel,
+    checkpoint: MeasuredModel,
+    metrics: Iterable[Metric],
+    settings: Sequence[Any],
 ) -> str:
     """Names the rows of one checkpoint: digests of both models, metrics, versions, and settings.
 

@@ -13,7 +13,7 @@ import torch
 from mlflow_scalpel.chat import context_of
 from mlflow_scalpel.checkpoints import cache
 from mlflow_scalpel.comparison.divergence import Divergence
-from mlflow_scalpel.comparison.forward import OneModel, Progress
+from mlflow_scalpel.comparison.forward import ForwardModel, Progress
 from mlflow_scalpel.comparison.probes import Probe, ProbeText
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import Metric
@@ -35,7 +35,7 @@ class SampledDivergence:
 
     def __init__(
         self,
-        model: OneModel,
+        model: ForwardModel,
         probes: Sequence[Probe],
         sampling: Sampling,
         *,
@@ -43,7 +43,7 @@ class SampledDivergence:
     ) -> None:
         """Sample; with the digest of the base, answers are kept on this machine and taken again."""
         self.model = model
-        model.swap_to_base()
+        model.load_base()
         sampled = [_sampled(model, probe, sampling, base_digest) for probe in probes]
         self._divergence = Divergence(model, sampled)
         self.probes = sampled
@@ -55,7 +55,9 @@ class SampledDivergence:
         return self._divergence.rows(metrics, progress)
 
 
-def _sampled(model: OneModel, probe: Probe, sampling: Sampling, base_digest: str | None) -> Probe:
+def _sampled(
+    model: ForwardModel, probe: Probe, sampling: Sampling, base_digest: str | None
+) -> Probe:
     """The probe with the base's answers in place of its solutions."""
     parts = [_LAYOUT, base_digest, probe.texts, model.dtype, *astuple(sampling)]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -84,7 +86,7 @@ def _answered(item: ProbeText, answer: list[int]) -> ProbeText:
 
 @torch.inference_mode()
 def sample(
-    model: OneModel, prompts: Sequence[tuple[int, ...]], sampling: Sampling
+    model: ForwardModel, prompts: Sequence[tuple[int, ...]], sampling: Sampling
 ) -> list[list[int]]:
     """One answer's token IDs for each prompt, with its end-of-turn token where it ends.
 

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from torch import Tensor
 
 from mlflow_scalpel.comparison.divergence import SLICE_LOGITS, Measured
-from mlflow_scalpel.comparison.stored import TOKENS
+from mlflow_scalpel.comparison.run_queries import TOKENS
 from mlflow_scalpel.comparison.token_files import (
     DTYPES,
     artifact_name,
@@ -160,7 +160,7 @@ def stored_tokens(run_id: str, step: int) -> pd.DataFrame:
     A table that was written as training went on does not name the model, which was still on its way
     to MLflow; it is taken from the run's tidy table. Raises ScalpelError where there is no table.
     """
-    from mlflow_scalpel.comparison.store import stored_table
+    from mlflow_scalpel.comparison.run_store import stored_table
 
     known = token_steps(run_id)
     if step not in known:

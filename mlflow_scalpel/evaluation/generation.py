@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from mlflow_scalpel.chat import context_of
-from mlflow_scalpel.checkpoints.swapping import SwappedModel
+from mlflow_scalpel.checkpoints.swapping import SwappableModel
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.suite_lm import SuiteLM, end_tokens_of
 
@@ -37,7 +37,7 @@ class BatchedLM(HFLM, SuiteLM):
     """
 
     def __init__(
-        self, swapped: SwappedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int
+        self, swapped: SwappableModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int
     ) -> None:
         super().__init__(
             pretrained=swapped.model, backend="causal", tokenizer=tokenizer, batch_size=batch_size
@@ -54,7 +54,7 @@ class BatchedLM(HFLM, SuiteLM):
         return self.max_length
 
     def load_weights(self, directory: Path) -> None:
-        self._swapped.swap(directory)
+        self._swapped.load_checkpoint(directory)
         self._take(self._swapped.model)
         with torch.inference_mode():
             some = torch.tensor([[self.end_tokens[0] if self.end_tokens else 0]])  # (1, T)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlflow_scalpel.installed import need
+from mlflow_scalpel.extras import need
 from mlflow_scalpel.recipes.measuring import EvaluateRecipe
 
 

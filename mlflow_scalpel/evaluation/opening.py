@@ -10,7 +10,7 @@ import torch
 
 from mlflow_scalpel.chat import load_tokenizer
 from mlflow_scalpel.checkpoints.opening import CannotOpen
-from mlflow_scalpel.checkpoints.swapping import SwappedModel
+from mlflow_scalpel.checkpoints.swapping import SwappableModel
 from mlflow_scalpel.comparison.tokenizers import added_tokens, other_tokenizer
 from mlflow_scalpel.errors import ScalpelError
 
@@ -26,7 +26,7 @@ def open_tokenizer(model: str, template_date: date) -> Any:
         raise _not_loaded(model, error) from error
 
 
-def open_model(model: Path, dtype: str, device: str | None) -> SwappedModel:
+def open_model(model: Path, dtype: str, device: str | None) -> SwappableModel:
     """The model of a directory on a device, by default a GPU where there is one.
 
     Raises ScalpelError where it cannot be had.
@@ -34,7 +34,7 @@ def open_model(model: Path, dtype: str, device: str | None) -> SwappedModel:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return SwappedModel(model, dtype=dtype, device=device)
+        return SwappableModel(model, dtype=dtype, device=device)
     except CannotOpen as error:
         raise _not_loaded(str(model), error) from error
 

@@ -18,10 +18,11 @@ from mlflow.entities import Run
 
 from mlflow_scalpel.chat import DEFAULT_DATE, stored_eos, stored_template, with_chat
 from mlflow_scalpel.checkpoints import Checkpoint, checkpoints_of_run, log_base, resolve
-from mlflow_scalpel.comparison import Subject, tidy
+from mlflow_scalpel.comparison import MeasuredModel, tidy
 from mlflow_scalpel.comparison.capabilities import capability_table, ledger
 from mlflow_scalpel.comparison.probes import text_digest
-from mlflow_scalpel.comparison.store import (
+from mlflow_scalpel.comparison.run_queries import EVALUATED_RUN_TAG, LEDGER, SAMPLES, trained_prompt
+from mlflow_scalpel.comparison.run_store import (
     get_run,
     log_rows,
     log_summary,
@@ -30,7 +31,6 @@ from mlflow_scalpel.comparison.store import (
     readable,
     subject_of,
 )
-from mlflow_scalpel.comparison.stored import EVALUATED_RUN_TAG, LEDGER, SAMPLES, trained_prompt
 from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.recipes.measuring import EvaluateRecipe
 
@@ -46,7 +46,7 @@ SUITE = "scalpel/suite.yaml"
 class Plan:
     """The models of one evaluation: number 0 is the base, the checkpoints follow."""
 
-    base: Subject
+    base: MeasuredModel
     """The base of a run, or the one model that is evaluated."""
     system_prompt: str | None
     template_date: date = DEFAULT_DATE
@@ -55,14 +55,14 @@ class Plan:
     """In order of step."""
 
     @property
-    def subjects(self) -> list[Subject]:
+    def subjects(self) -> list[MeasuredModel]:
         """All models; the files of the checkpoints may be elsewhere."""
         if self.run is None:
             return [self.base]
         return [self.base, *(subject_of(c, self.run, files=False) for c in self.checkpoints)]
 
     @contextmanager
-    def opened(self, number: int) -> Iterator[Subject]:
+    def opened(self, number: int) -> Iterator[MeasuredModel]:
         """A model with its files on this machine as long as it is open."""
         if number == 0:
             yield self.base
@@ -82,7 +82,9 @@ def plan_evaluation(recipe: EvaluateRecipe, output: Path) -> Plan:
         return _plan_run(recipe, recipe.run, output)
     if recipe.model is not None:
         model = log_base(recipe.model)
-        subject = Subject(resolve(recipe.model), model.model_id, model.params["digest"], step=0)
+        subject = MeasuredModel(
+            resolve(recipe.model), model.model_id, model.params["digest"], step=0
+        )
         return Plan(subject, recipe.system_prompt, recipe.template_date or DEFAULT_DATE)
     raise RecipeError(
         "neither model nor run is given, so there is nothing to evaluate; "
@@ -110,7 +112,9 @@ def _plan_run(recipe: EvaluateRecipe, run_id: str, output: Path) -> Plan:
     return Plan(subject, system_prompt, template_date, run, checkpoints)
 
 
-def _as_trained(base: Subject, run: Run, checkpoints: list[Checkpoint], into: Path) -> Subject:
+def _as_trained(
+    base: MeasuredModel, run: Run, checkpoints: list[Checkpoint], into: Path
+) -> MeasuredModel:
     """The base with the chat template and the end token that the run's checkpoints have."""
     if all(run.data.params.get(name) == "none" for name in ("chat_template", "eos_token")):
         return base  # the run says that they are the base's
@@ -140,7 +144,7 @@ def _choose(count: int, which: str | int) -> list[int]:
     return sorted({round((number + 1) * count / wanted) - 1 for number in range(wanted)})
 
 
-def result_file(folder: Path, subject: Subject) -> Path:
+def result_file(folder: Path, subject: MeasuredModel) -> Path:
     """Where in a folder of results that of a model is, or will be."""
     return folder / f"{subject.model_id}.parquet"
 
@@ -211,7 +215,9 @@ def _difference(before: dict[str, Any], now: dict[str, Any], name: str) -> str:
     return f"was {old!r}, and is {new!r}"
 
 
-def score_table(evaluation: Evaluation, subject: Subject, plan: Plan, dtype: str) -> pd.DataFrame:
+def score_table(
+    evaluation: Evaluation, subject: MeasuredModel, plan: Plan, dtype: str
+) -> pd.DataFrame:
     """The scores of one model as a tidy table; one that graded no problem says so.
 
     A group of tasks has a second row, `lm_eval/...`: the number that lm-eval gives it.
@@ -242,14 +248,16 @@ def lm_eval_name(metric: str) -> str:
     return metric.replace("eval/", "lm_eval/", 1)
 
 
-def gap_table(suite: Suite, reason: str, subject: Subject, plan: Plan, dtype: str) -> pd.DataFrame:
+def gap_table(
+    suite: Suite, reason: str, subject: MeasuredModel, plan: Plan, dtype: str
+) -> pd.DataFrame:
     """The rows of a checkpoint that could not be measured, a row a score that it lacks."""
     gap = {"unit": "accuracy", "status": "not measured", "reason": reason}
     origin = _origin(subject, plan, dtype)
     return tidy({**origin, "metric": task.metric_name, **gap} for task in suite.tasks)
 
 
-def _origin(subject: Subject, plan: Plan, dtype: str) -> dict[str, Any]:
+def _origin(subject: MeasuredModel, plan: Plan, dtype: str) -> dict[str, Any]:
     return {
         "base": plan.base.model_id,
         "base_digest": plan.base.digest,
@@ -263,7 +271,7 @@ def _origin(subject: Subject, plan: Plan, dtype: str) -> dict[str, Any]:
     }
 
 
-def rows_of(evaluation: Evaluation, subject: Subject) -> pd.DataFrame:
+def rows_of(evaluation: Evaluation, subject: MeasuredModel) -> pd.DataFrame:
     """The evaluation's rows with the model that answered."""
     return evaluation.samples.assign(
         step=subject.step, model_id=subject.model_id, model_digest=subject.digest
@@ -271,7 +279,10 @@ def rows_of(evaluation: Evaluation, subject: Subject) -> pd.DataFrame:
 
 
 def log_results(
-    scores: list[pd.DataFrame], samples: list[pd.DataFrame], subjects: list[Subject], dtype: str
+    scores: list[pd.DataFrame],
+    samples: list[pd.DataFrame],
+    subjects: list[MeasuredModel],
+    dtype: str,
 ) -> None:
     """Store scores, evaluation rows, and what base and checkpoints can do, on the active run.
 

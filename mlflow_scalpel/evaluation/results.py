@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 
 from mlflow_scalpel.checkpoints.log import courier_for
 from mlflow_scalpel.checkpoints.spool import ArtifactEntry, MetricsEntry, MetricValue
-from mlflow_scalpel.comparison import Subject
+from mlflow_scalpel.comparison import MeasuredModel
 from mlflow_scalpel.evaluation.groups import GroupScore
 from mlflow_scalpel.evaluation.harness import Evaluation, Score
 from mlflow_scalpel.evaluation.record import lm_eval_name, result_file
@@ -91,15 +91,15 @@ class Results:
                 print(f"{file.path}: was cut off ({error}), and is measured again")
                 path.unlink()
 
-    def path(self, subject: Subject) -> Path:
+    def path(self, subject: MeasuredModel) -> Path:
         """Where the result of a model is, or will be."""
         return result_file(self.folder, subject)
 
-    def read(self, subject: Subject) -> Result:
+    def read(self, subject: MeasuredModel) -> Result:
         """The result of a model that has one."""
         return Result.read(self.path(subject))
 
-    def store(self, subject: Subject) -> Result:
+    def store(self, subject: MeasuredModel) -> Result:
         """Send the file of a model that was just measured, and its scores as metrics."""
         path = self.path(subject)
         self._courier.add(
@@ -107,7 +107,7 @@ class Results:
         )
         return self.send_metrics(subject)
 
-    def send_metrics(self, subject: Subject) -> Result:
+    def send_metrics(self, subject: MeasuredModel) -> Result:
         """Log each score with its standard error at the model's step, linked to the model.
 
         Doing it twice does no harm.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
-from mlflow_scalpel.comparison import Subject
+from mlflow_scalpel.comparison import MeasuredModel
 from mlflow_scalpel.evaluation.finished import crowded_words, unfinished_words
 from mlflow_scalpel.evaluation.harness import Evaluation
 from mlflow_scalpel.evaluation.record import Plan, rows_of
@@ -31,7 +31,7 @@ def keep_warnings(said: Mapping[str, str | None], suite: Suite, plan: Plan, run_
 
 
 def warnings_of_results(
-    found: list[tuple[Evaluation, Subject]], unreadable: Mapping[str, int]
+    found: list[tuple[Evaluation, MeasuredModel]], unreadable: Mapping[str, int]
 ) -> dict[str, str | None]:
     """What is to be said of the results of all models, by what it is about; None for nothing.
 

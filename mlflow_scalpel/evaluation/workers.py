@@ -21,12 +21,12 @@ from typing import Any
 from tqdm import tqdm
 
 from mlflow_scalpel.checkpoints.opening import errors_told
-from mlflow_scalpel.comparison import Subject
+from mlflow_scalpel.comparison import MeasuredModel
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.record import Plan, result_file
 from mlflow_scalpel.evaluation.suite import Suite
-from mlflow_scalpel.interrupts import end_with_parent, interrupt_is_heard
 from mlflow_scalpel.recipes.measuring import EvaluateRecipe
+from mlflow_scalpel.runs.signals import end_with_parent, interrupt_is_heard
 
 _GPUS = "CUDA_VISIBLE_DEVICES"
 
@@ -79,7 +79,7 @@ class Measurer:
             return str(error)
         return None
 
-    def _measure(self, subject: Subject, is_base: bool) -> None:
+    def _measure(self, subject: MeasuredModel, is_base: bool) -> None:
         from mlflow_scalpel.evaluation.gold import score_gold_answers
         from mlflow_scalpel.evaluation.harness import Evaluation
         from mlflow_scalpel.evaluation.results import Result, now

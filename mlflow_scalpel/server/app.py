@@ -29,7 +29,7 @@ def create_app_with_basic_auth() -> Any:
     """
     from mlflow.server import app, auth
 
-    from mlflow_scalpel.server.inside import check_passwords_once
+    from mlflow_scalpel.server.local_source import check_passwords_once
 
     paths = _add_pages(app)
     # Under MLFLOW_BASIC_AUTH_FAIL_CLOSED a route that is not named here is refused to all users.
@@ -43,7 +43,7 @@ def _add_pages(app: Any) -> list[str]:
     from flask import request
     from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
 
-    from mlflow_scalpel.server.inside import Inside, static_prefix
+    from mlflow_scalpel.server.local_source import Inside, static_prefix
     from mlflow_scalpel.server.routes import add_pages
     from mlflow_scalpel.server.warming import warm_in_background
 

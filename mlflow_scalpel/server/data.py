@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pandas as pd
 from mlflow.entities import Run
 
-from mlflow_scalpel.comparison.stored import (
+from mlflow_scalpel.comparison.run_queries import (
     ARGUMENTS,
     TABLE,
     claims,
@@ -27,7 +27,7 @@ from mlflow_scalpel.comparison.table import read_table
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.run_warnings import warnings_of
 from mlflow_scalpel.server.caching import Cache
-from mlflow_scalpel.server.sources import Source, comparisons_of
+from mlflow_scalpel.server.client_source import Source, comparisons_of
 
 MOST_RUNS = 24
 """Runs on one page; more make no figure that can be read."""
@@ -45,7 +45,7 @@ class Selection:
 
     runs: tuple[Run, ...]
     version: Version
-    """Changes where anything of it does."""
+    """UpdateCounts where anything of it does."""
     table: pd.DataFrame
     """The tidy table of them all; empty where nothing was measured."""
     described: pd.DataFrame

@@ -11,11 +11,11 @@ import pandas as pd
 from mlflow.entities import Run
 
 from mlflow_scalpel.comparison.parquet import read_bounded
-from mlflow_scalpel.comparison.stored import LEDGER, TOKENS, claims, damage, evaluations_where
+from mlflow_scalpel.comparison.run_queries import LEDGER, TOKENS, claims, damage, evaluations_where
 from mlflow_scalpel.comparison.token_files import read_tokens
 from mlflow_scalpel.credentials import shortened
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.server.sources import NotReadable, Source, comparisons_of
+from mlflow_scalpel.server.client_source import NotReadable, Source, comparisons_of
 
 NO_TOKENS = (
     "No tokens are stored of these runs. Training with the stages of this project stores them, and "

@@ -9,8 +9,8 @@ from werkzeug.serving import BaseWSGIServer, make_server
 
 from mlflow_scalpel.credentials import without_credentials
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.server.client_source import ByClient
 from mlflow_scalpel.server.routes import ROOT, add_pages
-from mlflow_scalpel.server.sources import ByClient
 from mlflow_scalpel.server.warming import warm_in_background
 
 HOST = "127.0.0.1"

@@ -18,10 +18,10 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.credentials import without_credentials
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.server.client_source import NotReadable, Source
 from mlflow_scalpel.server.data import MOST_RUNS, Tables
 from mlflow_scalpel.server.details import details
 from mlflow_scalpel.server.figures import Figures, table_stem
-from mlflow_scalpel.server.sources import NotReadable, Source
 from mlflow_scalpel.server.start import checkpoint_rows, experiment_rows, run_rows
 
 ROOT = "/scalpel"

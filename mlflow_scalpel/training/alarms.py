@@ -61,7 +61,7 @@ class Alarm:
         return {f"{ALARM_PREFIX}{self.name}": f"step {self.step}: {self.message}"}
 
 
-class Watch:
+class AlarmMonitor:
     """Sees the logs of a run step by step, and says which alarms they raise.
 
     The same logs in the same order always give the same levels: a run that is taken up is shown

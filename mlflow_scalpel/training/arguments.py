@@ -8,7 +8,7 @@ from typing import Any
 
 from mlflow_scalpel.errors import RecipeError
 from mlflow_scalpel.recipes.training import GrpoRecipe, SftRecipe, TrainingRecipe
-from mlflow_scalpel.training.server import HOST
+from mlflow_scalpel.training.vllm_server import HOST
 
 # Fields of `train` that are not a trainer's but say how the model is loaded or data is prepared.
 NOT_TRL = {

@@ -12,14 +12,14 @@ import pandas as pd
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from mlflow_scalpel.checkpoints.log import Delivery, log_checkpoint
+from mlflow_scalpel.checkpoints.log import Upload, log_checkpoint
 from mlflow_scalpel.checkpoints.lost import LOST, lost_among, said_of_lost
-from mlflow_scalpel.comparison import Comparison, Subject, tidy
+from mlflow_scalpel.comparison import Comparison, MeasuredModel, tidy
 from mlflow_scalpel.comparison.summary import summarise, unmeasured
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import GROUPS
 from mlflow_scalpel.recipes.training import GrpoRecipe, TrainingRecipe
-from mlflow_scalpel.training.alarms import Watch
+from mlflow_scalpel.training.alarms import AlarmMonitor
 from mlflow_scalpel.training.arguments import problems_a_step, sequences_a_step
 from mlflow_scalpel.training.cost import (
     UNITS,
@@ -32,14 +32,14 @@ from mlflow_scalpel.training.cost import (
 from mlflow_scalpel.training.freezing import METRIC, UNIT, changed_elements, complaint
 from mlflow_scalpel.training.heatmap import heatmap_image
 from mlflow_scalpel.training.journal import Journal, numbers
-from mlflow_scalpel.training.resume import Past, keep_newest
+from mlflow_scalpel.training.resume_point import Past, keep_newest
 from mlflow_scalpel.training.session import OpenBase, log_probe
 
 if TYPE_CHECKING:
     from mlflow_scalpel.training.rewards import Rewards  # needs math-verify, which SFT does not
 
 
-class TogetherCallback(TrainerCallback):
+class BarrierCallback(TrainerCallback):
     """Has no process go on from a save before every one has written its part of the checkpoint.
 
     Else the main one logs, and drops the checkpoint before, while the others still write.
@@ -62,7 +62,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
     """One LoggedModel, one registered version and one set of measurements a saved checkpoint.
 
     Acts in the main process only. Step 0 is the base, measured like every checkpoint. All that
-    MLflow is told goes by way of a courier: training waits for no server.
+    MLflow is told goes by way of a uploader: training waits for no server.
     """
 
     def __init__(
@@ -94,12 +94,12 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         self._multiplied = Multiplied(0, 0)
         self._began = self._measuring = 0.0
         self._logs_of_save: dict[str, float] = {}
-        self._deliveries: dict[int, Delivery] = {}
+        self._deliveries: dict[int, Upload] = {}
         self._lost: dict[int, str] = {}
         self._tables = [] if past.table is None else [past.table]
         self._summary = list(past.summary)
         self._unidentified = False
-        self._watch = Watch(recipe.alarms) if isinstance(recipe, GrpoRecipe) else None
+        self._watch = AlarmMonitor(recipe.alarms) if isinstance(recipe, GrpoRecipe) else None
 
     def on_train_begin(
         self,
@@ -173,7 +173,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         if state.is_world_process_zero:
-            waiting = self._journal.courier.waiting_checkpoints()
+            waiting = self._journal.uploader.waiting_checkpoints()
             in_place = [Path(entry.source) for entry in waiting if not entry.snapshot]
             keep_newest(Path(str(args.output_dir)), self._recipe.checkpoints.keep_local, in_place)
             self._take_in(_directory(args, state), state)
@@ -187,11 +187,11 @@ class CheckpointCallback(TrainerCallback, ExportableState):
     ) -> None:
         if not state.is_world_process_zero:
             return
-        self._journal.courier.drain()
+        self._journal.uploader.drain()
         self._tell_losses()
         if self._unidentified:  # now every model is known
             self._journal.table(self._table())
-        self._journal.courier.drain()
+        self._journal.uploader.drain()
         if self._lost and len(self._lost) == len(self._deliveries) and not self._past.stored:
             raise ScalpelError(said_of_lost(self._lost, 0))
 
@@ -268,7 +268,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         values |= self._watch.levels
         return fatal
 
-    def _log(self, directory: Path, step: int) -> Delivery:
+    def _log(self, directory: Path, step: int) -> Upload:
         checkpoints = self._recipe.checkpoints
         return log_checkpoint(
             directory,
@@ -299,7 +299,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
     def _measure(self, directory: Path, step: int) -> None:
         """Measure one checkpoint, and log the summary, the picture and the table so far."""
         started = time.monotonic()
-        subject = Subject(
+        subject = MeasuredModel(
             directory, "", "", step, self._run_id, self._algorithm, self._learning_rate_sum
         )
         measured = self._comparison.measure(subject, without=self._left_out(step))

@@ -1,4 +1,4 @@
-"""What a training run tells MLflow while it goes on, by way of its courier: nothing here waits."""
+"""What a training run tells MLflow while it goes on, by way of its uploader: nothing here waits."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from mlflow_scalpel.checkpoints.courier import Courier
-from mlflow_scalpel.checkpoints.log import Delivery
+from mlflow_scalpel.checkpoints.log import Upload
 from mlflow_scalpel.checkpoints.spool import (
     ArtifactEntry,
     BestEntry,
@@ -20,7 +19,8 @@ from mlflow_scalpel.checkpoints.spool import (
     MetricValue,
     TagsEntry,
 )
-from mlflow_scalpel.comparison.stored import TABLE, TOKENS
+from mlflow_scalpel.checkpoints.uploader import Uploader
+from mlflow_scalpel.comparison.run_queries import TABLE, TOKENS
 from mlflow_scalpel.comparison.table import write_table
 from mlflow_scalpel.comparison.token_files import artifact_name, write_tokens
 from mlflow_scalpel.run_warnings import WARNING_PREFIX, print_warning, warning_tag
@@ -34,8 +34,8 @@ SUMMARY = "scalpel/summary.json"
 class Journal:
     """Metrics, pictures, tables and tags of one run."""
 
-    def __init__(self, courier: Courier) -> None:
-        self.courier = courier
+    def __init__(self, uploader: Uploader) -> None:
+        self.uploader = uploader
         self._warned: dict[str, bool] = {}  # by code, as it was last time
         self._logged: tuple[int, set[str]] = -1, set()  # newest step, and its metrics so far
 
@@ -43,7 +43,7 @@ class Journal:
         self,
         values: Mapping[str, float],
         step: int,
-        model: Delivery | str | None = None,
+        model: Upload | str | None = None,
         datasets: Mapping[str, tuple[str, str]] | None = None,
     ) -> None:
         """Values at a step, of a model too where one is given (a delivery, or a model's ID).
@@ -73,15 +73,15 @@ class Journal:
                     dataset_digest=digest,
                 )
             )
-        if isinstance(model, Delivery):
+        if isinstance(model, Upload):
             entry.job = model.job
         else:
             entry.model_id = model
-        self.courier.add(entry)
+        self.uploader.add(entry)
 
     def image(self, image: Any, key: str, step: int) -> None:
         """A picture (PIL) for MLflow's image chart."""
-        self.courier.add(
+        self.uploader.add(
             ImageEntry(key=key, step=step, timestamp=int(time.time() * 1000)),
             lambda folder: image.save(folder / "image.png"),
         )
@@ -89,12 +89,14 @@ class Journal:
     def table(self, table: pd.DataFrame) -> None:
         """The tidy table so far, in place of the one before."""
         folder, name = TABLE.rsplit("/", 1)
-        self.courier.add(ArtifactEntry(folder=folder), lambda path: write_table(table, path / name))
+        self.uploader.add(
+            ArtifactEntry(folder=folder), lambda path: write_table(table, path / name)
+        )
 
     def tokens(self, table: pd.DataFrame, step: int) -> None:
         """The table of single tokens of the checkpoint of a step."""
         name = artifact_name(step)
-        self.courier.add(
+        self.uploader.add(
             ArtifactEntry(folder=TOKENS), lambda path: write_tokens(table, path / name)
         )
 
@@ -103,7 +105,7 @@ class Journal:
         folder, name = SUMMARY.rsplit("/", 1)
         columns = list(dict.fromkeys(column for row in rows for column in row))
         content = {"columns": columns, "data": [[row.get(c) for c in columns] for row in rows]}
-        self.courier.add(
+        self.uploader.add(
             ArtifactEntry(folder=folder),
             lambda path: (path / name).write_text(json.dumps(content), encoding="utf-8"),
         )
@@ -127,11 +129,11 @@ class Journal:
 
     def tags(self, tags: Mapping[str, str | None]) -> None:
         """Tags of the run; None removes one."""
-        self.courier.add(TagsEntry(tags=dict(tags)))
+        self.uploader.add(TagsEntry(tags=dict(tags)))
 
     def best(self, metric: str, mode: str) -> None:
         """Have the alias best-<run> follow the best version so far."""
-        self.courier.add(BestEntry(metric=metric, minimize=mode == "min"))
+        self.uploader.add(BestEntry(metric=metric, minimize=mode == "min"))
 
 
 def numbers(logs: Mapping[str, Any], state: TrainerState) -> dict[str, float]:

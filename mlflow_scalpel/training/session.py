@@ -23,9 +23,9 @@ from mlflow_scalpel.chat import (
     with_chat,
 )
 from mlflow_scalpel.checkpoints import log_base, resolve
-from mlflow_scalpel.comparison import Comparison, Probe, Subject, build_probe
+from mlflow_scalpel.comparison import Comparison, MeasuredModel, Probe, build_probe
 from mlflow_scalpel.comparison.probes import text_digest
-from mlflow_scalpel.comparison.stored import ARGUMENTS, stated_prompt
+from mlflow_scalpel.comparison.run_queries import ARGUMENTS, stated_prompt
 from mlflow_scalpel.credentials import without_credentials
 from mlflow_scalpel.data import load_rows
 from mlflow_scalpel.data.conversations import EARLIER
@@ -33,15 +33,15 @@ from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.recipes.training import TrainingRecipe
 from mlflow_scalpel.remote_code import refused
 from mlflow_scalpel.run_warnings import warn
-from mlflow_scalpel.stage import OpenStage
-from mlflow_scalpel.takeup import seam_tag
+from mlflow_scalpel.runs.lifecycle import OpenStage
+from mlflow_scalpel.runs.resume import seam_tag
 from mlflow_scalpel.training.cost import hardware
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
     from mlflow_scalpel.training.examples import Pool
-    from mlflow_scalpel.training.resume import Past
+    from mlflow_scalpel.training.resume_point import Past
     from mlflow_scalpel.training.rewards import Rewards
 
 BASE = "base"  # in the output directory: the base with the recipe's template and end token
@@ -137,10 +137,10 @@ def follow(
     from transformers import PrinterCallback
 
     from mlflow_scalpel.checkpoints.log import courier_for
-    from mlflow_scalpel.training.callback import CheckpointCallback, TogetherCallback
+    from mlflow_scalpel.training.callback import BarrierCallback, CheckpointCallback
     from mlflow_scalpel.training.freezing import apply_freeze
     from mlflow_scalpel.training.journal import Journal
-    from mlflow_scalpel.training.resume import Past
+    from mlflow_scalpel.training.resume_point import Past
 
     check_spread(stage.recipe.sharding, trainer.accelerator.distributed_type.value)
     if len(trainer.train_dataset) != len(pool.rows):
@@ -151,13 +151,13 @@ def follow(
         )
     trained = apply_freeze(trainer.model, stage.recipe.train.freeze)
     trainer.remove_callback(PrinterCallback)  # a line a step; the callback prints what counts
-    trainer.add_callback(TogetherCallback(trainer.accelerator.wait_for_everyone))
+    trainer.add_callback(BarrierCallback(trainer.accelerator.wait_for_everyone))
     chosen: list[Path | None] = [None]
     if not stage.run_id:
         return broadcast_object_list(chosen)[0]
-    courier, past = courier_for(stage.run_id, stage.output), Past()
+    uploader, past = courier_for(stage.run_id, stage.output), Past()
     if stage.resumed:
-        courier.drain()  # what the killed process had not sent yet
+        uploader.drain()  # what the killed process had not sent yet
         chosen[0], past = _take_up(stage)
     more = {**pool.params(), **trained.params()}
     log_settings(stage, base, algorithm, trainer.args, pool, more)
@@ -167,7 +167,7 @@ def follow(
             stage.recipe,
             base,
             open_comparison(stage.recipe, base),
-            Journal(courier),
+            Journal(uploader),
             run_id=stage.run_id,
             algorithm=algorithm,
             problems=len(pool.rows),
@@ -181,7 +181,7 @@ def follow(
 
 def _take_up(stage: OpenStage) -> tuple[Path | None, Past]:
     """Where a run that was killed goes on from, and what it has left; what is broken is removed."""
-    from mlflow_scalpel.training.resume import newest_whole, past_of, remove_broken, seam_of
+    from mlflow_scalpel.training.resume_point import newest_whole, past_of, remove_broken, seam_of
 
     from_here = newest_whole(stage.output, stage.recipe.processes)
     past = past_of(stage.run_id, from_here)
@@ -207,7 +207,7 @@ def check_spread(sharding: str | None, kind: str) -> None:
 
 def open_comparison(recipe: TrainingRecipe, base: OpenBase) -> Comparison:
     """The base, ready to have checkpoints measured against it on the recipe's probes."""
-    subject = Subject(base.directory, base.model_id, base.digest, step=0)
+    subject = MeasuredModel(base.directory, base.model_id, base.digest, step=0)
     metrics = [*recipe.metrics, *recipe.rare_metrics]
     return Comparison(subject, base.probes, metrics, token_tables=True)
 

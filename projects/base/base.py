@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mlflow_scalpel.stage import open_stage
+from mlflow_scalpel.runs.lifecycle import open_stage
 
 with open_stage("base", Path(__file__).parent / "recipes") as stage:
     import mlflow

@@ -3,20 +3,20 @@
 from pathlib import Path
 
 from mlflow_scalpel.errors import RecipeError
-from mlflow_scalpel.stage import open_stage
+from mlflow_scalpel.runs.lifecycle import open_stage
 
 with open_stage("compare", Path(__file__).parent / "recipes") as stage:
     import mlflow
 
     from mlflow_scalpel.comparison import write_table
-    from mlflow_scalpel.comparison.store import (
+    from mlflow_scalpel.comparison.run_queries import compared_params, joined
+    from mlflow_scalpel.comparison.run_store import (
         describe_runs,
         gather,
         name_on_runs,
         pair_table,
         stored_ledger,
     )
-    from mlflow_scalpel.comparison.stored import compared_params, joined
     from mlflow_scalpel.views.report import write_figures, write_report
 
     recipe = stage.recipe

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mlflow_scalpel.evaluation.needs import check_installed
 from mlflow_scalpel.evaluation.suite import check_data_files, load_suite
-from mlflow_scalpel.stage import open_stage
+from mlflow_scalpel.runs.lifecycle import open_stage
 
 HERE = Path(__file__).parent
 
@@ -33,7 +33,7 @@ def evaluate(stage):
     from mlflow_scalpel.evaluation.suite_data import data_warnings
     from mlflow_scalpel.evaluation.warned import keep_warnings, warnings_of_results
     from mlflow_scalpel.evaluation.workers import Order, count_workers, measure_all
-    from mlflow_scalpel.takeup import seam_tag
+    from mlflow_scalpel.runs.resume import seam_tag
 
     recipe = stage.recipe
     suite = suite_of(recipe)

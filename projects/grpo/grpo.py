@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from mlflow_scalpel.stage import open_stage
-from mlflow_scalpel.training.needs import check_installed
+from mlflow_scalpel.runs.lifecycle import open_stage
+from mlflow_scalpel.training.requirements import check_installed
 
 with open_stage("grpo", Path(__file__).parent / "recipes", check=check_installed) as stage:
     from trl import GRPOConfig, GRPOTrainer
@@ -13,8 +13,8 @@ with open_stage("grpo", Path(__file__).parent / "recipes", check=check_installed
     from mlflow_scalpel.training.examples import grpo_examples, open_pool
     from mlflow_scalpel.training.learned import asked_examples
     from mlflow_scalpel.training.rewards import Rewards
-    from mlflow_scalpel.training.server import generation_server
     from mlflow_scalpel.training.session import follow, open_base, train
+    from mlflow_scalpel.training.vllm_server import generation_server
 
     recipe = stage.recipe
     base = open_base(stage)

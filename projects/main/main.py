@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from mlflow_scalpel.stage import open_stage
+from mlflow_scalpel.runs.lifecycle import open_stage
 
 HERE = Path(__file__).parent
 
 with open_stage("main", HERE / "recipes") as stage:
     import mlflow
 
-    from mlflow_scalpel.experiment import Experiment
+    from mlflow_scalpel.runs.experiment import Experiment
     from mlflow_scalpel.training.pilots import JUDGED_BY, choose, final_mean
 
     recipe = stage.recipe

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from mlflow_scalpel.stage import open_stage
-from mlflow_scalpel.training.needs import check_installed
+from mlflow_scalpel.runs.lifecycle import open_stage
+from mlflow_scalpel.training.requirements import check_installed
 
 with open_stage("sft", Path(__file__).parent / "recipes", check=check_installed) as stage:
     from trl import SFTConfig, SFTTrainer

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mlflow_scalpel.checkpoints import log_base, log_checkpoint, resolve
 from mlflow_scalpel.checkpoints.adapters import merged
+from mlflow_scalpel.checkpoints.artifact_store import open_store
 from mlflow_scalpel.checkpoints.pull import pull
-from mlflow_scalpel.checkpoints.stores import open_store
 from mlflow_scalpel.errors import ScalpelError
 
 IDS = torch.arange(5, 25).reshape(2, 10)

@@ -21,14 +21,14 @@ from mlflow.exceptions import MlflowException, RestException
 from PIL import Image
 
 from mlflow_scalpel.checkpoints import log_base, log_checkpoint, once
-from mlflow_scalpel.checkpoints.courier import Undelivered
-from mlflow_scalpel.checkpoints.find import made_by, state_of, step_of
-from mlflow_scalpel.checkpoints.lanes import is_final
+from mlflow_scalpel.checkpoints.artifact_store import check_travels, open_store
 from mlflow_scalpel.checkpoints.log import close_couriers, courier_for
+from mlflow_scalpel.checkpoints.search import made_by, state_of, step_of
 from mlflow_scalpel.checkpoints.spool import EndEntry, find_spools
-from mlflow_scalpel.checkpoints.stores import check_travels, open_store
+from mlflow_scalpel.checkpoints.uploader import UploadPending
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.server_errors import is_final
 from mlflow_scalpel.training.journal import Journal
 
 WEIGHTS = "model.safetensors"
@@ -41,7 +41,7 @@ def end_of_couriers(monkeypatch):
     monkeypatch.setenv("SCALPEL_PATIENCE", "60")
     yield
     monkeypatch.setenv("SCALPEL_PATIENCE", "0")
-    with contextlib.suppress(Undelivered):
+    with contextlib.suppress(UploadPending):
         close_couriers(limit=0)
 
 
@@ -98,12 +98,12 @@ def log_all(checkpoint: Path, base: Path) -> tuple[str, str]:
         delivery = log_checkpoint(
             checkpoint, step=step, base=str(base), run_id=run_id, register_as=name
         )
-        journal = Journal(delivery.courier)
+        journal = Journal(delivery.uploader)
         journal.metrics({"loss": loss}, step, delivery)
         journal.best("loss", "min")
     journal.image(Image.new("RGB", (4, 4)), "weights/change", 7)
     journal.tags({"told": "yes"})
-    delivery.courier.add(EndEntry(status="FINISHED"))
+    delivery.uploader.add(EndEntry(status="FINISHED"))
     return run_id, name
 
 
@@ -346,7 +346,7 @@ def test_the_same_checkpoint_logged_again_is_the_same_model(tracking, checkpoint
     with mlflow.start_run() as run:
         first = log_checkpoint(checkpoint, step=7, register_as="mine")
         again = log_checkpoint(checkpoint, step=7, register_as="mine")
-        Journal(again.courier).metrics({"loss": 1.0}, 7, again)
+        Journal(again.uploader).metrics({"loss": 1.0}, 7, again)
         assert again.wait().model_id == first.wait().model_id
         close_couriers()
         later = log_checkpoint(checkpoint, step=7, register_as="mine")
@@ -437,7 +437,7 @@ def test_a_base_that_a_killed_process_left_pending_is_finished(tracking, first_m
 
 def test_two_processes_do_not_send_from_one_spool(tracking, checkpoint, capsys):
     with mlflow.start_run() as run:
-        courier = courier_for(run.info.run_id, checkpoint.parent)
+        uploader = courier_for(run.info.run_id, checkpoint.parent)
         command = [
             sys.executable,
             "-m",
@@ -450,7 +450,7 @@ def test_two_processes_do_not_send_from_one_spool(tracking, checkpoint, capsys):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 2
         assert "another process is sending from it" in done.stderr
-        courier.drain()
+        uploader.drain()
 
 
 def test_what_waits_is_nobody_elses(faulty, track_at, checkpoint, monkeypatch):

@@ -13,9 +13,9 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_scalpel.checkpoints import checkpoints_of_run, log_base, log_checkpoint
+from mlflow_scalpel.checkpoints.artifact_store import LocalStore, local_directory
 from mlflow_scalpel.checkpoints.listing import checkpoints
 from mlflow_scalpel.checkpoints.prune import Plan, plan_prune, prune
-from mlflow_scalpel.checkpoints.stores import LocalStore, local_directory
 from mlflow_scalpel.checkpoints.verify import verify
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError

@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from mlflow_scalpel.checkpoints import cache, log_base, log_checkpoint, resolve
+from mlflow_scalpel.checkpoints.artifact_store import open_store
 from mlflow_scalpel.checkpoints.layout import checkpoint_files
 from mlflow_scalpel.checkpoints.manifest import content_digest
 from mlflow_scalpel.checkpoints.pull import pull
-from mlflow_scalpel.checkpoints.stores import open_store
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
 

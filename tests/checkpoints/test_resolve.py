@@ -12,8 +12,8 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelInput
 
 from mlflow_scalpel.checkpoints import model_id_of, resolve
+from mlflow_scalpel.checkpoints.artifact_store import open_store
 from mlflow_scalpel.checkpoints.resolve import expand
-from mlflow_scalpel.checkpoints.stores import open_store
 from mlflow_scalpel.errors import ScalpelError
 
 

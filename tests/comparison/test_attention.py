@@ -145,7 +145,7 @@ def test_a_model_without_eager_attention_is_a_row_with_its_reason(pair, monkeypa
 
 
 def test_the_models_way_to_attend_is_as_before(pair):
-    model = forward.OneModel(Path(pair[0]))
+    model = forward.ForwardModel(Path(pair[0]))
     before = model.model.config._attn_implementation
     probe = mlflow_scalpel.comparison.build_probe(
         "p", TEXTS, AutoTokenizer.from_pretrained(pair[0])
@@ -163,11 +163,11 @@ def test_positions_that_a_layer_chooses_itself_are_not_compared_where_it_chose_o
     model.save_pretrained(tmp_path / "other")
     items = (ProbeText(tuple(range(3, 15)), slice(0, 5)),)
     probe = Probe("p", "p", "d", (("a", "b"),), items)
-    one = forward.OneModel(tmp_path / "base")
+    one = forward.ForwardModel(tmp_path / "base")
     shift = attention.AttentionShift(one, [probe])
     metrics = choose_metrics(["attention/js"])
-    one.swap(tmp_path / "base")
+    one.load_checkpoint(tmp_path / "base")
     assert {row["value"] for row in shift.rows(metrics)} == {0.0}
-    one.swap(tmp_path / "other")
+    one.load_checkpoint(tmp_path / "other")
     with pytest.raises(ScalpelError, match="attends to other positions"):
         list(shift.rows(metrics))

@@ -12,23 +12,23 @@ import pytest
 import mlflow_scalpel
 from mlflow_scalpel.checkpoints import log_base, log_checkpoint
 from mlflow_scalpel.cli import main
-from mlflow_scalpel.comparison import Subject
+from mlflow_scalpel.comparison import MeasuredModel
 from mlflow_scalpel.comparison.capabilities import LEDGER_DTYPES, capability_table, ledger
-from mlflow_scalpel.comparison.store import (
+from mlflow_scalpel.comparison.run_queries import EVALUATED_RUN_TAG
+from mlflow_scalpel.comparison.run_store import (
     gather,
     stored_ledger,
     stored_samples,
 )
-from mlflow_scalpel.comparison.stored import EVALUATED_RUN_TAG
 from mlflow_scalpel.comparison.table import COLUMNS
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.record import log_results
 
-BASE = Subject(Path("base"), "m-base", "sha256:b", 0)
-AFTER = Subject(Path("after"), "m-after", "sha256:a", 40, "run", "grpo")
+BASE = MeasuredModel(Path("base"), "m-base", "sha256:b", 0)
+AFTER = MeasuredModel(Path("after"), "m-after", "sha256:a", 40, "run", "grpo")
 
 
-def rows(model: Subject, scores: dict[str, list[float]], **fields) -> pd.DataFrame:
+def rows(model: MeasuredModel, scores: dict[str, list[float]], **fields) -> pd.DataFrame:
     """A row a problem and sample, samples of all problems in turn as nobody sorts them."""
     width = max(len(found) for found in scores.values())
     made = [
@@ -166,7 +166,7 @@ def test_benchmarks_do_not_mix_and_gains_stand_against_losses():
 
 def test_missing_rows_and_columns_are_said():
     samples = pd.concat([rows(BASE, {"p": [1]}), rows(AFTER, {"p": [1]})])
-    other = Subject(Path("x"), "m-other", "sha256:x", 80)
+    other = MeasuredModel(Path("x"), "m-other", "sha256:x", 80)
     table = capability_table(samples, BASE, [AFTER, other])
     missing = table[table["model_id"] == "m-other"]
     assert set(missing["status"]) == {"not measured"}
@@ -181,7 +181,7 @@ def test_missing_rows_and_columns_are_said():
 
 def test_a_model_is_known_by_its_digest_too():
     samples = pd.concat([rows(BASE, {"p": [1]}), rows(AFTER, {"p": [0]})])
-    renamed = Subject(Path("here"), "/some/where", "sha256:b", 0)
+    renamed = MeasuredModel(Path("here"), "/some/where", "sha256:b", 0)
     assert list(ledger(samples, renamed, [AFTER])["status"]) == ["lost"]
 
 
@@ -199,8 +199,8 @@ def evaluated(tracking, make_model) -> dict:
         for step in (5, 10):
             log_checkpoint(str(make_model(step)), step=step, base=base.model_id).wait()
     _, found = mlflow_scalpel.checkpoints_of_run(run.info.run_id)
-    before = Subject(Path("base"), base.model_id, "sha256:0", 0)
-    after = Subject(Path("after"), found[1].model_id, "sha256:1", 10, run.info.run_id)
+    before = MeasuredModel(Path("base"), base.model_id, "sha256:0", 0)
+    after = MeasuredModel(Path("after"), found[1].model_id, "sha256:1", 10, run.info.run_id)
     for old in (True, False):
         with mlflow.start_run() as evaluation:
             mlflow.set_tag(EVALUATED_RUN_TAG, run.info.run_id)

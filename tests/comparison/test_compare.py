@@ -18,7 +18,7 @@ import mlflow_scalpel
 from mlflow_scalpel.checkpoints import log_base, log_checkpoint
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.comparison import divergence, engine, weights
-from mlflow_scalpel.comparison.store import gather
+from mlflow_scalpel.comparison.run_store import gather
 from mlflow_scalpel.comparison.tokens import stored_tokens, token_steps
 from mlflow_scalpel.errors import ScalpelError
 
@@ -102,7 +102,7 @@ def test_the_floor_stands_beside_every_kl_that_is_not_in_float32(models, monkeyp
     assert set(values.index) == set(of_samples)
     assert 0.0 < values[of_samples[1]] < values[of_samples[0]]
     assert sampled["texts"].nunique() == 1  # the floor is of the same samples
-    monkeypatch.setattr(divergence, "OneModel", None)  # in float32 no model is run for a floor
+    monkeypatch.setattr(divergence, "ForwardModel", None)  # in float32 no model is run for a floor
     exact = mlflow_scalpel.compare(base, checkpoint, metrics=["kl_on_base_samples"], texts=TEXTS)
     assert exact.set_index("metric")["value"][of_samples[1]] == 0.0
 
@@ -347,7 +347,7 @@ def test_groups_on_texts_in_one_call_run_nothing_again(models, texts, monkeypatc
     once = mlflow_scalpel.compare(models[0], models[1], metrics=groups, texts=texts)
     assert {name.partition("/")[0] for name in once["metric"]} == set(groups)
     assert (once["status"] == "ok").all()
-    monkeypatch.setattr(engine, "OneModel", None)  # nothing may be run
+    monkeypatch.setattr(engine, "ForwardModel", None)  # nothing may be run
     again = mlflow_scalpel.compare(models[0], models[1], metrics=groups, texts=texts)
     pd.testing.assert_frame_equal(once, again, check_exact=True)
 

@@ -18,13 +18,13 @@ from mlflow_scalpel.checkpoints import log_base, log_checkpoint
 from mlflow_scalpel.comparison import (
     COLUMNS,
     Comparison,
-    Subject,
+    MeasuredModel,
     build_probe,
     read_table,
     tidy,
     write_table,
 )
-from mlflow_scalpel.comparison.store import describe_runs, gather, log_table, stored_table
+from mlflow_scalpel.comparison.run_store import describe_runs, gather, log_table, stored_table
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.parts import CLASSICAL
 
@@ -48,8 +48,8 @@ def moved(first_model: Path, tmp_path: Path) -> Path:
     return directory
 
 
-def subject(directory: Path, step: int = 0, **more) -> Subject:
-    return Subject(directory, f"model-{step}", f"sha256:{step}", step, **more)
+def subject(directory: Path, step: int = 0, **more) -> MeasuredModel:
+    return MeasuredModel(directory, f"model-{step}", f"sha256:{step}", step, **more)
 
 
 def rows_of(table, metric: str):

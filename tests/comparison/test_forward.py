@@ -25,7 +25,7 @@ from transformers import (
 
 import mlflow_scalpel
 from mlflow_scalpel.comparison import forward
-from mlflow_scalpel.comparison.forward import BATCH_TOKENS, OneModel, batches, keep
+from mlflow_scalpel.comparison.forward import BATCH_TOKENS, ForwardModel, batches, keep
 from tests.conftest import make_tokenizer
 
 TEXTS = [("1+1=?", "2"), ("what is the capital", "a long answer of many letters"), ("a", "b")]
@@ -115,13 +115,13 @@ def test_the_paper_way_follows_the_family_too(family, tmp_path):
 @pytest.mark.parametrize("metric", ["kl/all_tokens", "kl_paper_compat/all_tokens"])
 def test_a_head_that_is_not_known_is_a_row_with_its_reason(make_model, monkeypatch, metric):
     base, checkpoint = str(make_model(1)), str(make_model(2))
-    real = OneModel.head
+    real = ForwardModel.head
 
     def other(self, dtype=torch.float32):
         head = real(self, dtype)
         return forward.Head(head.weight, head.bias, scale=2.0)
 
-    monkeypatch.setattr(OneModel, "head", other)
+    monkeypatch.setattr(ForwardModel, "head", other)
     table = mlflow_scalpel.compare(
         base, checkpoint, metrics=["weights/update_rms", metric], texts=TEXTS, cache=False
     )
@@ -153,7 +153,7 @@ def test_states_wait_on_disk_where_they_are_many(dtype, monkeypatch):
 
 
 def test_padding_changes_no_state(make_model):
-    model = OneModel(make_model(1))
+    model = ForwardModel(make_model(1))
     tokenizer = make_tokenizer()
     items = mlflow_scalpel.comparison.build_probe("p", TEXTS, tokenizer).items
     together = model.hidden(items)

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mlflow_scalpel
-from mlflow_scalpel.comparison import Subject, from_weights, weights
+from mlflow_scalpel.comparison import MeasuredModel, from_weights, weights
 from mlflow_scalpel.comparison.pairing import pairs_of
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.metrics.changes import count_changes
-from mlflow_scalpel.metrics.paired import count_pair
+from mlflow_scalpel.metrics.pair_sums import count_pair
+from mlflow_scalpel.metrics.update_counts import count_changes
 
 ALL = ["weights", "histograms", "spectra", "weights_paper_compat", "pairs"]
 
@@ -179,8 +179,8 @@ def test_a_pair_needs_two(models):
         mlflow_scalpel.compare(base, first, metrics=["pairs"])
 
 
-def made(run: str | None, step: int | None, name: str = "x") -> Subject:
-    return Subject(Path("/nowhere") / name, f"{name}-{step}", "sha256:0", step, run)
+def made(run: str | None, step: int | None, name: str = "x") -> MeasuredModel:
+    return MeasuredModel(Path("/nowhere") / name, f"{name}-{step}", "sha256:0", step, run)
 
 
 def test_two_runs_meet_at_equal_steps_and_at_their_ends():

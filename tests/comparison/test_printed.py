@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlflow_scalpel.commands.compare import lines
+from mlflow_scalpel.cli.compare import lines
 from mlflow_scalpel.comparison import tidy
 
 

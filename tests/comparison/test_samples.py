@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mlflow_scalpel
 from mlflow_scalpel.comparison import build_probe, samples
-from mlflow_scalpel.comparison.forward import OneModel
+from mlflow_scalpel.comparison.forward import ForwardModel
 from mlflow_scalpel.comparison.samples import Sampling, prompt_of, sample
 from mlflow_scalpel.errors import ScalpelError
 
@@ -39,7 +39,7 @@ def test_prompts_end_where_the_answer_begins(pair):
 def test_answers_are_drawn_from_the_whole_distribution(pair, monkeypatch):
     """Of the first token, by its frequency: nothing is truncated, and padding changes nothing."""
     monkeypatch.setattr(samples, "BATCH", 6000)
-    model = OneModel(Path(pair[0]))
+    model = ForwardModel(Path(pair[0]))
     few = prompts(pair[0])[1:]  # of unequal length
     before = torch.random.get_rng_state()
     drawn = sample(model, few * 3000, Sampling(seed=1, max_new_tokens=1))
@@ -55,7 +55,7 @@ def test_answers_are_drawn_from_the_whole_distribution(pair, monkeypatch):
 
 
 def test_answers_end_with_their_end_token_and_follow_the_seed(pair):
-    model = OneModel(Path(pair[0]))
+    model = ForwardModel(Path(pair[0]))
     end = AutoTokenizer.from_pretrained(pair[0]).eos_token_id
     many = prompts(pair[0]) * 20
     first = sample(model, many, Sampling(seed=3, max_new_tokens=40))
@@ -71,7 +71,7 @@ def test_kl_over_the_sampled_tokens_alone(pair):
     base, checkpoint = pair
     table = mlflow_scalpel.compare(base, checkpoint, metrics=[METRIC], texts=TEXTS)
     (row,) = table.itertuples()
-    answers = sample(OneModel(Path(base)), prompts(base), Sampling())
+    answers = sample(ForwardModel(Path(base)), prompts(base), Sampling())
     first, second = (AutoModelForCausalLM.from_pretrained(one).eval() for one in pair)
     means = []
     for prompt, answer in zip(prompts(base), answers, strict=True):
@@ -104,4 +104,4 @@ def test_answers_are_sampled_once_and_named_by_their_content(pair, monkeypatch):
 
 def test_a_problem_that_fills_the_context_is_refused(pair):
     with pytest.raises(ScalpelError, match="leaves no room for an answer in the model's context"):
-        sample(OneModel(Path(pair[0])), [tuple(range(5, 10)) * 20], Sampling())
+        sample(ForwardModel(Path(pair[0])), [tuple(range(5, 10)) * 20], Sampling())

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import mlflow_scalpel
 from mlflow_scalpel.comparison import tidy
 from mlflow_scalpel.comparison import tokens as tables
-from mlflow_scalpel.comparison.store import log_table
+from mlflow_scalpel.comparison.run_store import log_table
 from mlflow_scalpel.comparison.token_files import DTYPES
 from mlflow_scalpel.comparison.tokens import log_tokens, named, stored_tokens, token_steps
 from mlflow_scalpel.errors import ScalpelError

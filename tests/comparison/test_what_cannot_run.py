@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import mlflow_scalpel
-from mlflow_scalpel.comparison.forward import OneModel
+from mlflow_scalpel.comparison.forward import ForwardModel
 from mlflow_scalpel.comparison.summary import unmeasured
 from mlflow_scalpel.errors import ScalpelError
 from tests.comparison.test_quantised_models import own_kl
@@ -87,14 +87,14 @@ def test_a_base_that_cannot_be_run_leaves_the_weights(models, harm):
 
 def test_a_checkpoint_that_breaks_in_its_forward_is_a_row_of_its_own(models, monkeypatch):
     base, odd, fine = models
-    real = OneModel.states
+    real = ForwardModel.states
 
     def states(self, *given):
         if self._now == odd:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
         return real(self, *given)
 
-    monkeypatch.setattr(OneModel, "states", states)
+    monkeypatch.setattr(ForwardModel, "states", states)
     table = compared(base, odd, fine, metrics=EVERY, cache=False)
     bad = table[(table["model_id"] == str(odd)) & (table["metric"] != "weights/update_rms")]
     assert len(bad) == len(FORWARD)

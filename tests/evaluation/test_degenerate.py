@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from mlflow_scalpel import views
-from mlflow_scalpel.comparison import Subject, tidy
+from mlflow_scalpel.comparison import MeasuredModel, tidy
 from mlflow_scalpel.comparison.capabilities import capability_table, ledger
 from mlflow_scalpel.evaluation.gold import score_gold_answers
 from mlflow_scalpel.evaluation.harness import SAMPLE_COLUMNS, Evaluation, Score
@@ -23,9 +23,10 @@ from mlflow_scalpel.evaluation.record import Plan, rows_of, score_table
 from mlflow_scalpel.evaluation.results import Result
 from mlflow_scalpel.metrics.capabilities.success_rate import clustered_mean
 
-BASE = Subject(Path("base"), "m-base", "sha256:b", 0)
+BASE = MeasuredModel(Path("base"), "m-base", "sha256:b", 0)
 AFTER = [
-    Subject(Path("after"), f"m-{step}", f"sha256:{step}", step, "run", "grpo") for step in (20, 40)
+    MeasuredModel(Path("after"), f"m-{step}", f"sha256:{step}", step, "run", "grpo")
+    for step in (20, 40)
 ]
 NAN = math.nan
 OF_FILES = ("write_figures", "write_report")

@@ -14,7 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mlflow_scalpel.comparison import Subject
+from mlflow_scalpel.comparison import MeasuredModel
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation import load_suite
 from mlflow_scalpel.evaluation.harness import Evaluator
@@ -118,7 +118,7 @@ def test_a_group_of_choices(make_model, tmp_path: Path, weight_by_size: bool) ->
     assert score.stderr == pytest.approx(plain.std(ddof=1) / 19**0.5)
     assert not ours.samples["chat_template"].any()
 
-    subject = Subject(model, "m", "sha256:a", 0)
+    subject = MeasuredModel(model, "m", "sha256:a", 0)
     Result(ours, 5).write(tmp_path / "kept.parquet")
     kept = Result.read(tmp_path / "kept.parquet").evaluation
     assert kept.scores == ours.scores

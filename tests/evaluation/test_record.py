@@ -8,7 +8,7 @@ from pathlib import Path
 import mlflow
 import yaml
 
-from mlflow_scalpel.comparison import Subject
+from mlflow_scalpel.comparison import MeasuredModel
 from mlflow_scalpel.evaluation import load_suite
 from mlflow_scalpel.evaluation.record import SUITE, Plan, log_suite
 
@@ -17,7 +17,7 @@ SUITES = Path(__file__).parents[2] / "projects" / "evaluate" / "suites"
 
 def test_settings_prompt_and_versions_stand_beside_the_scores(tracking, tmp_path):
     suite = load_suite("paper", SUITES, samples=4)
-    plan = Plan(Subject(tmp_path, "m-1", "", 0), system_prompt="Think first.")
+    plan = Plan(MeasuredModel(tmp_path, "m-1", "", 0), system_prompt="Think first.")
     with mlflow.start_run() as run:
         log_suite(suite, plan)
     kept = yaml.safe_load(mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/{SUITE}"))

@@ -61,7 +61,7 @@ def test_settings_that_vllm_would_keep_are_refused(make_model, tmp_path, setting
 
 
 def test_without_vllm_a_recipe_that_wants_it_stops_at_once(monkeypatch):
-    monkeypatch.setattr("mlflow_scalpel.installed.find_spec", lambda name: None)
+    monkeypatch.setattr("mlflow_scalpel.extras.find_spec", lambda name: None)
     check_installed(recipe("engine=hf"))
     with pytest.raises(RecipeError, match=r"vllm is not installed; .*\[vllm\].*engine=hf"):
         check_installed(recipe("engine=vllm"))

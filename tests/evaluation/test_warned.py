@@ -7,14 +7,14 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 
-from mlflow_scalpel.comparison import Subject
+from mlflow_scalpel.comparison import MeasuredModel
 from mlflow_scalpel.evaluation.harness import SAMPLE_COLUMNS, Evaluation, Score
 from mlflow_scalpel.evaluation.record import Plan, score_table
 from mlflow_scalpel.evaluation.suite import Suite
 from mlflow_scalpel.evaluation.warned import keep_warnings, warnings_of_results
 from mlflow_scalpel.run_warnings import warnings_of
 
-BASE = Subject(Path("base"), "m-base", "sha256:b", 0)
+BASE = MeasuredModel(Path("base"), "m-base", "sha256:b", 0)
 
 
 def suite(name: str) -> Suite:

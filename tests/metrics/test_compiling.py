@@ -12,7 +12,7 @@ import pytest
 PROGRAM = """
 import warnings, torch
 from mlflow_scalpel.metrics.compiling import compiled
-from mlflow_scalpel.metrics.moments import row_sums
+from mlflow_scalpel.metrics.update_sums import row_sums
 
 torch.set_num_threads(1)
 w0, wt = torch.ones(3, 5), torch.full((3, 5), 2.0)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from mlflow_scalpel.metrics import choose_metrics
 from mlflow_scalpel.metrics.bits import ulps
-from mlflow_scalpel.metrics.changes import ROW, Bin, Changes, count_changes, row_counts
 from mlflow_scalpel.metrics.compiling import compiled
+from mlflow_scalpel.metrics.update_counts import ROW, Bin, UpdateCounts, count_changes, row_counts
 
 HALVES = ("bfloat16", "float16")
 DTYPES = [
@@ -38,7 +38,7 @@ def order(weights: torch.Tensor) -> list[int]:
     return [-(value - sign) if value >= sign else value for value in found]
 
 
-def reference(w0: torch.Tensor, wt: torch.Tensor) -> Changes:
+def reference(w0: torch.Tensor, wt: torch.Tensor) -> UpdateCounts:
     """The definitions, in Python's integers."""
     moved, elements, changed = Counter(), Counter(), Counter()
     bad_base = bad = 0
@@ -68,7 +68,9 @@ def reference(w0: torch.Tensor, wt: torch.Tensor) -> Changes:
             continue
         steps = abs(now - place)
         moved[1 << (steps.bit_length() - 1) if steps else 0] += 1
-    return Changes(w0.numel(), moved, elements, {k: changed[k] for k in elements}, bad_base, bad)
+    return UpdateCounts(
+        w0.numel(), moved, elements, {k: changed[k] for k in elements}, bad_base, bad
+    )
 
 
 def drawn(shape: tuple[int, ...], dtypes: tuple[str, str]) -> tuple[torch.Tensor, torch.Tensor]:

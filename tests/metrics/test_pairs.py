@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_scalpel.metrics import choose_metrics
-from mlflow_scalpel.metrics.changes import SLICE
-from mlflow_scalpel.metrics.moments import Training, update_moments
-from mlflow_scalpel.metrics.paired import count_pair
+from mlflow_scalpel.metrics.pair_sums import count_pair
+from mlflow_scalpel.metrics.update_counts import SLICE
+from mlflow_scalpel.metrics.update_sums import Training, update_moments
 from mlflow_scalpel.metrics.weights.relative_frobenius import relative_frobenius
 
 Values = dict[tuple[str, float | None], tuple[float, int]]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mlflow_scalpel.metrics import choose_metrics, compiling
 from mlflow_scalpel.metrics.compiling import compiled
-from mlflow_scalpel.metrics.moments import (
+from mlflow_scalpel.metrics.update_sums import (
     ROW,
     SLICE_ROWS,
     NotKnown,

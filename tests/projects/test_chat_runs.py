@@ -14,9 +14,14 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mlflow_scalpel.checkpoints import checkpoints_of_run, resolve
-from mlflow_scalpel.comparison.store import evaluations_of, get_run, stored_samples, stored_table
+from mlflow_scalpel.comparison.run_store import (
+    evaluations_of,
+    get_run,
+    stored_samples,
+    stored_table,
+)
 from mlflow_scalpel.run_warnings import warnings_of
-from mlflow_scalpel.takeup import FAILURE_TAG
+from mlflow_scalpel.runs.resume import FAILURE_TAG
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,7 @@ import yaml
 
 import mlflow_scalpel
 from mlflow_scalpel.checkpoints import checkpoints_of_run, log_base, log_checkpoint, resolve
-from mlflow_scalpel.comparison.store import (
+from mlflow_scalpel.comparison.run_store import (
     evaluations_of,
     get_run,
     stored_ledger,
@@ -26,7 +26,7 @@ from mlflow_scalpel.comparison.store import (
 )
 from mlflow_scalpel.evaluation import load_suite
 from mlflow_scalpel.evaluation.harness import Evaluator
-from mlflow_scalpel.takeup import SEAMS_TAG
+from mlflow_scalpel.runs.resume import SEAMS_TAG
 
 pytestmark = pytest.mark.slow
 

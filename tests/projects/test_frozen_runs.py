@@ -9,8 +9,8 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_scalpel.comparison.store import stored_table
-from mlflow_scalpel.takeup import FAILURE_TAG
+from mlflow_scalpel.comparison.run_store import stored_table
+from mlflow_scalpel.runs.resume import FAILURE_TAG
 from tests.projects.test_resume import SHORT, environment, home, stage  # noqa: F401
 
 pytestmark = pytest.mark.slow

@@ -14,8 +14,8 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_scalpel.checkpoints import checkpoints_of_run
-from mlflow_scalpel.comparison.store import stored_table
-from mlflow_scalpel.takeup import SEAMS_TAG
+from mlflow_scalpel.comparison.run_store import stored_table
+from mlflow_scalpel.runs.resume import SEAMS_TAG
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ from mlflow import MlflowClient
 
 from mlflow_scalpel.checkpoints import checkpoints_of_run, resolve
 from mlflow_scalpel.checkpoints.manifest import sha256
-from mlflow_scalpel.comparison.store import stored_table
-from mlflow_scalpel.takeup import SEAMS_TAG
+from mlflow_scalpel.comparison.run_store import stored_table
+from mlflow_scalpel.runs.resume import SEAMS_TAG
 from tests.projects.test_resume import SHORT, environment, home, resume  # noqa: F401
 
 pytestmark = pytest.mark.slow

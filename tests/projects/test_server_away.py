@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from mlflow_scalpel.checkpoints import checkpoints_of_run
 from mlflow_scalpel.cli import main
-from mlflow_scalpel.comparison.store import stored_table
+from mlflow_scalpel.comparison.run_store import stored_table
 
 pytestmark = pytest.mark.slow
 

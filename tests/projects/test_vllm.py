@@ -18,9 +18,9 @@ import yaml
 from mlflow import MlflowClient
 
 from mlflow_scalpel.checkpoints import checkpoints_of_run
-from mlflow_scalpel.comparison.store import stored_samples
+from mlflow_scalpel.comparison.run_store import stored_samples
 from mlflow_scalpel.evaluation.record import SUITE
-from mlflow_scalpel.takeup import FAILURE_TAG
+from mlflow_scalpel.runs.resume import FAILURE_TAG
 
 pytestmark = [
     pytest.mark.slow,

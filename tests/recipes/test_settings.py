@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from mlflow_scalpel.errors import RecipeError
-from mlflow_scalpel.experiment import as_settings
 from mlflow_scalpel.recipes.settings import Loader, dump, parse_settings
+from mlflow_scalpel.runs.experiment import as_settings
 
 TEXTS = [
     "Solve it. #1 rule: box it.",

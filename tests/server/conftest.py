@@ -17,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
 
-from mlflow_scalpel.comparison.stored import EVALUATED_RUN_TAG, LEDGER, TABLE, TOKENS
+from mlflow_scalpel.comparison.run_queries import EVALUATED_RUN_TAG, LEDGER, TABLE, TOKENS
 from mlflow_scalpel.comparison.table import tidy
 from tests.servers import Server, _running
 from tests.views.conftest import ARMS, rows_of

@@ -14,14 +14,14 @@ import pytest
 from flask import Flask
 from mlflow import MlflowClient
 
-from mlflow_scalpel.comparison.stored import ARGUMENTS, LEDGER, TABLE, TOKENS, comparison_tag
+from mlflow_scalpel.comparison.run_queries import ARGUMENTS, LEDGER, TABLE, TOKENS, comparison_tag
 from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server import data, figures
 from mlflow_scalpel.server.caching import Cache
+from mlflow_scalpel.server.client_source import ByClient
 from mlflow_scalpel.server.data import Tables
 from mlflow_scalpel.server.loopback import make_app, open_server
-from mlflow_scalpel.server.sources import ByClient
 from mlflow_scalpel.views.pages import PAGES
 from tests.server.conftest import ODD, log_parquet, log_run, measured, tokens_of
 

@@ -11,7 +11,7 @@ import pytest
 from mlflow_scalpel.errors import RecipeError
 from mlflow_scalpel.recipes import load_recipe
 from mlflow_scalpel.recipes.alarms import Alarms
-from mlflow_scalpel.training.alarms import Watch
+from mlflow_scalpel.training.alarms import AlarmMonitor
 
 # What the trainer logged at each of the 60 steps of the demo's GRPO run, and KL at its checkpoints.
 HEALTHY = json.loads((Path(__file__).parent / "healthy_grpo.json").read_text())
@@ -20,7 +20,7 @@ GRPO = Path(__file__).parents[2] / "projects" / "grpo" / "recipes"
 
 def raised(logs: list[dict[str, float]], **settings) -> dict[str, int]:
     """Name of each alarm and the step at which it is raised."""
-    watch = Watch(Alarms(**settings))
+    watch = AlarmMonitor(Alarms(**settings))
     return {
         alarm.name: alarm.step
         for step, entry in enumerate(logs, start=1)
@@ -41,7 +41,7 @@ def changed(key: str, values: dict[int, float]) -> list[dict[str, float]]:
 def test_a_healthy_run_raises_none():
     assert len(HEALTHY) == 60
     assert raised(HEALTHY) == {}
-    watch = Watch(Alarms())
+    watch = AlarmMonitor(Alarms())
     for step, entry in enumerate(HEALTHY, start=1):
         watch.see(step, entry)
         assert all(0 <= level < 1 for level in watch.levels.values()), (step, watch.levels)
@@ -85,7 +85,7 @@ def test_each_failure_is_named_at_its_step(name, key, values, steps):
 
 
 def test_what_is_said_names_the_values_and_the_way_out():
-    watch = Watch(Alarms(window=2))
+    watch = AlarmMonitor(Alarms(window=2))
     alarms = [
         alarm
         for step in (1, 2)
@@ -105,7 +105,7 @@ def test_samples_of_another_model_stop_every_run_unless_told_otherwise():
 
 
 def test_an_alarm_is_raised_once_and_its_level_goes_on():
-    watch = Watch(Alarms(window=1))
+    watch = AlarmMonitor(Alarms(window=1))
     assert [len(watch.see(step, {"frac_reward_zero_std": 1.0})) for step in (1, 2)] == [1, 0]
     assert watch.levels["alarms/no_reward_variance"] == pytest.approx(1 / 0.9)
 
@@ -140,14 +140,14 @@ def test_completions_none_of_which_ends_are_said_once():
     """By the alarm where the run is long enough, and at its end where it is shorter than that."""
     cut = [{"completions/clipped_ratio": 1.0}] * 12
     for length, alarmed in ((4, False), (12, True)):
-        watch = Watch(Alarms(window=10))
+        watch = AlarmMonitor(Alarms(window=10))
         alarms = [one for step in range(length) for one in watch.see(step, cut[step])]
         assert [alarm.name for alarm in alarms] == ["truncation"] * alarmed
         said = alarms[0].message if alarmed else watch.unfinished()
         assert said is not None
         assert f"no completion of {'the last 10' if alarmed else '4'} logged steps ended" in said
         assert (watch.unfinished() is None) == alarmed
-    watch = Watch(Alarms(window=10))
+    watch = AlarmMonitor(Alarms(window=10))
     watch.see(1, {"completions/clipped_ratio": 0.9})
     watch.see(2, cut[0])
     assert watch.unfinished() is None

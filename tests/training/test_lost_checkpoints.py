@@ -6,24 +6,24 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlflow_scalpel.checkpoints.courier import Outcome
+from mlflow_scalpel.checkpoints.uploader import Outcome
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.training.callback import CheckpointCallback
-from mlflow_scalpel.training.resume import Past
+from mlflow_scalpel.training.resume_point import Past
 
 
 def ended(outcomes: dict[int, Outcome], past: Past) -> dict[str, str]:
-    """What the run is told at the end of a training whose deliveries came out so."""
+    """What the run is told at the end of a training whose uploads came out so."""
     said: dict[str, str] = {}
     journal = SimpleNamespace(
-        courier=SimpleNamespace(drain=lambda: None),
+        uploader=SimpleNamespace(drain=lambda: None),
         warnings=lambda told, run_id: said.update(told),
     )
     callback = object.__new__(CheckpointCallback)
     vars(callback).update(
         _journal=journal, _past=past, _run_id="r", _unidentified=False, _lost={},
         _deliveries={
-            step: SimpleNamespace(job=step, courier=SimpleNamespace(outcome=outcomes.__getitem__))
+            step: SimpleNamespace(job=step, uploader=SimpleNamespace(outcome=outcomes.__getitem__))
             for step in outcomes
         },
     )  # fmt: skip

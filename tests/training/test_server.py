@@ -16,8 +16,8 @@ import pytest
 
 from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.recipes import load_recipe, read_recipe
-from mlflow_scalpel.training.needs import check_installed
-from mlflow_scalpel.training.server import HOST, LOG, command, environment, generation_server
+from mlflow_scalpel.training.requirements import check_installed
+from mlflow_scalpel.training.vllm_server import HOST, LOG, command, environment, generation_server
 from tests.servers import free_port
 
 PROJECTS = Path(__file__).parents[2] / "projects"
@@ -154,7 +154,7 @@ def test_it_ends_when_the_training_process_is_killed(recipe, port, fake, tmp_pat
 import os, signal
 from pathlib import Path
 from mlflow_scalpel.recipes import load_recipe
-from mlflow_scalpel.training.server import generation_server
+from mlflow_scalpel.training.vllm_server import generation_server
 settings = "train.use_vllm=true train.vllm_mode=server train.vllm_server_port={port} processes=2"
 folder = Path({str(PROJECTS)!r}) / "grpo" / "recipes"
 recipe = load_recipe("tiny", folder, stage="grpo", settings=settings)
@@ -221,14 +221,14 @@ def test_a_package_that_is_missing_is_told_before_anything_starts(
     stage, settings, said, monkeypatch
 ):
     recipe = load_recipe("tiny", PROJECTS / stage / "recipes", stage=stage, settings=settings)
-    monkeypatch.setattr("mlflow_scalpel.installed.find_spec", lambda name: None)
+    monkeypatch.setattr("mlflow_scalpel.extras.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=said):
         check_installed(recipe)
-    monkeypatch.setattr("mlflow_scalpel.installed.find_spec", lambda name: object())
+    monkeypatch.setattr("mlflow_scalpel.extras.find_spec", lambda name: object())
     check_installed(recipe)
 
 
 def test_the_demo_needs_none_of_them(monkeypatch):
-    monkeypatch.setattr("mlflow_scalpel.installed.find_spec", lambda name: None)
+    monkeypatch.setattr("mlflow_scalpel.extras.find_spec", lambda name: None)
     for stage in ("sft", "grpo"):
         check_installed(load_recipe("tiny", PROJECTS / stage / "recipes", stage=stage))

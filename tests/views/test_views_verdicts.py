@@ -12,7 +12,7 @@ from scipy.stats import binom
 
 from mlflow_scalpel import views
 from mlflow_scalpel.comparison.capabilities import capability_table
-from mlflow_scalpel.comparison.subjects import Subject
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.metrics.capabilities.overall import (
     overall_gained_p,
     overall_lost_p,
@@ -23,7 +23,7 @@ from mlflow_scalpel.views.style import styles
 from mlflow_scalpel.views.tidy import read
 from tests.metrics.test_capabilities import benchmark
 
-BASE = Subject(None, "m-base", "sha256:base", 0)  # type: ignore[arg-type]
+BASE = MeasuredModel(None, "m-base", "sha256:base", 0)  # type: ignore[arg-type]
 
 
 def rows_of(model: str, right: np.ndarray, domain: str = "in", label: str = "add") -> list[dict]:
@@ -52,7 +52,7 @@ def evaluated(make, parts: dict[str, tuple[np.ndarray, np.ndarray]], step: int =
                          metric=f"eval/{domain}/{label}/sampled", value=means.mean(),
                          stderr=means.std(ddof=1) / len(means) ** 0.5, n=len(means))
             )  # fmt: skip
-    last = Subject(None, "m-last", "sha256:last", step, "aaaa1111", "grpo")  # type: ignore[arg-type]
+    last = MeasuredModel(None, "m-last", "sha256:last", step, "aaaa1111", "grpo")  # type: ignore[arg-type]
     table = capability_table(pd.DataFrame(samples), BASE, [last], dtype="float32")
     return pd.concat([make.frame(scores), table], ignore_index=True)
 
@@ -172,7 +172,7 @@ def test_what_is_shown_before_and_after_has_the_difference_that_is_shown(make):
     base = [rng.random(k) < p for k, p in [(2, 0.9), (6, 0.3)] * 30]
     after = [rng.random(k) < p for k, p in [(2, 0.9), (6, 0.9)] * 30]
     samples = [*rows_of("m-base", base), *rows_of("m-last", after)]
-    last = Subject(None, "m-last", "sha256:last", 60, "aaaa1111", "grpo")  # type: ignore[arg-type]
+    last = MeasuredModel(None, "m-last", "sha256:last", 60, "aaaa1111", "grpo")  # type: ignore[arg-type]
     table = capability_table(pd.DataFrame(samples), BASE, [last], dtype="float32")
     own: dict[str, Any] = {"run_id": "aaaa1111", "metric": "eval/in/add/sampled", "n": 60}
     scores = [

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from mlflow_scalpel.metrics.changes import Bin, Changes
 from mlflow_scalpel.metrics.registry import metric
+from mlflow_scalpel.metrics.update_counts import Bin, UpdateCounts
 
 
 @metric("histograms/change_by_magnitude", unit="fraction")
-def change_by_magnitude(changes: Changes) -> list[Bin]:
+def change_by_magnitude(changes: UpdateCounts) -> list[Bin]:
     """Fraction of the elements of each exponent of |W_0| whose stored bits changed.
 
     Bins are floor(log2 |W_0|), denormals by their own exponent; zeros are in bin -150, one below

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from mlflow_scalpel.metrics.changes import Bin, Changes
 from mlflow_scalpel.metrics.registry import metric
+from mlflow_scalpel.metrics.update_counts import Bin, UpdateCounts
 
 
 @metric("histograms/ulp_change", unit="fraction")
-def ulp_change(changes: Changes) -> list[Bin]:
+def ulp_change(changes: UpdateCounts) -> list[Bin]:
     """Fraction of a matrix's elements by the units in the last place that they moved.
 
     The distance is the number of steps from a number of the base's dtype to the next one, so it

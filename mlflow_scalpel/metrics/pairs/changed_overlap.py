@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-from mlflow_scalpel.metrics.changes import Bin
-from mlflow_scalpel.metrics.paired import Paired
+from mlflow_scalpel.metrics.pair_sums import PairSums
 from mlflow_scalpel.metrics.registry import metric
+from mlflow_scalpel.metrics.update_counts import Bin
 
 
 @metric("pairs/changed_overlap", unit="ratio to chance")
-def changed_overlap(paired: Paired) -> list[Bin]:
+def changed_overlap(paired: PairSums) -> list[Bin]:
     """Elements that both checkpoints changed, divided by what chance would give, for each exponent.
 
         both / (first * second / elements)   among the elements with floor(log2 |W_0|) = bin

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-from mlflow_scalpel.metrics.changes import Bin
-from mlflow_scalpel.metrics.paired import Paired
+from mlflow_scalpel.metrics.pair_sums import PairSums
 from mlflow_scalpel.metrics.registry import metric
+from mlflow_scalpel.metrics.update_counts import Bin
 
 
 @metric("pairs/changed_overlap_total", unit="ratio to chance")
-def changed_overlap_total(paired: Paired) -> list[Bin]:
+def changed_overlap_total(paired: PairSums) -> list[Bin]:
     """Elements that both checkpoints changed, divided by what chance within the bins would give.
 
         sum_b both_b / sum_b (first_b * second_b / elements_b),   b as in `pairs/changed_overlap`

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-from mlflow_scalpel.metrics.changes import Bin
-from mlflow_scalpel.metrics.paired import Paired
+from mlflow_scalpel.metrics.pair_sums import PairSums
 from mlflow_scalpel.metrics.registry import metric
+from mlflow_scalpel.metrics.update_counts import Bin
 
 
 @metric("pairs/update_cosine", unit="cosine")
-def update_cosine(paired: Paired) -> list[Bin]:
+def update_cosine(paired: PairSums) -> list[Bin]:
     """cos(W_a - W_0, W_b - W_0) of two updates as vectors, in [-1, 1]; NaN where one of them is 0.
 
     Two updates that know nothing of each other are at 0, up to 1 / sqrt(number of elements).

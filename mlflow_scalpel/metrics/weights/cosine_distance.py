@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from mlflow_scalpel.metrics.moments import Moments, Training
 from mlflow_scalpel.metrics.registry import metric
+from mlflow_scalpel.metrics.update_sums import Training, UpdateSums
 
 
 @metric("weights/cosine_distance", unit="1 - cosine")
-def cosine_distance(moments: Moments, training: Training) -> float:
+def cosine_distance(moments: UpdateSums, training: Training) -> float:
     """1 - cos(W_0, W_t) of the matrices as vectors, in [0, 2]; NaN where one of them is zero.
 
         1 - cos = (||U||^2 - (||W_t|| - ||W_0||)^2) / (2 ||W_0|| ||W_t||),   U = W_t - W_0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from mlflow_scalpel.metrics.moments import Moments, Training
 from mlflow_scalpel.metrics.registry import metric
+from mlflow_scalpel.metrics.update_sums import Training, UpdateSums
 
 
 @metric("weights/largest_change", unit="weight")
-def largest_change(moments: Moments, training: Training) -> float:
+def largest_change(moments: UpdateSums, training: Training) -> float:
     """max |W_t - W_0| over the elements of a matrix, in the unit of the weights."""
     return moments.largest_change

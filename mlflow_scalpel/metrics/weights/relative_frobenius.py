@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from mlflow_scalpel.metrics.moments import Moments, Training
 from mlflow_scalpel.metrics.registry import metric
+from mlflow_scalpel.metrics.update_sums import Training, UpdateSums
 
 
 @metric("weights/relative_frobenius", unit="ratio")
-def relative_frobenius(moments: Moments, training: Training) -> float:
+def relative_frobenius(moments: UpdateSums, training: Training) -> float:
     """||W_t - W_0||_F / ||W_0||_F (arXiv 2507.10616), a ratio; NaN for a matrix of zeros.
 
     The paper computes it in bfloat16, which is off by up to 0.4 %; here sums are float64.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from mlflow_scalpel.metrics.moments import Moments, NotKnown, Training
 from mlflow_scalpel.metrics.registry import metric
+from mlflow_scalpel.metrics.update_sums import NotKnown, Training, UpdateSums
 from mlflow_scalpel.metrics.weights.relative_frobenius import relative_frobenius
 
 
 @metric("weights/relative_frobenius_per_lr", unit="1/learning rate")
-def relative_frobenius_per_lr(moments: Moments, training: Training) -> float | None:
+def relative_frobenius_per_lr(moments: UpdateSums, training: Training) -> float | None:
     """||W_t - W_0||_F / ||W_0||_F divided by the sum of the learning rates of all steps so far.
 
     Raises NotKnown where that sum is not known; None at the base, where no step has been

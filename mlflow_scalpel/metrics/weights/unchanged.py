@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from mlflow_scalpel.metrics.moments import Moments, Training
 from mlflow_scalpel.metrics.registry import metric
+from mlflow_scalpel.metrics.update_sums import Training, UpdateSums
 
 
 @metric("weights/unchanged", unit="fraction")
-def unchanged(moments: Moments, training: Training) -> float:
+def unchanged(moments: UpdateSums, training: Training) -> float:
     """Fraction of a matrix's elements with the same bits before and after, as stored (2505.11711).
 
     In float32 nearly every weight changes in its last bits; `weights/unchanged_bfloat16` does not

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from mlflow_scalpel.metrics.moments import Moments, Training
 from mlflow_scalpel.metrics.registry import metric
+from mlflow_scalpel.metrics.update_sums import Training, UpdateSums
 
 
 @metric("weights/unchanged_bfloat16", unit="fraction")
-def unchanged_bfloat16(moments: Moments, training: Training) -> float:
+def unchanged_bfloat16(moments: UpdateSums, training: Training) -> float:
     """Fraction of a matrix's elements with the same bits after rounding both to bfloat16.
 
     Rounding is to nearest, ties to even. Of weights that are stored in bfloat16 this is

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from mlflow_scalpel.metrics.moments import Moments, Training
 from mlflow_scalpel.metrics.registry import metric
+from mlflow_scalpel.metrics.update_sums import Training, UpdateSums
 
 
 @metric("weights/update_rms", unit="weight")
-def update_rms(moments: Moments, training: Training) -> float:
+def update_rms(moments: UpdateSums, training: Training) -> float:
     """RMS(W_t - W_0) over the elements of a matrix, in the unit of the weights."""
     return math.sqrt(moments.update_squares / moments.numel) if moments.numel else math.nan

@@ -1,0 +1,89 @@
+"""`mlflow-scalpel prune`: the bytes of checkpoints that are not kept."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from mlflow_scalpel.errors import ScalpelError
+
+if TYPE_CHECKING:
+    from mlflow_scalpel.checkpoints.prune import Plan
+
+NAME = "prune"
+HELP = "delete the files of a run's checkpoints, but for those that a rule keeps"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("run_id", metavar="RUN_ID")
+    parser.add_argument("--keep", type=int, metavar="N", help="keep the N newest")
+    parser.add_argument("--keep-every", type=int, metavar="K", help="keep multiples of K steps")
+    parser.add_argument(
+        "--keep-best", metavar="METRIC", help="keep the one with the largest value of a metric"
+    )
+    parser.add_argument("--minimize", action="store_true", help="the smallest value is the best")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Say what goes and what stays, ask, and delete; 1 where the answer is no."""
+    from mlflow_scalpel.checkpoints.prune import plan_prune, prune
+    from mlflow_scalpel.checkpoints.search import readable_bytes
+
+    plan = plan_prune(
+        arguments.run_id.removeprefix("runs:/"),
+        keep=arguments.keep,
+        keep_every=arguments.keep_every,
+        keep_best=arguments.keep_best,
+        minimize=arguments.minimize,
+    )
+    _show(plan)
+    if not plan.goes or arguments.dry_run:
+        print("nothing to delete" if not plan.goes else "dry run: nothing was deleted")
+        return 0
+    if not arguments.yes and not _agreed(len(plan.goes)):
+        print("nothing was deleted")
+        return 1
+    pruned = prune(plan)
+    steps = ", ".join(str(doomed.step) for doomed in pruned)
+    print(f"deleted {readable_bytes(sum(doomed.bytes for doomed in pruned))} of steps {steps}")
+    for doomed in plan.goes:
+        if doomed not in pruned:
+            print(f"kept step {doomed.step}: it was given an alias meanwhile")
+    return 0
+
+
+def _show(plan: Plan) -> None:
+    from mlflow_scalpel.checkpoints.search import readable_bytes
+
+    print(f"run {plan.run_id}")
+    for kept in plan.stays:
+        print(f"  stays  step {kept.step:<7} {', '.join(kept.reasons)}")
+    for doomed in plan.goes:
+        begun = "  (an earlier prune was cut off here)" if doomed.begun else ""
+        print(f"  goes   step {doomed.step:<7} {readable_bytes(doomed.bytes)}{begun}")
+    if plan.goes:
+        print(
+            f"{readable_bytes(plan.bytes)} ({plan.bytes} bytes) in {len(plan.goes)} checkpoint(s)"
+        )
+    if plan.bytes_free != plan.bytes:
+        print(
+            f"only {readable_bytes(plan.bytes_free)} ({plan.bytes_free} bytes) become free: the "
+            "other files have further hard links, such as in the trainer's output directory, and "
+            "are free once these are deleted too"
+        )
+
+
+def _agreed(count: int) -> bool:
+    if not sys.stdin.isatty():
+        raise ScalpelError(
+            "there is no terminal to ask at whether to delete them; give --yes to agree, or "
+            "--dry-run to only look"
+        )
+    return input(f"delete the files of {count} checkpoint(s) for ever? [y/N] ").lower() in (
+        "y",
+        "yes",
+    )

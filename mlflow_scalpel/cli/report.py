@@ -1,0 +1,46 @@
+"""`mlflow-scalpel report`: runs side by side in one HTML file that works offline."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+NAME = "report"
+HELP = "write the report of one or more runs"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="IDs of runs, imported ones too")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the HTML file")
+    parser.add_argument(
+        "--figures",
+        type=Path,
+        metavar="FOLDER",
+        help="write each figure as PNG too, with its numbers as CSV beside it",
+    )
+    parser.add_argument("--title", help="of the report; the names of the runs unless given")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Gather the runs' tables, and write the report."""
+    from mlflow_scalpel.comparison.run_store import describe_runs, gather, stored_ledger
+    from mlflow_scalpel.errors import ScalpelError
+    from mlflow_scalpel.views.report import write_figures, write_report
+
+    if arguments.out.suffix not in (".html", ".htm"):
+        raise ScalpelError(f"--out {arguments.out}: give a file that ends in .html")
+    ids = list(dict.fromkeys(arguments.runs))
+    notes: list[str] = []
+    table, runs = gather(ids, notes), describe_runs(ids)
+    title = arguments.title or ", ".join(str(name) for name in runs["name"])
+    ledgers = {run_id: stored_ledger(run_id) for run_id in ids}
+    try:
+        path = write_report(table, runs, arguments.out, title=title, notes=notes, ledgers=ledgers)
+        print(f"report: {path.resolve()}")
+        if arguments.figures is not None:
+            written = write_figures(table, runs, arguments.figures)
+            print(f"{len(written)} files in {arguments.figures.resolve()}")
+    except OSError as error:
+        raise ScalpelError(f"{error.filename}: cannot be written ({error.strerror})") from error
+    return 0

@@ -1,0 +1,77 @@
+"""`mlflow-scalpel watch`: the checkpoints of a run of any trainer, as they become whole."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from mlflow_scalpel.cli.log import add_origin, finish, origin_of, report
+
+if TYPE_CHECKING:
+    from mlflow_scalpel.checkpoints.log import Upload
+
+NAME = "watch"
+HELP = "log new checkpoints of another process as they become whole"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "directory", type=Path, metavar="DIR", help="where the trainer writes checkpoint-N"
+    )
+    add_origin(parser)
+    parser.add_argument("--interval", type=float, default=5.0, help="seconds between two looks")
+    parser.add_argument(
+        "--until-idle", type=float, metavar="SECONDS", help="end when nothing new came for so long"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Log until idle or interrupted; 1 where a checkpoint is lost."""
+    from mlflow_scalpel.checkpoints.external_run import run_of, watch
+    from mlflow_scalpel.checkpoints.log import all_sent
+
+    directory, stop = arguments.directory, _Stop()
+    taken: list[tuple[int, Upload]] = []  # a step that is written anew comes again
+    gone: dict[int, str] = {}
+    origin = origin_of(arguments)
+    print(f"watching {directory}; Ctrl-C ends it, when all is sent", flush=True)
+    with all_sent():
+        for step, delivery in watch(
+            directory,
+            origin,
+            interval=arguments.interval,
+            idle=arguments.until_idle,
+            stopped=lambda: stop.asked,
+            say=lambda line: print(line, flush=True),
+            gone=gone,
+        ):
+            print(f"step {step}: whole, and on its way", flush=True)
+            taken.append((step, delivery))
+        if stop.asked:
+            print("interrupted; sending what is under way", flush=True)
+        failed = [step for step, delivery in taken if not report(step, delivery)]
+    told = {step for step, _ in taken}
+    lost = finish(directory, origin, run_of(directory, origin), told, gone)
+    return 1 if lost or failed else 0
+
+
+class _Stop:
+    """Whether the first SIGINT or SIGTERM came; the second ends the process at once.
+
+    An exception that a signal raises is lost where it hits a callback or a destructor of some
+    library; a flag is not.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,163 @@
+"""What is measured: models with their files on this machine, and where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlflow_scalpel.checkpoints import cache
+from mlflow_scalpel.checkpoints.layout import checkpoint_files
+from mlflow_scalpel.checkpoints.manifest import content_digest, read_manifest
+from mlflow_scalpel.checkpoints.search import step_of
+from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.tensors.adapters import check_adapter
+from mlflow_scalpel.tensors.files import is_adapter
+from mlflow_scalpel.tensors.steps import step_of_path
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+
+
+@dataclass(frozen=True)
+class MeasuredModel:
+    """One model: a base, or a checkpoint with what is known of its training."""
+
+    directory: Path
+    """Its files as they are stored: an adapter's hold only what it adds to its base."""
+    model_id: str
+    digest: str
+    step: int | None
+    run_id: str | None = None
+    algorithm: str | None = None
+    learning_rate_sum: float | None = None
+    """Sum of the learning rates of all steps so far."""
+    adapted: Path | None = None
+    """The model that it is an adapter of; None where it is a whole model."""
+    adapted_digest: str = ""
+    """Content digest of that."""
+    problem: str | None = None
+    """Why nothing of it can be measured, though it is there."""
+    merged: list[Path] = field(default_factory=list, compare=False, repr=False)
+    """Directories that `whole` made of it."""
+
+    def whole(self, dtype: str | None = None) -> Path:
+        """A directory with the whole model, an adapter merged into its base.
+
+        `dtype` is that of the merged weights; None is the base's. Raises ScalpelError where the two
+        cannot be merged.
+        """
+        if self.problem is not None:
+            raise ScalpelError(self.problem)
+        if self.adapted is None:
+            return self.directory
+        from mlflow_scalpel.checkpoints.adapters import merged
+
+        directory = merged(
+            self.directory,
+            self.adapted,
+            dtype=dtype,
+            adapter_digest=self.digest,
+            base_digest=self.adapted_digest,
+        )
+        if directory not in self.merged:
+            self.merged.append(directory)
+        return directory
+
+
+def subject_from(
+    source: str, *, files: bool = True, base: MeasuredModel | None = None
+) -> MeasuredModel:
+    """The model that `source` names: a directory, a hub name, or any URI of one checkpoint.
+
+    Without `files` those of a logged checkpoint stay where they are, and `directory` holds nothing.
+    An adapter whose own base cannot be had is taken for one of `base` where it fits (`base_of`);
+    one of which nothing can be measured has a `problem`. The step of a directory is that in its
+    name (`checkpoint-400`, `global_step_20/actor`), None without one. Raises ScalpelError where
+    there is no such model, or where it cannot be read.
+    """
+    from mlflow import MlflowClient
+
+    from mlflow_scalpel.checkpoints.resolve import model_id_of, stored_files
+
+    model_id = model_id_of(source)
+    if model_id is None:
+        directory, _ = stored_files(source)
+        local = source.startswith("runs:") or Path(source).is_dir()
+        step = step_of_path(Path(source)) if local else None
+        return with_adapted(
+            MeasuredModel(directory, source, digest_of(directory), step), None, base
+        )
+    model = MlflowClient().get_logged_model(model_id)
+    rates = model.params.get("learning_rate_sum")
+    directory = stored_files(source)[0] if files else Path(source)
+    subject = MeasuredModel(
+        directory,
+        model_id,
+        model.params.get("digest") or digest_of(stored_files(source)[0]),
+        step_of(model) if "step" in model.params else None,
+        model.source_run_id,
+        model.params.get("algorithm"),
+        float(rates) if rates else None,
+    )
+    return with_adapted(subject, model, base) if files else subject
+
+
+def readable_subject(
+    source: str, *, files: bool = True, base: MeasuredModel | None = None
+) -> MeasuredModel:
+    """What `subject_from` gives; a directory that cannot be read is a subject with a `problem`.
+
+    Raises ScalpelError where there is no such model.
+    """
+    try:
+        return subject_from(source, files=files, base=base)
+    except ScalpelError as error:
+        directory = Path(source)
+        if not directory.is_dir():
+            raise
+        said = str(error)
+        digest = hashlib.sha256(said.encode()).hexdigest()
+        return MeasuredModel(directory, source, digest, step_of_path(directory), problem=said)
+
+
+def with_adapted(
+    subject: MeasuredModel, model: LoggedModel | None, base: MeasuredModel | None
+) -> MeasuredModel:
+    """The subject, and what it is an adapter of where it is one."""
+    if not is_adapter(subject.directory):
+        return subject
+    from mlflow_scalpel.checkpoints.adapter_base import Base, base_of
+
+    given = None if base is None or base.adapted else Base(base.directory, base.digest)
+    try:
+        check_adapter(subject.directory)
+        found = base_of(subject.directory, model, given)
+        return replace(
+            subject,
+            adapted=found.directory,
+            adapted_digest=found.digest or digest_of(found.directory),
+        )
+    except ScalpelError as error:
+        return replace(subject, problem=str(error))
+
+
+def digest_of(directory: Path) -> str:
+    """The content digest of the files in a directory; they are hashed once, until they change.
+
+    Changed means another name, size, time of change or inode of any of the files.
+    """
+    manifest = read_manifest(directory)
+    if manifest is not None:
+        return manifest.digest
+    states = [(str(file), file.stat()) for file in checkpoint_files(directory)]
+    seen = [(name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in states]
+    key = hashlib.sha256(json.dumps([str(directory.resolve()), seen]).encode()).hexdigest()
+    kept = cache.directory() / "digests" / key
+    if kept.is_file():
+        return kept.read_text()
+    digest = content_digest(directory)
+    cache.write_whole(kept, digest.encode())
+    return digest

@@ -1,0 +1,463 @@
+"""Checkpoints on their way into MLflow: servers that fail, damaged files, disks that fill up."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from mlflow import MlflowClient
+from safetensors.torch import load_file, save_file
+
+from mlflow_scalpel.checkpoints import log, log_base, log_checkpoint
+from mlflow_scalpel.checkpoints.artifact_store import local_directory, open_store, place
+from mlflow_scalpel.checkpoints.log import close_couriers
+from mlflow_scalpel.checkpoints.manifest import damage, read_manifest
+from mlflow_scalpel.checkpoints.spool import find_spools
+from mlflow_scalpel.checkpoints.uploader import UploadPending
+from mlflow_scalpel.cli import main
+from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.training.journal import Journal
+from mlflow_scalpel.training.resume_point import keep_newest
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Few and short attempts, so that a server that fails is noticed soon."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    monkeypatch.setenv("SCALPEL_PATIENCE", "60")
+    yield
+    monkeypatch.setenv("SCALPEL_PATIENCE", "0")
+    with contextlib.suppress(UploadPending):  # what the test left behind on purpose
+        close_couriers(limit=0)
+
+
+@pytest.fixture
+def checkpoint(first_model, tmp_path) -> Path:
+    directory = tmp_path / "outputs" / "checkpoint-7"
+    shutil.copytree(first_model, directory)
+    return directory
+
+
+def models_of(run_id: str):
+    experiment = MlflowClient().get_run(run_id).info.experiment_id
+    return MlflowClient().search_logged_models([experiment], f"source_run_id = '{run_id}'")
+
+
+def stored(model) -> Path:
+    directory = local_directory(model.artifact_location)
+    assert directory is not None
+    return directory
+
+
+# Servers
+
+
+def test_through_a_server_each_byte_goes_once(faulty, track_at, checkpoint):
+    track_at(faulty.uri)
+    with mlflow.start_run() as run:
+        model = log_checkpoint(checkpoint, step=7, register_as=f"m-{run.info.run_id}").wait()
+    sent = {e.path.rsplit("/", 1)[1]: e.sent for e in faulty.exchanges("PUT .*/artifacts/")}
+    sizes = {file.name: file.stat().st_size for file in checkpoint.iterdir()}
+    assert {name: sent[name] for name in sizes} == sizes
+    assert len(faulty.exchanges(f"PUT .*/{WEIGHTS}")) == 1
+    assert str(model.status) == "READY"
+
+
+def test_on_every_backend_store(any_server, track_at, checkpoint, first_model):
+    track_at(any_server.uri)
+    with mlflow.start_run() as run:
+        base = log_base(str(first_model))
+        name = f"m-{run.info.run_id}"
+        uploads = [
+            log_checkpoint(checkpoint, step=step, base=base.model_id, register_as=name)
+            for step in (10, 20, 30)
+        ]
+        models = [delivery.wait() for delivery in uploads]
+        Journal(uploads[0].uploader).metrics({"kl": 0.5}, 30, uploads[2])
+        uploads[0].uploader.drain()
+    outputs = MlflowClient().get_run(run.info.run_id).outputs.model_outputs
+    assert {(o.model_id, o.step) for o in outputs} == {
+        (model.model_id, step) for model, step in zip(models, (10, 20, 30), strict=True)
+    }
+    assert len(MlflowClient().search_model_versions(f"name = '{name}'")) == 3
+    for model in models:  # what the model's page in the UI shows, each once
+        (shown,) = json.loads(model.tags["mlflow.modelVersions"])
+        assert shown["name"] == name
+    last = MlflowClient().get_model_version_by_alias(name, f"last-{run.info.run_id}")
+    assert last.source == f"models:/{models[2].model_id}"
+    newest = MlflowClient().get_logged_model(models[2].model_id)
+    assert [(m.key, m.value, m.step) for m in newest.metrics] == [("kl", 0.5, 30)]
+
+
+def test_a_server_that_answers_500_is_asked_again(faulty, track_at, checkpoint, capfd):
+    track_at(faulty.uri)
+    with mlflow.start_run() as run:
+        faulty.answer(500, "POST .*/logged-models", times=1)
+        faulty.answer(500, f"PUT .*/{WEIGHTS}", times=2)
+        faulty.answer(500, "POST .*/model-versions/create", times=1)
+        log_checkpoint(checkpoint, step=7, register_as=f"m-{run.info.run_id}").wait()
+    (model,) = models_of(run.info.run_id)
+    assert str(model.status) == "READY"
+    assert len(MlflowClient().search_model_versions(f"name = 'm-{run.info.run_id}'")) == 1
+    told = capfd.readouterr().err
+    assert "does not take what is sent" in told
+    assert "takes what is sent again" in told
+
+
+def test_an_answer_that_is_lost_makes_no_second_model(faulty, track_at, checkpoint):
+    track_at(faulty.uri)
+    with mlflow.start_run() as run:
+        faulty.cut("POST .*/logged-models$", after=0, times=1)
+        faulty.cut("POST .*/model-versions/create", after=0, times=1)
+        log_checkpoint(checkpoint, step=7, register_as=f"m-{run.info.run_id}").wait()
+    (model,) = models_of(run.info.run_id)
+    outputs = MlflowClient().get_run(run.info.run_id).outputs.model_outputs
+    assert [(o.model_id, o.step) for o in outputs] == [(model.model_id, 7)]
+    assert len(MlflowClient().search_model_versions(f"name = 'm-{run.info.run_id}'")) == 1
+
+
+@pytest.mark.parametrize("fault", ["refuse", "hang"])
+def test_training_goes_on_while_the_server_is_away(faulty, track_at, checkpoint, fault):
+    track_at(faulty.uri)
+    with mlflow.start_run() as run:
+        getattr(faulty, fault)()
+        began = time.monotonic()
+        delivery = log_checkpoint(checkpoint, step=7)
+        journal = Journal(delivery.uploader)
+        journal.metrics({"loss": 1.5}, 7, delivery)
+        assert time.monotonic() - began < 1
+        before = (checkpoint / WEIGHTS).read_bytes()
+        shutil.rmtree(checkpoint)  # as save_total_limit does
+        time.sleep(0.5)
+        faulty.clear()
+        model = delivery.wait()
+        delivery.uploader.drain()
+    # through the server, the file is under its artifacts' destination
+    assert open_store(model.artifact_location).sizes()[WEIGHTS] == len(before)
+    (point,) = MlflowClient().get_metric_history(run.info.run_id, "loss")
+    assert (point.value, point.step) == (1.5, 7)
+    assert [m.key for m in MlflowClient().get_logged_model(model.model_id).metrics] == ["loss"]
+
+
+def test_what_a_killed_process_left_is_uploaded_later(restartable_server, track_at, checkpoint):
+    """The server goes away, the process is killed, the server is back: nothing is lost."""
+    server = restartable_server
+    track_at(server.uri)
+    with mlflow.start_run() as run:
+        pass
+    script = f"""
+import os, signal, time
+from mlflow_scalpel.checkpoints import log_checkpoint
+from mlflow_scalpel.training.journal import Journal
+print("ready", flush=True); input()
+run_id = {run.info.run_id!r}
+delivery = log_checkpoint({str(checkpoint)!r}, step=7, run_id=run_id, register_as="late")
+Journal(delivery.uploader).metrics({{"loss": 2.0}}, 7, delivery)
+time.sleep(1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = dict(os.environ, MLFLOW_TRACKING_URI=server.uri)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        env=environment, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    server.stop()
+    process.communicate("\n")
+    assert process.returncode == -signal.SIGKILL
+    (spool,) = find_spools(checkpoint.parent)
+    shutil.rmtree(checkpoint)
+    server.start()
+    assert main(["upload", str(spool)]) == 0
+    (model,) = models_of(run.info.run_id)
+    assert str(model.status) == "READY"
+    assert [(m.key, m.value) for m in model.metrics] == [("loss", 2.0)]
+    assert not spool.exists()
+    with pytest.raises(ScalpelError, match="holds no spool"):
+        find_spools(checkpoint.parent)
+
+
+def test_an_end_without_the_server_says_how_to_send_the_rest(
+    faulty, track_at, checkpoint, monkeypatch, capsys
+):
+    track_at(faulty.uri)
+    with mlflow.start_run():
+        faulty.refuse()
+        monkeypatch.setenv("SCALPEL_PATIENCE", "1")
+        log_checkpoint(checkpoint, step=7)
+        with pytest.raises(UploadPending, match="mlflow-scalpel upload") as caught:
+            close_couriers()
+        command = str(caught.value).rsplit("mlflow-scalpel ", 1)[1].split()
+        assert main(command) == 2  # still away
+        assert "mlflow-scalpel upload" in capsys.readouterr().err
+        faulty.clear()
+        assert main(command) == 0
+
+
+def test_what_the_server_will_never_take_is_set_aside_and_told(
+    faulty, track_at, checkpoint, monkeypatch, capsys
+):
+    track_at(faulty.uri)
+    with mlflow.start_run():
+        faulty.refuse()
+        delivery = log_checkpoint(checkpoint, step=7)
+        Journal(delivery.uploader).metrics({"loss": 1.0}, 7)
+        with pytest.raises(UploadPending):
+            close_couriers(limit=0)
+        faulty.clear()
+        faulty.answer(400, "POST .*/runs/log-batch", json=True)
+        assert main(["upload", str(checkpoint.parent)]) == 1
+        told = capsys.readouterr()
+        assert "sent 1 of 2 entries" in told.out
+        assert "MLflow refused what is kept in" in told.err
+        assert len(list(checkpoint.parent.glob(".scalpel/*/refused/*.json"))) == 1
+        # still refused: nothing of what waits was sent, and that is no success
+        assert main(["upload", str(checkpoint.parent)]) == 1
+        assert "sent 0 of 1 entries" in capsys.readouterr().out
+        faulty.clear()  # the cause is mended
+        assert main(["upload", str(checkpoint.parent)]) == 0
+        assert not (checkpoint.parent / ".scalpel").exists()
+
+
+def test_an_outage_of_any_length_loses_no_checkpoint(faulty, track_at, checkpoint):
+    """However many wait, each has its files, so that the trainer may remove its own."""
+    track_at(faulty.uri)
+    with mlflow.start_run() as run:
+        faulty.answer(503)
+        uploads = []
+        for step in range(11, 25):
+            directory = checkpoint.with_name(f"checkpoint-{step}")
+            shutil.copytree(checkpoint, directory)
+            uploads.append(log_checkpoint(directory, step=step))
+            shutil.rmtree(directory)
+        faulty.clear()
+        assert [str(d.wait().status) for d in uploads] == ["READY"] * 14
+    assert len(models_of(run.info.run_id)) == 14
+
+
+def test_without_room_for_copies_the_trainers_own_files_are_kept(
+    faulty, track_at, checkpoint, monkeypatch
+):
+    """On another file system nothing can be linked, and its disk is nearly full."""
+    track_at(faulty.uri)
+    monkeypatch.setattr(log, "can_link", lambda source, directory: False)
+    monkeypatch.setattr(log, "ROOM_SECONDS", 0.1)
+    monkeypatch.setattr(log.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))
+    with mlflow.start_run():
+        faulty.refuse()
+        uploads = []
+        for step in (1, 2, 3):
+            directory = checkpoint.with_name(f"checkpoint-{step}")
+            shutil.copytree(checkpoint, directory)
+            uploads.append(log_checkpoint(directory, step=step))
+        waiting = uploads[0].uploader.waiting_checkpoints()
+        assert not any(entry.snapshot for entry in waiting)
+        shutil.rmtree(checkpoint)
+        keep_newest(checkpoint.parent, 1, [Path(entry.source) for entry in waiting])
+        faulty.clear()
+        assert [str(d.wait().status) for d in uploads] == ["READY"] * 3
+        keep_newest(checkpoint.parent, 1)
+        assert [d.name for d in checkpoint.parent.glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+def test_the_best_version_of_each_run_has_an_alias_of_its_own(tracking, checkpoint):
+    losses = {"first": {1: 3.0, 2: 1.0, 3: 2.0}, "second": {1: 5.0, 2: 6.0, 3: 4.0}}
+    runs = {}
+    for name, values in losses.items():
+        with mlflow.start_run(run_name=name) as run:
+            runs[name] = run.info.run_id
+            for step, loss in values.items():
+                delivery = log_checkpoint(checkpoint, step=step, register_as="both")
+                journal = Journal(delivery.uploader)
+                journal.metrics({"loss": loss}, step, delivery)
+                journal.best("loss", "min")
+            delivery.uploader.drain()
+    for name, best in (("first", 2), ("second", 3)):
+        version = MlflowClient().get_model_version_by_alias("both", f"best-{runs[name]}")
+        assert version.tags == {"run_id": runs[name], "step": str(best)}
+        last = MlflowClient().get_model_version_by_alias("both", f"last-{runs[name]}")
+        assert last.tags["step"] == "3"
+
+
+# Damage
+
+
+def nan(directory: Path) -> None:
+    tensors = load_file(directory / WEIGHTS)
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, directory / WEIGHTS)
+
+
+def cut_off(directory: Path) -> None:
+    os.truncate(directory / WEIGHTS, (directory / WEIGHTS).stat().st_size - 10)
+
+
+def shard_missing(directory: Path) -> None:
+    (directory / WEIGHTS).unlink()
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def index_leads_out(directory: Path) -> None:
+    index = {"weight_map": {"a": "../../secret.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def link_leads_out(directory: Path) -> None:
+    (directory / "config.json").unlink()
+    (directory / "config.json").symlink_to("/etc/hostname")
+
+
+def only_pickles(directory: Path) -> None:
+    (directory / WEIGHTS).rename(directory / "pytorch_model.bin")
+
+
+def other_architecture(directory: Path) -> None:
+    tensors = load_file(directory / WEIGHTS)
+    tensors["model.norm.weight"] = torch.ones(3)
+    save_file(tensors, directory / WEIGHTS)
+
+
+def tensor_missing(directory: Path) -> None:
+    tensors = load_file(directory / WEIGHTS)
+    del tensors["model.norm.weight"]
+    save_file(tensors, directory / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (nan, r"model.safetensors: tensor model.norm.weight holds 1 values that are NaN"),
+        (cut_off, r"model.safetensors: is not a complete safetensors file of \d+ bytes"),
+        (shard_missing, r"model-00001-of-00002.safetensors: is missing"),
+        (index_leads_out, r"places 'a' in '../../secret.safetensors'"),
+        (link_leads_out, r"config.json: is a link to /etc/hostname"),
+        (only_pickles, r"pytorch_model.bin is a pickle, which is never opened"),
+        (
+            other_architecture,
+            r"norm.weight has shape \(3,\), and .* own config.json asks for \(32,\)",
+        ),
+        (tensor_missing, r"tensor model.norm.weight of the base is missing"),
+    ],
+)
+def test_a_damaged_checkpoint_is_a_gap_with_its_reason(
+    tracking, checkpoint, first_model, spoil, said, capsys
+):
+    damaged = checkpoint.with_name("checkpoint-14")
+    shutil.copytree(checkpoint, damaged)
+    spoil(damaged)
+    with mlflow.start_run() as run:
+        base = log_base(str(first_model)).model_id
+        steps = {7: checkpoint, 14: damaged, 21: checkpoint}
+        uploads = {
+            step: log_checkpoint(path, step=step, base=base, register_as="some")
+            for step, path in steps.items()
+        }
+        with pytest.raises(ScalpelError, match=said) as caught:
+            uploads[14].wait()
+        assert str(damaged) in str(caught.value)  # and not a copy of ours
+        uploads[21].wait()
+    states = {m.params["step"]: str(m.status) for m in models_of(run.info.run_id)}
+    assert {step: states[step] for step in ("7", "14", "21")} == {
+        "7": "READY", "14": "FAILED", "21": "READY",
+    }  # fmt: skip
+    versions = MlflowClient().search_model_versions("name = 'some'")
+    assert {version.tags["step"] for version in versions} == {"7", "21"}
+    assert "step 14 is FAILED" in capsys.readouterr().err
+
+
+# A store on this machine
+
+
+def test_a_hard_link_takes_no_bytes_and_survives_the_trainer(tracking, checkpoint, first_model):
+    with mlflow.start_run():
+        model = log_checkpoint(checkpoint, step=7, link="hard").wait()
+    file = stored(model) / WEIGHTS
+    assert file.stat().st_ino == (checkpoint / WEIGHTS).stat().st_ino
+    manifest = read_manifest(stored(model))
+    # the trainer saves the same step again, and then removes it
+    save_file(load_file(first_model / WEIGHTS) | {"x": torch.ones(1)}, checkpoint / WEIGHTS)
+    assert damage(stored(model), manifest) == {}
+    shutil.rmtree(checkpoint)
+    assert damage(stored(model), manifest) == {}
+
+
+def test_what_is_changed_in_place_is_found(tracking, checkpoint):
+    with mlflow.start_run():
+        model = log_checkpoint(checkpoint, step=7, link="hard").wait()
+    manifest = read_manifest(stored(model))
+    with (checkpoint / WEIGHTS).open("r+b") as weights:
+        weights.seek(-5, os.SEEK_END)
+        weights.write(b"\xff")
+    (problem,) = damage(stored(model), manifest).items()
+    assert problem[0] == WEIGHTS
+    assert "has SHA-256" in problem[1]
+    assert "(changed: " in problem[1]
+    os.truncate(checkpoint / WEIGHTS, 100)
+    assert "has 100 bytes in place of" in damage(stored(model), manifest)[WEIGHTS]
+
+
+def test_a_copy_is_a_file_of_its_own(tracking, checkpoint):
+    with mlflow.start_run():
+        model = log_checkpoint(checkpoint, step=7, link="copy").wait()
+    assert (stored(model) / WEIGHTS).stat().st_ino != (checkpoint / WEIGHTS).stat().st_ino
+
+
+def test_placing_unlinks_what_was_there(tmp_path):
+    source, target, other = tmp_path / "a", tmp_path / "b", tmp_path / "c"
+    source.write_text("new")
+    target.write_text("old")
+    other.hardlink_to(target)
+    place(source, target)
+    assert (target.read_text(), other.read_text()) == ("new", "old")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small disk is not permitted here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_is_waited_for(tracking, checkpoint, small_disk, monkeypatch):
+    experiment = mlflow.create_experiment("small", artifact_location=small_disk.as_uri())
+    (small_disk / "other").write_bytes(bytes(230_000))
+    with mlflow.start_run(experiment_id=experiment) as run:
+        delivery = log_checkpoint(checkpoint, step=7)
+        shutil.rmtree(checkpoint)
+        monkeypatch.setenv("SCALPEL_PATIENCE", "1")
+        with pytest.raises(UploadPending, match=r"model\.safetensors: the disk is full.*upload"):
+            delivery.wait()
+        (small_disk / "other").unlink()
+        monkeypatch.setenv("SCALPEL_PATIENCE", "60")
+        assert str(delivery.wait().status) == "READY"
+    assert len(models_of(run.info.run_id)) == 1
+
+
+def test_trainer_state_stays_behind_unless_asked_for(tracking, checkpoint):
+    (checkpoint / "optimizer.pt").write_bytes(b"state")
+    (checkpoint / "training_args.bin").write_bytes(b"arguments")
+    with mlflow.start_run():
+        without = log_checkpoint(checkpoint, step=7).wait()
+        with_it = log_checkpoint(checkpoint, step=8, trainer_state=True).wait()
+    assert not (stored(without) / "optimizer.pt").exists()
+    assert (stored(with_it) / "optimizer.pt").read_bytes() == b"state"
