@@ -19,7 +19,8 @@ if TYPE_CHECKING:
         resolve,
     )
     from mlflow_scalpel.comparison.compare import compare, top_tokens
-    from mlflow_scalpel.comparison.run_store import describe_runs, gather, stored_ledger
+    from mlflow_scalpel.comparison.gather import gather
+    from mlflow_scalpel.comparison.run_store import describe_runs, stored_ledger
 
 __version__ = "0.1.0"
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlflow_scalpel.comparison.engine import Comparison
+    from mlflow_scalpel.comparison.forward.probes import Probe, build_probe
     from mlflow_scalpel.comparison.measured_models import MeasuredModel
-    from mlflow_scalpel.comparison.probes import Probe, build_probe
     from mlflow_scalpel.comparison.table import COLUMNS, read_table, tidy, write_table
 
 _HOMES = {
     "COLUMNS": "table",
     "Comparison": "engine",
     "Probe": "probes",
-    "MeasuredModel": "subjects",
+    "MeasuredModel": "measured_models",
     "build_probe": "probes",
     "read_table": "table",
     "tidy": "table",

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 import mlflow_scalpel
-from mlflow_scalpel.comparison.weights import StoredWeights
+from mlflow_scalpel.comparison.weights.files import StoredWeights
 from tests.conftest import make_tokenizer
 
 SIZES = {

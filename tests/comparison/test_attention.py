@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
 
 import mlflow_scalpel
 from mlflow_scalpel.comparison import attention, forward
-from mlflow_scalpel.comparison.probes import Probe, ProbeText
+from mlflow_scalpel.comparison.forward.probes import Probe, ProbeText
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.attention.js import js
 from mlflow_scalpel.metrics.registry import choose_metrics

@@ -10,8 +10,8 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_scalpel.cli import main
-from mlflow_scalpel.comparison.bounds import SCALARS, bounds_of, most_stderr
-from mlflow_scalpel.comparison.run_store import gather
+from mlflow_scalpel.comparison.gather import gather
+from mlflow_scalpel.comparison.published.bounds import SCALARS, bounds_of, most_stderr
 from mlflow_scalpel.metrics import all_metrics
 
 KL = ["--metric", "kl/all_tokens"]

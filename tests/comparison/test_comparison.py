@@ -24,7 +24,8 @@ from mlflow_scalpel.comparison import (
     tidy,
     write_table,
 )
-from mlflow_scalpel.comparison.run_store import describe_runs, gather, log_table, stored_table
+from mlflow_scalpel.comparison.gather import gather
+from mlflow_scalpel.comparison.run_store import describe_runs, log_table, stored_table
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.parts import CLASSICAL
 
@@ -48,7 +49,7 @@ def moved(first_model: Path, tmp_path: Path) -> Path:
     return directory
 
 
-def subject(directory: Path, step: int = 0, **more) -> MeasuredModel:
+def measured_model(directory: Path, step: int = 0, **more) -> MeasuredModel:
     return MeasuredModel(directory, f"model-{step}", f"sha256:{step}", step, **more)
 
 
@@ -57,8 +58,8 @@ def rows_of(table, metric: str):
 
 
 def test_weights_of_every_layer_and_matrix(first_model, moved, tmp_path):
-    after = subject(moved, 10, run_id="r", algorithm="sft", learning_rate_sum=0.5)
-    table = Comparison(subject(first_model), []).measure(after)
+    after = measured_model(moved, 10, run_id="r", algorithm="sft", learning_rate_sum=0.5)
+    table = Comparison(measured_model(first_model), []).measure(after)
     norms = rows_of(table, "weights/relative_frobenius")
     before, now = (load_file(d / "model.safetensors") for d in (first_model, moved))
     assert len(norms) == len(before)
@@ -78,14 +79,14 @@ def test_weights_of_every_layer_and_matrix(first_model, moved, tmp_path):
 
 
 def test_without_learning_rates_the_rows_say_so(first_model, moved):
-    table = Comparison(subject(first_model), []).measure(subject(moved, 10))
+    table = Comparison(measured_model(first_model), []).measure(measured_model(moved, 10))
     per_rate = rows_of(table, "weights/relative_frobenius_per_lr")
     assert set(per_rate["status"]) == {"not known"}
     assert set(per_rate["reason"]) == {"the learning rates of this model's training are not known"}
 
 
 def test_kl_against_the_models_own_logits(first_model, moved, probe):
-    table = Comparison(subject(first_model), [probe]).measure(subject(moved, 10))
+    table = Comparison(measured_model(first_model), [probe]).measure(measured_model(moved, 10))
     base = AutoModelForCausalLM.from_pretrained(first_model).eval()
     checkpoint = AutoModelForCausalLM.from_pretrained(moved).eval()
     everywhere, answers = [], []
@@ -108,7 +109,7 @@ def test_kl_against_the_models_own_logits(first_model, moved, probe):
 
 
 def test_a_model_is_at_kl_zero_from_itself(first_model, probe):
-    table = Comparison(subject(first_model), [probe]).measure(subject(first_model))
+    table = Comparison(measured_model(first_model), [probe]).measure(measured_model(first_model))
     assert list(rows_of(table, "kl/all_tokens")["value"]) == [0.0]
     assert set(rows_of(table, "weights/relative_frobenius")["value"]) == {0.0}
 
@@ -167,8 +168,10 @@ def test_a_text_longer_than_the_context_is_a_row_with_its_reason(first_model, ma
     fitting = build_probe("p", [short, ("2+2=?", "4" * 89)], tokenizer, context=96)
     assert (len(both.items), len(both.left_out), len(fitting.left_out)) == (1, 1, 0)
     assert "1 of 2 texts of probe p are longer" in both.warnings["too_long"]
-    other = subject(make_model(2), 1)
-    tables = [Comparison(subject(first_model), [one]).measure(other) for one in (both, alone)]
+    other = measured_model(make_model(2), 1)
+    tables = [
+        Comparison(measured_model(first_model), [one]).measure(other) for one in (both, alone)
+    ]
     for metric in ("kl/all_tokens", "kl/answer_tokens"):
         found, expected = (rows_of(table, metric) for table in tables)
         assert list(found["status"]) == ["ok", "too long"]
@@ -176,7 +179,7 @@ def test_a_text_longer_than_the_context_is_a_row_with_its_reason(first_model, ma
         assert found["n"].iloc[0] == 1
         assert "problem 1 of probe p ('2+2=?') has 102 tokens" in found["reason"].iloc[1]
     none = build_probe("p", [long], tokenizer, context=96)
-    table = Comparison(subject(first_model), [none]).measure(other)
+    table = Comparison(measured_model(first_model), [none]).measure(other)
     assert list(rows_of(table, "kl/all_tokens")["status"]) == ["too long"]
 
 
@@ -189,7 +192,7 @@ def test_what_cannot_be_compared_is_a_row_that_says_why(first_model, make_model,
     tensors[name] = tensors[name][:-1].contiguous()
     tensors["model.layers.1.mlp.down_proj.weight"].fill_(float("nan"))
     save_file(tensors, directory / "model.safetensors")
-    table = Comparison(subject(first_model), []).measure(subject(directory, 1))
+    table = Comparison(measured_model(first_model), []).measure(measured_model(directory, 1))
     norms = rows_of(table, "weights/relative_frobenius").set_index(["layer", "matrix"])
     assert norms.loc[(0, "q_proj"), "status"] == "missing"
     assert norms.loc[(1, "up_proj"), "status"] == "shape mismatch"

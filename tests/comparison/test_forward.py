@@ -24,8 +24,8 @@ from transformers import (
 )
 
 import mlflow_scalpel
-from mlflow_scalpel.comparison import forward
-from mlflow_scalpel.comparison.forward import BATCH_TOKENS, ForwardModel, batches, keep
+from mlflow_scalpel.comparison.forward import model as forward
+from mlflow_scalpel.comparison.forward.model import BATCH_TOKENS, ForwardModel, batches, keep
 from tests.conftest import make_tokenizer
 
 TEXTS = [("1+1=?", "2"), ("what is the capital", "a long answer of many letters"), ("a", "b")]

@@ -11,7 +11,8 @@ from mlflow import MlflowClient
 
 from mlflow_scalpel import views
 from mlflow_scalpel.cli import main
-from mlflow_scalpel.comparison.run_store import describe_runs, gather
+from mlflow_scalpel.comparison.gather import gather
+from mlflow_scalpel.comparison.run_store import describe_runs
 
 PAPER = Path(__file__).parents[3] / "shared" / "paper"
 TABLE = """benchmark,model,accuracy

@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import mlflow_scalpel
-from mlflow_scalpel.comparison.weights import StoredWeights
+from mlflow_scalpel.comparison.weights.files import StoredWeights
 from tests.tensors.tiny_families import tiny_config, tiny_model
 
 NORM = "weights/relative_frobenius"

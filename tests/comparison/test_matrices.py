@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import mlflow_scalpel
 from mlflow_scalpel.comparison import MeasuredModel, from_weights, weights
-from mlflow_scalpel.comparison.pairing import pairs_of
+from mlflow_scalpel.comparison.weights.rows import pairs_of
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.pair_sums import count_pair
 from mlflow_scalpel.metrics.update_counts import count_changes

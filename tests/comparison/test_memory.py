@@ -47,7 +47,7 @@ torch.set_num_threads(1)
 """
 
 WEIGHTS = """
-from mlflow_scalpel.comparison.weights import StoredWeights, weight_rows
+from mlflow_scalpel.comparison.weights.files import StoredWeights, weight_rows
 from mlflow_scalpel.metrics import choose_metrics
 from mlflow_scalpel.metrics.update_sums import Training
 
@@ -60,8 +60,8 @@ most_while(call)
 """
 
 TEXTS = """
-from mlflow_scalpel.comparison.divergence import Head, Side, divergences
-from mlflow_scalpel.comparison.probes import Probe, ProbeText
+from mlflow_scalpel.comparison.forward.divergence import Head, Side, divergences
+from mlflow_scalpel.comparison.forward.probes import Probe, ProbeText
 
 vocabulary, hidden, length, count = 49152, 16, 300, 16
 items = tuple([ProbeText(tuple(range(length)), slice(100, length))] * count)

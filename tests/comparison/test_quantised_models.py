@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import mlflow_scalpel
-from mlflow_scalpel.comparison.probes import build_probe
+from mlflow_scalpel.comparison.forward.probes import build_probe
 from tests.conftest import make_tokenizer
 
 TEXTS = [("1+1=?", "2"), ("what is the capital", "a long answer of many letters"), ("a", "b")]

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mlflow_scalpel
 from mlflow_scalpel.comparison import build_probe, samples
-from mlflow_scalpel.comparison.forward import ForwardModel
-from mlflow_scalpel.comparison.samples import Sampling, prompt_of, sample
+from mlflow_scalpel.comparison.forward.divergence_variants import Sampling, prompt_of, sample
+from mlflow_scalpel.comparison.forward.model import ForwardModel
 from mlflow_scalpel.errors import ScalpelError
 
 TEXTS = [("1+1=?", "2"), ("what is the capital", "a long answer of many letters"), ("a", "b")]

@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mlflow_scalpel
 from mlflow_scalpel.comparison import tidy
-from mlflow_scalpel.comparison import tokens as tables
-from mlflow_scalpel.comparison.run_store import log_table
-from mlflow_scalpel.comparison.token_files import DTYPES
-from mlflow_scalpel.comparison.tokens import log_tokens, named, stored_tokens, token_steps
+from mlflow_scalpel.comparison.forward.divergence import named
+from mlflow_scalpel.comparison.run_store import log_table, log_tokens, stored_tokens, token_steps
+from mlflow_scalpel.comparison.table import DTYPES
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.server.details import tokens as tables
 
 TEXTS = [(f"{n}+{n}=?", f"it is {2 * n}") for n in range(11)]
 

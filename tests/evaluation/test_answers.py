@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from mlflow_scalpel.evaluation.answers import answer_of, last_boxed, last_number
+from mlflow_scalpel.evaluation.grading.answers import answer_of, last_boxed, last_number
 
 
 @pytest.mark.parametrize(

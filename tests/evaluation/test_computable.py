@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from mlflow_scalpel.evaluation.computable import is_explosive
+from mlflow_scalpel.evaluation.grading.computable import is_explosive
 
 EXPLOSIVE = [
     "9^9^9",

@@ -78,23 +78,23 @@ def evaluated(scores: dict[str, Any]) -> Evaluation:
 @pytest.mark.parametrize("checkpoints", [2, 0])
 def test_the_whole_way(case: str, checkpoints: int, tmp_path: Path) -> None:
     before, after = CASES[case]
-    subjects = [BASE, *AFTER[:checkpoints]]
+    models = [BASE, *AFTER[:checkpoints]]
     base, samples, tables = None, [], []
-    for subject in subjects:
+    for model in models:
         made = evaluated(before if base is None else after)
         scored = score_gold_answers(FakeEvaluator(made.samples), made.samples, base)
         base = scored if base is None else base
         lost = scored["gold_loglik"].notna()
-        if subject is BASE:
+        if model is BASE:
             assert (lost == ((scored["sample"] == 0) & (scored["score"] == 1))).all()
         else:
             assert lost.any() == (case in ("all lost", "one problem lost"))
-        path = tmp_path / f"{subject.model_id}.parquet"
+        path = tmp_path / f"{model.model_id}.parquet"
         Result(Evaluation(made.scores, scored), 5).write(path)
         kept = Result.read(path).evaluation  # as a run that is taken up reads it
         assert [s.metric for s in kept.scores] == [s.metric for s in made.scores]
-        samples.append(rows_of(kept, subject))
-        tables.append(score_table(kept, subject, Plan(BASE, None), "float32"))
+        samples.append(rows_of(kept, model))
+        tables.append(score_table(kept, model, Plan(BASE, None), "float32"))
     rows = pd.concat(samples, ignore_index=True)
     if not len(rows):
         return

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from mlflow_scalpel.evaluation.finished import crowded_words, unfinished_words
 from mlflow_scalpel.evaluation.harness import Score
+from mlflow_scalpel.evaluation.results import crowded_words, unfinished_words
 
 
 def rows(label: str, step: int, finished: list[bool | None]) -> pd.DataFrame:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mlflow_scalpel.evaluation.answers import last_boxed
 from mlflow_scalpel.evaluation.grading import Verdict, golds_are_readable, grade_many
+from mlflow_scalpel.evaluation.grading.answers import last_boxed
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

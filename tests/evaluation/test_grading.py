@@ -13,8 +13,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from mlflow_scalpel.evaluation import graders as processes
-from mlflow_scalpel.evaluation.graders import Graders, Task, graders
 from mlflow_scalpel.evaluation.grading import (
     Verdict,
     exact_answer,
@@ -26,6 +24,8 @@ from mlflow_scalpel.evaluation.grading import (
     math_answer_or_number,
     math_correct,
 )
+from mlflow_scalpel.evaluation.grading.processes import Graders, Task, graders
+from mlflow_scalpel.evaluation.grading.processes import graders as processes
 
 SLOW = r"\prod_{k=1}^{3000} (k^3 + \sqrt{k+\sqrt{k}})"  # nobody waits for its simplification
 
@@ -217,7 +217,7 @@ def test_the_processes_end_with_their_parent(how: signal.Signals) -> None:
     script = textwrap.dedent(
         rf"""
         from mlflow_scalpel.evaluation.grading import grade
-        from mlflow_scalpel.evaluation.graders import graders
+        from mlflow_scalpel.evaluation.grading.processes import graders
         grade(r"\boxed{{x+1}}", "1+x")
         print(graders()._processes[0].child.pid, flush=True)
         grade(r"\boxed{{{SLOW}}}", "4")

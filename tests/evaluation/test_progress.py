@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from mlflow_scalpel.evaluation import progress
-from mlflow_scalpel.evaluation.progress import bar_about
+from mlflow_scalpel.evaluation import suite_lm as progress
+from mlflow_scalpel.evaluation.suite_lm import bar_about
 from tests.evaluation.test_evaluator import CHOICE, TASKS, build, task, write_rows  # noqa: F401
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from mlflow_scalpel.data.sources import load
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.evaluation.grading.unreadable import readable_golds
 from mlflow_scalpel.evaluation.suite import SuiteTask
-from mlflow_scalpel.evaluation.suite_data import data_warnings, one_type_a_column, task_rows
-from mlflow_scalpel.evaluation.unreadable import readable_golds
+from mlflow_scalpel.evaluation.tasks import data_warnings, one_type_a_column, task_rows
 from mlflow_scalpel.recipes.fields import Data
 
 PROSE = "the sum of both"

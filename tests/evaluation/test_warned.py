@@ -10,8 +10,8 @@ import pandas as pd
 from mlflow_scalpel.comparison import MeasuredModel
 from mlflow_scalpel.evaluation.harness import SAMPLE_COLUMNS, Evaluation, Score
 from mlflow_scalpel.evaluation.record import Plan, score_table
+from mlflow_scalpel.evaluation.results import keep_warnings, warnings_of_results
 from mlflow_scalpel.evaluation.suite import Suite
-from mlflow_scalpel.evaluation.warned import keep_warnings, warnings_of_results
 from mlflow_scalpel.run_warnings import warnings_of
 
 BASE = MeasuredModel(Path("base"), "m-base", "sha256:b", 0)

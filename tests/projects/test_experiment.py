@@ -21,9 +21,9 @@ from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mlflow_scalpel.checkpoints import checkpoints_of_run, resolve
-from mlflow_scalpel.comparison.run_store import gather, stored_ledger
+from mlflow_scalpel.comparison.gather import gather
+from mlflow_scalpel.comparison.run_store import stored_ledger, stored_tokens, token_steps
 from mlflow_scalpel.comparison.table import COLUMNS
-from mlflow_scalpel.comparison.tokens import stored_tokens, token_steps
 from mlflow_scalpel.runs.resume import FAILURE_TAG
 
 pytestmark = pytest.mark.slow

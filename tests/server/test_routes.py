@@ -14,12 +14,18 @@ import pytest
 from flask import Flask
 from mlflow import MlflowClient
 
-from mlflow_scalpel.comparison.run_queries import ARGUMENTS, LEDGER, TABLE, TOKENS, comparison_tag
+from mlflow_scalpel.comparison.run_queries import (
+    ARGUMENTS,
+    LEDGER,
+    TABLE,
+    TOKENS,
+    ClientSource,
+    comparison_tag,
+)
 from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server import data, figures
 from mlflow_scalpel.server.caching import Cache
-from mlflow_scalpel.server.client_source import ByClient
 from mlflow_scalpel.server.data import Tables
 from mlflow_scalpel.server.loopback import make_app, open_server
 from mlflow_scalpel.views.pages import PAGES
@@ -277,7 +283,7 @@ def test_tokens_and_problems_are_text(get, logged):
 def test_a_table_is_read_once_and_again_when_it_changes(tracking, logged, monkeypatch):
     client, _, run_id = logged
     reads = []
-    source = ByClient(tracking)
+    source = ClientSource(tracking)
     read = source.artifact
     monkeypatch.setattr(source, "artifact", lambda run, path: reads.append(path) or read(run, path))
     tables = Tables()
@@ -349,7 +355,7 @@ def test_a_cache_makes_once_forgets_the_oldest_and_no_failure():
 
 def test_warming_imports_what_a_page_needs():
     code = (
-        "import sys; from mlflow_scalpel.server.warming import warm_in_background\n"
+        "import sys; from mlflow_scalpel.server.routes import warm_in_background\n"
         "assert 'plotly' not in sys.modules; warm_in_background().join()\n"
         "print({'pyarrow.parquet', 'plotly.graph_objs._scatter'} <= set(sys.modules))"
     )

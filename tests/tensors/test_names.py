@@ -8,7 +8,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from mlflow_scalpel.checkpoints.selection import select
-from mlflow_scalpel.comparison.weights import StoredWeights
+from mlflow_scalpel.comparison.weights.files import StoredWeights
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.names import Location, counterparts, located
 from mlflow_scalpel.tensors.parts import LAYER_PARTS

@@ -8,11 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
-from mlflow_scalpel.comparison.forward import ForwardModel, Head, Progress, keep, place
-from mlflow_scalpel.comparison.probes import Probe
+from mlflow_scalpel.comparison.forward.model import ForwardModel, Head, keep
+from mlflow_scalpel.comparison.forward.probes import Probe
+from mlflow_scalpel.comparison.runner import Progress, place
+from mlflow_scalpel.comparison.table import (
+    TOKEN_DTYPES,
+)
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.compiling import compiled
 from mlflow_scalpel.metrics.kl.tokens import TokenDivergence, token_divergence
@@ -175,3 +180,103 @@ def _rows(
             chosen = [text.of(answer) for text, answer in zip(chosen, answers, strict=True)]
         for estimate in one.function(chosen):
             yield {**place(one, probe, dtype), **estimate.columns()}
+
+
+PROBLEMS, RANKED, TOP, CONTEXT = 8, 200, 5, 160
+
+
+@torch.inference_mode()
+def token_table(measured: Sequence[Measured], tokenizer: Any) -> pd.DataFrame:
+    """The table of one checkpoint; `named` fills in model_id and step."""
+    ranks = _ranks(measured)
+    texts = _Texts(tokenizer)
+    records = []
+    for number, one in enumerate(measured):
+        for problem, item in enumerate(one.probe.items):
+            everywhere = range(len(item.ids)) if problem < PROBLEMS else ()
+            ranked = [at for probe, text, at in ranks if (probe, text) == (number, problem)]
+            positions = sorted({*everywhere, *ranked})
+            if not positions:
+                continue
+            base_p, base_top = _top(one, "base", problem, positions)
+            checkpoint_p, checkpoint_top = _top(one, "checkpoint", problem, positions)
+            answer = range(len(item.ids))[item.answer]
+            values = one.texts[problem]
+            for row, at in enumerate(positions):
+                following = item.ids[at + 1] if at + 1 < len(item.ids) else None
+                rank = ranks.get((number, problem, at))
+                records.append(
+                    {
+                        "texts": one.probe.texts,
+                        "problem": problem,
+                        "position": at,
+                        "token": None if following is None else texts.of(following),
+                        "token_id": following,
+                        "answer": at in answer,
+                        "kl": float(values.forward[at]),
+                        "reverse": float(values.reverse[at]),
+                        "base_entropy": float(values.base_entropy[at]),
+                        "rank": rank,
+                        "context": None if rank is None else texts.before(item.ids, at),
+                        "base_top": [texts.of(token) for token in base_top[row]],
+                        "checkpoint_top": [texts.of(token) for token in checkpoint_top[row]],
+                        "base_top_p": base_p[row],
+                        "checkpoint_top_p": checkpoint_p[row],
+                        "right_p_base": float(values.base_right[at]),
+                        "right_p_checkpoint": float(values.checkpoint_right[at]),
+                    }
+                )
+    return pd.DataFrame(records, columns=list(TOKEN_DTYPES)).astype(TOKEN_DTYPES)
+
+
+def named(table: pd.DataFrame, model_id: str, step: int | None) -> pd.DataFrame:
+    """The table with its model and step; an empty model ID is null: it is not known yet."""
+    return table.assign(model_id=model_id or None, step=step).astype(TOKEN_DTYPES)
+
+
+def _ranks(measured: Sequence[Measured]) -> dict[tuple[int, int, int], int]:
+    """Rank of each of the tokens with the largest KL: by number of probe, problem and position."""
+    places, values = [], []
+    for number, one in enumerate(measured):
+        for problem, text in enumerate(one.texts):
+            places += [(number, problem, at) for at in range(len(text.forward))]
+            values.append(text.forward)
+    if not places:
+        return {}
+    # NaN and infinity come first, since they want to be looked at.
+    order = torch.cat(values).nan_to_num(math.inf).argsort(descending=True, stable=True)
+    return {places[index]: rank for rank, index in enumerate(order[:RANKED].tolist(), 1)}
+
+
+def _top(
+    one: Measured, side: str, problem: int, positions: list[int]
+) -> tuple[list[list[float]], list[list[int]]]:
+    """Probabilities and IDs of the most likely tokens at some positions of a problem."""
+    model = getattr(one, side)
+    hidden: Tensor = model.hidden[problem][positions].to(model.head.weight.device)
+    step = max(1, SLICE_LOGITS // model.head.vocabulary)
+    probabilities, tokens = [], []
+    for start in range(0, len(positions), step):
+        logits = model.head.logits(hidden[start : start + step])  # (t, V)
+        best, index = logits.topk(min(TOP, logits.shape[-1]), dim=-1)
+        probabilities += (best - logits.logsumexp(-1, keepdim=True)).exp().tolist()
+        tokens += index.tolist()
+    return probabilities, tokens
+
+
+class _Texts:
+    """Texts of tokens, each decoded once."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, str] = {}
+
+    def of(self, token: int) -> str:
+        if token not in self._known:
+            self._known[token] = self._tokenizer.decode([token])
+        return self._known[token]
+
+    def before(self, ids: Sequence[int], at: int) -> str:
+        """The end of the text up to and with position `at`; a token has one character or more."""
+        near = ids[max(0, at + 1 - CONTEXT) : at + 1]
+        return str(self._tokenizer.decode(list(near)))[-CONTEXT:]

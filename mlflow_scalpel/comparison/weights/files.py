@@ -1,4 +1,4 @@
-"""The weights of a base with an adapter, each a tensor and an update that are not yet added."""
+"""The weight metrics of every tensor of a checkpoint, read a matrix at a time."""
 
 from __future__ import annotations
 
@@ -7,15 +7,75 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mlflow_scalpel.comparison.weights import StoredWeights
 from mlflow_scalpel.tensors.adapters import AdapterChanges, read_changes
 from mlflow_scalpel.tensors.config import read_config
 from mlflow_scalpel.tensors.cuts import Cut
 from mlflow_scalpel.tensors.files import ADAPTER_WEIGHTS
 from mlflow_scalpel.tensors.headers import Header
-from mlflow_scalpel.tensors.places import places
+from mlflow_scalpel.tensors.places import Piece, Place, places
 from mlflow_scalpel.tensors.quantised import FloatTensors
+from mlflow_scalpel.tensors.tied import tied_head
 from mlflow_scalpel.tensors.updates import Added, LowRank, Untouched
+
+
+class StoredWeights:
+    """The tensors of a checkpoint's safetensors files, memory-mapped and read one at a time.
+
+    Args:
+        directory: of the checkpoint.
+        like: directory of the model whose config.json counts where this one has none.
+        files: the tensors, where they are not just those in `directory`.
+
+    Raises ScalpelError for a file that is not whole.
+    """
+
+    def __init__(
+        self, directory: Path, *, like: Path | None = None, files: FloatTensors | None = None
+    ) -> None:
+        self.directory = directory
+        self._files = files or FloatTensors(directory)
+        config = read_config(directory) or (read_config(like) if like is not None else {})
+        self.pieces: dict[Place, Piece] = places(self._files.headers, config)
+        """Every weight by its place, in the order of the model."""
+        self.tied: dict[Place, Piece] = {}
+        """Output embeddings that are the input embeddings, and so are no weights of their own."""
+        readable = {
+            place: piece
+            for place, piece in self.pieces.items()
+            if piece.tensor not in self._files.reasons
+        }
+        if found := tied_head(readable, config, self._files.read):
+            head, embeddings = found
+            self.tied[head] = self.pieces[embeddings]
+            self.pieces.pop(head, None)
+
+    @property
+    def unread(self) -> list[str]:
+        """Names of safetensors files in the directory that are not the model's."""
+        return self._files.files.unread
+
+    def matrices(self) -> dict[Place, tuple[str, Cut | None]]:
+        """Tensor name, and how it is cut where it holds several matrices, of each place."""
+        return {place: (piece.tensor, piece.cut) for place, piece in self.pieces.items()}
+
+    def read(self, place: tuple[str, Cut | None]) -> Tensor:
+        """The tensor, or a matrix within it; the file's own pages wherever they can be.
+
+        A quantised one is dequantised. Raises ScalpelError with the reason where it cannot be.
+        """
+        name, cut = place
+        tensor = self._files.read(name)
+        return tensor if cut is None else cut.of(tensor)
+
+    def later(self, place: tuple[str, Cut | None]) -> Tensor | Added | Untouched:
+        """What the training made of W_0: the matrix, or an update that was not added to it."""
+        return self.read(place)
+
+    def bytes(self) -> int:
+        """Bytes of all weights."""
+        names = {piece.tensor for piece in self.pieces.values()}
+        return sum(self._files.headers[name].bytes for name in names)
+
 
 _ELEMENT = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16"}
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from mlflow_scalpel.comparison.bounds import check_row
 from mlflow_scalpel.comparison.parquet import read_bounded
-from mlflow_scalpel.comparison.published import Results, Row, sha256
+from mlflow_scalpel.comparison.published.bounds import check_row
+from mlflow_scalpel.comparison.published.files import Results, Row, sha256
 from mlflow_scalpel.errors import ScalpelError
 
 NEEDED = ("benchmark", "model", "accuracy")

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from mlflow_scalpel.evaluation.computable import LONGEST
-from mlflow_scalpel.evaluation.normal_form import (
+from mlflow_scalpel.evaluation.grading.computable import LONGEST
+from mlflow_scalpel.evaluation.grading.normal_form import (
     Quantity,
     based,
     choice,
@@ -18,7 +18,7 @@ from mlflow_scalpel.evaluation.normal_form import (
     squeezed,
     words,
 )
-from mlflow_scalpel.evaluation.units import Unit, conflict
+from mlflow_scalpel.evaluation.grading.units import Unit, conflict
 
 ROUNDING = Fraction(1, 2_000_000)  # math-verify's: a decimal is right to 6 places
 RELATIVE = Fraction(1, 500)  # and no further off than this share, or 1e-7 were 2e-7

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlflow_scalpel.comparison.forward import ForwardModel, Progress, UnsupportedModel, keep, place
-from mlflow_scalpel.comparison.probes import Probe, ProbeText
+from mlflow_scalpel.comparison.forward.model import ForwardModel, keep
+from mlflow_scalpel.comparison.forward.probes import Probe, ProbeText
+from mlflow_scalpel.comparison.runner import Progress, UnsupportedModel, place
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.estimates import over_means
 from mlflow_scalpel.metrics.registry import Metric

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
-from mlflow_scalpel.evaluation.answers import Fallback, answer_of, last_boxed, restored
-from mlflow_scalpel.evaluation.computable import is_explosive
-from mlflow_scalpel.evaluation.graders import Task, graders
-from mlflow_scalpel.evaluation.normal_form import normal
-from mlflow_scalpel.evaluation.quick import may_be_read, same
+from mlflow_scalpel.evaluation.grading.answers import Fallback, answer_of, last_boxed, restored
+from mlflow_scalpel.evaluation.grading.computable import is_explosive
+from mlflow_scalpel.evaluation.grading.normal_form import normal
+from mlflow_scalpel.evaluation.grading.processes import Task, graders
+from mlflow_scalpel.evaluation.grading.quick import may_be_read, same
 
 SECONDS_PER_BATCH = 20.0
 SECONDS_PER_PAIR = 0.05  # added for each pair of the batch that has to be computed

@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from mlflow_scalpel.comparison.bounds import SCALARS, check_row, scalar_unit
 from mlflow_scalpel.comparison.parquet import read_bounded
+from mlflow_scalpel.comparison.published.bounds import SCALARS, check_row, scalar_unit
 from mlflow_scalpel.comparison.table import COLUMNS, DTYPES
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.parts import CLASSICAL

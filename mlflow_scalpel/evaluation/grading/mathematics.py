@@ -18,8 +18,8 @@ from latex2sympy2_extended.sets import FiniteSet
 from math_verify import LatexExtractionConfig, parse, verify
 from sympy.core.relational import Relational
 
-from mlflow_scalpel.evaluation.normal_form import choice, normal, squeezed
-from mlflow_scalpel.evaluation.quick import close, same
+from mlflow_scalpel.evaluation.grading.normal_form import choice, normal, squeezed
+from mlflow_scalpel.evaluation.grading.quick import close, same
 
 DIGITS = 60  # decimal digits of a numerical comparison
 POINTS = 6  # random points at which expressions are compared

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mlflow_scalpel.checkpoints.opening import CannotOpen, Failed, errors_told
 from mlflow_scalpel.checkpoints.swapping import SwappableModel
-from mlflow_scalpel.comparison.measured_models import MeasuredModel
-from mlflow_scalpel.comparison.probes import Probe, ProbeText
-from mlflow_scalpel.comparison.tokenizers import other_tokenizer
-from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.metrics.registry import Metric
+from mlflow_scalpel.comparison.forward.probes import ProbeText
+from mlflow_scalpel.comparison.runner import Progress, UnsupportedModel
 
 BATCH_TOKENS = 4096  # tokens a forward pass, padding included
 PADDING = 0.1  # share of a batch that may be padding: longer texts cost more than another call
-MEASURED = "float32"  # an adapter is merged in it; the forward rounds to its own dtype
 CHECKED = 16  # tokens on which it is seen how a model makes its logits
 KEPT_IN_MEMORY = 256 << 20  # bytes of the base's states; more of them wait on disk
 
@@ -33,13 +28,6 @@ _SCALES = (
 )
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", "softcap")
 _NONE = ("", False)
-
-Progress = Callable[[int], object]
-"""Called with a number of texts each time so many more have been run."""
-
-
-class UnsupportedModel(ScalpelError):
-    """The base is of a family that a group cannot run; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -195,74 +183,6 @@ class ForwardModel(SwappableModel):
                 "output embedding, with a scale or a cap that its config names, which is not "
                 "supported; leave the probes out"
             )
-
-
-class Runner(Protocol):
-    """Measures one group of metrics by running texts through its model."""
-
-    probes: list[Probe]
-
-    def rows(
-        self, metrics: Sequence[Metric], progress: Progress | None = None
-    ) -> Iterator[dict[str, Any]]:
-        """Rows of each metric on each probe, of the checkpoint whose weights `model` has."""
-        ...
-
-
-def load_or_refuse(
-    model: ForwardModel, subject: MeasuredModel, group: str, probes: Iterable[Probe]
-) -> tuple[str, str] | None:
-    """Make the model the checkpoint; status and reason where it cannot be run like the base."""
-    texts = (text for probe in probes for pair in probe.pairs for text in pair)
-    try:
-        with errors_told():
-            checkpoint = subject.whole(MEASURED)
-            reason = other_tokenizer(model.base, checkpoint, texts)
-    except ScalpelError as error:
-        return "not readable", f"{group}: {error}"
-    if reason is not None:
-        return "refused", f"{group}: {reason}"
-    try:
-        with errors_told():
-            model.load_checkpoint(checkpoint)
-    except CannotOpen as error:
-        return "not comparable", f"{group}: {error}"
-    except ScalpelError as error:
-        return why_not(error, group)
-    return None
-
-
-def why_not(error: ScalpelError, group: str) -> tuple[str, str]:
-    """Status and reason of a group that an error kept from being measured.
-
-    Models, their files and memory fail in many ways; what fails is a row, and the rest is measured.
-    """
-    reason = str(error) if str(error).startswith(group) else f"{group}: {error}"
-    if isinstance(error, UnsupportedModel | CannotOpen):
-        return "not supported", reason
-    return "not measured" if isinstance(error, Failed) else "not comparable", reason
-
-
-def failed_rows(
-    metrics: Sequence[Metric], probes: Sequence[Probe], dtype: str, status: str, reason: str
-) -> list[dict[str, Any]]:
-    """A row without a value for each metric and probe, with its reason."""
-    return [
-        {**place(one, probe, dtype), "status": status, "reason": reason}
-        for probe in probes
-        for one in metrics
-    ]
-
-
-def place(one: Metric, probe: Probe, dtype: str) -> dict[str, Any]:
-    """What a row says of its metric and texts."""
-    return {
-        "metric": one.name,
-        "metric_version": one.version,
-        "unit": one.unit,
-        "dtype": dtype,
-        "texts": probe.texts,
-    }
 
 
 def batches(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from mlflow_scalpel.evaluation.normal_form import plain_characters
+from mlflow_scalpel.evaluation.grading.normal_form import plain_characters
 
 Fallback = Literal["none", "last_number"]
 

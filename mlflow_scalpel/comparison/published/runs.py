@@ -13,8 +13,12 @@ from mlflow.entities import Param
 from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict
 
-from mlflow_scalpel.comparison.benchmarks import attach, is_benchmark_table, read_benchmarks
-from mlflow_scalpel.comparison.published import Results, Row, read_results, sha256
+from mlflow_scalpel.comparison.published.benchmarks import (
+    attach,
+    is_benchmark_table,
+    read_benchmarks,
+)
+from mlflow_scalpel.comparison.published.files import Results, Row, read_results, sha256
 from mlflow_scalpel.comparison.run_store import log_summary, log_table
 from mlflow_scalpel.comparison.table import DTYPES, IMPORTED, tidy
 from mlflow_scalpel.errors import ScalpelError

@@ -13,8 +13,8 @@ from typing import Any
 from mlflow_scalpel.data.sources import Loaded
 from mlflow_scalpel.data.values import short
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.evaluation.answers import last_boxed
 from mlflow_scalpel.evaluation.grading import golds_are_readable
+from mlflow_scalpel.evaluation.grading.answers import last_boxed
 from mlflow_scalpel.recipes.fields import Data
 
 _PATTERNS = (

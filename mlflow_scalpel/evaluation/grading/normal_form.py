@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from mlflow_scalpel.evaluation.units import Unit, read_unit
+from mlflow_scalpel.evaluation.grading.units import Unit, read_unit
 
 _FULLWIDTH = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
 _SPELLED = {

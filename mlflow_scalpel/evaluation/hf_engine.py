@@ -9,6 +9,7 @@ for, and each row ends by itself.
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from mlflow_scalpel.chat import context_of
+from mlflow_scalpel.chat import context_of, load_tokenizer
+from mlflow_scalpel.checkpoints.opening import CannotOpen
 from mlflow_scalpel.checkpoints.swapping import SwappableModel
+from mlflow_scalpel.comparison.runner import added_tokens, other_tokenizer
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.suite_lm import SuiteLM, end_tokens_of
 
@@ -178,3 +181,48 @@ class StopStrings(StoppingCriteria):
         texts = self.tokenizer.batch_decode(tail)
         done = [any(string in text for string in self.strings) for text in texts]
         return torch.tensor(done, device=input_ids.device)
+
+
+def open_tokenizer(model: str, template_date: date) -> Any:
+    """The tokenizer of a directory or hub name, whose template writes that date.
+
+    Raises ScalpelError where it cannot be had.
+    """
+    try:
+        return load_tokenizer(model, template_date, local_files_only=Path(model).is_dir())
+    except (OSError, ValueError) as error:
+        raise _not_loaded(model, error) from error
+
+
+def open_model(model: Path, dtype: str, device: str | None) -> SwappableModel:
+    """The model of a directory on a device, by default a GPU where there is one.
+
+    Raises ScalpelError where it cannot be had.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return SwappableModel(model, dtype=dtype, device=device)
+    except CannotOpen as error:
+        raise _not_loaded(str(model), error) from error
+
+
+def check_tokenizer(base: Path, checkpoint: Path) -> None:
+    """Raise ScalpelError unless the base's tokenizer reads and writes for the checkpoint too."""
+    reason = other_tokenizer(base, checkpoint)
+    if reason is not None:
+        raise ScalpelError(reason)
+    added = added_tokens(base, checkpoint)
+    if added:
+        raise ScalpelError(
+            f"{checkpoint}: its tokenizer has tokens of text that the base's has not "
+            f"({len(added)}, the first is {added[0]!r}): what it answers would be read without "
+            "them; evaluate it by itself (model=...)"
+        )
+
+
+def _not_loaded(model: str, error: Exception) -> ScalpelError:
+    return ScalpelError(
+        f"model {model}: it cannot be loaded: {error}. Give a directory with config.json, "
+        "tokenizer and safetensors files, or a name on the hub"
+    )
