@@ -44,8 +44,8 @@ class ScalpelEvaluator(ModelEvaluator):
         may hold `system_prompt`. Raises ScalpelError for other keys, or data without the columns
         problem and solution.
         """
-        from mlflow_scalpel.comparison import Comparison
         from mlflow_scalpel.comparison.compare import probe_of
+        from mlflow_scalpel.comparison.engine import Comparison
         from mlflow_scalpel.comparison.measured_models import model_from
         from mlflow_scalpel.comparison.run_store import log_summary, log_table, summarise
 

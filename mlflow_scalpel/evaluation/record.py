@@ -18,12 +18,13 @@ from mlflow.entities import Run
 
 from mlflow_scalpel.chat import DEFAULT_DATE, stored_eos, stored_template, with_chat
 from mlflow_scalpel.checkpoints import Checkpoint, checkpoints_of_run, log_base, resolve
-from mlflow_scalpel.comparison import MeasuredModel, tidy
 from mlflow_scalpel.comparison.capabilities import capability_table, ledger
 from mlflow_scalpel.comparison.forward.probes import text_digest
 from mlflow_scalpel.comparison.gather import measured_checkpoint, opened, readable
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.comparison.run_queries import EVALUATED_RUN_TAG, LEDGER, SAMPLES, trained_prompt
 from mlflow_scalpel.comparison.run_store import get_run, log_rows, log_summary, log_table
+from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.recipes.measuring import EvaluateRecipe
 

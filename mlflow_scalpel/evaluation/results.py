@@ -22,7 +22,7 @@ from mlflow import MlflowClient
 
 from mlflow_scalpel.checkpoints.log import courier_for
 from mlflow_scalpel.checkpoints.spool import ArtifactEntry, MetricsEntry, MetricValue
-from mlflow_scalpel.comparison import MeasuredModel
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.evaluation.harness import Evaluation, Score
 from mlflow_scalpel.evaluation.record import Plan, lm_eval_name, result_file, rows_of
 from mlflow_scalpel.evaluation.scoring import GroupScore, left_out_words

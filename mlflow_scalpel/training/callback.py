@@ -14,8 +14,10 @@ from transformers.trainer_callback import ExportableState
 
 from mlflow_scalpel.checkpoints.log import Upload, log_checkpoint
 from mlflow_scalpel.checkpoints.lost import LOST, lost_among, said_of_lost
-from mlflow_scalpel.comparison import Comparison, MeasuredModel, tidy
+from mlflow_scalpel.comparison.engine import Comparison
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.comparison.run_store import summarise, unmeasured
+from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import GROUPS
 from mlflow_scalpel.recipes.training import GrpoRecipe, TrainingRecipe

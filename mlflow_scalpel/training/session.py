@@ -23,8 +23,9 @@ from mlflow_scalpel.chat import (
     with_chat,
 )
 from mlflow_scalpel.checkpoints import log_base, resolve
-from mlflow_scalpel.comparison import Comparison, MeasuredModel, Probe, build_probe
-from mlflow_scalpel.comparison.forward.probes import text_digest
+from mlflow_scalpel.comparison.engine import Comparison
+from mlflow_scalpel.comparison.forward.probes import Probe, build_probe, text_digest
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.comparison.run_queries import ARGUMENTS, stated_prompt
 from mlflow_scalpel.credentials import without_credentials
 from mlflow_scalpel.data import load_rows

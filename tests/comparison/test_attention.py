@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
 
 import mlflow_scalpel
-from mlflow_scalpel.comparison import attention, forward
+from mlflow_scalpel.comparison.forward import attention
+from mlflow_scalpel.comparison.forward import model as forward
 from mlflow_scalpel.comparison.forward.probes import Probe, ProbeText
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.attention.js import js

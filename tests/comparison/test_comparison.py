@@ -15,17 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mlflow_scalpel.chat import load_tokenizer
 from mlflow_scalpel.checkpoints import log_base, log_checkpoint
-from mlflow_scalpel.comparison import (
-    COLUMNS,
-    Comparison,
-    MeasuredModel,
-    build_probe,
-    read_table,
-    tidy,
-    write_table,
-)
+from mlflow_scalpel.comparison.engine import Comparison
+from mlflow_scalpel.comparison.forward.probes import build_probe
 from mlflow_scalpel.comparison.gather import gather
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.comparison.run_store import describe_runs, log_table, stored_table
+from mlflow_scalpel.comparison.table import COLUMNS, read_table, tidy, write_table
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.parts import CLASSICAL
 

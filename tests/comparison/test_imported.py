@@ -12,8 +12,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.cli import main
-from mlflow_scalpel.comparison import imported as importing
 from mlflow_scalpel.comparison.gather import gather
+from mlflow_scalpel.comparison.published import runs as importing
 from mlflow_scalpel.comparison.run_store import describe_runs
 from mlflow_scalpel.tensors.parts import CLASSICAL as MATRICES
 from mlflow_scalpel.views.report import write_report

@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mlflow_scalpel
-from mlflow_scalpel.comparison import MeasuredModel, from_weights, weights
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
+from mlflow_scalpel.comparison.weights import files
+from mlflow_scalpel.comparison.weights import rows as weight_pass
 from mlflow_scalpel.comparison.weights.rows import pairs_of
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.pair_sums import count_pair
@@ -86,13 +88,13 @@ def test_every_matrix_has_its_rows(models):
 
 def test_one_pass_reads_the_base_once_for_all_groups(models, monkeypatch):
     read = []
-    real = weights.StoredWeights.read
+    real = files.StoredWeights.read
 
     def counting(self, place):
         read.append((self.directory.name, place))
         return real(self, place)
 
-    monkeypatch.setattr(weights.StoredWeights, "read", counting)
+    monkeypatch.setattr(files.StoredWeights, "read", counting)
     base, *checkpoints = models
     mlflow_scalpel.compare(base, checkpoints, metrics=ALL, cache=False)
     assert len(read) == len(set(read)) == 4 * len(load_file(Path(base) / "model.safetensors"))
@@ -101,7 +103,7 @@ def test_one_pass_reads_the_base_once_for_all_groups(models, monkeypatch):
 def test_what_is_kept_is_not_measured_again(models, monkeypatch):
     base, first, second, last = models
     asked = []
-    real = weights.weight_rows
+    real = weight_pass.weight_rows
 
     def spying(base, checkpoints, metrics, *, pairs, wanted, **more):
         groups = sorted({one.group for one in metrics} - {"pairs"})
@@ -116,7 +118,7 @@ def test_what_is_kept_is_not_measured_again(models, monkeypatch):
         )
         return real(base, checkpoints, metrics, pairs=pairs, wanted=wanted, **more)
 
-    monkeypatch.setattr(from_weights, "weight_rows", spying)
+    monkeypatch.setattr(weight_pass, "weight_rows", spying)
     once = mlflow_scalpel.compare(base, [first, last], metrics=["weights", "spectra", "pairs"])
     again = mlflow_scalpel.compare(base, [first, last], metrics=["weights", "spectra", "pairs"])
     assert once.equals(again)

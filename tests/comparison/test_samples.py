@@ -9,9 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mlflow_scalpel
-from mlflow_scalpel.comparison import build_probe, samples
+from mlflow_scalpel.comparison.forward import divergence_variants as samples
 from mlflow_scalpel.comparison.forward.divergence_variants import Sampling, prompt_of, sample
 from mlflow_scalpel.comparison.forward.model import ForwardModel
+from mlflow_scalpel.comparison.forward.probes import build_probe
 from mlflow_scalpel.errors import ScalpelError
 
 TEXTS = [("1+1=?", "2"), ("what is the capital", "a long answer of many letters"), ("a", "b")]

@@ -13,12 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mlflow_scalpel
-from mlflow_scalpel.comparison import tidy
+from mlflow_scalpel.comparison.forward import divergence as tables
 from mlflow_scalpel.comparison.forward.divergence import named
 from mlflow_scalpel.comparison.run_store import log_table, log_tokens, stored_tokens, token_steps
-from mlflow_scalpel.comparison.table import DTYPES
+from mlflow_scalpel.comparison.table import DTYPES, tidy
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.server.details import tokens as tables
 
 TEXTS = [(f"{n}+{n}=?", f"it is {2 * n}") for n in range(11)]
 

@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 
 from mlflow_scalpel import views
-from mlflow_scalpel.comparison import MeasuredModel, tidy
 from mlflow_scalpel.comparison.capabilities import capability_table, ledger
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
+from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.evaluation.gold import score_gold_answers
 from mlflow_scalpel.evaluation.harness import SAMPLE_COLUMNS, Evaluation, Score
 from mlflow_scalpel.evaluation.record import Plan, rows_of, score_table

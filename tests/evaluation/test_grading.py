@@ -23,9 +23,9 @@ from mlflow_scalpel.evaluation.grading import (
     math_answer,
     math_answer_or_number,
     math_correct,
+    processes,
 )
 from mlflow_scalpel.evaluation.grading.processes import Graders, Task, graders
-from mlflow_scalpel.evaluation.grading.processes import graders as processes
 
 SLOW = r"\prod_{k=1}^{3000} (k^3 + \sqrt{k+\sqrt{k}})"  # nobody waits for its simplification
 

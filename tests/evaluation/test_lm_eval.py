@@ -14,12 +14,12 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mlflow_scalpel.comparison import MeasuredModel
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.evaluation import load_suite
 from mlflow_scalpel.evaluation.harness import Evaluator
 from mlflow_scalpel.evaluation.record import Plan, score_table
 from mlflow_scalpel.evaluation.results import Result
+from mlflow_scalpel.evaluation.suite import load_suite
 
 SIZES = {"few": 5, "many": 14}
 SYSTEM = "Be brief"

@@ -8,9 +8,9 @@ from pathlib import Path
 import mlflow
 import yaml
 
-from mlflow_scalpel.comparison import MeasuredModel
-from mlflow_scalpel.evaluation import load_suite
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.evaluation.record import SUITE, Plan, log_suite
+from mlflow_scalpel.evaluation.suite import load_suite
 
 SUITES = Path(__file__).parents[2] / "projects" / "evaluate" / "suites"
 

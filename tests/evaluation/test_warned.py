@@ -7,7 +7,7 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 
-from mlflow_scalpel.comparison import MeasuredModel
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.evaluation.harness import SAMPLE_COLUMNS, Evaluation, Score
 from mlflow_scalpel.evaluation.record import Plan, score_table
 from mlflow_scalpel.evaluation.results import keep_warnings, warnings_of_results

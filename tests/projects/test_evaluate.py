@@ -19,8 +19,8 @@ import mlflow_scalpel
 from mlflow_scalpel.checkpoints import checkpoints_of_run, log_base, log_checkpoint, resolve
 from mlflow_scalpel.comparison.run_queries import ClientSource, evaluations_of
 from mlflow_scalpel.comparison.run_store import get_run, stored_ledger, stored_samples, stored_table
-from mlflow_scalpel.evaluation import load_suite
 from mlflow_scalpel.evaluation.harness import Evaluator
+from mlflow_scalpel.evaluation.suite import load_suite
 from mlflow_scalpel.runs.resume import SEAMS_TAG
 
 pytestmark = pytest.mark.slow
