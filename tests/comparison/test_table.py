@@ -14,6 +14,7 @@ import pytest
 
 from mlflow_scalpel.comparison import parquet
 from mlflow_scalpel.comparison.parquet import read_bounded
+from mlflow_scalpel.comparison.run_queries import joined
 from mlflow_scalpel.comparison.table import read_table, tidy
 from mlflow_scalpel.errors import ScalpelError
 
@@ -96,3 +97,24 @@ def test_files_that_were_damaged_anywhere():
     assert read < 300
     with pytest.raises(ScalpelError):
         read_bounded(io.BytesIO(b"PAR1"), None)
+
+
+def test_models_without_a_run_are_kept_apart():
+    one = {"model_id": "a", "metric": "kl/all_tokens", "value": 0.1}
+    table = tidy([one, {**one, "model_id": "b", "value": 0.2}])
+    whole = joined([table, tidy([{**one, "value": 0.3}])])
+    assert list(whole["model_id"]) == ["a", "b"]
+    assert list(whole["value"]) == [0.1, 0.2]
+
+
+def test_what_two_tables_measured_of_one_run_stays_once():
+    one = {"model_id": "a", "run_id": "r", "step": 5, "metric": "kl/all_tokens", "value": 0.1}
+    other = {**one, "model_id": "the same by another name", "value": 0.3}
+    whole = joined([tidy([one]), tidy([other])])
+    assert list(whole["value"]) == [0.1]
+
+
+def test_scores_of_the_base_that_two_runs_hold_stay_once():
+    one = {"model_id": "a", "step": 0, "metric": "eval/in/sums/sampled", "value": 0.1}
+    other = {**one, "model_id": "the same by another name", "value": 0.3}
+    assert list(joined([tidy([one]), tidy([other])])["value"]) == [0.1]

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import inspect
 import math
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pandas as pd
 import pytest
+import yaml
 
 from mlflow_scalpel import views
 from mlflow_scalpel.comparison.capabilities import capability_table, ledger
@@ -20,9 +23,17 @@ from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.evaluation.gold import score_gold_answers
 from mlflow_scalpel.evaluation.harness import SAMPLE_COLUMNS, Evaluation, Score
-from mlflow_scalpel.evaluation.record import Plan, rows_of, score_table
-from mlflow_scalpel.evaluation.results import Result
+from mlflow_scalpel.evaluation.record import SUITE, Plan, log_suite, rows_of, score_table
+from mlflow_scalpel.evaluation.results import (
+    Result,
+    crowded_words,
+    keep_warnings,
+    unfinished_words,
+    warnings_of_results,
+)
+from mlflow_scalpel.evaluation.suite import Suite, load_suite
 from mlflow_scalpel.metrics.capabilities.success_rate import clustered_mean
+from mlflow_scalpel.run_warnings import warnings_of
 
 BASE = MeasuredModel(Path("base"), "m-base", "sha256:b", 0)
 AFTER = [
@@ -118,3 +129,94 @@ def test_the_whole_way(case: str, checkpoints: int, tmp_path: Path) -> None:
     views.write_report(table, runs, tmp_path / "r.html", title="t", ledgers={"run": problems})
     if case == "nothing graded":  # what is slow, once
         assert views.write_figures(table, runs, tmp_path / "figures")
+
+
+SUITES = Path(__file__).parents[2] / "projects" / "evaluate" / "suites"
+
+
+def test_settings_prompt_and_versions_stand_beside_the_scores(tracking, tmp_path):
+    suite = load_suite("paper", SUITES, samples=4)
+    plan = Plan(MeasuredModel(tmp_path, "m-1", "", 0), system_prompt="Think first.")
+    with mlflow.start_run() as run:
+        log_suite(suite, plan)
+    kept = yaml.safe_load(mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/{SUITE}"))
+    assert kept["system_prompt"] == "Think first."
+    assert kept["versions"]["math-verify"] == version("math-verify")
+    (gsm8k,) = (task for task in kept["tasks"] if task["label"] == "GSM8K")
+    assert (gsm8k["shots"], gsm8k["samples"], gsm8k["grader"]) == (5, 4, "math_verify_or_number")
+    assert gsm8k["generation"]["max_new_tokens"] == 4096
+    assert kept["engine"] == "hf"
+
+
+def rows(label: str, step: int, finished: list[bool | None]) -> pd.DataFrame:
+    return pd.DataFrame({"label": label, "kind": "greedy", "step": step, "finished": finished})
+
+
+def test_tasks_whose_completions_do_not_end_are_named_with_their_numbers():
+    good = rows("sums", 0, [True, True, True, False])
+    asked = rows("choice", 0, [None, None])  # compares likelihoods
+    assert unfinished_words(pd.concat([good, asked])) is None
+    assert unfinished_words(asked) is None
+    none, half = rows("sums", 5, [False] * 4), rows("words", 5, [True, False])
+    said = unfinished_words(pd.concat([good, none, half, asked]))
+    assert said is not None
+    assert "sums (greedy) at step 5: 0 of 4; words (greedy) at step 5: 1 of 2." in said
+    assert "sums (greedy) at step 0" not in said
+    assert "In some, none did" in said
+
+
+def test_prompts_that_leave_too_little_of_the_context_are_counted():
+    def score(crowded: int) -> Score:
+        return Score("eval/in/sums/greedy", 1.0, 0.0, 9, 1, ungraded=1, crowded=crowded)
+
+    assert crowded_words([(0, score(0))]) is None
+    said = crowded_words([(0, score(3)), (5, score(3))])
+    assert said is not None
+    assert said.count("in/sums/greedy: 3 of 10 problems") == 1
+
+
+START = MeasuredModel(Path("base"), "m-base", "sha256:b", 0)
+
+
+def suite(name: str) -> Suite:
+    task = {"task": "t", "label": "l", "kind": "greedy", "domain": "in", "metric": "exact_match"}
+    return Suite.model_validate({"name": name, "tasks": [task]})
+
+
+def scored(name: str, n: int, *, unreadable: int, too_long: int) -> Evaluation:
+    score = Score(f"eval/in/{name}/greedy", 0.5, 0.1, n, 1, unreadable, too_long)
+    return Evaluation([score], pd.DataFrame([], columns=list(SAMPLE_COLUMNS)))
+
+
+def tags_of(run_id: str) -> list[str]:
+    return warnings_of(mlflow.get_run(run_id).data.tags)
+
+
+def test_an_evaluation_replaces_what_the_one_before_said(tracking):
+    with mlflow.start_run() as trained:
+        pass
+    plan = Plan(START, None, run=trained)
+    runs = []
+    for name, said in (("one", "first"), ("other", "of others"), ("one", None)):
+        with mlflow.start_run() as run:
+            runs.append(run.info.run_id)
+        keep_warnings({"unfinished": said}, suite(name), plan, run.info.run_id)
+    assert tags_of(trained.info.run_id) == ["of others"]
+    assert [tags_of(run_id) for run_id in runs] == [["first"], ["of others"], []]
+
+
+def test_unreadable_golds_are_said_once():
+    found = [(scored("x", 7, unreadable=3, too_long=0), START)]
+    assert "3 of 10 problems" in str(warnings_of_results(found, {})["left_out"])
+    assert warnings_of_results(found, {"eval/in/x/greedy": 3})["left_out"] is None
+    more = warnings_of_results(found, {"eval/in/x/greedy": 2})["left_out"]
+    assert "3 of 10 problems" in str(more)  # one more than was known before
+
+
+def test_a_score_of_nothing_says_of_how_many_problems():
+    none = scored("x", 0, unreadable=2, too_long=3)
+    table = score_table(none, START, Plan(START, None), "float32")
+    assert table["reason"].tolist() == ["none of the 5 problems was graded"]
+    said = warnings_of_results([(none, START)], {"eval/in/x/greedy": 2})["left_out"]
+    assert "3 of 5 problems have an answer that takes too long" in str(said)
+    assert "cannot be read" not in str(said)
