@@ -60,7 +60,7 @@ from transformers.integrations import MLflowCallback
 from transformers.utils.logging import disable_progress_bar
 
 import mlflow_scalpel
-from mlflow_scalpel.checkpoints.log import close_couriers
+from mlflow_scalpel.checkpoints.logging.uploads import close_couriers
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.servers import Server

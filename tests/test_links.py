@@ -35,8 +35,8 @@ def test_a_description_keeps_what_was_said():
 
 
 def test_logged_runs_and_checkpoints_carry_links(tracking, first_model, tmp_path):
-    from mlflow_scalpel.checkpoints.external_run import ExternalRun, log_directory
-    from mlflow_scalpel.checkpoints.log import close_couriers
+    from mlflow_scalpel.checkpoints.external.external_run import ExternalRun, log_directory
+    from mlflow_scalpel.checkpoints.logging.uploads import close_couriers
     from mlflow_scalpel.checkpoints.search import made_by
 
     (tmp_path / "out").mkdir()

@@ -104,7 +104,7 @@ _LEAVE = """
 from mlflow_scalpel.checkpoints.uploader import UploadPending
 from mlflow_scalpel.checkpoints.log import close_couriers
 from mlflow_scalpel.checkpoints.spool import Spool
-from mlflow_scalpel.checkpoints import uploader
+from mlflow_scalpel.checkpoints.logging import uploader
 uploader.threading.Thread.start = lambda thread: None  # nothing is sent
 out, base, name, run_id = sys.argv[1:]
 for step in (1, 2, 3, 4):

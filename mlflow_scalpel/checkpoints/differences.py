@@ -10,13 +10,20 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
+from mlflow import MlflowClient
+
+from mlflow_scalpel.checkpoints.logging.spool import CheckpointEntry
+from mlflow_scalpel.checkpoints.manifest import Manifest
+from mlflow_scalpel.checkpoints.models.opening import expected_shapes, ties_head
+from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.run_warnings import print_warning, warning_tag
 from mlflow_scalpel.tensors.names import canonical
 
 Shape = tuple[int, ...]
-
 # Parts before the first that says something of the tensor: `language_model.model.layers.0` and
 # `model.language_model.layers.0` are one.
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
@@ -102,10 +109,10 @@ def differences(base: Mapping[str, _Shaped], checkpoint: Mapping[str, _Shaped]) 
             f"without the base's last {len({_layer(name) for name in deeper})} layers, as of "
             f"multi-token prediction ({some(deeper)})"
         )
-    gone, known = _told(lost)
+    gone, known = _by_kind(lost)
     heads = known.get(_HEAD, set())
     notes += [f"without {what} of the base ({some(names)})" for what, names in known.items()]
-    more, known = _told(added)
+    more, known = _by_kind(added)
     notes += [f"with {what} that the base does not have ({some(n)})" for what, n in known.items()]
     if more:
         notes.append(f"with {len(more)} tensors that the base does not have ({some(more)})")
@@ -195,7 +202,7 @@ def _layers_beyond(
     return {name for name in beyond if _layer(name) in layers}
 
 
-def _told(names: Iterable[str]) -> tuple[set[str], dict[str, set[str]]]:
+def _by_kind(names: Iterable[str]) -> tuple[set[str], dict[str, set[str]]]:
     """Names that nothing accounts for, and the others by what they are."""
     unknown: set[str] = set()
     known: dict[str, set[str]] = defaultdict(set)
@@ -248,3 +255,71 @@ def some(names: Iterable[str]) -> str:
     """The first two of the names."""
     ordered = sorted(names)
     return f"{', '.join(ordered[:2])}{', ...' if len(ordered) > 2 else ''}"
+
+
+def compare_with_base(
+    client: MlflowClient,
+    manifest: Manifest,
+    base: Manifest | None,
+    entry: CheckpointEntry,
+    directory: Path,
+    run_id: str,
+) -> list[str]:
+    """How the checkpoint differs from its base, for a note; raises ScalpelError if in all.
+
+    Weights of the base that are missing without a reason are warned of on the run; where the
+    checkpoint's own configuration asks for them, it is not whole.
+    """
+    if base is None or not base.tensors:
+        return []
+    found = differences(base.tensors, manifest.tensors)
+    if found.foreign is not None:
+        raise ScalpelError(
+            f"{entry.source}: shares no weights with the base {entry.base}: {found.foreign}; give "
+            "the model that this training began with as the base, or none: then it is stored, and "
+            "compared with what you name"
+        )
+    if found.heads and not ties_head(directory):
+        found = replace(found, missing=(*found.missing, *found.heads))
+    if found.missing or found.reshaped:
+        _check_own_configuration(found, manifest, entry, directory)
+    if not found.missing:
+        return list(found.notes)
+    what = (
+        f"{len(found.missing)} of the base's {len(base.tensors)} tensors are missing "
+        f"({some(found.missing)})"
+    )
+    message = (
+        f"step {entry.step}: {what}; if the save was cut off, log the whole model again: what is "
+        "missing is measured nowhere"
+    )
+    print_warning("checkpoint_incomplete", message, run_id)
+    for key, value in warning_tag("checkpoint_incomplete", message).items():
+        client.set_tag(run_id, key, value)
+    return [*found.notes, what]
+
+
+def _check_own_configuration(
+    found: Differences, manifest: Manifest, entry: CheckpointEntry, directory: Path
+) -> None:
+    """Raise ScalpelError where the checkpoint's config.json asks for what its files do not hold.
+
+    Transformers would fill it with random values, or refuse the model.
+    """
+    wanted = expected_shapes(directory)
+    if wanted is None:
+        return
+    stored = {canonical(name): tensor.shape for name, tensor in manifest.tensors.items()}
+    for name in found.missing:
+        if canonical(name) in wanted:
+            raise ScalpelError(
+                f"{entry.source}: tensor {name} of the base is missing, and the checkpoint's own "
+                "config.json asks for it, so that it is not whole; save it again, all of it"
+            )
+    for name in found.reshaped:
+        shape = wanted.get(canonical(name))
+        if shape is not None and shape != stored[canonical(name)]:
+            raise ScalpelError(
+                f"{entry.source}: tensor {name} has shape {stored[canonical(name)]}, and the "
+                f"checkpoint's own config.json asks for {shape}; save weights and config together"
+            )

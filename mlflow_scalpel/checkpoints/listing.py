@@ -14,8 +14,9 @@ from mlflow.entities import LoggedModel, Run
 from mlflow.environment_variables import MLFLOW_EXPERIMENT_NAME
 from mlflow.exceptions import MlflowException
 
-from mlflow_scalpel.checkpoints.layout import FAILURE_TAG, NOTE_TAG
 from mlflow_scalpel.checkpoints.search import (
+    FAILURE_TAG,
+    NOTE_TAG,
     Registration,
     all_experiments,
     by_step,
@@ -57,7 +58,7 @@ COLUMNS = {
 }
 
 
-def checkpoints(
+def list_checkpoints(
     experiment: str | None = None,
     run_id: str | Sequence[str] | None = None,
     model: str | None = None,

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mlflow_scalpel.checkpoints.layout import (
+from mlflow_scalpel.checkpoints.files import (
     MANIFEST,
     NOT_CONTENT,
     checkpoint_files,
@@ -22,8 +22,7 @@ from mlflow_scalpel.checkpoints.layout import (
     name_in,
 )
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.tensors.files import WEIGHTS
-from mlflow_scalpel.tensors.headers import read_headers
+from mlflow_scalpel.tensors.files import WEIGHTS, read_headers
 
 # Bytes read at a time. (hashlib.file_digest reads a quarter of that, and asks four times as often
 # for the interpreter's lock, which it shares with training.)

@@ -13,8 +13,9 @@ from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.checkpoints.artifact_store import open_store
-from mlflow_scalpel.checkpoints.layout import MANIFEST, MLMODEL, PRUNED_TAG
+from mlflow_scalpel.checkpoints.files import MANIFEST, MLMODEL
 from mlflow_scalpel.checkpoints.search import (
+    PRUNED_TAG,
     metrics_of,
     models_of_run,
     registrations,

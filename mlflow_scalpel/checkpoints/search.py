@@ -13,21 +13,37 @@ from typing import Any, TypeVar
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, LoggedModel, Metric, Run, ViewType
+from mlflow.entities import (
+    Experiment,
+    LoggedModel,
+    Metric,
+    Run,
+    ViewType,
+)
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
 
-from mlflow_scalpel.checkpoints.layout import FAILURE_TAG, MODEL_TYPE, PRUNED_TAG
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server_errors import check_answered
+
+# What marks a LoggedModel as one of ours, and what its tags say.
+MODEL_TYPE = "checkpoint"
+FAILURE_TAG = "scalpel.failure"  # why it is FAILED
+NOTE_TAG = "scalpel.note"  # how it differs from its base, and what of its directory is not stored
+PRUNED_TAG = "scalpel.pruned"  # when its bytes were freed (ISO time)
+
+
+JOB_TAG = "scalpel.job"
+FINGERPRINT_TAG = "scalpel.files"  # of the files that were logged: names, sizes, times
+TAG_LIMIT = 5000  # characters; MLflow's stores refuse tags above 8000
+
 
 LARGEST_STEP = 2**63 - 1  # what stores keep of a metric's step
 _MODELS_A_PAGE = 500  # 2.6 MB with 15 metrics each; larger pages are no faster
 _VERSIONS_A_PAGE = 10_000
 _OTHERS_A_PAGE = 1000  # the most that a server gives of experiments and registered models
 _IDS_A_FILTER = 200  # the server parses a filter in time that grows faster than its length
-
 T = TypeVar("T")
 
 
@@ -197,16 +213,6 @@ def registrations(client: MlflowClient, name: str | None = None) -> dict[str, Re
             found[model_id].versions.append(version)
             found[model_id].aliases |= aliases[version.name, int(version.version)]
     return dict(found)
-
-
-def readable_bytes(count: int) -> str:
-    """Bytes for people, in units of a thousand: 1.2 GB."""
-    value, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 999.5:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.3g} {unit}"
 
 
 def find_experiment(client: MlflowClient, name_or_id: str) -> Experiment:

@@ -18,15 +18,7 @@ from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.checkpoints.artifact_store import Store, open_store
-from mlflow_scalpel.checkpoints.layout import (
-    FAILURE_TAG,
-    KEPT,
-    MANIFEST,
-    MLMODEL,
-    NOT_CONTENT,
-    POINTER,
-    PRUNED_TAG,
-)
+from mlflow_scalpel.checkpoints.files import KEPT, MANIFEST, MLMODEL, NOT_CONTENT, POINTER
 from mlflow_scalpel.checkpoints.manifest import (
     Manifest,
     StoredFile,
@@ -35,8 +27,10 @@ from mlflow_scalpel.checkpoints.manifest import (
     parse_manifest,
     sha256,
 )
-from mlflow_scalpel.checkpoints.resolve import model_id_of
+from mlflow_scalpel.checkpoints.reading.addresses import model_id_of
 from mlflow_scalpel.checkpoints.search import (
+    FAILURE_TAG,
+    PRUNED_TAG,
     models_of_run,
     state_of,
     step_of,

@@ -57,7 +57,7 @@ def origin_of(arguments: argparse.Namespace) -> Any:
     """The ExternalRun that the arguments describe; raises ScalpelError where a param is none."""
     import mlflow
 
-    from mlflow_scalpel.checkpoints.external_run import ExternalRun
+    from mlflow_scalpel.checkpoints.external.external_run import ExternalRun
     from mlflow_scalpel.errors import ScalpelError
 
     params = {}
@@ -84,8 +84,8 @@ def origin_of(arguments: argparse.Namespace) -> Any:
 
 def run(arguments: argparse.Namespace) -> int:
     """Log all, and print a line a checkpoint; 1 where one of them is lost."""
-    from mlflow_scalpel.checkpoints.external_run import log_directory
-    from mlflow_scalpel.checkpoints.log import all_sent
+    from mlflow_scalpel.checkpoints.external.external_run import log_directory
+    from mlflow_scalpel.checkpoints.logging.uploads import all_sent
     from mlflow_scalpel.errors import ScalpelError
 
     origin = origin_of(arguments)
@@ -111,7 +111,7 @@ def finish(
 
     `told` are the steps that were reported already, `gone` those that were removed too early.
     """
-    from mlflow_scalpel.checkpoints.external_run import end_run, lost_steps, without_a_step
+    from mlflow_scalpel.checkpoints.external.external_run import end_run, lost_steps, without_a_step
 
     lost = lost_steps(directory, origin, run_id, told, gone)
     for step, reason in lost.items():
@@ -129,8 +129,8 @@ def finish(
 
 def report(step: int, delivery: Any) -> bool:
     """Wait for a checkpoint and print a line about it; whether it is READY."""
-    from mlflow_scalpel.checkpoints.layout import NOTE_TAG
-    from mlflow_scalpel.checkpoints.uploader import UploadPending
+    from mlflow_scalpel.checkpoints.logging.uploader import UploadPending
+    from mlflow_scalpel.checkpoints.search import NOTE_TAG
     from mlflow_scalpel.errors import ScalpelError
 
     try:

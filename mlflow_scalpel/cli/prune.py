@@ -31,7 +31,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Say what goes and what stays, ask, and delete; 1 where the answer is no."""
     from mlflow_scalpel.checkpoints.prune import plan_prune, prune
-    from mlflow_scalpel.checkpoints.search import readable_bytes
+    from mlflow_scalpel.units import readable_bytes
 
     plan = plan_prune(
         arguments.run_id.removeprefix("runs:/"),
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _show(plan: Plan) -> None:
-    from mlflow_scalpel.checkpoints.search import readable_bytes
+    from mlflow_scalpel.units import readable_bytes
 
     print(f"run {plan.run_id}")
     for kept in plan.stays:

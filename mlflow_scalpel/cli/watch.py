@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mlflow_scalpel.cli.log import add_origin, finish, origin_of, report
 
 if TYPE_CHECKING:
-    from mlflow_scalpel.checkpoints.log import Upload
+    from mlflow_scalpel.checkpoints.logging.uploads import Upload
 
 NAME = "watch"
 HELP = "log new checkpoints of another process as they become whole"
@@ -31,8 +31,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Log until idle or interrupted; 1 where a checkpoint is lost."""
-    from mlflow_scalpel.checkpoints.external_run import run_of, watch
-    from mlflow_scalpel.checkpoints.log import all_sent
+    from mlflow_scalpel.checkpoints.external.external_run import run_of
+    from mlflow_scalpel.checkpoints.external.watch import watch
+    from mlflow_scalpel.checkpoints.logging.uploads import all_sent
 
     directory, stop = arguments.directory, _Stop()
     taken: list[tuple[int, Upload]] = []  # a step that is written anew comes again

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from mlflow_scalpel.checkpoints.opening import errors_told
+from mlflow_scalpel.checkpoints.models.opening import errors_told
 from mlflow_scalpel.comparison.attention import AttentionShift
 from mlflow_scalpel.comparison.divergence import FLOOR, Divergence
 from mlflow_scalpel.comparison.forward import (

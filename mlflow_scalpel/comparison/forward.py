@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mlflow_scalpel.checkpoints.opening import CannotOpen, Failed, errors_told
-from mlflow_scalpel.checkpoints.swapping import SwappableModel
+from mlflow_scalpel.checkpoints.models.opening import CannotOpen, Failed, errors_told
+from mlflow_scalpel.checkpoints.models.swapping import SwappableModel
 from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.comparison.probes import Probe, ProbeText
 from mlflow_scalpel.comparison.tokenizers import other_tokenizer

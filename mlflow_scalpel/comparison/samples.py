@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mlflow_scalpel.chat import context_of
-from mlflow_scalpel.checkpoints import cache
+from mlflow_scalpel.checkpoints.reading import cache
 from mlflow_scalpel.comparison.divergence import Divergence
 from mlflow_scalpel.comparison.forward import ForwardModel, Progress
 from mlflow_scalpel.comparison.probes import Probe, ProbeText

@@ -19,8 +19,8 @@ import pandas as pd
 import pyarrow
 from mlflow import MlflowClient
 
-from mlflow_scalpel.checkpoints.log import courier_for
-from mlflow_scalpel.checkpoints.spool import ArtifactEntry, MetricsEntry, MetricValue
+from mlflow_scalpel.checkpoints.logging.spool import ArtifactEntry, MetricsEntry, MetricValue
+from mlflow_scalpel.checkpoints.logging.uploads import courier_for
 from mlflow_scalpel.comparison import MeasuredModel
 from mlflow_scalpel.evaluation.groups import GroupScore
 from mlflow_scalpel.evaluation.harness import Evaluation, Score

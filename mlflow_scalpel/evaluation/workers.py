@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mlflow_scalpel.checkpoints.opening import errors_told
+from mlflow_scalpel.checkpoints.models.opening import errors_told
 from mlflow_scalpel.comparison import MeasuredModel
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.record import Plan, result_file

@@ -169,8 +169,8 @@ def _settled_run(mlflow: Any, name: str, tags: dict[str, str]) -> Iterator[tuple
 
     `tags` it has from its first moment, where this process makes it.
     """
-    from mlflow_scalpel.checkpoints.log import close_couriers
-    from mlflow_scalpel.checkpoints.uploader import UploadPending
+    from mlflow_scalpel.checkpoints.logging.uploader import UploadPending
+    from mlflow_scalpel.checkpoints.logging.uploads import close_couriers
 
     # `mlflow run` made the run already and passes it in MLFLOW_RUN_ID, which start_run consumes.
     made_before = "MLFLOW_RUN_ID" in os.environ
@@ -229,8 +229,8 @@ def _check_writable(output: Path) -> None:
 
 def _leave_rest_in_spool(limit: float = _MOMENT) -> None:
     """Give what is under way a moment; the rest is sent by `upload`, or when the run is resumed."""
-    from mlflow_scalpel.checkpoints.log import close_couriers
-    from mlflow_scalpel.checkpoints.uploader import UploadPending
+    from mlflow_scalpel.checkpoints.logging.uploader import UploadPending
+    from mlflow_scalpel.checkpoints.logging.uploads import close_couriers
 
     try:
         close_couriers(limit)
@@ -242,8 +242,8 @@ def _end(mlflow: Any, run_id: str, output: Path, status: str, reason: str | None
     """End the run; where the server is away, its end waits in the spool, and the process exits."""
     from mlflow.exceptions import MlflowException
 
-    from mlflow_scalpel.checkpoints.log import spool_directory
-    from mlflow_scalpel.checkpoints.spool import EndEntry, Spool, TagsEntry
+    from mlflow_scalpel.checkpoints.logging.spool import EndEntry, Spool, TagsEntry
+    from mlflow_scalpel.checkpoints.logging.uploads import spool_directory
 
     tags = {} if reason is None else {FAILURE_TAG: without_credentials(reason)[:_TAG_LIMIT]}
     try:

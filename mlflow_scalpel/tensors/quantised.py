@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.tensors.files import TensorFiles
-from mlflow_scalpel.tensors.headers import FLOATS, Header
+from mlflow_scalpel.tensors.files import FLOATS, Header, TensorFiles
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,8 +12,8 @@ import pandas as pd
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from mlflow_scalpel.checkpoints.log import Upload, log_checkpoint
-from mlflow_scalpel.checkpoints.lost import LOST, lost_among, said_of_lost
+from mlflow_scalpel.checkpoints.logging.log import log_checkpoint
+from mlflow_scalpel.checkpoints.logging.uploads import LOST, Upload, lost_among, said_of_lost
 from mlflow_scalpel.comparison import Comparison, MeasuredModel, tidy
 from mlflow_scalpel.comparison.summary import summarise, unmeasured
 from mlflow_scalpel.errors import ScalpelError

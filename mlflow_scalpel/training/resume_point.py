@@ -14,7 +14,7 @@ import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 
-from mlflow_scalpel.checkpoints.layout import check_whole
+from mlflow_scalpel.checkpoints.files import check_whole
 from mlflow_scalpel.checkpoints.search import checkpoints_of_run
 from mlflow_scalpel.comparison.run_store import stored_table
 from mlflow_scalpel.errors import ScalpelError

@@ -16,10 +16,10 @@ from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mlflow_scalpel.checkpoints import log_base, log_checkpoint, resolve
-from mlflow_scalpel.checkpoints.adapters import merged
 from mlflow_scalpel.checkpoints.artifact_store import open_store
-from mlflow_scalpel.checkpoints.pull import pull
+from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
+from mlflow_scalpel.checkpoints.models.merging import merged
+from mlflow_scalpel.checkpoints.reading.pull import pull, resolve
 from mlflow_scalpel.errors import ScalpelError
 
 IDS = torch.arange(5, 25).reshape(2, 10)

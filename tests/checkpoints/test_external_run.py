@@ -18,8 +18,11 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from mlflow_scalpel.checkpoints import checkpoints_of_run, log_checkpoint, resolve
-from mlflow_scalpel.checkpoints.external_run import ExternalRun, lost_steps, watch
+from mlflow_scalpel.checkpoints.external.external_run import ExternalRun, lost_steps
+from mlflow_scalpel.checkpoints.external.watch import watch
+from mlflow_scalpel.checkpoints.logging.log import log_checkpoint
+from mlflow_scalpel.checkpoints.reading.pull import resolve
+from mlflow_scalpel.checkpoints.search import checkpoints_of_run
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
 

@@ -20,12 +20,13 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
 from PIL import Image
 
-from mlflow_scalpel.checkpoints import log_base, log_checkpoint, once
 from mlflow_scalpel.checkpoints.artifact_store import check_travels, open_store
-from mlflow_scalpel.checkpoints.log import close_couriers, courier_for
+from mlflow_scalpel.checkpoints.logging import mlflow_writes
+from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
+from mlflow_scalpel.checkpoints.logging.spool import EndEntry, find_spools
+from mlflow_scalpel.checkpoints.logging.uploader import UploadPending
+from mlflow_scalpel.checkpoints.logging.uploads import close_couriers, courier_for
 from mlflow_scalpel.checkpoints.search import made_by, state_of, step_of
-from mlflow_scalpel.checkpoints.spool import EndEntry, find_spools
-from mlflow_scalpel.checkpoints.uploader import UploadPending
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server_errors import is_final
@@ -362,7 +363,7 @@ KILLED = """
 import os, signal, sys
 from mlflow import MlflowClient
 import mlflow_scalpel
-from mlflow_scalpel.checkpoints import once, spool
+from mlflow_scalpel.checkpoints.logging import mlflow_writes, spool
 run_id, directory, base, where, count = sys.argv[1:]
 left = int(count)
 
@@ -425,7 +426,7 @@ def test_a_process_may_be_killed_at_any_point(tracking, make_model, tmp_path, ca
 
 def test_a_base_that_a_killed_process_left_pending_is_finished(tracking, first_model, monkeypatch):
     with mlflow.start_run() as run:
-        monkeypatch.setattr(once.MlflowClient, "finalize_logged_model", None)
+        monkeypatch.setattr(mlflow_writes.MlflowClient, "finalize_logged_model", None)
         with pytest.raises(TypeError):
             log_base(str(first_model))
         monkeypatch.undo()

@@ -12,10 +12,11 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_scalpel.checkpoints import checkpoints_of_run, log_base, log_checkpoint
 from mlflow_scalpel.checkpoints.artifact_store import LocalStore, local_directory
-from mlflow_scalpel.checkpoints.listing import checkpoints
+from mlflow_scalpel.checkpoints.listing import list_checkpoints
+from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
 from mlflow_scalpel.checkpoints.prune import Plan, plan_prune, prune
+from mlflow_scalpel.checkpoints.search import checkpoints_of_run
 from mlflow_scalpel.checkpoints.verify import verify
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
@@ -76,7 +77,7 @@ def test_rules_that_say_nothing_are_refused(run_id):
 
 
 def test_bytes_are_freed_and_everything_else_stays(run_id, tmp_path):
-    before = checkpoints(run_id=run_id)
+    before = list_checkpoints(run_id=run_id)
     base, _ = checkpoints_of_run(run_id)
     content = {f.name: f.read_bytes() for f in directories(run_id)[80].iterdir()}
     on_disk = bytes_under(tmp_path / "artifacts")
@@ -90,7 +91,7 @@ def test_bytes_are_freed_and_everything_else_stays(run_id, tmp_path):
     for directory in left.values():
         assert {file.name for file in directory.iterdir()} == {"MLmodel", "manifest.json"}
 
-    after = checkpoints(run_id=run_id)
+    after = list_checkpoints(run_id=run_id)
     assert list(after["state"]) == ["PRUNED"] * 3 + ["READY"]
     same = [column for column in before.columns if column != "state"]
     assert after[same].equals(before[same])
@@ -102,7 +103,7 @@ def test_bytes_are_freed_and_everything_else_stays(run_id, tmp_path):
 
 def test_what_has_an_alias_stays_even_if_it_got_it_a_moment_ago(run_id):
     client = MlflowClient()
-    table = checkpoints(run_id=run_id)
+    table = list_checkpoints(run_id=run_id)
     # Registered by hand, so that the version does not know the run.
     mlflow.register_model(table["uri"][0], "chosen")
     client.set_registered_model_alias("chosen", "paper", "1")
@@ -112,7 +113,7 @@ def test_what_has_an_alias_stays_even_if_it_got_it_a_moment_ago(run_id):
     mlflow.register_model(table["uri"][1], "chosen")
     client.set_registered_model_alias("chosen", "late", "2")
     assert [doomed.step for doomed in prune(plan)] == [60]
-    assert list(checkpoints(run_id=run_id)["state"]) == ["READY", "READY", "PRUNED", "READY"]
+    assert list(list_checkpoints(run_id=run_id)["state"]) == ["READY", "READY", "PRUNED", "READY"]
 
 
 def test_hard_links_are_not_counted_as_free(tracking, first_model, tmp_path, capsys):
@@ -155,7 +156,7 @@ def test_a_prune_that_is_cut_off_says_pruned_and_is_ended_by_the_next(run_id, mo
     with pytest.raises(ScalpelError, match=r"step 20.*the disk went away.*is PRUNED already"):
         prune(plan)
     monkeypatch.undo()
-    assert list(checkpoints(run_id=run_id)["state"]) == ["PRUNED"] + ["READY"] * 3
+    assert list(list_checkpoints(run_id=run_id)["state"]) == ["PRUNED"] + ["READY"] * 3
     assert "is still there" in verify(run_id)["problem"][1]
     again = plan_prune(run_id, keep=3)
     assert [d.step for d in again.goes] == [20]
@@ -186,10 +187,10 @@ def test_the_command_asks_and_refuses_without_a_terminal(run_id, capsys, monkeyp
     assert "  stays  step 80      one of the 1 newest" in printed.out
     assert "  goes   step 20 " in printed.out
     assert main(["prune", run_id, "--keep", "1", "--dry-run"]) == 0
-    assert set(checkpoints(run_id=run_id)["state"]) == {"READY"}
+    assert set(list_checkpoints(run_id=run_id)["state"]) == {"READY"}
     assert main(["prune", run_id, "--keep", "1", "--yes"]) == 0
     assert "of steps 20, 40, 60" in capsys.readouterr().out
-    assert list(checkpoints(run_id=run_id)["state"]) == ["PRUNED"] * 3 + ["READY"]
+    assert list(list_checkpoints(run_id=run_id)["state"]) == ["PRUNED"] * 3 + ["READY"]
     assert main(["prune", run_id, "--keep", "1", "--yes"]) == 0
     assert "nothing to delete" in capsys.readouterr().out
 
@@ -202,7 +203,7 @@ def test_at_a_terminal_the_answer_counts(run_id, monkeypatch):
             monkeypatch.setattr("sys.stdin", terminal)
             assert main(["prune", run_id, "--keep", "3"]) == (0 if answer == "y" else 1)
         os.close(leader)
-        assert list(checkpoints(run_id=run_id)["state"]).count("READY") == left
+        assert list(list_checkpoints(run_id=run_id)["state"]).count("READY") == left
 
 
 def test_a_remote_store_is_freed_through_the_server(mlflow_server, track_at, make_model):

@@ -18,12 +18,13 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 
-from mlflow_scalpel.checkpoints import log, log_base, log_checkpoint
 from mlflow_scalpel.checkpoints.artifact_store import local_directory, open_store, place
-from mlflow_scalpel.checkpoints.log import close_couriers
+from mlflow_scalpel.checkpoints.logging import log
+from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
+from mlflow_scalpel.checkpoints.logging.spool import find_spools
+from mlflow_scalpel.checkpoints.logging.uploader import UploadPending
+from mlflow_scalpel.checkpoints.logging.uploads import close_couriers
 from mlflow_scalpel.checkpoints.manifest import damage, read_manifest
-from mlflow_scalpel.checkpoints.spool import find_spools
-from mlflow_scalpel.checkpoints.uploader import UploadPending
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.training.journal import Journal
@@ -160,7 +161,7 @@ def test_what_a_killed_process_left_is_uploaded_later(restartable_server, track_
         pass
     script = f"""
 import os, signal, time
-from mlflow_scalpel.checkpoints import log_checkpoint
+from mlflow_scalpel.checkpoints.logging.log import log_checkpoint
 from mlflow_scalpel.training.journal import Journal
 print("ready", flush=True); input()
 run_id = {run.info.run_id!r}

@@ -12,8 +12,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 
-from mlflow_scalpel.checkpoints import log_base, log_checkpoint
 from mlflow_scalpel.checkpoints.artifact_store import RemoteStore, local_directory, open_store
+from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
 from mlflow_scalpel.checkpoints.verify import verify
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError

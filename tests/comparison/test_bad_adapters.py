@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import mlflow_scalpel
-from mlflow_scalpel.checkpoints import log_base, log_checkpoint
-from mlflow_scalpel.checkpoints.adapters import merged
+from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
+from mlflow_scalpel.checkpoints.models.merging import merged
 from mlflow_scalpel.errors import ScalpelError
 
 NORM = "weights/relative_frobenius"
