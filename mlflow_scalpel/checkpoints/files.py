@@ -170,7 +170,7 @@ def _refuse_foreign_link(file: Path, directory: Path) -> None:
         )
 
 
-def check_whole(directory: Path) -> None:
+def check_complete(directory: Path) -> None:
     """Raise ScalpelError that names the file where the checkpoint's weights are not all there.
 
     Compares the header of every safetensors file with the file's size, and the index with the

@@ -15,7 +15,6 @@ from mlflow.environment_variables import MLFLOW_EXPERIMENT_NAME
 from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.checkpoints.search import (
-    FAILURE_TAG,
     NOTE_TAG,
     Registration,
     all_experiments,
@@ -31,6 +30,7 @@ from mlflow_scalpel.checkpoints.search import (
     wanted_runs,
 )
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.run_warnings import FAILURE_TAG
 
 # What each column of the table holds. (`object` columns hold text, or None where it is not known.)
 COLUMNS = {

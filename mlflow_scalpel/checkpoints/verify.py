@@ -28,14 +28,9 @@ from mlflow_scalpel.checkpoints.manifest import (
     sha256,
 )
 from mlflow_scalpel.checkpoints.reading.addresses import model_id_of
-from mlflow_scalpel.checkpoints.search import (
-    FAILURE_TAG,
-    PRUNED_TAG,
-    models_of_run,
-    state_of,
-    step_of,
-)
+from mlflow_scalpel.checkpoints.search import PRUNED_TAG, models_of_run, state_of, step_of
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.run_warnings import FAILURE_TAG
 from mlflow_scalpel.server_errors import check_answered
 
 COLUMNS = ["run_id", "step", "model_id", "result", "file", "problem", "remedy"]

@@ -38,12 +38,12 @@ def run(arguments: argparse.Namespace) -> int:
     directory, stop = arguments.directory, _Stop()
     taken: list[tuple[int, Upload]] = []  # a step that is written anew comes again
     gone: dict[int, str] = {}
-    origin = origin_of(arguments)
+    external = origin_of(arguments)
     print(f"watching {directory}; Ctrl-C ends it, when all is sent", flush=True)
     with all_sent():
-        for step, delivery in watch(
+        for step, upload in watch(
             directory,
-            origin,
+            external,
             interval=arguments.interval,
             idle=arguments.until_idle,
             stopped=lambda: stop.asked,
@@ -51,12 +51,12 @@ def run(arguments: argparse.Namespace) -> int:
             gone=gone,
         ):
             print(f"step {step}: whole, and on its way", flush=True)
-            taken.append((step, delivery))
+            taken.append((step, upload))
         if stop.asked:
             print("interrupted; sending what is under way", flush=True)
-        failed = [step for step, delivery in taken if not report(step, delivery)]
+        failed = [step for step, upload in taken if not report(step, upload)]
     told = {step for step, _ in taken}
-    lost = finish(directory, origin, run_of(directory, origin), told, gone)
+    lost = finish(directory, external, run_of(directory, external), told, gone)
     return 1 if lost or failed else 0
 
 

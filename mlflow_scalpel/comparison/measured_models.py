@@ -53,9 +53,9 @@ class MeasuredModel:
             raise ScalpelError(self.problem)
         if self.adapted is None:
             return self.directory
-        from mlflow_scalpel.checkpoints.models.merging import merged
+        from mlflow_scalpel.checkpoints.models.merging import merge_adapter
 
-        directory = merged(
+        directory = merge_adapter(
             self.directory,
             self.adapted,
             dtype=dtype,
@@ -160,5 +160,5 @@ def digest_of(directory: Path) -> str:
     if kept.is_file():
         return kept.read_text()
     digest = content_digest(directory)
-    cache.write_whole(kept, digest.encode())
+    cache.write_atomically(kept, digest.encode())
     return digest

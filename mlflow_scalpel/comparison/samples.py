@@ -67,7 +67,7 @@ def _sampled(
     else:
         answers = sample(model, [prompt_of(item) for item in probe.items], sampling)
         if base_digest is not None:
-            cache.write_whole(kept, json.dumps(answers).encode())
+            cache.write_atomically(kept, json.dumps(answers).encode())
     digest = hashlib.sha256(json.dumps(answers).encode()).hexdigest()[:16]
     items = tuple(_answered(item, ids) for item, ids in zip(probe.items, answers, strict=True))
     texts = probe.texts.replace(probe.digest, digest)

@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.recipes.freezing import parse_layers
 from mlflow_scalpel.tensors.families import data, pattern
 
 # torch.compile, DataParallel and DistributedDataParallel, activation checkpointing, FSDP, TRL's
@@ -229,3 +228,16 @@ def _layers(text: str) -> list[int]:
         return parse_layers(text)
     except ValueError as error:
         raise ScalpelError(f"layers = {text}: {error}") from error
+
+
+def parse_layers(text: str) -> list[int]:
+    """The layers that "19-25" or "0-3,7" names, both ends included; raises ValueError."""
+    layers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ValueError("names no layers; write 19-25 or 0-3,7")
+        if dash and int(last) < int(first):
+            raise ValueError(f"ends before it begins; write {last}-{first}")
+        layers.update(range(int(first), int(last if dash else first) + 1))
+    return sorted(layers)

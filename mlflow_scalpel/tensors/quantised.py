@@ -83,7 +83,7 @@ class FloatTensors:
             header is not self.files.headers.get(n) for n, header in self.headers.items()
         ) or bool(self.reasons)
 
-    def check_whole(self) -> None:
+    def check_complete(self) -> None:
         """Raise ScalpelError unless the tensors are the model, and all can be read."""
         if self.reasons:
             name, reason = next(iter(self.reasons.items()))

@@ -48,7 +48,7 @@ def two_runs(tracking: str, first_model: Path, tmp_path: Path) -> tuple[str, str
         weights = cut_off / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-10])
         for step, directory in ((20, first_model), (40, first_model), (10, cut_off)):
-            delivery = log_checkpoint(
+            upload = log_checkpoint(
                 directory,
                 step=step,
                 base=base.model_id,
@@ -57,9 +57,9 @@ def two_runs(tracking: str, first_model: Path, tmp_path: Path) -> tuple[str, str
             )
             if step == 10:
                 with pytest.raises(ScalpelError):
-                    delivery.wait()
+                    upload.wait()
                 continue
-            model_id = delivery.wait().model_id
+            model_id = upload.wait().model_id
             now = int(time.time() * 1000)
             values = [("accuracy", step / 100, step), ("loss", 9.0, 0), ("step", 5.0, step)]
             values = [Metric(k, v, now, at, model_id=model_id) for k, v, at in values]

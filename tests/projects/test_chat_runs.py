@@ -21,8 +21,7 @@ from mlflow_scalpel.comparison.run_store import (
     stored_samples,
     stored_table,
 )
-from mlflow_scalpel.run_warnings import warnings_of
-from mlflow_scalpel.runs.resume import FAILURE_TAG
+from mlflow_scalpel.run_warnings import FAILURE_TAG, warnings_of
 
 pytestmark = pytest.mark.slow
 

@@ -25,7 +25,7 @@ from mlflow_scalpel.checkpoints.search import checkpoints_of_run
 from mlflow_scalpel.comparison.run_store import gather, stored_ledger
 from mlflow_scalpel.comparison.table import COLUMNS
 from mlflow_scalpel.comparison.tokens import stored_tokens, token_steps
-from mlflow_scalpel.runs.resume import FAILURE_TAG
+from mlflow_scalpel.run_warnings import FAILURE_TAG
 
 pytestmark = pytest.mark.slow
 

@@ -22,7 +22,7 @@ def ended(outcomes: dict[int, Outcome], past: Past) -> dict[str, str]:
     callback = object.__new__(CheckpointCallback)
     vars(callback).update(
         _journal=journal, _past=past, _run_id="r", _unidentified=False, _lost={},
-        _deliveries={
+        _uploads={
             step: SimpleNamespace(job=step, uploader=SimpleNamespace(outcome=outcomes.__getitem__))
             for step in outcomes
         },

@@ -32,28 +32,22 @@ from mlflow_scalpel.checkpoints.external.layouts import (
     run_directory,
     unnamed_models,
 )
-from mlflow_scalpel.checkpoints.files import check_whole, checkpoint_files, fingerprint
+from mlflow_scalpel.checkpoints.files import check_complete, checkpoint_files, fingerprint
 from mlflow_scalpel.checkpoints.logging.log import log_checkpoint
 from mlflow_scalpel.checkpoints.logging.uploader import UploadPending
 from mlflow_scalpel.checkpoints.logging.uploads import (
-    LOST,
+    LOST_WARNING,
     Upload,
-    courier_for,
-    said_of_lost,
+    lost_message,
     spool_directory,
+    uploader_for,
 )
 from mlflow_scalpel.checkpoints.manifest import file_manifest
 from mlflow_scalpel.checkpoints.reading.addresses import model_id_of
-from mlflow_scalpel.checkpoints.search import (
-    FAILURE_TAG,
-    FINGERPRINT_TAG,
-    made_by,
-    state_of,
-    step_of,
-)
+from mlflow_scalpel.checkpoints.search import FINGERPRINT_TAG, made_by, state_of, step_of
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
-from mlflow_scalpel.run_warnings import warn, withdraw
+from mlflow_scalpel.run_warnings import FAILURE_TAG, warn, withdraw
 from mlflow_scalpel.server_errors import check_answered
 
 DIRECTORY_TAG = "scalpel.directory"
@@ -76,7 +70,7 @@ class ExternalRun:
     """MLflow run that the trainer itself logged, for its rates and settings."""
 
 
-def log_directory(directory: Path, origin: ExternalRun) -> tuple[str, dict[int, Upload]]:
+def log_directory(directory: Path, external: ExternalRun) -> tuple[str, dict[int, Upload]]:
     """Log every checkpoint of a finished run that its MLflow run does not have yet.
 
     What an earlier process left waiting is sent first. A checkpoint is the one that the run has
@@ -85,21 +79,21 @@ def log_directory(directory: Path, origin: ExternalRun) -> tuple[str, dict[int, 
     Returns the run ID and a delivery a step. Raises ScalpelError where no checkpoint is there that
     could be opened, or two are of one step.
     """
-    found = find_steps(directory, origin.step)
+    found = find_steps(directory, external.step)
     if not found:
         raise ScalpelError(why_no_step(directory))
     models = {one.step: one for one in found if one.model is not None}
     if not models:
         more = f" ({len(found)} steps alike)" if len(found) > 1 else ""
         raise ScalpelError(f"{found[-1].why}{more}")
-    with run_begun(directory, origin) as run_id:
+    with run_begun(directory, external) as run_id:
         finish_spool(directory, run_id)
         stored = stored_models(run_id)
-        if origin.base is not None and (other := other_base(origin.base, stored)) is not None:
+        if external.base is not None and (other := other_base(external.base, stored)) is not None:
             warn("other_base", other, run_id)
-        notes = notes_of(directory, found[-1], origin, run_id)
+        notes = notes_of(directory, found[-1], external, run_id)
         uploads = {
-            one.step: log_step(one, run_id, origin, notes)
+            one.step: log_step(one, run_id, external, notes)
             for one in found
             if one.model is not None and not is_stored(one.model, stored.get(one.step, []))
         }
@@ -108,7 +102,7 @@ def log_directory(directory: Path, origin: ExternalRun) -> tuple[str, dict[int, 
 
 def lost_steps(
     directory: Path,
-    origin: ExternalRun,
+    external: ExternalRun,
     run_id: str,
     taken: Collection[int],
     gone: Mapping[int, str] | None = None,
@@ -118,7 +112,7 @@ def lost_steps(
     `gone` are steps of which `watch` saw a model that was removed before it was taken.
     """
     client = MlflowClient()
-    found = find_steps(directory, origin.step) if directory.is_dir() else []
+    found = find_steps(directory, external.step) if directory.is_dir() else []
     looked_at = {*taken, *(one.step for one in found)}
     lost = {
         step_of(model): model.tags.get(FAILURE_TAG, "nobody logged why")
@@ -126,22 +120,22 @@ def lost_steps(
         if state_of(model) == "FAILED" and step_of(model) in looked_at
     }
     for one in found:
-        reason = one.why if one.model is None else trouble(one.model)
+        reason = one.why if one.model is None else why_incomplete(one.model)
         if reason is not None:
             lost[one.step] = reason
     lost |= gone or {}
     stored = stored_models(run_id)
     lost = {step: reason for step, reason in sorted(lost.items()) if step not in stored}
     if lost:
-        warn(LOST, said_of_lost(lost, len(stored.keys() - {0})), run_id)
+        warn(LOST_WARNING, lost_message(lost, len(stored.keys() - {0})), run_id)
     else:
-        withdraw(LOST, run_id)
+        withdraw(LOST_WARNING, run_id)
     return lost
 
 
-def without_a_step(directory: Path, origin: ExternalRun, run_id: str) -> list[Path]:
+def models_without_step(directory: Path, external: ExternalRun, run_id: str) -> list[Path]:
     """Models in the directory whose names say no step, and that the run does not have."""
-    if origin.step is not None or not directory.is_dir():
+    if external.step is not None or not directory.is_dir():
         return []
     stored = [model for models in stored_models(run_id).values() for model in models]
     found = unnamed_models(directory, find_steps(directory))
@@ -155,24 +149,24 @@ def end_run(run_id: str) -> None:
 
 
 @contextlib.contextmanager
-def run_begun(directory: Path, origin: ExternalRun) -> Iterator[str]:
+def run_begun(directory: Path, external: ExternalRun) -> Iterator[str]:
     """The run of a directory, which does not stay RUNNING where its checkpoints are refused."""
-    run_id = run_of(directory, origin)
+    run_id = run_of(directory, external)
     try:
         yield run_id
     except UploadPending:  # what waits is sent later
         raise
     except ScalpelError:
-        if origin.run_id is None:
+        if external.run_id is None:
             with contextlib.suppress(MlflowException):
                 end_run(run_id)
         raise
 
 
-def trouble(directory: Path) -> str | None:
+def why_incomplete(directory: Path) -> str | None:
     """Why the checkpoint is not whole; None where all of its weights are there to the end."""
     try:
-        check_whole(directory)
+        check_complete(directory)
     except ScalpelError as error:
         return str(error)
     except OSError as error:  # removed again
@@ -197,50 +191,50 @@ def why_no_step(directory: Path) -> str:
     )
 
 
-def notes_of(directory: Path, newest: StepDirectory, origin: ExternalRun, run_id: str) -> Notes:
+def notes_of(directory: Path, newest: StepDirectory, external: ExternalRun, run_id: str) -> Notes:
     """What the trainer noted, put into the run; what of it cannot be read is warned of."""
     try:
         home = run_directory(directory)
         folder = newest.place if (newest.place / STATE).is_file() else newest.model
-        notes = read_notes(home, folder, origin.trainer_run, origin.run_id)
+        notes = read_notes(home, folder, external.trainer_run, external.run_id)
         log_notes(run_id, notes)
     except ScalpelError as error:
-        if origin.trainer_run is not None:
+        if external.trainer_run is not None:
             raise
         warn("history", f"the trainer's own history is not logged: {error}", run_id)
         return Notes()
     return notes
 
 
-def run_of(directory: Path, origin: ExternalRun) -> str:
+def run_of(directory: Path, external: ExternalRun) -> str:
     """The MLflow run of a directory of checkpoints; begun where there is none."""
     client = MlflowClient()
-    if origin.run_id is not None:
+    if external.run_id is not None:
         try:
-            return str(client.get_run(origin.run_id).info.run_id)
+            return str(client.get_run(external.run_id).info.run_id)
         except MlflowException as error:
             check_answered(error)
             raise ScalpelError(
-                f"run {origin.run_id}: there is no such run at {mlflow.get_tracking_uri()} "
+                f"run {external.run_id}: there is no such run at {mlflow.get_tracking_uri()} "
                 f"({error}); copy the ID from the UI's run page, and check MLFLOW_TRACKING_URI"
             ) from error
     home = run_directory(directory)
     with _alone(home):
-        return _run_of(client, home, origin)
+        return _run_of(client, home, external)
 
 
-def _run_of(client: MlflowClient, home: Path, origin: ExternalRun) -> str:
+def _run_of(client: MlflowClient, home: Path, external: ExternalRun) -> str:
     experiment_id = str(mlflow.tracking.fluent._get_experiment_id())
     quoted = str(home).replace("'", "\\'")
     found = client.search_runs([experiment_id], f"tags.`{DIRECTORY_TAG}` = '{quoted}'")
     if found:
         return str(found[0].info.run_id)
     tags = {DIRECTORY_TAG: str(home), "scalpel.stage": "log"}
-    if "algorithm" in origin.params:
-        tags["scalpel.algorithm"] = origin.params["algorithm"]
+    if "algorithm" in external.params:
+        tags["scalpel.algorithm"] = external.params["algorithm"]
     run = client.create_run(experiment_id, run_name=home.name, tags=tags)
     client.set_tag(run.info.run_id, DESCRIPTION_TAG, run_note(run.info.run_id))
-    for key, value in origin.params.items():
+    for key, value in external.params.items():
         client.log_param(run.info.run_id, key, value)
     return str(run.info.run_id)
 
@@ -257,7 +251,7 @@ def _alone(directory: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def log_step(one: StepDirectory, run_id: str, origin: ExternalRun, notes: Notes) -> Upload:
+def log_step(one: StepDirectory, run_id: str, external: ExternalRun, notes: Notes) -> Upload:
     assert one.model is not None  # asked before
     known: dict[str, str] = {}
     try:
@@ -268,13 +262,13 @@ def log_step(one: StepDirectory, run_id: str, origin: ExternalRun, notes: Notes)
     return log_checkpoint(
         one.model,
         step=one.step,
-        base=origin.base,
+        base=external.base,
         run_id=run_id,
-        params={**known, **origin.params},
+        params={**known, **external.params},
         name=f"{run_directory(one.model).name}-step-{one.step:06d}",
-        register_as=origin.register_as,
-        link=origin.link,
-        trainer_state=origin.trainer_state,
+        register_as=external.register_as,
+        link=external.link,
+        trainer_state=external.trainer_state,
     )
 
 
@@ -300,7 +294,7 @@ def finish_spool(directory: Path, run_id: str) -> None:
     """
     home = run_directory(directory)
     if spool_directory(run_id, home).is_dir():  # an empty one is not put into a trainer's output
-        courier_for(run_id, home).drain()
+        uploader_for(run_id, home).drain()
 
 
 def stored_models(run_id: str) -> dict[int, list[LoggedModel]]:

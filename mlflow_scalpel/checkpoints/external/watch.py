@@ -15,7 +15,7 @@ from mlflow_scalpel.checkpoints.external.external_run import (
     notes_of,
     run_begun,
     stored_models,
-    trouble,
+    why_incomplete,
     why_no_step,
 )
 from mlflow_scalpel.checkpoints.external.layouts import (
@@ -26,12 +26,12 @@ from mlflow_scalpel.checkpoints.files import checkpoint_files, fingerprint
 from mlflow_scalpel.checkpoints.logging.uploads import SPOOLS, Upload
 from mlflow_scalpel.errors import ScalpelError
 
-_NAP = 0.2  # seconds of sleep after which `watch` sees that it is to stop
+_STOP_CHECK_SECONDS = 0.2  # seconds of sleep after which `watch` sees that it is to stop
 
 
 def watch(
     directory: Path,
-    origin: ExternalRun,
+    external: ExternalRun,
     *,
     interval: float,
     idle: float | None,
@@ -51,14 +51,14 @@ def watch(
     """
     if directory.exists() and not directory.is_dir():
         raise ScalpelError(f"{directory}: is a file; give the directory that the trainer writes to")
-    with run_begun(directory, origin) as run_id:
+    with run_begun(directory, external) as run_id:
         finish_spool(directory, run_id)
-        yield from _watch(directory, origin, run_id, interval, idle, stopped, say, gone)
+        yield from _watch(directory, external, run_id, interval, idle, stopped, say, gone)
 
 
 def _watch(
     directory: Path,
-    origin: ExternalRun,
+    external: ExternalRun,
     run_id: str,
     interval: float,
     idle: float | None,
@@ -80,7 +80,7 @@ def _watch(
             say(line)
 
     while not stopped() and (idle is None or time.monotonic() - changed < idle):
-        found = _found_now(directory, origin, tell)
+        found = _found_now(directory, external, tell)
         for step in [step for step, model in begun.items() if not model.is_dir()]:
             del begun[step]
             if step in seen or step in stored:
@@ -101,31 +101,31 @@ def _watch(
                 looks[one.step] = look
                 changed = time.monotonic()
                 continue
-            reason = trouble(one.model) if one.model is not None else one.why
+            reason = why_incomplete(one.model) if one.model is not None else one.why
             if reason is not None or one.model is None:
                 tell(f"step {one.step}: waits: {reason}")
                 continue
             seen[one.step] = look
-            files = checkpoint_files(one.model, trainer_state=origin.trainer_state)
+            files = checkpoint_files(one.model, trainer_state=external.trainer_state)
             before, marks[one.step] = marks.get(one.step), fingerprint(files, one.model)
             # Not what only came to lie beside it, such as the state of the optimizer.
             if marks[one.step] != before and not is_stored(one.model, stored.get(one.step, [])):
-                notes = notes_of(directory, one, origin, run_id)
-                yield one.step, log_step(one, run_id, origin, notes)
+                notes = notes_of(directory, one, external, run_id)
+                yield one.step, log_step(one, run_id, external, notes)
         next_look = time.monotonic() + interval
         while not stopped() and (left := next_look - time.monotonic()) > 0:
-            time.sleep(min(left, _NAP))
+            time.sleep(min(left, _STOP_CHECK_SECONDS))
 
 
 def _found_now(
-    directory: Path, origin: ExternalRun, tell: Callable[[str], None]
+    directory: Path, external: ExternalRun, tell: Callable[[str], None]
 ) -> list[StepDirectory]:
     """The steps that are there; what cannot be told apart is said, and nothing taken."""
     if not directory.is_dir():
         tell(f"{directory}: is not there yet; it is waited for")
         return []
     try:
-        found = find_steps(directory, origin.step)
+        found = find_steps(directory, external.step)
     except ScalpelError as error:
         tell(str(error))
         return []

@@ -19,7 +19,7 @@ from mlflow_scalpel.checkpoints.artifact_store import Link, can_link, checked_li
 from mlflow_scalpel.checkpoints.external.history import params_of
 from mlflow_scalpel.checkpoints.external.layouts import model_in, run_directory
 from mlflow_scalpel.checkpoints.files import (
-    check_whole,
+    check_complete,
     checkpoint_files,
     fingerprint,
     left_out,
@@ -28,7 +28,7 @@ from mlflow_scalpel.checkpoints.files import (
 from mlflow_scalpel.checkpoints.logging.spool import CheckpointEntry
 from mlflow_scalpel.checkpoints.logging.upload import ensure_base, on_hub
 from mlflow_scalpel.checkpoints.logging.uploader import Uploader
-from mlflow_scalpel.checkpoints.logging.uploads import Upload, courier_for
+from mlflow_scalpel.checkpoints.logging.uploads import Upload, uploader_for
 from mlflow_scalpel.checkpoints.reading.addresses import is_model_id, model_id_of
 from mlflow_scalpel.checkpoints.search import checked_name, checked_step
 from mlflow_scalpel.errors import DiskFull, ScalpelError
@@ -41,7 +41,7 @@ from mlflow_scalpel.units import readable_bytes
 ROOM_SECONDS = 60.0  # for which a checkpoint waits at most for room on a disk that is nearly full
 _SMALL_FILE = 100_000  # bytes up to which a config or the like is copied and not linked
 _RESERVE = 4  # times its size is what a checkpoint leaves free: for the next one, and its state
-_LOOK_UP = 10.0  # seconds in which the server may say at once that there is no such base
+_LOOKUP_SECONDS = 10.0  # seconds in which the server may say at once that there is no such base
 
 
 def log_checkpoint(
@@ -104,12 +104,12 @@ def log_checkpoint(
         entry.revision = snapshot.name  # the hub cache names a snapshot by its commit
         entry.files = [name_in(snapshot, file) for file in checkpoint_files(snapshot)]
         entry.params["kind"] = "pointer"
-        uploader = courier_for(run_id, Path("outputs"))
+        uploader = uploader_for(run_id, Path("outputs"))
         uploader.add(entry)
         return Upload(uploader, entry.job)
 
     named = step_of_path(directory) is not None
-    uploader = courier_for(
+    uploader = uploader_for(
         run_id, run_directory(directory) if named else directory.resolve().parent
     )
     try:
@@ -214,7 +214,7 @@ def _checked_base(base: str, tracking_uri: str) -> str:
         return _looked_up(base) or base
     local = Path(base).is_dir()
     directory = model_in(Path(base)).resolve() if local else on_hub(base)
-    check_whole(directory)
+    check_complete(directory)
     return str(directory) if local else f"{base.partition('@')[0]}@{directory.name}"
 
 
@@ -233,7 +233,7 @@ def _looked_up(base: str) -> str | None:
 
     asking = threading.Thread(target=ask, name="scalpel-base", daemon=True)
     asking.start()
-    asking.join(_LOOK_UP)
+    asking.join(_LOOKUP_SECONDS)
     answer = answers[0] if answers else None
     if isinstance(answer, ScalpelError):
         raise answer

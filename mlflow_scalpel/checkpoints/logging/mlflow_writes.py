@@ -35,11 +35,9 @@ from mlflow_scalpel.checkpoints.logging.spool import (
 )
 from mlflow_scalpel.checkpoints.manifest import Manifest
 from mlflow_scalpel.checkpoints.search import (
-    FAILURE_TAG,
     FINGERPRINT_TAG,
     JOB_TAG,
     MODEL_TYPE,
-    TAG_LIMIT,
     every,
     made_by,
     metrics_of,
@@ -49,11 +47,11 @@ from mlflow_scalpel.checkpoints.search import (
 from mlflow_scalpel.credentials import without_credentials
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, checkpoint_note
-from mlflow_scalpel.run_warnings import warning_tag
+from mlflow_scalpel.run_warnings import FAILURE_TAG, failure_text, warning_tag
 from mlflow_scalpel.server_errors import is_passing
 
 
-def made_before(client: MlflowClient, job: str, experiment_id: str) -> LoggedModel | None:
+def find_created(client: MlflowClient, job: str, experiment_id: str) -> LoggedModel | None:
     """The one LoggedModel that was created for a delivery; None where none was.
 
     A request whose answer was lost is sent again, by MLflow's own client too, and then has been
@@ -81,7 +79,7 @@ def make(client: MlflowClient, entry: CheckpointEntry, run: Run) -> LoggedModel:
         tags={JOB_TAG: entry.job, **fingerprint_tag(entry), **note},
         model_type=MODEL_TYPE,
     )
-    return made_before(client, entry.job, run.info.experiment_id) or made
+    return find_created(client, entry.job, run.info.experiment_id) or made
 
 
 def fingerprint_tag(entry: CheckpointEntry) -> dict[str, str]:
@@ -96,7 +94,7 @@ def search(client: MlflowClient, experiment_id: str, where: str) -> list[LoggedM
     )
 
 
-def of_step(client: MlflowClient, run: Run, step: int) -> list[LoggedModel]:
+def models_of_step(client: MlflowClient, run: Run, step: int) -> list[LoggedModel]:
     """The run's models of a step."""
     where = f"source_run_id = '{run.info.run_id}' AND params.step = '{step}'"
     return search(client, run.info.experiment_id, where)
@@ -136,11 +134,6 @@ def log_params(client: MlflowClient, model: LoggedModel, params: dict[str, str])
                 raise
         model = client.get_logged_model(model.model_id)
     return model
-
-
-def failure_text(reason: str) -> str:
-    """A reason as the tag of a FAILED model says it."""
-    return without_credentials(reason)[:TAG_LIMIT]
 
 
 def fail(client: MlflowClient, model: LoggedModel, run_id: str, reason: str) -> None:

@@ -16,18 +16,17 @@ from mlflow.entities import LoggedModel, LoggedModelInput
 from mlflow_scalpel.checkpoints.artifact_store import open_store
 from mlflow_scalpel.checkpoints.differences import compare_with_base
 from mlflow_scalpel.checkpoints.external.layouts import model_in
-from mlflow_scalpel.checkpoints.files import MANIFEST, check_whole, checkpoint_files
+from mlflow_scalpel.checkpoints.files import MANIFEST, check_complete, checkpoint_files
 from mlflow_scalpel.checkpoints.logging.lanes import Pulse
 from mlflow_scalpel.checkpoints.logging.mlflow_writes import (
     by_state,
     fail,
-    failure_text,
+    find_created,
     fingerprint_tag,
     link_output,
     log_params,
-    made_before,
     make,
-    of_step,
+    models_of_step,
     register,
     search,
     store_files,
@@ -36,10 +35,16 @@ from mlflow_scalpel.checkpoints.logging.spool import CheckpointEntry
 from mlflow_scalpel.checkpoints.manifest import Manifest, make_manifest, parse_manifest
 from mlflow_scalpel.checkpoints.reading.addresses import model_id_of, split_artifact
 from mlflow_scalpel.checkpoints.reading.formats import files_of, hub_snapshot
-from mlflow_scalpel.checkpoints.search import FAILURE_TAG, JOB_TAG, NOTE_TAG, TAG_LIMIT, state_of
+from mlflow_scalpel.checkpoints.search import JOB_TAG, NOTE_TAG, state_of
 from mlflow_scalpel.credentials import shortened
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.run_warnings import print_warning, warning_tag
+from mlflow_scalpel.run_warnings import (
+    FAILURE_TAG,
+    TAG_LIMIT,
+    failure_text,
+    print_warning,
+    warning_tag,
+)
 from mlflow_scalpel.server_errors import is_final, is_passing
 from mlflow_scalpel.tensors.files import is_adapter
 from mlflow_scalpel.tensors.names import wrapping
@@ -52,9 +57,9 @@ def create(client: MlflowClient, entry: CheckpointEntry, run_id: str) -> LoggedM
     told by its content, which `store` looks at.
     """
     run = client.get_run(run_id)
-    model = made_before(client, entry.job, run.info.experiment_id) if entry.tried else None
+    model = find_created(client, entry.job, run.info.experiment_id) if entry.tried else None
     if model is None:
-        if entry.step > 0 and of_step(client, run, entry.step):
+        if entry.step > 0 and models_of_step(client, run, entry.step):
             return None
         model = make(client, entry, run)
     link_output(client, run_id, model.model_id, entry.step)
@@ -103,7 +108,7 @@ def store(
             raise ScalpelError(problem)
         model = store_files(client, entry, model, directory, run_id, manifest, pulse)
         # What the server was asked for again and again may have been done late.
-        made_before(client, entry.job, model.experiment_id)
+        find_created(client, entry.job, model.experiment_id)
     if entry.register_as is not None:
         register(client, entry.register_as, model, run_id, entry.step)
         model = client.get_logged_model(model.model_id)
@@ -121,7 +126,7 @@ def _read_entry(
     try:
         with pulse.busy():
             directory = folder if entry.snapshot else _directory(entry)
-            check_whole(directory)
+            check_complete(directory)
             files = [directory / name for name in entry.files]
             return directory, make_manifest(files, directory), None
     except Exception as error:
@@ -156,12 +161,12 @@ def _identified(
     and that no entry will finish, is taken over.
     """
     run = client.get_run(run_id)
-    own = made_before(client, entry.job, run.info.experiment_id) if entry.tried else None
+    own = find_created(client, entry.job, run.info.experiment_id) if entry.tried else None
     if own is not None:
         link_output(client, run_id, own.model_id, entry.step)
         return own
     digest = None if manifest is None else manifest.digest
-    for model in sorted(of_step(client, run, entry.step), key=by_state):
+    for model in sorted(models_of_step(client, run, entry.step), key=by_state):
         state, known = state_of(model), model.params.get("digest")
         taken = model.tags.get(JOB_TAG) in waiting
         same_content = problem is None and known == digest
@@ -282,7 +287,7 @@ def ensure_base(
             directory = files_of(source)
         else:
             directory = model_in(Path(source)) if local else on_hub(source)
-        check_whole(directory)
+        check_complete(directory)
         manifest = make_manifest(checkpoint_files(directory), directory)
     digest = manifest.digest
     experiment_id = client.get_run(run_id).info.experiment_id
@@ -306,7 +311,7 @@ def ensure_base(
     )
     ready = next((model for model in found if str(model.status) == "READY"), None)
     # Also where one is READY: a twin of it, of a lost answer, may be left.
-    begun = made_before(client, entry.job, experiment_id) if len(found) != bool(ready) else None
+    begun = find_created(client, entry.job, experiment_id) if len(found) != bool(ready) else None
     model = ready or begun
     if model is None:
         model = make(client, entry, client.get_run(run_id))

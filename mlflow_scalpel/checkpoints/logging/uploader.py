@@ -37,11 +37,13 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
 
-_PATIENCE = 120.0  # seconds
-_PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds between attempts; the last one repeats
-_TURN = 3  # attempts after which the next checkpoint comes first
+_PATIENCE_SECONDS = 120.0  # seconds
+_PAUSE_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds between attempts; the last one repeats
+_ATTEMPTS_PER_TURN = 3  # attempts after which the next checkpoint comes first
 _OWN_ATTEMPTS = 5  # for an entry that fails by itself, whatever the server says
-_GRACE = 3.0  # seconds without a sign of the server, after which nobody waits for it at the end
+_SILENCE_SECONDS = (
+    3.0  # seconds without a sign of the server, after which nobody waits for it at the end
+)
 
 
 class UploadPending(ScalpelError):
@@ -120,7 +122,11 @@ class Uploader:
         """Wait while `full()`, for `limit` seconds at most, and while the server takes things."""
         end = time.monotonic() + limit
         with self._changed:
-            while full() and (left := end - time.monotonic()) > 0 and self.stuck_for() < _GRACE:
+            while (
+                full()
+                and (left := end - time.monotonic()) > 0
+                and self.stuck_for() < _SILENCE_SECONDS
+            ):
                 self._changed.wait(min(left, 0.5))
 
     def waiting_checkpoints(self) -> list[CheckpointEntry]:
@@ -138,14 +144,14 @@ class Uploader:
         What is in hand is not waited for where the server gives no sign: the spool is given back
         when its request ends, or the process.
         """
-        end = time.monotonic() + _PATIENCE
+        end = time.monotonic() + _PATIENCE_SECONDS
         lanes = (self._small, self._bulk)
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
             while any(lane.working for lane in lanes) and time.monotonic() < end:
                 silent = [lane.pulse.silent_since for lane in lanes if lane.working]
-                if all(time.monotonic() - since > _GRACE for since in silent):
+                if all(time.monotonic() - since > _SILENCE_SECONDS for since in silent):
                     break
                 self._changed.wait(0.2)
             self._unreleased = any(lane.working for lane in lanes)
@@ -168,7 +174,11 @@ class Uploader:
 
     def _undelivered(self) -> str:
         failing = self._failing()
-        silent = f" (no answer for {self.stuck_for():.0f} s)" if self.stuck_for() > _GRACE else ""
+        silent = (
+            f" (no answer for {self.stuck_for():.0f} s)"
+            if self.stuck_for() > _SILENCE_SECONDS
+            else ""
+        )
         why = f" ({failing.last_failure})" if failing else silent
         steps = sorted({entry.step for entry in self._checkpoints.values()})
         which = f" (checkpoints of step {', '.join(map(str, steps))} among them)" if steps else ""
@@ -196,9 +206,9 @@ class Uploader:
                 self._deal_with(number, work, last=failures[number] >= _OWN_ATTEMPTS)
             except Exception as error:  # noqa: BLE001 - told below, and nothing is lost
                 self._note_failure(lane, error)
-                self._pause(_PAUSES[min(failures[number], len(_PAUSES) - 1)])
+                self._pause(_PAUSE_SECONDS[min(failures[number], len(_PAUSE_SECONDS) - 1)])
                 failures[number] += 1
-                if failures[number] % _TURN == 0 and lane is self._bulk:
+                if failures[number] % _ATTEMPTS_PER_TURN == 0 and lane is self._bulk:
                     with self._changed:  # what one checkpoint fails with is no other one's affair
                         lane.let_others_go_first(number, set(self._checkpoints))
                 continue
@@ -316,10 +326,10 @@ class Uploader:
         if entry.job is None:
             return entry.model_id
         if entry.job not in self._outcomes:  # stored by a process before this one
-            from mlflow_scalpel.checkpoints.logging.mlflow_writes import made_before
+            from mlflow_scalpel.checkpoints.logging.mlflow_writes import find_created
 
             experiment_id = self._client.get_run(self.spool.run_id).info.experiment_id
-            model = made_before(self._client, entry.job, experiment_id)
+            model = find_created(self._client, entry.job, experiment_id)
             return model.model_id if model else None
         return self._outcomes[entry.job].model_id
 
@@ -388,7 +398,7 @@ def _checkpoints_of(spool: Spool) -> dict[int, CheckpointEntry]:
 
 def patience() -> float:
     """Seconds to wait for a server that is away: $SCALPEL_PATIENCE, or 120."""
-    given = os.environ.get("SCALPEL_PATIENCE", str(_PATIENCE))
+    given = os.environ.get("SCALPEL_PATIENCE", str(_PATIENCE_SECONDS))
     try:
         return float(given)
     except ValueError as error:

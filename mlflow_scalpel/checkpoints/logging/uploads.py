@@ -19,7 +19,7 @@ from mlflow_scalpel.checkpoints.logging.uploader import Uploader, UploadPending
 from mlflow_scalpel.errors import ScalpelError
 
 SPOOLS = ".scalpel"  # folder beside checkpoints, with what of them waits to be sent
-_couriers: dict[tuple[str, str], Uploader] = {}
+_uploaders: dict[tuple[str, str], Uploader] = {}
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,15 @@ class Upload:
         return outcome.model
 
 
-def courier_for(run_id: str, beside: Path) -> Uploader:
+def uploader_for(run_id: str, beside: Path) -> Uploader:
     """This process's uploader of a run, begun where there is none.
 
     What an earlier process left in the run's spool is sent first.
     """
     key = (mlflow.get_tracking_uri(), run_id)
-    if key not in _couriers:
-        _couriers[key] = Uploader(Spool(spool_directory(run_id, beside), *key))
-    return _couriers[key]
+    if key not in _uploaders:
+        _uploaders[key] = Uploader(Spool(spool_directory(run_id, beside), *key))
+    return _uploaders[key]
 
 
 def spool_directory(run_id: str, beside: Path) -> Path:
@@ -75,14 +75,14 @@ def spool_directory(run_id: str, beside: Path) -> Path:
     return folder.resolve() / run_id
 
 
-def close_couriers(limit: float | None = None) -> None:
+def close_uploaders(limit: float | None = None) -> None:
     """Send all that is under way, and end the background threads; `limit` is in seconds.
 
     Raises UploadPending, with the command that sends it later, where something could not be sent.
     """
     problems = []
-    while _couriers:
-        _, uploader = _couriers.popitem()
+    while _uploaders:
+        _, uploader = _uploaders.popitem()
         try:
             uploader.drain(limit)
         except UploadPending as error:
@@ -98,17 +98,17 @@ def all_sent() -> Iterator[None]:
     """Send all that is added in this block; UploadPending is raised once, and nothing goes on."""
     try:
         yield
-        close_couriers()
+        close_uploaders()
     except UploadPending:
         with contextlib.suppress(UploadPending):  # which is being said
-            close_couriers(limit=0.0)
+            close_uploaders(limit=0.0)
         raise
 
 
 @atexit.register
 def _close_at_exit() -> None:
     try:
-        close_couriers()
+        close_uploaders()
     except ScalpelError as error:
         print(f"\n{error}", file=sys.stderr)
         sys.stderr = _FailsAtTheEnd(sys.stderr)  # type: ignore[assignment]
@@ -140,10 +140,10 @@ def _existing(path: Path) -> Path:
     return path
 
 
-LOST = "checkpoints_lost"  # code of the warning
+LOST_WARNING = "checkpoints_lost"  # code of the warning
 
 
-def said_of_lost(lost: Mapping[int, str], stored: int) -> str:
+def lost_message(lost: Mapping[int, str], stored: int) -> str:
     """One sentence about checkpoints that were lost, beside `stored` that were not."""
     steps = ", ".join(str(step) for step in lost)
     others = "1 other is" if stored == 1 else f"{stored} others are"
@@ -151,7 +151,7 @@ def said_of_lost(lost: Mapping[int, str], stored: int) -> str:
     return f"the checkpoints of step {steps} are not stored{kept}: {next(iter(lost.values()))}"
 
 
-def lost_among(uploads: Mapping[int, Upload]) -> dict[int, str]:
+def failed_uploads(uploads: Mapping[int, Upload]) -> dict[int, str]:
     """Why those uploads failed that have, by step."""
     outcomes = {step: one.uploader.outcome(one.job) for step, one in sorted(uploads.items())}
     return {

@@ -9,7 +9,7 @@ import pandas as pd
 
 from mlflow_scalpel.checkpoints.files import POINTER
 from mlflow_scalpel.checkpoints.reading.formats import snapshot_of
-from mlflow_scalpel.checkpoints.reading.pull import merged_with_base
+from mlflow_scalpel.checkpoints.reading.pull import merge_with_base
 from mlflow_scalpel.tensors.files import is_adapter
 
 
@@ -55,7 +55,7 @@ def _whole_model(stored: Path) -> Path:
     """Where the model is of which `stored` may hold but an adapter, or a pointer to the hub."""
     if (stored / POINTER).is_file():
         stored = snapshot_of(stored / POINTER)
-    return merged_with_base(stored) if is_adapter(stored) else stored
+    return merge_with_base(stored) if is_adapter(stored) else stored
 
 
 def _load_pyfunc(path: str) -> TextGenerator:

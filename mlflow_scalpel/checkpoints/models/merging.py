@@ -44,7 +44,7 @@ _TOKENIZER = (
 )
 
 
-def merged(
+def merge_adapter(
     adapter_dir: Path,
     base_dir: Path,
     *,
@@ -272,7 +272,7 @@ def _tokenizer_files(directory: Path) -> Iterator[Path]:
     )
 
 
-def rounding(adapter: Path, base: Path, whole: Path) -> str:
+def rounding_report(adapter: Path, base: Path, whole: Path) -> str:
     """A line that sets the norms of what is stored against those of the updates themselves.
 
     Of each tensor that the adapter changes: ||W_t - W_0||_F of the merged `whole`, divided by
@@ -304,7 +304,7 @@ def _exact_norms(adapter: Path, base: Path) -> dict[str, float]:
     try:
         changes = read_changes(adapter, before)
     except NotInFactors:
-        exact = FloatTensors(merged(adapter, base, dtype="float64"))
+        exact = FloatTensors(merge_adapter(adapter, base, dtype="float64"))
         names = [name for name in exact.headers if name in before.headers]
         return {name: _norm_of_difference(exact.read(name), before.read(name)) for name in names}
     norms = {}

@@ -44,7 +44,7 @@ def one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def errors_told() -> Iterator[None]:
+def one_line_errors() -> Iterator[None]:
     """Whatever fails within becomes a `Failed`, in one line; a ScalpelError stays what it is."""
     try:
         yield
@@ -163,7 +163,7 @@ def load(directory: Path, owner: Any, config: Any, dtype: Any) -> tuple[Any, dic
     """
     try:
         files = FloatTensors(directory)
-        files.check_whole()
+        files.check_complete()
         source: Path | None = directory
         state: Any = None
         if not files.as_stored:
@@ -221,7 +221,7 @@ def expected_shapes(directory: Path) -> dict[str, tuple[int, ...]] | None:
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
         try:
-            with errors_told():  # a configuration may raise anything in the code of some family
+            with one_line_errors():  # a configuration may raise anything in the code of some family
                 config = read_config(directory)
                 model: Any = class_of(config)._from_config(config)
         except ScalpelError:
@@ -232,7 +232,7 @@ def expected_shapes(directory: Path) -> dict[str, tuple[int, ...]] | None:
 def ties_head(directory: Path) -> bool:
     """Whether the output head is the embeddings (`tie_word_embeddings`); False if not known."""
     try:
-        with errors_told():
+        with one_line_errors():
             return bool(read_config(directory).get_text_config().tie_word_embeddings)
     except ScalpelError:
         return False

@@ -138,7 +138,7 @@ def log_restoration(restored: Restoration) -> LoggedModel:
         if "algorithm" in known:
             mlflow.set_tag("scalpel.algorithm", known["algorithm"])
         mlflow.log_params({**restored.params(), "base_model": restored.base})
-        delivery = log_checkpoint(
+        upload = log_checkpoint(
             restored.directory,
             step=int(known.get("step", "0")),
             base=log_base(restored.base).model_id,
@@ -149,7 +149,7 @@ def log_restoration(restored: Restoration) -> LoggedModel:
                 **restored.params(),
             },
         )
-        return delivery.wait()
+        return upload.wait()
 
 
 def _check_dtypes(before: TensorFiles, after: TensorFiles, of_base: Mapping[str, Source]) -> None:

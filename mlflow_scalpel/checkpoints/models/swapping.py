@@ -130,7 +130,7 @@ def load_weights(model: Any, directory: Path, *, base: Path | None = None) -> No
     """
     targets = model.state_dict(keep_vars=True)
     stored = FloatTensors(directory)
-    stored.check_whole()
+    stored.check_complete()
     headers = {**stored.headers, **stored.integers}
     by_target = _paired(targets, headers)
     kept: set[str] = set()

@@ -10,15 +10,9 @@ from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.checkpoints.artifact_store import Store, open_store
-from mlflow_scalpel.checkpoints.search import (
-    FAILURE_TAG,
-    PRUNED_TAG,
-    made_by,
-    models_of_run,
-    state_of,
-    step_of,
-)
+from mlflow_scalpel.checkpoints.search import PRUNED_TAG, made_by, models_of_run, state_of, step_of
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.run_warnings import FAILURE_TAG
 from mlflow_scalpel.server_errors import check_answered
 
 _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")

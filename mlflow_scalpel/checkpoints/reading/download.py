@@ -24,21 +24,21 @@ from mlflow_scalpel.checkpoints.manifest import read_manifest
 from mlflow_scalpel.checkpoints.reading import cache
 from mlflow_scalpel.checkpoints.reading.addresses import model_id_of, readable_model, store_of
 from mlflow_scalpel.checkpoints.reading.download_plan import (
-    Contents,
+    DownloadPlan,
     cache_entry,
     cache_key,
-    contents_of,
+    explain_failure,
+    plan_of_model,
     problem_of,
-    told_of_failure,
 )
-from mlflow_scalpel.checkpoints.reading.formats import files_of, opened_flavour, snapshot_of
+from mlflow_scalpel.checkpoints.reading.formats import files_of, open_flavour, snapshot_of
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, INDEX, WEIGHTS
 
 PART = ".part"  # ends the name of a file that is not all there yet
 
 
-def cached(
+def fetch_to_cache(
     model: LoggedModel, store: Store, *, check: bool = False, progress: bool = False
 ) -> Path:
     """The model's files in the cache, brought there and checked where they are not.
@@ -49,31 +49,31 @@ def cached(
     known = cache_entry(model, check=check)
     if known is not None:
         return known
-    contents = contents_of(model, store)
-    if contents.snapshot is not None:
+    plan = plan_of_model(model, store)
+    if plan.snapshot is not None:
         if check:
-            contents.check_snapshot()
-        return contents.snapshot
+            plan.check_snapshot()
+        return plan.snapshot
 
     def fill(partial: Path) -> None:
-        for name, described in contents.files.items():  # of an attempt that was cut off
+        for name, described in plan.files.items():  # of an attempt that was cut off
             left = partial / name
             if left.is_file() and problem_of(left, described) is not None:
                 left.unlink()
-        _bring_all(contents, partial, progress)
-        if contents.manifest is not None:
-            with told_of_failure(contents.shown, MANIFEST, partial):
-                contents.manifest.write(partial)
+        _bring_all(plan, partial, progress)
+        if plan.manifest is not None:
+            with explain_failure(plan.shown, MANIFEST, partial):
+                plan.manifest.write(partial)
         cache.protect(partial)
 
-    key = cache_key(contents.manifest.digest) if contents.manifest else model.model_id
-    return cache.keep(key, contents.bytes, fill)
+    key = cache_key(plan.manifest.digest) if plan.manifest else model.model_id
+    return cache.keep(key, plan.bytes, fill)
 
 
-def copy_to(contents: Contents, dst: str | Path, progress: bool) -> Path:
-    """The contents in a directory of the user's, which gets nothing that is in the way."""
+def copy_to(plan: DownloadPlan, dst: str | Path, progress: bool) -> Path:
+    """The plan in a directory of the user's, which gets nothing that is in the way."""
     directory = Path(dst)
-    for kept in filter(None, (contents.local, cache.directory())):
+    for kept in filter(None, (plan.local, cache.directory())):
         if directory.resolve().is_relative_to(kept.resolve()):
             raise ScalpelError(
                 f"{directory}: lies in {kept}, whose files are not to be changed; take a directory "
@@ -84,10 +84,10 @@ def copy_to(contents: Contents, dst: str | Path, progress: bool) -> Path:
     except OSError as error:
         raise ScalpelError(f"{directory}: cannot be made: {error}; take another one") from error
     with _alone(directory):
-        _refuse_foreign(contents, directory)
-        _bring_all(contents, directory, progress)
-        for name, content in contents.beside.items():
-            with told_of_failure(contents.shown, name, directory):
+        _refuse_foreign(plan, directory)
+        _bring_all(plan, directory, progress)
+        for name, content in plan.beside.items():
+            with explain_failure(plan.shown, name, directory):
                 part = directory / (name + PART)
                 part.unlink(missing_ok=True)
                 part.write_bytes(content)
@@ -111,25 +111,23 @@ def _alone(directory: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _refuse_foreign(contents: Contents, directory: Path) -> None:
+def _refuse_foreign(plan: DownloadPlan, directory: Path) -> None:
     """Raise ScalpelError where the directory holds a file that pull would replace or mix with."""
-    for name, content in contents.beside.items():
+    for name, content in plan.beside.items():
         file = directory / name
         if file.is_symlink() or (file.exists() and file.read_bytes() != content):
             raise _in_the_way(file, "is of another checkpoint")
     for file in directory.iterdir():
         loaded = file.suffix == WEIGHTS or file.name in (INDEX, CONFIG, ADAPTER_CONFIG)
-        if loaded and file.name not in contents.files:
-            raise _in_the_way(
-                file, "is no file of this checkpoint, and would be opened_flavour with it"
-            )
-    there = [name for name in contents.files if os.path.lexists(directory / name)]
+        if loaded and file.name not in plan.files:
+            raise _in_the_way(file, "is no file of this checkpoint, and would be opened with it")
+    there = [name for name in plan.files if os.path.lexists(directory / name)]
 
     def problem(name: str) -> str | None:
         file = directory / name
         if not file.resolve().is_relative_to(directory.resolve()):
             return "is a link that leads out of the directory"
-        return problem_of(file, contents.files[name])
+        return problem_of(file, plan.files[name])
 
     with ThreadPoolExecutor(PARALLEL_FILES) as pool:
         for name, found in zip(there, pool.map(problem, there), strict=True):
@@ -148,13 +146,13 @@ class _Stopped(Exception):
     """Another file failed, so that this one is not needed."""
 
 
-def _bring_all(contents: Contents, directory: Path, progress: bool) -> None:
+def _bring_all(plan: DownloadPlan, directory: Path, progress: bool) -> None:
     """Bring the files that are not in the directory yet, several at a time."""
-    todo = [name for name in contents.files if not _is_there(contents, directory, name)]
-    _check_space(contents, directory, todo)
+    todo = [name for name in plan.files if not _is_there(plan, directory, name)]
+    _check_space(plan, directory, todo)
     stop, turn = threading.Event(), threading.Lock()
-    with _bar(contents, progress) as bar, ThreadPoolExecutor(PARALLEL_FILES) as pool:
-        bar.update(contents.bytes - sum(contents.files[name].bytes for name in todo))
+    with _bar(plan, progress) as bar, ThreadPoolExecutor(PARALLEL_FILES) as pool:
+        bar.update(plan.bytes - sum(plan.files[name].bytes for name in todo))
 
         def advance(count: int) -> None:
             if stop.is_set():
@@ -162,7 +160,7 @@ def _bring_all(contents: Contents, directory: Path, progress: bool) -> None:
             with turn:
                 bar.update(count)
 
-        jobs = [pool.submit(_bring, contents, name, directory, advance) for name in todo]
+        jobs = [pool.submit(_bring, plan, name, directory, advance) for name in todo]
         try:
             for job in as_completed(jobs):
                 job.result()
@@ -172,55 +170,55 @@ def _bring_all(contents: Contents, directory: Path, progress: bool) -> None:
             raise
 
 
-def _is_there(contents: Contents, directory: Path, name: str) -> bool:
+def _is_there(plan: DownloadPlan, directory: Path, name: str) -> bool:
     """Whether a file that nobody refused is in place, and is a file of its own.
 
     (A checkpoint that was logged from this directory may share its files with the store.)
     """
     file = directory / name
-    if not contents.files[name].sha256 or not file.is_file():
+    if not plan.files[name].sha256 or not file.is_file():
         return False
-    return contents.local is None or not file.samefile(contents.local / name)
+    return plan.local is None or not file.samefile(plan.local / name)
 
 
-def _bring(contents: Contents, name: str, directory: Path, advance: Callable[[int], Any]) -> None:
+def _bring(plan: DownloadPlan, name: str, directory: Path, advance: Callable[[int], Any]) -> None:
     """Bring one file under a name of its own, and give it its name when it is right."""
-    described = contents.files[name]
+    described = plan.files[name]
     target = directory / name
     part = directory / (name + PART)
     target.parent.mkdir(parents=True, exist_ok=True)
     if part.is_symlink():
         part.unlink()
     begun = part.exists()
-    with told_of_failure(contents.shown, name, directory):
+    with explain_failure(plan.shown, name, directory):
         if begun and described.bytes and part.stat().st_size == described.bytes:
             advance(described.bytes)
         else:
-            contents.fetch(name, part, advance)
+            plan.fetch(name, part, advance)
         problem = problem_of(part, described)
         if problem is not None and begun:
             # What an earlier attempt left may be wrong, and the store right.
             part.unlink()
             advance(-described.bytes)
-            contents.fetch(name, part, advance)
+            plan.fetch(name, part, advance)
             problem = problem_of(part, described)
     if problem is not None:
         part.unlink()
-        raise contents.damaged(name, problem)
+        raise plan.damaged(name, problem)
     if not described.sha256 and target.exists() and not filecmp.cmp(part, target, shallow=False):
         part.unlink()
         raise _in_the_way(target, "differs from the stored one")
     part.replace(target)
 
 
-def _check_space(contents: Contents, directory: Path, todo: list[str]) -> None:
+def _check_space(plan: DownloadPlan, directory: Path, todo: list[str]) -> None:
     needed = 0
     for name in todo:
         part = directory / (name + PART)
-        needed += contents.files[name].bytes - (part.stat().st_size if part.is_file() else 0)
-    if todo and contents.local is not None and _shares_blocks(contents.local / todo[0], directory):
+        needed += plan.files[name].bytes - (part.stat().st_size if part.is_file() else 0)
+    if todo and plan.local is not None and _shares_blocks(plan.local / todo[0], directory):
         return
-    cache.check_space(directory, needed, contents.shown)
+    cache.check_space(directory, needed, plan.shown)
 
 
 def _shares_blocks(file: Path, directory: Path) -> bool:
@@ -235,11 +233,11 @@ def _shares_blocks(file: Path, directory: Path) -> bool:
 
 
 @contextmanager
-def _bar(contents: Contents, shown: bool) -> Iterator[Any]:
+def _bar(plan: DownloadPlan, shown: bool) -> Iterator[Any]:
     from tqdm import tqdm
 
     with tqdm(
-        total=contents.bytes,
+        total=plan.bytes,
         desc="pull",
         unit="B",
         unit_scale=True,
@@ -266,12 +264,14 @@ def stored_files(source: str) -> tuple[Path, LoggedModel | None]:
         return directory, None
     model = readable_model(model_id)
     store = store_of(model)
-    directory = cached(model, store) if store.local is None else _in_place(model, store.local)
+    directory = (
+        fetch_to_cache(model, store) if store.local is None else _in_place(model, store.local)
+    )
     pointer = directory / POINTER
     if pointer.is_file():
         directory = snapshot_of(pointer)
     elif not (directory / MANIFEST).is_file():  # MLflow itself stored it
-        directory = model_in(opened_flavour(directory))
+        directory = model_in(open_flavour(directory))
     return directory, model
 
 

@@ -37,7 +37,7 @@ class _Fetch(Protocol):
 
 
 @dataclass(frozen=True)
-class Contents:
+class DownloadPlan:
     """What is to be brought, and from where."""
 
     shown: str
@@ -79,17 +79,17 @@ class Contents:
                 raise self.damaged(name, problem)
 
 
-def contents_of(model: LoggedModel, store: Store) -> Contents:
+def plan_of_model(model: LoggedModel, store: Store) -> DownloadPlan:
     """What a LoggedModel holds, as its manifest says."""
     shown = f"model {model.model_id} ({model.name})"
     location = str(store.local or model.artifact_location)
-    with told_of_failure(shown, "the list of its files"):
+    with explain_failure(shown, "the list of its files"):
         names = names_in(store)
     beside = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in (MANIFEST, MLMODEL, POINTER):
             if name in names:
-                with told_of_failure(shown, name):
+                with explain_failure(shown, name):
                     store.fetch(name, Path(folder) / name)
                 beside[name] = (Path(folder) / name).read_bytes()
         manifest = None
@@ -117,37 +117,39 @@ def contents_of(model: LoggedModel, store: Store) -> Contents:
             snapshot = snapshot_of(Path(folder) / POINTER, **wanted)
             return _of_snapshot(shown, snapshot, manifest, beside)
     if manifest is None:
-        with told_of_failure(shown, "the list of its files"):
+        with explain_failure(shown, "the list of its files"):
             files = dict(_tree(model.artifact_location))
         if not files:
             raise ScalpelError(f"{shown}: there are no files at {location}; log it again")
-        return Contents(shown, location, files, store.fetch, local=store.local)
+        return DownloadPlan(shown, location, files, store.fetch, local=store.local)
     entry = cache_entry(model) if store.local is None else None
     if entry is not None:  # it travelled before
         fetch = LocalStore(entry).fetch
-        return Contents(
+        return DownloadPlan(
             shown, str(entry), manifest.files, fetch, manifest, beside, local=entry, entry=entry
         )
     missing = sorted(set(manifest.files) - names)
-    contents = Contents(shown, location, manifest.files, store.fetch, manifest, beside, store.local)
+    plan = DownloadPlan(shown, location, manifest.files, store.fetch, manifest, beside, store.local)
     if missing:
-        raise contents.damaged(missing[0], "is missing")
-    return contents
+        raise plan.damaged(missing[0], "is missing")
+    return plan
 
 
-def of_directory(shown: str, directory: Path) -> Contents:
+def plan_of_directory(shown: str, directory: Path) -> DownloadPlan:
     """What a directory holds that is no LoggedModel: a checkpoint, or a snapshot of the hub."""
     manifest = read_manifest(directory)
     if manifest is None:
         return _of_snapshot(shown, directory, plain_manifest(directory), {})
     fetch = LocalStore(directory).fetch
     beside = {MANIFEST: (directory / MANIFEST).read_bytes()}
-    return Contents(shown, str(directory), manifest.files, fetch, manifest, beside, local=directory)
+    return DownloadPlan(
+        shown, str(directory), manifest.files, fetch, manifest, beside, local=directory
+    )
 
 
 def _of_snapshot(
     shown: str, snapshot: Path, manifest: Manifest | None, beside: dict[str, bytes]
-) -> Contents:
+) -> DownloadPlan:
     """Files that may be links within the hub's cache, as `checkpoint_files` allows them."""
     files = checkpoint_files(snapshot)
     if manifest is not None:
@@ -162,7 +164,7 @@ def _of_snapshot(
 
     # A copy of the files is no pointer any more.
     beside = {name: content for name, content in beside.items() if name != POINTER}
-    return Contents(
+    return DownloadPlan(
         shown, str(snapshot), described, fetch, manifest, beside, snapshot, snapshot=snapshot
     )
 
@@ -221,7 +223,7 @@ def cache_key(digest: str) -> str:
 
 
 @contextmanager
-def told_of_failure(shown: str, name: str, directory: Path | None = None) -> Iterator[None]:
+def explain_failure(shown: str, name: str, directory: Path | None = None) -> Iterator[None]:
     """Turn what stores raise into an error that says what to do."""
     from requests.exceptions import RequestException
 

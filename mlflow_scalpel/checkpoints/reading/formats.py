@@ -47,9 +47,9 @@ def files_of(source: str) -> Path:
     """
     artifact = split_artifact(source)
     if artifact is not None:
-        return model_in(opened_flavour(artifact_directory(*artifact)))
-    local = unpacked(Path(source))
-    return model_in(opened_flavour(local)) if local.is_dir() else hub_snapshot(source)
+        return model_in(open_flavour(artifact_directory(*artifact)))
+    local = unpack_gguf(Path(source))
+    return model_in(open_flavour(local)) if local.is_dir() else hub_snapshot(source)
 
 
 def hub_snapshot(
@@ -131,7 +131,7 @@ _TOKENIZER = "tokenizer_config.json"
 _LARGEST = 1 << 20  # bytes of an MLmodel
 
 
-def opened_flavour(directory: Path) -> Path:
+def open_flavour(directory: Path) -> Path:
     """The directory that Transformers can open of a model that MLflow's own flavours stored.
 
     The directory itself where it is no such model, or one of ours. Where weights and tokenizer lie
@@ -218,7 +218,7 @@ def _with_components(directory: Path, model: Path) -> Path:
 SUFFIX = ".gguf"
 
 
-def unpacked(source: Path) -> Path:
+def unpack_gguf(source: Path) -> Path:
     """A directory of safetensors with the model of `source`, or `source` where it is no GGUF.
 
     `source` is a GGUF file, or a directory that holds one and no safetensors. Transformers

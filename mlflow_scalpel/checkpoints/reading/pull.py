@@ -19,13 +19,13 @@ from mlflow_scalpel.checkpoints.files import (
     checkpoint_files,
 )
 from mlflow_scalpel.checkpoints.manifest import content_digest
-from mlflow_scalpel.checkpoints.models.merging import merged, rounding
+from mlflow_scalpel.checkpoints.models.merging import merge_adapter, rounding_report
 from mlflow_scalpel.checkpoints.reading.addresses import model_id_of, readable_model, store_of
-from mlflow_scalpel.checkpoints.reading.download import cached, copy_to, stored_files
+from mlflow_scalpel.checkpoints.reading.download import copy_to, fetch_to_cache, stored_files
 from mlflow_scalpel.checkpoints.reading.download_plan import (
-    contents_of,
     names_in,
-    of_directory,
+    plan_of_directory,
+    plan_of_model,
 )
 from mlflow_scalpel.checkpoints.reading.formats import files_of
 from mlflow_scalpel.errors import ScalpelError
@@ -78,26 +78,30 @@ def pull(
             directory = _merge(directory, None, dtype)
         elif dtype is not None:
             raise _not_an_adapter(source, dtype)
-        return directory if dst is None else copy_to(of_directory(source, directory), dst, progress)
+        return (
+            directory
+            if dst is None
+            else copy_to(plan_of_directory(source, directory), dst, progress)
+        )
     model = readable_model(model_id)
     store = store_of(model)
     whole = _merged(model, store, dtype, progress) if merge else None
     if whole is None and dtype is not None:
         raise _not_an_adapter(source, dtype)
     if dst is None:
-        return whole or cached(model, store, check=True, progress=progress)
-    contents = contents_of(model, store) if whole is None else of_directory(source, whole)
-    return copy_to(contents, dst, progress)
+        return whole or fetch_to_cache(model, store, check=True, progress=progress)
+    plan = plan_of_model(model, store) if whole is None else plan_of_directory(source, whole)
+    return copy_to(plan, dst, progress)
 
 
 def _merge(adapter: Path, model: LoggedModel | None, dtype: str | None) -> Path:
     """The adapter merged with its base; prints what rounding did."""
     base = base_of(adapter, model)
     digest = model.params.get("digest") if model is not None else None
-    whole = merged(
+    whole = merge_adapter(
         adapter, base.directory, dtype=dtype, adapter_digest=digest, base_digest=base.digest
     )
-    print(rounding(adapter, base.directory, whole), flush=True)
+    print(rounding_report(adapter, base.directory, whole), flush=True)
     return whole
 
 
@@ -115,7 +119,7 @@ def _merged(model: LoggedModel, store: Store, dtype: str | None, progress: bool)
         return None
     # An adapter that is here is read in place.
     local = store.local if POINTER not in names else None
-    directory = local or cached(model, store, check=True, progress=progress)
+    directory = local or fetch_to_cache(model, store, check=True, progress=progress)
     return _merge(directory, model, dtype) if is_adapter(directory) else None
 
 
@@ -128,10 +132,10 @@ def resolve(source: str) -> Path:
     Raises ScalpelError where the model does not exist, is not READY, was pruned, or is not whole.
     """
     directory, model = stored_files(source)
-    return merged_with_base(directory, model) if is_adapter(directory) else directory
+    return merge_with_base(directory, model) if is_adapter(directory) else directory
 
 
-def merged_with_base(
+def merge_with_base(
     adapter: Path, model: LoggedModel | None = None, *, dtype: str | None = None
 ) -> Path:
     """A directory with the adapter merged into its base, for reading only.
@@ -140,7 +144,7 @@ def merged_with_base(
     """
     base = base_of(adapter, model)
     adapter_digest = model.params.get("digest") if model is not None else None
-    return merged(
+    return merge_adapter(
         adapter,
         base.directory,
         dtype=dtype,
