@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlflow_scalpel.checkpoints.atomic import write_atomically
 from mlflow_scalpel.checkpoints.files import checkpoint_files
 from mlflow_scalpel.checkpoints.manifest import content_digest, read_manifest
 from mlflow_scalpel.checkpoints.reading import cache
@@ -160,5 +161,5 @@ def digest_of(directory: Path) -> str:
     if kept.is_file():
         return kept.read_text()
     digest = content_digest(directory)
-    cache.write_atomically(kept, digest.encode())
+    write_atomically(kept, digest.encode())
     return digest

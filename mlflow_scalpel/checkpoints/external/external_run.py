@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +13,7 @@ from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.checkpoints.artifact_store import Link
+from mlflow_scalpel.checkpoints.atomic import locked
 from mlflow_scalpel.checkpoints.external.converters import converted_by
 from mlflow_scalpel.checkpoints.external.history import (
     STATE,
@@ -219,7 +218,8 @@ def run_of(directory: Path, external: ExternalRun) -> str:
                 f"({error}); copy the ID from the UI's run page, and check MLFLOW_TRACKING_URI"
             ) from error
     home = run_directory(directory)
-    with _alone(home):
+    # Another process may begin a run for the same directory at the same moment.
+    with locked(home if home.is_dir() else home.parent):
         return _run_of(client, home, external)
 
 
@@ -237,18 +237,6 @@ def _run_of(client: MlflowClient, home: Path, external: ExternalRun) -> str:
     for key, value in external.params.items():
         client.log_param(run.info.run_id, key, value)
     return str(run.info.run_id)
-
-
-@contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Keep out another process that begins a run for the same directory at the same moment."""
-    handle = os.open(directory if directory.is_dir() else directory.parent, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def log_step(one: StepDirectory, run_id: str, external: ExternalRun, notes: Notes) -> Upload:

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from mlflow_scalpel.checkpoints.artifact_store import Link
+from mlflow_scalpel.checkpoints.atomic import write_atomically
 from mlflow_scalpel.credentials import with_credentials, without_credentials
 from mlflow_scalpel.errors import ScalpelError
 
@@ -143,7 +144,7 @@ class Spool:
         place = without_credentials(tracking_uri)
         about = json.dumps({"tracking_uri": place, "run_id": run_id}).encode()
         if not (directory / _ABOUT).is_file() or (directory / _ABOUT).read_bytes() != about:
-            _write_whole(directory / _ABOUT, about, durable=True)
+            write_atomically(directory / _ABOUT, about, durable=True, mode=_PRIVATE)
         self._mutex = threading.Lock()
         self._last = max([*self.numbers(), *self._refused()], default=0)
         self._held: int | None = None
@@ -203,7 +204,8 @@ class Spool:
         """Write the entry of that number, whole or not at all."""
         # A metric may be lost to a power cut, a checkpoint may not.
         durable = isinstance(entry, CheckpointEntry)
-        _write_whole(self._path(number), entry.model_dump_json().encode(), durable=durable)
+        content = entry.model_dump_json().encode()
+        write_atomically(self._path(number), content, durable=durable, mode=_PRIVATE)
 
     def remove(self, number: int) -> None:
         """Remove an entry that was sent, and its files."""
@@ -214,8 +216,8 @@ class Spool:
         """Set an entry aside that the server will never take, with the reason beside it."""
         refused = self.directory / _REFUSED
         refused.mkdir(exist_ok=True, mode=0o700)
-        said = without_credentials(reason).encode(errors="replace")
-        _write_whole(refused / f"{number:08d}.txt", said, durable=False)
+        text = without_credentials(reason).encode(errors="replace")
+        write_atomically(refused / f"{number:08d}.txt", text, mode=_PRIVATE)
         # The entry last: as long as it waits it is not lost.
         for path in (self.folder(number), self._path(number)):
             if path.exists():
@@ -266,29 +268,6 @@ class Spool:
 
     def _path(self, number: int) -> Path:
         return self.directory / f"{number:08d}.json"
-
-
-def _write_whole(path: Path, content: bytes, *, durable: bool) -> None:
-    """Write a private file, whole or not at all; `durable`: it survives a power cut from now on."""
-    scratch = path.with_suffix(f".{os.getpid()}.tmp")
-    scratch.unlink(missing_ok=True)  # of a process that died here, with whatever mode
-    with open(os.open(scratch, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, _PRIVATE), "wb") as stream:
-        stream.write(content)
-        if durable:
-            stream.flush()
-            os.fsync(stream.fileno())
-    scratch.replace(path)
-    if durable:
-        sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Have what was renamed into a directory survive a power cut."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def find_spools(directory: Path) -> list[Path]:

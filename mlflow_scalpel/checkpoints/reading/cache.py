@@ -16,13 +16,13 @@ import math
 import os
 import shutil
 import sys
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_scalpel.checkpoints.reading.cache_records import Record, record_of, sync
+from mlflow_scalpel.checkpoints.atomic import sync
+from mlflow_scalpel.checkpoints.reading.cache_records import Record, record_of
 from mlflow_scalpel.errors import ScalpelError
 
 DIRECTORY_VARIABLE = "SCALPEL_CACHE"
@@ -323,11 +323,3 @@ def _tree_bytes(folder: Path) -> int:
     if not folder.is_dir():
         return 0
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def write_atomically(file: Path, content: bytes) -> None:
-    """Write a small file that other processes see whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as partial:
-        partial.write(content)
-    os.replace(partial.name, file)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mlflow_scalpel.checkpoints.atomic import sync, write_atomically
 from mlflow_scalpel.checkpoints.manifest import sha256
 from mlflow_scalpel.errors import ScalpelError
 
@@ -50,14 +51,8 @@ class Record(BaseModel):
             return None
 
     def write(self, path: Path) -> None:
-        """Write it, whole or not at all, and to the disk."""
-        scratch = path.with_name(f".{path.name}.{os.getpid()}")
-        with scratch.open("wb") as stream:
-            stream.write(self.model_dump_json().encode())
-            stream.flush()
-            os.fsync(stream.fileno())
-        scratch.replace(path)
-        sync(path.parent)
+        """Write it, complete or not at all, and to the disk."""
+        write_atomically(path, self.model_dump_json().encode(), durable=True)
 
     def problem(self, folder: Path, *, digests: bool) -> str | None:
         """What is wrong with an entry; None for nothing. Notes when digests were compared."""
@@ -102,15 +97,6 @@ def record_of(folder: Path) -> Record:
         for file, digest in zip(files, digests, strict=True)
     }
     return Record(files=described, checked=time.time())
-
-
-def sync(path: Path) -> None:
-    """Have the disk keep a file, or the names in a directory, through a power cut."""
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sync_and_hash(file: Path) -> str:

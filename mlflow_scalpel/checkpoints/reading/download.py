@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mlflow_scalpel.checkpoints.artifact_store import (
     Store,
     place,
 )
+from mlflow_scalpel.checkpoints.atomic import locked
 from mlflow_scalpel.checkpoints.external.layouts import model_in
 from mlflow_scalpel.checkpoints.files import CONFIG, MANIFEST, POINTER, checkpoint_files
 from mlflow_scalpel.checkpoints.manifest import read_manifest
@@ -83,7 +84,7 @@ def copy_to(plan: DownloadPlan, dst: str | Path, progress: bool) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ScalpelError(f"{directory}: cannot be made: {error}; take another one") from error
-    with _alone(directory):
+    with locked(directory):
         _refuse_foreign(plan, directory)
         _bring_all(plan, directory, progress)
         for name, content in plan.beside.items():
@@ -93,22 +94,6 @@ def copy_to(plan: DownloadPlan, dst: str | Path, progress: bool) -> Path:
                 part.write_bytes(content)
                 part.replace(directory / name)
     return directory
-
-
-@contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Let one process at a time fill a directory; the next finds it filled."""
-    import fcntl
-
-    lock = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        # Some network file systems lock no directories. There two pulls at once cost twice the
-        # time; what they leave is checked all the same.
-        with suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
 
 
 def _refuse_foreign(plan: DownloadPlan, directory: Path) -> None:
