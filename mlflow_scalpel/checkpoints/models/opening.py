@@ -216,17 +216,18 @@ def expected_shapes(directory: Path) -> dict[str, tuple[int, ...]] | None:
     None where Transformers cannot build it: a family that it does not know, whose code would have
     to be run, or that predicts no tokens.
     """
-    import torch
+    try:
+        with warnings.catch_warnings(), one_line_errors():
+            import torch
 
-    with warnings.catch_warnings(), torch.device("meta"):
-        warnings.simplefilter("ignore")
-        try:
-            with one_line_errors():  # a configuration may raise anything in the code of some family
+            warnings.simplefilter("ignore")
+            with torch.device("meta"):  # no weight is made
                 config = read_config(directory)
                 model: Any = class_of(config)._from_config(config)
-        except ScalpelError:
-            return None
-        return {canonical(name): tuple(one.shape) for name, one in model.state_dict().items()}
+                state = model.state_dict()
+    except ScalpelError:
+        return None
+    return {canonical(name): tuple(one.shape) for name, one in state.items()}
 
 
 def ties_head(directory: Path) -> bool:

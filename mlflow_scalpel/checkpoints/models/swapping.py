@@ -186,7 +186,7 @@ def _other_tensors(
 ) -> str:
     """Why an engine cannot take over the weights, as far as names and shapes tell."""
     found = differences(wanted, stored)
-    if not is_head(name) and found.foreign is None and not found.missing and found.notes:
+    if not is_head(name) and found.unrelated is None and not found.missing and found.notes:
         return (
             f"{directory}: tensor {name} is stored otherwise than in the base {base} "
             f"({'; '.join(found.notes)}), and vLLM would leave weights as the base has them; "
