@@ -1,4 +1,8 @@
-"""`mlflow-scalpel log`: the checkpoints of finished runs of any trainer, as LoggedModels."""
+"""Log the checkpoints of finished runs of any trainer.
+
+Finds the Hugging Face models in what Transformers, TRL, verl, OpenRLHF, torchtune, prime-rl and
+others write. Running it again logs only what is missing.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-NAME = "log"
-HELP = "log the checkpoints of finished runs"
+EXAMPLE = "mlflow-scalpel log out/ --base org/name --algorithm grpo --experiment mine"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -22,34 +25,42 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="a run's directory (with checkpoint-N, global_step_N, step_N, ...), or one step's",
     )
     parser.add_argument(
-        "--step", type=int, metavar="N", help="step of DIR, a single one whose name says none"
+        "--step", type=int, metavar="N", help="step of DIR, where its name does not say"
     )
     add_origin(parser)
 
 
 def add_origin(parser: argparse.ArgumentParser) -> None:
     """Declare what `log` and `watch` take alike."""
-    parser.add_argument("--base", help="what training began with: model URI, directory, hub name")
-    parser.add_argument("--run-id", help="MLflow run to log to; the directory's own unless given")
+    parser.add_argument(
+        "--base", help="model that training started from: model URI, directory or hub name"
+    )
+    parser.add_argument(
+        "--run-id", help="MLflow run to log to (default: one of its own for each directory)"
+    )
     parser.add_argument(
         "--trainer-run",
         metavar="RUN",
-        help="MLflow run that the trainer itself logged, for its learning rates and settings; "
-        "found by its output_dir unless given",
+        help="MLflow run that the trainer itself logged, for its learning rates and settings "
+        "(default: the run with this output_dir)",
     )
-    parser.add_argument("--experiment", help="MLflow experiment of a run that is begun")
-    parser.add_argument("--algorithm", help="what trained it, such as grpo or sft")
+    parser.add_argument("--experiment", help="MLflow experiment of a new run")
+    parser.add_argument("--algorithm", help="how it was trained, such as grpo or sft")
     parser.add_argument("--register-as", metavar="NAME", help="name of the registered model")
-    parser.add_argument("--link", choices=("reflink", "hard", "copy"), help="into a local store")
     parser.add_argument(
-        "--trainer-state", action="store_true", help="store optimizer and RNG state too"
+        "--link",
+        choices=("reflink", "hard", "copy"),
+        help="how files get into a local artifact store (default: the first that works)",
+    )
+    parser.add_argument(
+        "--trainer-state", action="store_true", help="also store optimizer, scheduler and RNG state"
     )
     parser.add_argument(
         "--param",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="of each checkpoint, such as learning_rate=1e-6",
+        help="param of each checkpoint, such as learning_rate=1e-6",
     )
 
 

@@ -1,4 +1,7 @@
-"""`mlflow-scalpel prune`: the bytes of checkpoints that are not kept."""
+"""Delete the files of a run's checkpoints, except those that a rule keeps.
+
+Metrics, params and manifests of the deleted checkpoints stay.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,26 @@ from mlflow_scalpel.errors import ScalpelError
 if TYPE_CHECKING:
     from mlflow_scalpel.checkpoints.prune import Plan
 
-NAME = "prune"
-HELP = "delete the files of a run's checkpoints, but for those that a rule keeps"
+EXAMPLE = "mlflow-scalpel prune RUN_ID --keep 2 --keep-best eval/in/sums/greedy --dry-run"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("run_id", metavar="RUN_ID")
-    parser.add_argument("--keep", type=int, metavar="N", help="keep the N newest")
-    parser.add_argument("--keep-every", type=int, metavar="K", help="keep multiples of K steps")
+    parser.add_argument("run_id", metavar="RUN_ID", help="run whose checkpoints are meant")
+    parser.add_argument("--keep", type=int, metavar="N", help="keep the N newest checkpoints")
     parser.add_argument(
-        "--keep-best", metavar="METRIC", help="keep the one with the largest value of a metric"
+        "--keep-every", type=int, metavar="K", help="keep checkpoints whose step is a multiple of K"
     )
-    parser.add_argument("--minimize", action="store_true", help="the smallest value is the best")
+    parser.add_argument(
+        "--keep-best",
+        metavar="METRIC",
+        help="keep the checkpoint with the largest value of this metric",
+    )
+    parser.add_argument(
+        "--minimize", action="store_true", help="the smallest value is the best one"
+    )
     parser.add_argument("--yes", action="store_true", help="do not ask")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+    parser.add_argument("--dry-run", action="store_true", help="only show what would be deleted")
 
 
 def run(arguments: argparse.Namespace) -> int:

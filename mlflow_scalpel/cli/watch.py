@@ -1,4 +1,4 @@
-"""`mlflow-scalpel watch`: the checkpoints of a run of any trainer, as they become whole."""
+"""Log the checkpoints of a run in progress, each once it is complete."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from mlflow_scalpel.cli.log import add_origin, finish, origin_of, report
 if TYPE_CHECKING:
     from mlflow_scalpel.checkpoints.logging.uploads import Upload
 
-NAME = "watch"
-HELP = "log new checkpoints of another process as they become whole"
+EXAMPLE = "mlflow-scalpel watch out/ --base org/name --algorithm sft --until-idle 3600"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -23,9 +22,14 @@ def add(parser: argparse.ArgumentParser) -> None:
         "directory", type=Path, metavar="DIR", help="where the trainer writes checkpoint-N"
     )
     add_origin(parser)
-    parser.add_argument("--interval", type=float, default=5.0, help="seconds between two looks")
     parser.add_argument(
-        "--until-idle", type=float, metavar="SECONDS", help="end when nothing new came for so long"
+        "--interval", type=float, default=5.0, help="seconds between two scans (default: 5)"
+    )
+    parser.add_argument(
+        "--until-idle",
+        type=float,
+        metavar="SECONDS",
+        help="stop once nothing new has appeared for this long",
     )
 
 
