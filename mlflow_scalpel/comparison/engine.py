@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from mlflow_scalpel.checkpoints.opening import errors_told
+from mlflow_scalpel.checkpoints.models.opening import one_line_errors
 from mlflow_scalpel.comparison.forward.attention import AttentionShift
 from mlflow_scalpel.comparison.forward.divergence import FLOOR, Divergence, named, token_table
 from mlflow_scalpel.comparison.forward.divergence_variants import (
@@ -202,7 +202,7 @@ class Comparison:
             return [left_out for _ in checkpoints]
         if group not in self._runners:
             try:
-                with errors_told():
+                with one_line_errors():
                     self._runners[group] = open_runner(self._model(dtype), probes)
             except ScalpelError as error:
                 status, reason = why_not(error, group)
@@ -229,7 +229,7 @@ class Comparison:
         if refused is not None:
             return failed_rows(metrics, runner.probes, dtype, *refused)
         try:
-            with errors_told():
+            with one_line_errors():
                 rows = list(runner.rows(metrics, progress))
                 if self._token_tables and isinstance(runner, Divergence):
                     self.tokens[checkpoint] = token_table(runner.last, self._tokenizer())
@@ -241,7 +241,7 @@ class Comparison:
         """The base's model in a dtype, opened once; what kept it from being opened is kept too."""
         if dtype not in self._models:
             try:
-                with errors_told():
+                with one_line_errors():
                     self._models[dtype] = ForwardModel(
                         self.base.complete(MEASURED), dtype=dtype, device=self._device
                     )

@@ -10,9 +10,9 @@ from pathlib import Path
 import pandas as pd
 from mlflow.entities import Run
 
-from mlflow_scalpel.checkpoints import Checkpoint, checkpoints_of_run
-from mlflow_scalpel.checkpoints.cache import release
-from mlflow_scalpel.checkpoints.resolve import stored_files
+from mlflow_scalpel.checkpoints.reading.cache import release
+from mlflow_scalpel.checkpoints.reading.download import stored_files
+from mlflow_scalpel.checkpoints.search import Checkpoint, checkpoints_of_run
 from mlflow_scalpel.comparison.measured_models import MeasuredModel, with_adapted
 from mlflow_scalpel.comparison.run_queries import (
     ClientSource,

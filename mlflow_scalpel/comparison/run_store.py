@@ -43,7 +43,7 @@ from mlflow_scalpel.credentials import without_credentials
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 from mlflow_scalpel.server_errors import check_answered
-from mlflow_scalpel.tensors.parts import LAYER_PARTS, SMALL_PARTS
+from mlflow_scalpel.tensors.places import LAYER_PARTS, SMALL_PARTS
 
 _METRICS_A_BATCH = 1000  # MLflow takes no more at once
 

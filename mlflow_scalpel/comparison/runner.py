@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mlflow_scalpel.checkpoints.opening import CannotOpen, Failed, errors_told, one_line
+from mlflow_scalpel.checkpoints.models.opening import CannotOpen, Failed, one_line, one_line_errors
 from mlflow_scalpel.comparison.forward.probes import Probe
 from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import Metric
 
 if TYPE_CHECKING:
-    from mlflow_scalpel.checkpoints.swapping import SwappableModel
+    from mlflow_scalpel.checkpoints.models.swapping import SwappableModel
 
 MEASURED = "float32"  # an adapter is merged in it; the forward rounds to its own dtype
 
@@ -46,7 +46,7 @@ def load_or_refuse(
     """Make the model the checkpoint; status and reason where it cannot be run like the base."""
     texts = (text for probe in probes for pair in probe.pairs for text in pair)
     try:
-        with errors_told():
+        with one_line_errors():
             checkpoint = measured.complete(MEASURED)
             reason = other_tokenizer(model.base, checkpoint, texts)
     except ScalpelError as error:
@@ -54,7 +54,7 @@ def load_or_refuse(
     if reason is not None:
         return "refused", f"{group}: {reason}"
     try:
-        with errors_told():
+        with one_line_errors():
             model.load_checkpoint(checkpoint)
     except CannotOpen as error:
         return "not comparable", f"{group}: {error}"

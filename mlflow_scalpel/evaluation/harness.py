@@ -30,7 +30,7 @@ import transformers
 from lm_eval.api.instance import Instance
 
 from mlflow_scalpel.chat import DEFAULT_DATE, Messages, check_system_prompt
-from mlflow_scalpel.checkpoints.resolve import hub_snapshot
+from mlflow_scalpel.checkpoints.reading.formats import hub_snapshot
 from mlflow_scalpel.evaluation.hf_engine import (
     BatchedLM,
     check_tokenizer,

@@ -26,8 +26,8 @@ from transformers import (
 )
 
 from mlflow_scalpel.chat import context_of, load_tokenizer
-from mlflow_scalpel.checkpoints.opening import CannotOpen
-from mlflow_scalpel.checkpoints.swapping import SwappableModel
+from mlflow_scalpel.checkpoints.models.opening import CannotOpen
+from mlflow_scalpel.checkpoints.models.swapping import SwappableModel
 from mlflow_scalpel.comparison.runner import added_tokens, other_tokenizer
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.suite_lm import SuiteLM, end_tokens_of

@@ -20,8 +20,8 @@ import pandas as pd
 import pyarrow
 from mlflow import MlflowClient
 
-from mlflow_scalpel.checkpoints.log import courier_for
-from mlflow_scalpel.checkpoints.spool import ArtifactEntry, MetricsEntry, MetricValue
+from mlflow_scalpel.checkpoints.logging.spool import ArtifactEntry, MetricsEntry, MetricValue
+from mlflow_scalpel.checkpoints.logging.uploads import uploader_for
 from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.evaluation.harness import Evaluation, Score
 from mlflow_scalpel.evaluation.record import Plan, lm_eval_name, result_file, rows_of
@@ -73,13 +73,13 @@ class Results:
     def __init__(self, run_id: str, output: Path) -> None:
         self.folder = output / "results"
         self._run_id = run_id
-        self._courier = courier_for(run_id, output)
+        self._uploader = uploader_for(run_id, output)
         shutil.rmtree(self.folder, ignore_errors=True)  # of a process that was killed
         self.folder.mkdir(parents=True)
 
     def fetch(self) -> None:
         """Bring here what earlier processes of the run have stored, but for what cannot be read."""
-        self._courier.drain()  # what they had not sent yet
+        self._uploader.drain()  # what they had not sent yet
         client = MlflowClient()
         for file in client.list_artifacts(self._run_id, RESULTS):
             path = self.folder / Path(file.path).name
@@ -105,7 +105,7 @@ class Results:
     def store(self, model: MeasuredModel) -> Result:
         """Send the file of a model that was just measured, and its scores as metrics."""
         path = self.path(model)
-        self._courier.add(
+        self._uploader.add(
             ArtifactEntry(folder=RESULTS), lambda folder: shutil.copy(path, folder / path.name)
         )
         return self.send_metrics(model)
@@ -127,12 +127,12 @@ class Results:
             for key, value in values.items()
             if value == value
         ]
-        self._courier.add(MetricsEntry(metrics=metrics, model_id=model.model_id))
+        self._uploader.add(MetricsEntry(metrics=metrics, model_id=model.model_id))
         return result
 
     def close(self) -> None:
         """Wait until all is sent, and remove the files from here."""
-        self._courier.drain()
+        self._uploader.drain()
         shutil.rmtree(self.folder)
 
 

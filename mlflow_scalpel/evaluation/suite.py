@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from mlflow_scalpel.errors import RecipeError
-from mlflow_scalpel.extras import need
+from mlflow_scalpel.extras import require
 from mlflow_scalpel.recipes.fields import Data, Strict, check_pattern
 from mlflow_scalpel.recipes.load import find_recipe, read_yaml, validate
 from mlflow_scalpel.recipes.measuring import EvaluateRecipe
@@ -228,11 +228,11 @@ def _override_data(fields: dict[str, Any], label: str, data: dict[str, Any], pat
 
 
 def check_installed(recipe: EvaluateRecipe) -> None:
-    """Raise RecipeError where the recipe's engine is missing; imports nothing heavy."""
+    """Raise MissingPackage where the recipe's engine is not there; imports nothing heavy."""
     if recipe.engine == "vllm":
-        need(
-            "engine = vllm",
+        require(
             "vllm",
-            "pip install 'mlflow-scalpel[vllm]'",
-            "engine=hf, which generates with Transformers and takes far longer on a GPU",
+            "vllm",
+            "engine = vllm",
+            instead="engine=hf, which generates with Transformers and takes far longer on a GPU",
         )

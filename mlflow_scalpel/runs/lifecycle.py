@@ -27,24 +27,18 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_scalpel.credentials import guard_output, move_to_environment, without_credentials
-from mlflow_scalpel.errors import RecipeError, ScalpelError
+from mlflow_scalpel.errors import MissingPackage, RecipeError, ScalpelError
+from mlflow_scalpel.extras import require_extra
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 from mlflow_scalpel.recipes import load_recipe
 from mlflow_scalpel.recipes.settings import dump
-from mlflow_scalpel.runs.resume import (
-    FAILURE_TAG,
-    RECIPE_ARTIFACT,
-    RESUMABLE,
-    first_tags,
-    process_tag,
-    take_up,
-)
+from mlflow_scalpel.run_warnings import FAILURE_TAG, failure_text
+from mlflow_scalpel.runs.resume import RECIPE_ARTIFACT, RESUMABLE, first_tags, process_tag, take_up
 from mlflow_scalpel.runs.signals import end_with_parent, ignore_signals, stop_on_signals
 
 NESTED = "SCALPEL_NESTED"  # set where an experiment of ours started the stage, not `mlflow run`
 _OUTPUT = "SCALPEL_OUTPUT"  # tells every process of one stage the same output directory
 _ABOVE = "SCALPEL_ABOVE"  # and which process is `mlflow run`, where it began the stage
-_TAG_LIMIT = 5000  # characters; MLflow's stores refuse tags above 8000
 _MOMENT = 30.0  # seconds that an interrupted process goes on sending
 _LOST_PEER = "by peer"  # closed or reset, as gloo says
 _NO_SPACE = os.strerror(errno.ENOSPC)
@@ -68,14 +62,16 @@ def open_stage(
     stage: str,
     recipes: Path,
     *,
+    extra: str | None = None,
     check: Callable[[Any], object] | None = None,
     argv: list[str] | None = None,
 ) -> Iterator[OpenStage]:
     """Check the recipe named on the command line, start the MLflow run, and end it truthfully.
 
-    `recipes` is the folder in which names of recipes are looked up; `check` looks at what a recipe
-    only names (a suite), and raises RecipeError. Exits with 2 where the recipe is refused, with 1
-    where the stage fails, with 130 where it was interrupted.
+    `recipes` is the folder in which names of recipes are looked up; `extra` is what the stage needs
+    installed; `check` looks at what a recipe only names (a suite), and raises RecipeError. Exits
+    with 2 where the recipe is refused or a package is missing, with 1 where the stage fails, with
+    130 where it was interrupted.
     """
     move_to_environment()
     guard_output()
@@ -84,6 +80,8 @@ def open_stage(
         os.environ[_ABOVE] = str(os.getppid())
     try:
         arguments = _parse_arguments(stage, argv)
+        if extra is not None:
+            require_extra(extra, f"the entry point {stage}")
         if arguments.resume:
             recipe = take_up(arguments.resume, stage, arguments.recipe, arguments.set, recipes)
             tags = process_tag()
@@ -94,7 +92,7 @@ def open_stage(
             check(recipe)
         name = f"{recipe.name}-{stage}"
         _launch_processes(recipe, name, tags, recipes.resolve().parents[1] / "accelerate")
-    except RecipeError as error:
+    except (RecipeError, MissingPackage) as error:
         print(f"\n{error}\n", file=sys.stderr)
         _fail_waiting_run(str(error))
         sys.exit(2)
@@ -169,8 +167,8 @@ def _settled_run(mlflow: Any, name: str, tags: dict[str, str]) -> Iterator[tuple
 
     `tags` it has from its first moment, where this process makes it.
     """
-    from mlflow_scalpel.checkpoints.log import close_couriers
-    from mlflow_scalpel.checkpoints.uploader import UploadPending
+    from mlflow_scalpel.checkpoints.logging.uploader import UploadPending
+    from mlflow_scalpel.checkpoints.logging.uploads import close_uploaders
 
     # `mlflow run` made the run already and passes it in MLFLOW_RUN_ID, which start_run consumes.
     made_before = "MLFLOW_RUN_ID" in os.environ
@@ -181,7 +179,7 @@ def _settled_run(mlflow: Any, name: str, tags: dict[str, str]) -> Iterator[tuple
         if "mlflow.parentRunId" not in mlflow.active_run().data.tags:
             mlflow.set_tag("mlflow.runName", name)
         yield run_id, output
-        close_couriers()
+        close_uploaders()
     except KeyboardInterrupt:
         ignore_signals()  # a second Ctrl-C must not cut off the note that there was a first
         _leave_rest_in_spool()
@@ -229,11 +227,11 @@ def _check_writable(output: Path) -> None:
 
 def _leave_rest_in_spool(limit: float = _MOMENT) -> None:
     """Give what is under way a moment; the rest is sent by `upload`, or when the run is resumed."""
-    from mlflow_scalpel.checkpoints.log import close_couriers
-    from mlflow_scalpel.checkpoints.uploader import UploadPending
+    from mlflow_scalpel.checkpoints.logging.uploader import UploadPending
+    from mlflow_scalpel.checkpoints.logging.uploads import close_uploaders
 
     try:
-        close_couriers(limit)
+        close_uploaders(limit)
     except UploadPending as error:
         print(f"\n{error}", file=sys.stderr)
 
@@ -242,10 +240,10 @@ def _end(mlflow: Any, run_id: str, output: Path, status: str, reason: str | None
     """End the run; where the server is away, its end waits in the spool, and the process exits."""
     from mlflow.exceptions import MlflowException
 
-    from mlflow_scalpel.checkpoints.log import spool_directory
-    from mlflow_scalpel.checkpoints.spool import EndEntry, Spool, TagsEntry
+    from mlflow_scalpel.checkpoints.logging.spool import EndEntry, Spool, TagsEntry
+    from mlflow_scalpel.checkpoints.logging.uploads import spool_directory
 
-    tags = {} if reason is None else {FAILURE_TAG: without_credentials(reason)[:_TAG_LIMIT]}
+    tags = {} if reason is None else {FAILURE_TAG: failure_text(reason)}
     try:
         mlflow.set_tags(tags)
         mlflow.end_run(status)
@@ -326,7 +324,7 @@ def _fail_waiting_run(reason: str) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient()
-    client.set_tag(run_id, FAILURE_TAG, reason[:_TAG_LIMIT])
+    client.set_tag(run_id, FAILURE_TAG, failure_text(reason))
     client.set_terminated(run_id, "FAILED")
 
 

@@ -22,7 +22,8 @@ from mlflow_scalpel.chat import (
     load_tokenizer,
     with_chat,
 )
-from mlflow_scalpel.checkpoints import log_base, resolve
+from mlflow_scalpel.checkpoints.logging.log import log_base
+from mlflow_scalpel.checkpoints.reading.pull import resolve
 from mlflow_scalpel.comparison.engine import Comparison
 from mlflow_scalpel.comparison.forward.probes import Probe, build_probe, text_digest
 from mlflow_scalpel.comparison.measured_models import MeasuredModel
@@ -137,7 +138,7 @@ def follow(
     from accelerate.utils import broadcast_object_list
     from transformers import PrinterCallback
 
-    from mlflow_scalpel.checkpoints.log import courier_for
+    from mlflow_scalpel.checkpoints.logging.uploads import uploader_for
     from mlflow_scalpel.training.callback import BarrierCallback, CheckpointCallback
     from mlflow_scalpel.training.freezing import apply_freeze
     from mlflow_scalpel.training.journal import Journal
@@ -156,7 +157,7 @@ def follow(
     chosen: list[Path | None] = [None]
     if not stage.run_id:
         return broadcast_object_list(chosen)[0]
-    uploader, past = courier_for(stage.run_id, stage.output), Past()
+    uploader, past = uploader_for(stage.run_id, stage.output), Past()
     if stage.resumed:
         uploader.drain()  # what the killed process had not sent yet
         chosen[0], past = _take_up(stage)

@@ -18,7 +18,7 @@ def suite_of(recipe):
 def evaluate(stage):
     import mlflow
 
-    from mlflow_scalpel.checkpoints.once import give_best
+    from mlflow_scalpel.checkpoints.logging.mlflow_writes import give_best
     from mlflow_scalpel.evaluation.record import (
         gap_table,
         log_results,
@@ -83,5 +83,5 @@ def evaluate(stage):
 
 
 if __name__ == "__main__":  # worker processes import this file
-    with open_stage("evaluate", HERE / "recipes", check=suite_of) as opened:
+    with open_stage("evaluate", HERE / "recipes", extra="eval", check=suite_of) as opened:
         evaluate(opened)

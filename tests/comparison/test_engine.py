@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mlflow_scalpel.chat import load_tokenizer
-from mlflow_scalpel.checkpoints import log_base, log_checkpoint
+from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
 from mlflow_scalpel.comparison.engine import Comparison
 from mlflow_scalpel.comparison.forward.probes import build_probe
 from mlflow_scalpel.comparison.gather import gather
@@ -22,7 +22,7 @@ from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.comparison.run_store import describe_runs, log_table, stored_table
 from mlflow_scalpel.comparison.table import COLUMNS, read_table, tidy, write_table
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.tensors.parts import CLASSICAL
+from mlflow_scalpel.tensors.places import CLASSICAL
 
 PAIRS = [("1+1=?", "2"), ("what is the capital", "a long answer of many letters"), ("a", "b")]
 

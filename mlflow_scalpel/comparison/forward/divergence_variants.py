@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mlflow_scalpel.chat import context_of
-from mlflow_scalpel.checkpoints import cache
+from mlflow_scalpel.checkpoints.atomic import write_atomically
+from mlflow_scalpel.checkpoints.reading import cache
 from mlflow_scalpel.comparison.forward.divergence import SLICE_LOGITS, Divergence
 from mlflow_scalpel.comparison.forward.model import ForwardModel, Head, keep
 from mlflow_scalpel.comparison.forward.probes import Probe, ProbeText
@@ -70,7 +71,7 @@ def _sampled(
     else:
         answers = sample(model, [prompt_of(item) for item in probe.items], sampling)
         if base_digest is not None:
-            cache.write_whole(kept, json.dumps(answers).encode())
+            write_atomically(kept, json.dumps(answers).encode())
     digest = hashlib.sha256(json.dumps(answers).encode()).hexdigest()[:16]
     items = tuple(_answered(item, ids) for item, ids in zip(probe.items, answers, strict=True))
     texts = probe.texts.replace(probe.digest, digest)

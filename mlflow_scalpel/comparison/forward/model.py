@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlflow_scalpel.checkpoints.swapping import SwappableModel
+from mlflow_scalpel.checkpoints.models.swapping import SwappableModel
 from mlflow_scalpel.comparison.forward.probes import ProbeText
 from mlflow_scalpel.comparison.runner import Progress, UnsupportedModel
 
