@@ -24,7 +24,7 @@ _HOMES = {
     "checkpoints_of_run": "checkpoints.search",
     "compare": "comparison.compare",
     "describe_runs": "comparison.run_store",
-    "gather": "comparison.run_store",
+    "gather": "comparison.gather",
     "list_checkpoints": "checkpoints.listing",
     "log_base": "checkpoints.logging.log",
     "log_checkpoint": "checkpoints.logging.log",
@@ -33,6 +33,8 @@ _HOMES = {
     "stored_ledger": "comparison.run_store",
     "top_tokens": "comparison.compare",
 }
+
+_EXTRAS = {"compare": "measure", "top_tokens": "measure"}
 
 __all__ = [
     "__version__",
@@ -53,4 +55,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _EXTRAS:
+        from mlflow_scalpel.extras import require_extra
+
+        require_extra(_EXTRAS[name], f"{__name__}.{name}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -16,6 +16,7 @@ from typing import Any
 from mlflow.models.evaluation.base import EvaluationResult, ModelEvaluator
 
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.extras import require_extra
 
 MODEL_TYPE = "scalpel"
 _SETTINGS = {"base", "candidate", "system_prompt"}
@@ -44,6 +45,7 @@ class ScalpelEvaluator(ModelEvaluator):
         may hold `system_prompt`. Raises ScalpelError for other keys, or data without the columns
         problem and solution.
         """
+        require_extra("measure", "the evaluator scalpel")
         from mlflow_scalpel.comparison.compare import probe_of
         from mlflow_scalpel.comparison.engine import Comparison
         from mlflow_scalpel.comparison.measured_models import model_from
