@@ -38,7 +38,7 @@ def capability_table(
     """The tidy table of the group `capabilities`, of one checkpoint after the other.
 
     Args:
-        samples: rows of one evaluation (a row a problem and sample), with `model_id`.
+        samples: rows of one evaluation (one row per problem and sample), with `model_id`.
         base: the model whose rows are compared with.
         checkpoints: models with rows of their own; one without any is rows that say so.
         metrics: names of metrics or groups; those of other groups are left alone.
@@ -106,8 +106,8 @@ def ledger(
                 model_id=checkpoint.model_id, step=checkpoint.step
             )
         )
-    whole = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-    return whole.reindex(columns=list(LEDGER_DTYPES)).astype(LEDGER_DTYPES)
+    joined_rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    return joined_rows.reindex(columns=list(LEDGER_DTYPES)).astype(LEDGER_DTYPES)
 
 
 def benchmarks_of(joined: pd.DataFrame) -> list[Benchmark]:

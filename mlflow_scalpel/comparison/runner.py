@@ -125,7 +125,7 @@ def other_tokenizer(base: Path, checkpoint: Path, texts: Iterable[str] = ()) -> 
 
 
 def added_tokens(base: Path, checkpoint: Path) -> list[str]:
-    """Tokens of the checkpoint's tokenizer that are text (not special) and that the base lacks."""
+    """Tokens of the checkpoint's tokenizer, special ones aside, that are missing in the base's."""
     both = _tokenizers(base, checkpoint)
     if both is None:
         return []
@@ -148,7 +148,7 @@ def _tokenizers(base: Path, checkpoint: Path) -> tuple[Any, Any] | None:
         return ours, AutoTokenizer.from_pretrained(
             checkpoint, trust_remote_code=False, local_files_only=True
         )
-    except Exception as error:  # tokenizers raises it bare; told in the row
+    except Exception as error:  # tokenizers raises it bare; the row has it
         raise ScalpelError(
             f"{checkpoint}: its tokenizer cannot be loaded ({one_line(error)}); "
             "copy the base's tokenizer files into it"

@@ -45,7 +45,7 @@ IMPORTED = " (imported)"
 
 
 def tidy(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows as a tidy table; what a row leaves out is null, and `status` is ok unless said.
+    """Rows as a tidy table; what a row leaves out is null, and `status` is then ok.
 
     A value that is NaN or infinite loses its `ok`: the table says why there is none. Raises
     ValueError for a column that the table does not have.
@@ -145,7 +145,7 @@ LEDGER_DTYPES = {
     "k": "Int64",  # samples that the base has of the problem
     "base_right": "Int64",  # how many of them are right
     "right": "Int64",  # how many of the checkpoint's are
-    "status": "string",  # kept, gained, lost, never; or why it is none of them: LEFT_OUT
+    "status": "string",  # kept, gained, lost, never; or why it is not one of these: LEFT_OUT
     "problem": "string",
     "gold": "string",
     "base_completion": "string",  # the first sample, by which the status goes

@@ -95,8 +95,8 @@ def _plan_run(recipe: EvaluateRecipe, run_id: str, output: Path) -> Plan:
     base, found = checkpoints_of_run(run_id)
     if base is None:
         raise ScalpelError(f"run {run_id} ({run.info.run_name}) names no base among its inputs")
-    whole = readable(found, run_id)
-    chosen = _choose(len(whole), recipe.checkpoints)
+    complete = readable(found, run_id)
+    chosen = _choose(len(complete), recipe.checkpoints)
     system_prompt = recipe.system_prompt
     if system_prompt is None:
         system_prompt = trained_prompt(run)
@@ -105,7 +105,7 @@ def _plan_run(recipe: EvaluateRecipe, run_id: str, output: Path) -> Plan:
         DEFAULT_DATE if trained is None else date.fromisoformat(trained)
     )
     mlflow.set_tag(EVALUATED_RUN_TAG, run_id)
-    checkpoints = [whole[index] for index in chosen]
+    checkpoints = [complete[index] for index in chosen]
     model = _as_trained(measured_checkpoint(base, run), run, checkpoints, output / "base")
     return Plan(model, system_prompt, template_date, run, checkpoints)
 
@@ -222,22 +222,27 @@ def score_table(
     """
     rows = []
     for score in evaluation.scores:
-        own = {"metric": score.metric, "unit": score.unit, "n": score.n}
+        cells = {"metric": score.metric, "unit": score.unit, "n": score.n}
         if not score.chat_template:
-            own["reason"] = "prompts without the chat template"
+            cells["reason"] = "prompts without the chat template"
         if score.n:
-            own |= {"value": score.value, "stderr": score.stderr}
+            cells |= {"value": score.value, "stderr": score.stderr}
         else:
             why = f"none of the {score.ungraded + score.not_graded} problems was graded"
-            own |= {"status": "undefined", "reason": why}
-        rows.append({**_origin(model, plan, dtype), **own})
+            cells |= {"status": "undefined", "reason": why}
+        rows.append({**_origin(model, plan, dtype), **cells})
         if score.n and score.group is not None:
             one = score.group
             name = lm_eval_name(score.metric)
-            said = f"as lm-eval makes one number of {one.tasks} tasks; {score.metric} is the mean"
-            said += " over all problems, with its error over them"
-            as_lm_eval = {"metric": name, "value": one.value, "stderr": one.stderr, "reason": said}
-            rows.append({**_origin(model, plan, dtype), **own, **as_lm_eval})
+            reason = f"as lm-eval makes one number of {one.tasks} tasks; {score.metric} is the mean"
+            reason += " over all problems, with its error over them"
+            as_lm_eval = {
+                "metric": name,
+                "value": one.value,
+                "stderr": one.stderr,
+                "reason": reason,
+            }
+            rows.append({**_origin(model, plan, dtype), **cells, **as_lm_eval})
     return tidy(rows)
 
 
@@ -249,7 +254,7 @@ def lm_eval_name(metric: str) -> str:
 def gap_table(
     suite: Suite, reason: str, model: MeasuredModel, plan: Plan, dtype: str
 ) -> pd.DataFrame:
-    """The rows of a checkpoint that could not be measured, a row a score that it lacks."""
+    """The rows of a checkpoint that could not be measured, one row per score that is missing."""
     gap = {"unit": "accuracy", "status": "not measured", "reason": reason}
     origin = _origin(model, plan, dtype)
     return tidy({**origin, "metric": task.metric_name, **gap} for task in suite.tasks)

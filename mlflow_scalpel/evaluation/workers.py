@@ -33,7 +33,7 @@ _GPUS = "CUDA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True)
 class Order:
-    """All that a worker needs to know of an evaluation."""
+    """An evaluation, as a worker is given it."""
 
     recipe: EvaluateRecipe
     suite: Suite
@@ -70,8 +70,8 @@ class Measurer:
         base, without which there is nothing to compare with, is raised.
         """
         try:
-            told = nullcontext() if number == 0 else one_line_errors()
-            with self._order.plan.opened(number) as model, told:
+            errors = nullcontext() if number == 0 else one_line_errors()
+            with self._order.plan.opened(number) as model, errors:
                 self._measure(model, is_base=number == 0)
         except ScalpelError as error:
             if number == 0:

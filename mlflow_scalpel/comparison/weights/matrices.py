@@ -70,7 +70,7 @@ class MatrixMetrics:
             for at, one in enumerate(updates)
             if _of("weights", one.metrics)
             and isinstance(one.wt, Tensor)
-            and _no_float(w0, one.wt) is None
+            and _why_not_floats(w0, one.wt) is None
         ]
         stored = [wt for at in summed if isinstance(wt := updates[at].wt, Tensor)]
         of_update = dict(zip(summed, update_moments(w0, *stored, sums=self._sums), strict=True))
@@ -107,7 +107,7 @@ class MatrixMetrics:
         if isinstance(wt, Added) and wt.alone:
             yield from _update_alone(wt, training, metrics)
             return
-        if reason := _no_float(w0, wt):
+        if reason := _why_not_floats(w0, wt):
             yield from failed(metrics, "not comparable", reason)
             return
         if isinstance(wt, Added) and _of("weights", metrics):
@@ -128,15 +128,15 @@ class MatrixMetrics:
                 except ValueError as error:
                     yield from failed([metric], "not finite", str(error))
         if chosen := _of("weights_paper_compat", metrics):
-            whole = wt.whole(w0) if isinstance(wt, Added) else wt
-            yield from _single(chosen, lambda one: one.function(w0, whole))
+            after = wt.whole(w0) if isinstance(wt, Added) else wt
+            yield from _single(chosen, lambda one: one.function(w0, after))
 
 
 def _needs_base(w0: Tensor, wt: Tensor | Added | Untouched) -> bool:
     """Whether its rows are made of W_0 too, and can be."""
     if isinstance(wt, Untouched) or (isinstance(wt, Added) and wt.alone):
         return False
-    return _no_float(w0, wt) is None
+    return _why_not_floats(w0, wt) is None
 
 
 def _untouched(numel: int, ndim: int, update: Update) -> Iterator[Row]:
@@ -191,7 +191,7 @@ def pair_rows(
         yield from failed(metrics, "not trained", NOT_TRAINED)
         return
     alone = any(isinstance(one, Added) and one.alone for one in (wa, wb))
-    if reason := "the base's weights are quantised" if alone else _no_float(w0, wa, wb):
+    if reason := "the base's weights are quantised" if alone else _why_not_floats(w0, wa, wb):
         yield from failed(metrics, "not comparable", reason)
         return
     paired = count_pair(w0, wa, wb)
@@ -226,11 +226,11 @@ def _binned(metrics: Sequence[Metric], compute: Callable[[Metric], list[Bin]]) -
                 yield {**row, "value": found.value}
 
 
-def _no_float(*matrices: Tensor | Added) -> str | None:
-    """Why these are no weights to reckon with (codes of quantized ones); None where they are."""
+def _why_not_floats(*matrices: Tensor | Added) -> str | None:
+    """Why these cannot be computed with (codes of quantised weights); None where they can."""
     stored = [one.start if isinstance(one, Added) else one for one in matrices]
     odd = [matrix.dtype for matrix in stored if matrix.dtype not in _FLOATS]
-    return f"{odd[0]} is none of {', '.join(map(str, _FLOATS))}" if odd else None
+    return f"{odd[0]} is not one of {', '.join(map(str, _FLOATS))}" if odd else None
 
 
 def _names(one: Metric) -> Row:
