@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mlflow_scalpel.checkpoints.models.opening import CannotOpen, Failed, one_line, one_line_errors
 from mlflow_scalpel.comparison.forward.probes import Probe
 from mlflow_scalpel.comparison.measured_models import MeasuredModel
+from mlflow_scalpel.comparison.table import metric_cells
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import Metric
 
@@ -86,14 +87,8 @@ def failed_rows(
 
 
 def place(one: Metric, probe: Probe, dtype: str) -> dict[str, Any]:
-    """What a row says of its metric and texts."""
-    return {
-        "metric": one.name,
-        "metric_version": one.version,
-        "unit": one.unit,
-        "dtype": dtype,
-        "texts": probe.texts,
-    }
+    """The cells by which a row names its metric and texts."""
+    return {**metric_cells(one), "dtype": dtype, "texts": probe.texts}
 
 
 def other_tokenizer(base: Path, checkpoint: Path, texts: Iterable[str] = ()) -> str | None:

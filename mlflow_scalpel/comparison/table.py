@@ -6,12 +6,15 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pandas as pd
 
 from mlflow_scalpel.comparison.parquet import read_bounded
 from mlflow_scalpel.credentials import without_credentials
+
+if TYPE_CHECKING:
+    from mlflow_scalpel.metrics.registry import Metric
 
 DTYPES = {
     "base": "string",  # model ID or name of the base
@@ -67,6 +70,11 @@ def tidy(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
             record["reason"] = without_credentials(str(record["reason"]))
     frame = pd.DataFrame(records, columns=list(COLUMNS))
     return frame.astype(DTYPES)
+
+
+def metric_cells(metric: Metric) -> dict[str, Any]:
+    """The cells by which a row names its metric."""
+    return {"metric": metric.name, "metric_version": metric.version, "unit": metric.unit}
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> Path:

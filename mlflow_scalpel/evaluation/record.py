@@ -23,7 +23,7 @@ from mlflow_scalpel.checkpoints.search import Checkpoint, checkpoints_of_run
 from mlflow_scalpel.comparison.capabilities import capability_table, ledger
 from mlflow_scalpel.comparison.forward.probes import text_digest
 from mlflow_scalpel.comparison.gather import measured_checkpoint, opened, readable
-from mlflow_scalpel.comparison.measured_models import MeasuredModel
+from mlflow_scalpel.comparison.measured_models import MeasuredModel, model_cells
 from mlflow_scalpel.comparison.run_queries import EVALUATED_RUN_TAG, LEDGER, SAMPLES, trained_prompt
 from mlflow_scalpel.comparison.run_store import get_run, log_rows, log_summary, log_table
 from mlflow_scalpel.comparison.table import tidy
@@ -230,7 +230,7 @@ def score_table(
         else:
             why = f"none of the {score.ungraded + score.not_graded} problems was graded"
             cells |= {"status": "undefined", "reason": why}
-        rows.append({**_origin(model, plan, dtype), **cells})
+        rows.append({**_shared_cells(model, plan, dtype), **cells})
         if score.n and score.group is not None:
             one = score.group
             name = lm_eval_name(score.metric)
@@ -242,7 +242,7 @@ def score_table(
                 "stderr": one.stderr,
                 "reason": reason,
             }
-            rows.append({**_origin(model, plan, dtype), **cells, **as_lm_eval})
+            rows.append({**_shared_cells(model, plan, dtype), **cells, **as_lm_eval})
     return tidy(rows)
 
 
@@ -256,19 +256,13 @@ def gap_table(
 ) -> pd.DataFrame:
     """The rows of a checkpoint that could not be measured, one row per score that is missing."""
     gap = {"unit": "accuracy", "status": "not measured", "reason": reason}
-    origin = _origin(model, plan, dtype)
-    return tidy({**origin, "metric": task.metric_name, **gap} for task in suite.tasks)
+    shared = _shared_cells(model, plan, dtype)
+    return tidy({**shared, "metric": task.metric_name, **gap} for task in suite.tasks)
 
 
-def _origin(model: MeasuredModel, plan: Plan, dtype: str) -> dict[str, Any]:
+def _shared_cells(model: MeasuredModel, plan: Plan, dtype: str) -> dict[str, Any]:
     return {
-        "base": plan.base.model_id,
-        "base_digest": plan.base.digest,
-        "model_id": model.model_id,
-        "model_digest": model.digest,
-        "run_id": model.run_id,
-        "algorithm": model.algorithm,
-        "step": model.step,
+        **model_cells(plan.base, model),
         "metric_version": METRIC_VERSION,
         "dtype": dtype,
     }

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mlflow_scalpel.comparison.table import metric_cells
 from mlflow_scalpel.metrics.compiling import compiled
 from mlflow_scalpel.metrics.pair_sums import count_pair
 from mlflow_scalpel.metrics.registry import Metric
@@ -124,7 +125,7 @@ class MatrixMetrics:
         if spectra is not None:  # vectors have none
             for metric in _of("spectra", metrics):
                 try:
-                    yield {**_names(metric), "value": metric.function(spectra)}
+                    yield {**metric_cells(metric), "value": metric.function(spectra)}
                 except ValueError as error:
                     yield from failed([metric], "not finite", str(error))
         if chosen := _of("weights_paper_compat", metrics):
@@ -151,10 +152,10 @@ def _untouched(numel: int, ndim: int, update: Update) -> Iterator[Row]:
     one = torch.ones(1, 1, dtype=torch.float64)
     for metric in _of("spectra", update.metrics) if ndim == 2 else []:
         value = metric.function(Spectra(one, one, lambda: one[0]))
-        yield {**_names(metric), **known, **({"value": value} if value == value else {})}
+        yield {**metric_cells(metric), **known, **({"value": value} if value == value else {})}
     for group in ("histograms", "weights_paper_compat"):
         for metric in _of(group, update.metrics):
-            yield {**_names(metric), **known, "value": 0.0}
+            yield {**metric_cells(metric), **known, "value": 0.0}
 
 
 def _update_alone(wt: Added, training: Training, metrics: Sequence[Metric]) -> Iterator[Row]:
@@ -173,7 +174,7 @@ def _update_alone(wt: Added, training: Training, metrics: Sequence[Metric]) -> I
         if value is None or value != value:
             yield from failed([metric], "not comparable", reason)
         else:
-            yield {**_names(metric), "value": value}
+            yield {**metric_cells(metric), "value": value}
 
 
 def _of(group: str, metrics: Sequence[Metric]) -> list[Metric]:
@@ -201,7 +202,7 @@ def pair_rows(
 def failed(metrics: Iterable[Metric], status: str, reason: str) -> Iterator[Row]:
     """A row without a value for each metric, with its reason."""
     for one in metrics:
-        yield {**_names(one), "status": status, "reason": reason}
+        yield {**metric_cells(one), "status": status, "reason": reason}
 
 
 def _single(metrics: Sequence[Metric], compute: Callable[[Metric], float | None]) -> Iterator[Row]:
@@ -212,13 +213,13 @@ def _single(metrics: Sequence[Metric], compute: Callable[[Metric], float | None]
             yield from failed([one], "not known", str(error))
             continue
         if value is not None:  # None: the metric does not apply here
-            yield {**_names(one), "value": value}
+            yield {**metric_cells(one), "value": value}
 
 
 def _binned(metrics: Sequence[Metric], compute: Callable[[Metric], list[Bin]]) -> Iterator[Row]:
     for one in metrics:
         for found in compute(one):
-            row = {**_names(one), "bin": found.bin, "n": found.n}
+            row = {**metric_cells(one), "bin": found.bin, "n": found.n}
             if found.bad:
                 reason = f"{found.bad} of {found.n} elements are NaN or infinite, and in no bin"
                 yield {**row, "status": "not finite", "reason": reason}
@@ -231,7 +232,3 @@ def _why_not_floats(*matrices: Tensor | Added) -> str | None:
     stored = [one.start if isinstance(one, Added) else one for one in matrices]
     odd = [matrix.dtype for matrix in stored if matrix.dtype not in _FLOATS]
     return f"{odd[0]} is not one of {', '.join(map(str, _FLOATS))}" if odd else None
-
-
-def _names(one: Metric) -> Row:
-    return {"metric": one.name, "metric_version": one.version, "unit": one.unit}
