@@ -94,6 +94,9 @@ def place(one: Metric, probe: Probe, dtype: str) -> dict[str, Any]:
 def other_tokenizer(base: Path, checkpoint: Path, texts: Iterable[str] = ()) -> str | None:
     """Why the checkpoint's tokens are not the base's, or None; one that has no tokenizer is fine.
 
+    Texts are tokenized once, with the base's tokenizer; of a model with other tokens they would
+    give a number without a meaning.
+
     Tokens that were added to the base's are fine too, as long as they are in none of `texts`.
     Raises ScalpelError where its tokenizer cannot be loaded.
     """

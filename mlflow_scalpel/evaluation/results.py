@@ -3,6 +3,8 @@
 A file holds the model's rows, and beside them its scores. Files and metrics go through the run's
 spool, so that a process may be killed at any time: what is in a file is not measured again, and its
 metrics, sent again with the time they were first sent with, stand there once.
+
+What may be wrong with the results is a warning on the evaluation's run and on the run evaluated.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Scores of a task's completions: lm-eval's graders one by one, this project's in one batch."""
+"""Scores of a task's completions: lm-eval's graders one by one, this project's in one batch.
+
+Scores of a group of tasks stand beside them as lm-eval itself makes one number of its tasks.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""lm-eval's tasks as a suite wants them: with its data, its generation settings, its shots."""
+"""lm-eval's tasks as a suite wants them: with its data, its generation settings, its shots.
+
+Rows that a task takes from a `data` of its own are checked before anything is evaluated.
+"""
 
 from __future__ import annotations
 

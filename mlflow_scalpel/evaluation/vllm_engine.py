@@ -1,6 +1,6 @@
 """The suite's model in vLLM: one engine that stays hot while checkpoints' weights go through it.
 
-Prompts, stop rules, lengths and log-probabilities are those of `generation.py`. vLLM decides when
+Prompts, stop rules, lengths and log-probabilities are those of `hf_engine.py`. vLLM decides when
 to run which sequence: each completion has a seed of its own, drawn from torch's random state.
 """
 

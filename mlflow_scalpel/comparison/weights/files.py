@@ -1,4 +1,4 @@
-"""The weight metrics of every tensor of a checkpoint, read a matrix at a time."""
+"""Weights of models, read a tensor at a time: files, a base with an adapter, a merged model."""
 
 from __future__ import annotations
 

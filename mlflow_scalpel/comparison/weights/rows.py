@@ -1,4 +1,7 @@
-"""Everything that is measured of the weights alone: kept results, and one pass for the others."""
+"""Rows of the metrics of weights alone: kept results, and one pass over the files for the others.
+
+`rows_from_weights` decides what has to be measured, and `weight_rows` is the pass.
+"""
 
 from __future__ import annotations
 
