@@ -28,8 +28,8 @@ KEPT = (
 # A folder with one of these is part of the model: a processor's second tokenizer and the like.
 _PARTS = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 _TEMPLATES = "additional_chat_templates"
-# What else a trainer leaves there: larger than the weights, and pickles but for the first. It stays
-# behind unless asked for.
+# What else a trainer leaves there: larger than the weights, and pickles but for the first. It is
+# left behind unless asked for.
 TRAINER_STATE = (
     "trainer_state.json",
     "optimizer.pt",
@@ -58,12 +58,12 @@ def checkpoint_files(directory: Path, *, trainer_state: bool = False) -> list[Pa
 
 
 def left_out(directory: Path) -> list[str]:
-    """What is in the directory, or named in it, and not stored with the checkpoint; a line each."""
+    """Notes on files in the directory, or named in it, that are not stored; a line each."""
     return _look(directory, trainer_state=False)[1]
 
 
 def name_in(directory: Path, file: Path) -> str:
-    """What a file of the checkpoint in `directory` is called in manifests and stores: a/b.json."""
+    """Name of a file of the checkpoint in `directory` in manifests and stores: a/b.json."""
     return file.relative_to(directory).as_posix()
 
 
@@ -96,7 +96,7 @@ def _look(directory: Path, trainer_state: bool) -> tuple[list[Path], list[str]]:
             f"{directory}: cannot be read ({error}); check its permissions"
         ) from error
     for file in own:
-        _refuse_foreign_link(file, directory)
+        _refuse_link_out_of(file, directory)
     if not any(file.suffix == WEIGHTS for file in own) and not (directory / INDEX).is_file():
         raise ScalpelError(f"{directory}: {why_none(directory)}")
     weights = weight_files(directory)
@@ -125,7 +125,7 @@ def _look(directory: Path, trainer_state: bool) -> tuple[list[Path], list[str]]:
         files += states
     files = sorted(set(files) - set(odd))
     for file in (*code, *(states if trainer_state else ())):
-        _refuse_foreign_link(file, directory)
+        _refuse_link_out_of(file, directory)
     return files, notes
 
 
@@ -157,7 +157,7 @@ def _is_plain(name: str) -> bool:
     return True
 
 
-def _refuse_foreign_link(file: Path, directory: Path) -> None:
+def _refuse_link_out_of(file: Path, directory: Path) -> None:
     if not file.is_symlink():
         return
     target = file.resolve()
@@ -181,7 +181,7 @@ def check_complete(directory: Path) -> None:
 
 
 def fingerprint(files: Sequence[Path], directory: Path) -> str:
-    """What changes when one of the files is written: 32 hex digits over names, sizes and times."""
+    """32 hex digits over names, sizes and times of files, which change when one is written."""
     seen = [
         (name_in(directory, file), (stat := file.stat()).st_size, stat.st_mtime_ns)
         for file in files

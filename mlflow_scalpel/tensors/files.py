@@ -1,4 +1,4 @@
-"""Which files of a model's directory hold which tensor, and the tensors, read one at a time."""
+"""The tensors of a model's directory: files, index, headers, and values read one at a time."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ _SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 
 
 def is_adapter(directory: Path) -> bool:
-    """Whether the directory holds a PEFT adapter (such as LoRA) and not a whole model."""
+    """Whether the directory holds a PEFT adapter (such as LoRA) and not a complete model."""
     return (directory / ADAPTER_CONFIG).is_file()
 
 
@@ -181,7 +181,7 @@ def weight_files(directory: Path) -> list[Path]:
         f"{directory}: holds {', '.join(file.name for file in own[:4])}"
         f"{' ...' if len(own) > 4 else ''} and neither {SINGLE} nor {INDEX}, so that it is not "
         "known which tensors the model has: it is still being written, was cut off, or holds the "
-        "shards of several processes; save the whole model with save_pretrained"
+        "shards of several processes; save the complete model with save_pretrained"
     )
 
 

@@ -75,7 +75,7 @@ def places(headers: Mapping[str, Header], config: Mapping[str, Any]) -> dict[Pla
     """Every weight of a model by its place, sorted by `in_order`.
 
     Each element of a floating-point tensor is in one piece and no more, but for buffers that are
-    computed from the configuration (`inv_freq`). Whole numbers that are no codes of quantised
+    computed from the configuration (`inv_freq`). Whole numbers that are not codes of quantised
     weights are left out.
 
     Args:
@@ -204,10 +204,10 @@ def _first(pieces: Mapping[Place, Piece], which: str) -> Place | None:
 
 def _ties(config: Mapping[str, Any]) -> bool:
     inner = config.get("text_config")
-    said = config.get("tie_word_embeddings")
-    if said is None and isinstance(inner, Mapping):
-        said = inner.get("tie_word_embeddings")
-    return said is True
+    tied = config.get("tie_word_embeddings")
+    if tied is None and isinstance(inner, Mapping):
+        tied = inner.get("tie_word_embeddings")
+    return tied is True
 
 
 def _same_bits(first: Tensor, second: Tensor) -> bool:

@@ -161,6 +161,6 @@ def test_weights_are_swapped_in_place_or_not_at_all(make_model, tmp_path):
     tensors = load_file(broken / "model.safetensors")
     lost = sorted(tensors)[-1]
     save_file({k: v for k, v in tensors.items() if k != lost}, broken / "model.safetensors")
-    with pytest.raises(ScalpelError, match=f"lacks the tensor {lost}"):
+    with pytest.raises(ScalpelError, match=f"is missing the tensor {lost}"):
         load_weights(model, broken)
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())

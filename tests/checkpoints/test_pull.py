@@ -166,7 +166,7 @@ def test_the_store_and_the_cache_are_no_destinations(logged, tmp_path, empty_cac
     for kept in (store_of(logged), store_of(logged) / "below", empty_cache / "mine"):
         with pytest.raises(ScalpelError, match="whose files are not to be changed"):
             pull(logged.model_id, kept)
-    with pytest.raises(ScalpelError, match="is no directory"):
+    with pytest.raises(ScalpelError, match="is not a directory"):
         pull(logged.model_id, __file__)
 
 

@@ -1,8 +1,8 @@
-"""What a trainer noted of its training, and the run that it is put into.
+"""The notes that a trainer took of its training, and logging them to the run of its checkpoints.
 
-It is read from `trainer_state.json`, or from the run that the trainer logged itself. Rates are
-noted every few steps only; the sum over all steps is interpolated between them, and what is taken
-from that says so. All of it may be logged again: what the run has already is left as it is.
+They are read from `trainer_state.json`, or from the run that the trainer logged itself. Rates are
+noted every few steps only; the sum over all steps is interpolated between them, and marked as
+approximate. All of it may be logged again: what the run has already is left as it is.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class Notes:
-    """What the trainer noted, in its own files or in a run of its own."""
+    """A trainer's notes, from its own files or from a run of its own."""
 
     history: Sequence[tuple[int, Mapping[str, float]]] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Notes:
 def read_notes(
     home: Path, newest: Path | None, trainer_run: str | None, own_run: str | None
 ) -> Notes:
-    """What there is in the newest step's directory, in the run's, and in the trainer's own run.
+    """The notes in the newest step's directory, in the run's, and in the trainer's own run.
 
     Args:
         home: the run's directory.
@@ -88,7 +88,7 @@ def read_notes(
 
 
 def log_notes(run_id: str, notes: Notes) -> None:
-    """Log history and settings to the run, but for what it has; say which names were changed."""
+    """Log history and settings to the run, but for what it has; print which names were changed."""
     client = MlflowClient()
     has = client.get_run(run_id).data
     params = {key: value for key, value in notes.settings.items() if key not in has.params}
@@ -111,9 +111,9 @@ def log_notes(run_id: str, notes: Notes) -> None:
         {key for _, values in notes.history for key in values if metric_name(key) != key}
     )
     if changed and metrics:
-        told = ", ".join(f"{key} as {metric_name(key)}" for key in changed[:4])
+        renamed = ", ".join(f"{key} as {metric_name(key)}" for key in changed[:4])
         more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-        print(f"metrics that MLflow takes under another name only: {told}{more}", flush=True)
+        print(f"metrics that MLflow takes under another name only: {renamed}{more}", flush=True)
 
 
 def params_of(directories: Sequence[Path], step: int, notes: Notes | None = None) -> dict[str, str]:

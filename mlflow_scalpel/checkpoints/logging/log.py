@@ -41,7 +41,7 @@ from mlflow_scalpel.units import readable_bytes
 ROOM_SECONDS = 60.0  # for which a checkpoint waits at most for room on a disk that is nearly full
 _SMALL_FILE = 100_000  # bytes up to which a config or the like is copied and not linked
 _RESERVE = 4  # times its size is what a checkpoint leaves free: for the next one, and its state
-_LOOKUP_SECONDS = 10.0  # seconds in which the server may say at once that there is no such base
+_LOOKUP_SECONDS = 10.0  # in which the server may answer that there is no such base
 
 
 def log_checkpoint(
@@ -82,7 +82,8 @@ def log_checkpoint(
 
     Raises:
         ScalpelError: no run is active, `step` or `link` cannot be right, what is to be logged is
-            not there, or `base` is no whole model or (where the server says so in time) not there.
+            not there, or `base` is not a complete model or (if the server answers in time) is
+            not there.
     """
     run_id, step = run_id or _active_run_id(), checked_step(step)
     directory = Path(path_or_hub_revision)
@@ -115,7 +116,7 @@ def log_checkpoint(
     try:
         directory = model_in(directory)
         entry.source = _text(str(directory))
-        entry.notes = _take_over_notes(entry, directory)
+        entry.notes = _add_trainer_params(entry, directory)
         files = checkpoint_files(directory, trainer_state=trainer_state)
         entry.files = [_plain_name(name_in(directory, file)) for file in files]
         entry.fingerprint = fingerprint(files, directory)
@@ -123,7 +124,7 @@ def log_checkpoint(
     except (ScalpelError, OSError) as error:  # of this checkpoint alone
         entry.files, entry.problem = [], _text(str(error))
     entry.params["kind"] = "adapter" if is_adapter(directory) else "model"
-    if entry.problem is not None or not _take(uploader, entry, directory, files):
+    if entry.problem is not None or not _add_with_files(uploader, entry, directory, files):
         uploader.add(entry)  # its files are read where they are
     return Upload(uploader, entry.job)
 
@@ -148,13 +149,13 @@ def log_base(
     return model
 
 
-def _take(
+def _add_with_files(
     uploader: Uploader, entry: CheckpointEntry, directory: Path, files: Sequence[Path]
 ) -> bool:
     """Put the entry into the spool with its files; False where there is no room for copies of them.
 
     Links take no bytes as long as the trainer keeps its own files, and then those that it would
-    have freed: a disk that is nearly full gets a moment in which other checkpoints may leave.
+    have freed: a disk that is nearly full gets a minute in which other checkpoints may be sent.
     """
     spool, needed = uploader.spool.directory, sum(file.stat().st_size for file in files)
 
@@ -203,9 +204,9 @@ def _snapshot(directory: Path, files: Sequence[Path], folder: Path) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _checked_base(base: str, tracking_uri: str) -> str:
-    """The base's ID where it can be told now, else its directory, hub name and commit, or URI.
+    """The base's ID where it is known now, else its directory, hub name and commit, or URI.
 
-    Raises ScalpelError where it is no whole model, or where the server says that there is none.
+    Raises ScalpelError where it is not a complete model, or where the server has none.
     """
     known = base.removeprefix("models:/")
     if is_model_id(known):
@@ -240,8 +241,8 @@ def _looked_up(base: str) -> str | None:
     return answer
 
 
-def _take_over_notes(entry: CheckpointEntry, directory: Path) -> list[str]:
-    """Params that the trainer's state beside the checkpoint gives, in so far as none are given."""
+def _add_trainer_params(entry: CheckpointEntry, directory: Path) -> list[str]:
+    """Add params from the trainer's state beside the checkpoint where none are given; notes."""
     try:
         known = params_of([directory], entry.step)
     except ScalpelError as error:  # of no importance for the checkpoint itself
@@ -251,7 +252,7 @@ def _take_over_notes(entry: CheckpointEntry, directory: Path) -> list[str]:
 
 
 def _plain_name(name: str) -> str:
-    """The file's name; raises ScalpelError where it cannot be told to anybody."""
+    """The file's name; raises ScalpelError where no store takes it."""
     if name != _text(name):
         raise ScalpelError(
             f"{_text(name)}: its name is not UTF-8, and no store takes it; rename or remove it"

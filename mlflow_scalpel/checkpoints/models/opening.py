@@ -15,7 +15,7 @@ from mlflow_scalpel.remote_code import refused
 from mlflow_scalpel.tensors.names import canonical
 from mlflow_scalpel.tensors.quantised import FloatTensors
 
-# Settings that say how a model was stored or is run, and nothing of what its weights compute.
+# Settings of how a model is stored or run, without effect on what its weights compute.
 _NOT_OF_THE_MODEL = frozenset(
     {
         "_name_or_path", "architectures", "attn_implementation", "bos_token_id", "dtype",
@@ -33,7 +33,7 @@ class CannotOpen(ScalpelError):
 
 
 class Failed(ScalpelError):
-    """Something failed in a way that nobody foresaw: memory, or what a model's code raises."""
+    """An unforeseen failure: memory, or what a model's code raises."""
 
 
 def one_line(error: BaseException) -> str:
@@ -45,7 +45,7 @@ def one_line(error: BaseException) -> str:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Whatever fails within becomes a `Failed`, in one line; a ScalpelError stays what it is."""
+    """Turn any exception within into a `Failed`, in one line; a ScalpelError passes unchanged."""
     try:
         yield
     except ScalpelError:
@@ -68,7 +68,7 @@ def read_config(directory: Path) -> Any:
             )
     except ScalpelError as error:
         raise CannotOpen(str(error)) from error
-    except Exception as error:  # of any type, by what the file holds; told by name
+    except Exception as error:  # of any type, by what the file holds; named in the message
         raise CannotOpen(
             f"{directory}: Transformers cannot read its config.json ({one_line(error)})"
         ) from error
@@ -98,7 +98,7 @@ def class_of(config: Any) -> Any:
 
     It is the one that the configuration names, or else the first of the mappings for language
     models, models of images and texts, and models of several kinds. Raises CannotOpen for a model
-    that is no decoder, or that Transformers does not know.
+    that is not a decoder, or that Transformers does not know.
     """
     import transformers
     from transformers.models.auto import modeling_auto as auto
@@ -181,17 +181,17 @@ def load(directory: Path, owner: Any, config: Any, dtype: Any) -> tuple[Any, dic
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told by name
+            ignore_mismatched_sizes=True,  # checked, and named, afterwards
         )
     except ScalpelError as error:
         raise CannotOpen(str(error)) from error
-    except Exception as error:  # of any type, by what the files hold; told by name
+    except Exception as error:  # of any type, by what the files hold; named in the message
         raise CannotOpen(f"{directory}: Transformers cannot open it ({one_line(error)})") from error
     return loaded
 
 
 def _without_quantisation(config: Any) -> None:
-    """What is read is dequantised; nothing is to be quantised anew."""
+    """Remove the quantisation from a config: the weights are dequantised as they are read."""
     for part in (config, *(getattr(config, name, None) for name in config.sub_configs or ())):
         if getattr(part, "quantization_config", None) is not None:
             del part.quantization_config
@@ -267,4 +267,4 @@ def misshapen(directory: Path, name: str, shape: Any, wanted: Any) -> str:
 
 def missing(directory: Path, name: str) -> str:
     """A tensor that the model has, and the files do not."""
-    return f"{directory}: lacks the tensor {name}; it is not whole"
+    return f"{directory}: is missing the tensor {name}, so that it is not complete"

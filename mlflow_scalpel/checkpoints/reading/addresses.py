@@ -29,8 +29,8 @@ def model_id_of(source: str) -> str | None:
 
     Understood are `m-...`, `models:/m-...`, `models:/NAME/VERSION`, `models:/NAME/latest`,
     `models:/NAME@ALIAS`, `runs:/RUN/NAME` (a model of that run), `runs:/RUN#step=N` (0 is the run's
-    base) and `runs:/RUN#last` (the READY
-    checkpoint of the largest step). Raises ScalpelError where there is no such model or version.
+    base) and `runs:/RUN#last` (the READY checkpoint of the largest step). Raises ScalpelError where
+    there is no such model or version.
     """
     if _MODEL_ID.fullmatch(source):
         return source
@@ -75,7 +75,7 @@ def model_id_of(source: str) -> str | None:
     if not _MODEL_ID.fullmatch(found):
         raise ScalpelError(
             f"model = {source}: version {version.version} of {version.name} points to "
-            f"{version.source}, which is no LoggedModel; log it with MLflow 3 and register that"
+            f"{version.source}, which is not a LoggedModel; log it with MLflow 3 and register that"
         )
     return found
 
@@ -127,7 +127,7 @@ def readable_model(model_id: str) -> LoggedModel:
 
 
 def store_of(model: LoggedModel) -> Store:
-    """Where the model's files are; raises ScalpelError where this machine cannot reach them."""
+    """The store of the model's files; raises ScalpelError where this machine cannot reach it."""
     try:
         store = open_store(model.artifact_location)
     except MlflowException as error:
@@ -147,7 +147,7 @@ def store_of(model: LoggedModel) -> Store:
 def _model_of_run(source: str) -> str:
     named = _RUN.fullmatch(source)
     if named is None or named["which"] is None:
-        what = "names all checkpoints of the run" if named else "is no address of a checkpoint"
+        what = "names all checkpoints of the run" if named else "is not the address of a checkpoint"
         run = named["run"] if named else "RUN"
         raise ScalpelError(
             f"model = {source}: {what}, and one is wanted here; write runs:/{run}#last or "
@@ -173,7 +173,7 @@ def _model_of_run(source: str) -> str:
 
 
 def _what_there_is(found: list[LoggedModel]) -> str:
-    """Which steps of a run there are, for an error."""
+    """The steps of a run, for an error."""
     steps: dict[str, list[str]] = {}
     for model in found:
         steps.setdefault(state_of(model), []).append(str(step_of(model)))

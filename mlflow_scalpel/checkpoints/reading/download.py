@@ -72,7 +72,7 @@ def fetch_to_cache(
 
 
 def copy_to(plan: DownloadPlan, dst: str | Path, progress: bool) -> Path:
-    """The plan in a directory of the user's, which gets nothing that is in the way."""
+    """Bring the files into a directory of the user's, in which nothing is replaced."""
     directory = Path(dst)
     for kept in filter(None, (plan.local, cache.directory())):
         if directory.resolve().is_relative_to(kept.resolve()):
@@ -85,7 +85,7 @@ def copy_to(plan: DownloadPlan, dst: str | Path, progress: bool) -> Path:
     except OSError as error:
         raise ScalpelError(f"{directory}: cannot be made: {error}; take another one") from error
     with locked(directory):
-        _refuse_foreign(plan, directory)
+        _refuse_other_files(plan, directory)
         _bring_all(plan, directory, progress)
         for name, content in plan.beside.items():
             with explain_failure(plan.shown, name, directory):
@@ -96,7 +96,7 @@ def copy_to(plan: DownloadPlan, dst: str | Path, progress: bool) -> Path:
     return directory
 
 
-def _refuse_foreign(plan: DownloadPlan, directory: Path) -> None:
+def _refuse_other_files(plan: DownloadPlan, directory: Path) -> None:
     """Raise ScalpelError where the directory holds a file that pull would replace or mix with."""
     for name, content in plan.beside.items():
         file = directory / name
@@ -105,7 +105,7 @@ def _refuse_foreign(plan: DownloadPlan, directory: Path) -> None:
     for file in directory.iterdir():
         loaded = file.suffix == WEIGHTS or file.name in (INDEX, CONFIG, ADAPTER_CONFIG)
         if loaded and file.name not in plan.files:
-            raise _in_the_way(file, "is no file of this checkpoint, and would be opened with it")
+            raise _in_the_way(file, "is not a file of this checkpoint, and would be opened with it")
     there = [name for name in plan.files if os.path.lexists(directory / name)]
 
     def problem(name: str) -> str | None:
@@ -239,7 +239,7 @@ def stored_files(source: str) -> tuple[Path, LoggedModel | None]:
     read in place, a remote one through the cache. An adapter's are the adapter's alone, a GGUF
     file's those of its numbers.
 
-    Raises ScalpelError where the model does not exist, is not READY, was pruned, or is not whole.
+    Raises ScalpelError where the model does not exist, is not READY, was pruned or is incomplete.
     """
 
     model_id = model_id_of(source)

@@ -35,12 +35,12 @@ from mlflow_scalpel.checkpoints.reading.addresses import split_artifact
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.files import WEIGHTS
 
-# Code too, since a snapshot is whole or not; it is run for nobody who does not ask for it.
+# Code too, since a snapshot is complete or not; it is run for nobody who does not ask for it.
 _SAFE_FILES = (*(f"*{suffix}" for suffix in KEPT), "*.py")
 
 
 def files_of(source: str) -> Path:
-    """The model's directory where `source` is no LoggedModel: a directory, artifacts, or the hub.
+    """The directory of a model that is not a LoggedModel: local, among artifacts, or on the hub.
 
     A directory may be a trainer's, with the model within it, or what an MLflow flavour wrote.
     Raises ScalpelError where there is no such model, or several.
@@ -134,8 +134,9 @@ _LARGEST = 1 << 20  # bytes of an MLmodel
 def open_flavour(directory: Path) -> Path:
     """The directory that Transformers can open of a model that MLflow's own flavours stored.
 
-    The directory itself where it is no such model, or one of ours. Where weights and tokenizer lie
-    apart, they are put together in the cache; no weight is copied where the file system can link.
+    The directory itself where it is not such a model, or is one of ours. Where weights and
+    tokenizer lie apart, they are put together in the cache; no weight is copied where the file
+    system can link.
 
     Raises ScalpelError where the MLmodel cannot be read, or names a place outside of the model.
     """
@@ -219,7 +220,7 @@ SUFFIX = ".gguf"
 
 
 def unpack_gguf(source: Path) -> Path:
-    """A directory of safetensors with the model of `source`, or `source` where it is no GGUF.
+    """A directory of safetensors with the model of `source`, or `source` where it is not GGUF.
 
     `source` is a GGUF file, or a directory that holds one and no safetensors. Transformers
     dequantises it to float32 and gives its tensors the names that the unquantised model has; the
@@ -244,7 +245,7 @@ def unpack_gguf(source: Path) -> Path:
         partial.rename(target)
     except ScalpelError:
         raise
-    except Exception as error:  # of any type, by what the file holds; told by name
+    except Exception as error:  # of any type, by what the file holds; named in the message
         text = " ".join(str(error).split())[:400]
         raise ScalpelError(
             f"{file}: is a GGUF file, which Transformers cannot unpack ({type(error).__name__}: "
