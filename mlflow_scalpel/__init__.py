@@ -33,6 +33,8 @@ _HOMES = {
     "top_tokens": "comparison.compare",
 }
 
+_EXTRAS = {"compare": "measure", "top_tokens": "measure"}
+
 __all__ = [
     "__version__",
     "checkpoints_of_run",
@@ -52,4 +54,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _EXTRAS:
+        from mlflow_scalpel.extras import require_extra
+
+        require_extra(_EXTRAS[name], f"{__name__}.{name}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -16,6 +16,7 @@ from typing import Any
 from mlflow.models.evaluation.base import EvaluationResult, ModelEvaluator
 
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.extras import require_extra
 
 MODEL_TYPE = "scalpel"
 _SETTINGS = {"base", "candidate", "system_prompt"}
@@ -42,8 +43,9 @@ class ScalpelEvaluator(ModelEvaluator):
 
         `evaluator_config` holds `base` and `candidate` (directory, hub name or models:/ URI), and
         may hold `system_prompt`. Raises ScalpelError for other keys, or data without the columns
-        problem and solution.
+        problem and solution, and where the extra `measure` is not installed.
         """
+        require_extra("measure", "the evaluator scalpel")
         from mlflow_scalpel.comparison import Comparison
         from mlflow_scalpel.comparison.compare import probe_of
         from mlflow_scalpel.comparison.measured_models import subject_from
