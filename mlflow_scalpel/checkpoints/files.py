@@ -10,7 +10,7 @@ from typing import Any
 
 from mlflow_scalpel.checkpoints.external.layouts import why_none
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.tensors.documents import read_object
+from mlflow_scalpel.tensors.documents import CONFIG, read_object
 from mlflow_scalpel.tensors.files import (
     INDEX,
     SINGLE,
@@ -39,7 +39,6 @@ TRAINER_STATE = (
     "rng_state*.pth",
     "training_args.bin",
 )
-CONFIG = "config.json"
 # Files of ours and of MLflow beside the checkpoint's own in a LoggedModel.
 MANIFEST = "manifest.json"
 POINTER = "pointer.json"
@@ -191,7 +190,7 @@ def fingerprint(files: Sequence[Path], directory: Path) -> str:
 
 # Configurations in which Transformers looks for `auto_map`.
 _CONFIGS = (
-    "config.json",
+    CONFIG,
     "tokenizer_config.json",
     "processor_config.json",
     "preprocessor_config.json",

@@ -15,6 +15,8 @@ from mlflow_scalpel.tensors.documents import read_object
 from mlflow_scalpel.tensors.names import unwrapped
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -49,6 +51,16 @@ class Header:
     def bytes(self) -> int:
         """Bytes in the file."""
         return self.end - self.begin
+
+
+def read_stored_bytes(header: Header) -> NDArray[np.uint8]:
+    """The bytes of a stored tensor, (header.bytes,) uint8.
+
+    Read, not mapped: a mapped file that somebody cuts off meanwhile ends the process.
+    """
+    import numpy as np
+
+    return np.fromfile(header.file, np.uint8, count=header.bytes, offset=header.begin)
 
 
 def read_headers(file: Path) -> dict[str, Header]:

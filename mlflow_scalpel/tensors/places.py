@@ -185,7 +185,7 @@ def tied_head(
         return None
     head = _first(pieces, "head")
     if head is None:
-        return ((None, "lm_head"), embeddings) if _ties(config) else None
+        return ((None, "lm_head"), embeddings) if ties_embeddings(config) else None
     one, other = pieces[head], pieces[embeddings]
     if one.shape != other.shape:
         return None
@@ -202,12 +202,13 @@ def _first(pieces: Mapping[Place, Piece], which: str) -> Place | None:
     return None
 
 
-def _ties(config: Mapping[str, Any]) -> bool:
+def ties_embeddings(config: Mapping[str, Any], *, silent: bool = False) -> bool:
+    """Whether config.json ties output and input embeddings; `silent` where it does not tell."""
     inner = config.get("text_config")
     tied = config.get("tie_word_embeddings")
     if tied is None and isinstance(inner, Mapping):
         tied = inner.get("tie_word_embeddings")
-    return tied is True
+    return silent if tied is None else tied is True
 
 
 def _same_bits(first: Tensor, second: Tensor) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.tensors.documents import CONFIG, read_config
 from mlflow_scalpel.tensors.files import FLOATS, Header, TensorFiles
 
 if TYPE_CHECKING:
@@ -382,11 +383,7 @@ def _quantization_of(directory: Path) -> Mapping[str, Any]:
     return {}
 
 
-def _configs(directory: Path) -> Iterator[dict[str, Any]]:
-    for name in ("config.json", "quantize_config.json", "hf_quant_config.json"):
-        try:
-            content = json.loads((directory / name).read_bytes())
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(content, dict):
-            yield content if name == "config.json" else {"quantization_config": content}
+def _configs(directory: Path) -> Iterator[Mapping[str, Any]]:
+    for name in (CONFIG, "quantize_config.json", "hf_quant_config.json"):
+        if content := read_config(directory, name):
+            yield content if name == CONFIG else {"quantization_config": content}

@@ -48,6 +48,7 @@ from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 from mlflow_scalpel.run_warnings import FAILURE_TAG, warn, withdraw
 from mlflow_scalpel.server_errors import check_answered
+from mlflow_scalpel.tensors.documents import CONFIG
 
 DIRECTORY_TAG = "scalpel.directory"
 
@@ -177,7 +178,7 @@ def why_incomplete(directory: Path) -> str | None:
 
 def why_no_step(directory: Path) -> str:
     """The reason why no step is found in the directory, and what to do."""
-    if (directory / "config.json").is_file() and any(directory.glob("*.safetensors")):
+    if (directory / CONFIG).is_file() and any(directory.glob("*.safetensors")):
         return (
             f"{directory}: holds a model, and its name gives no step; give it with --step N, or "
             "the directory that holds those of the steps"

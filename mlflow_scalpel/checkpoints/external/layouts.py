@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mlflow_scalpel.checkpoints.external.converters import converted_by, how_to_convert
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.tensors.documents import CONFIG
 from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, INDEX, WEIGHTS
 from mlflow_scalpel.tensors.steps import (
     INNER,
@@ -22,7 +23,6 @@ from mlflow_scalpel.tensors.steps import (
     step_of_path,
 )
 
-_CONFIG = "config.json"
 _DEPTH = 4  # folders from a step's directory down to its model
 # Folders that hold no model of what was trained, or another model than that.
 _OTHERS = (
@@ -109,10 +109,10 @@ def unnamed_models(directory: Path, found: Iterable[StepDirectory]) -> list[Path
 def why_none(directory: Path) -> str:
     """The reason why the directory holds no model, and the command that makes one; one line."""
     weights = any(directory.glob(f"*{WEIGHTS}"))
-    configured = (directory / _CONFIG).is_file() or (directory / ADAPTER_CONFIG).is_file()
+    configured = (directory / CONFIG).is_file() or (directory / ADAPTER_CONFIG).is_file()
     if weights and not configured:
         return converted_by(directory) or (
-            f"holds no {_CONFIG} beside its {WEIGHTS} files; save it beside the weights "
+            f"holds no {CONFIG} beside its {WEIGHTS} files; save it beside the weights "
             "(model.config.save_pretrained), or copy the base's"
         )
     if not weights:
@@ -209,7 +209,7 @@ def _one_per_step(found: list[StepDirectory]) -> list[StepDirectory]:
 
 def _is_model(directory: Path) -> bool:
     """Whether the directory holds weights as safetensors, and a configuration."""
-    configured = (directory / _CONFIG).is_file() or (directory / ADAPTER_CONFIG).is_file()
+    configured = (directory / CONFIG).is_file() or (directory / ADAPTER_CONFIG).is_file()
     return configured and (any(directory.glob(f"*{WEIGHTS}")) or (directory / INDEX).is_file())
 
 

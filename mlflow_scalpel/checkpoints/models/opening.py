@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,9 @@ from typing import Any
 from mlflow_scalpel.credentials import shortened
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.remote_code import refused
+from mlflow_scalpel.tensors import documents
 from mlflow_scalpel.tensors.names import canonical
+from mlflow_scalpel.tensors.places import ties_embeddings
 from mlflow_scalpel.tensors.quantised import FloatTensors
 
 # Settings of how a model is stored or run, without effect on what its weights compute.
@@ -239,12 +240,7 @@ def ties_head(directory: Path) -> bool:
     counts as tied.
     """
     if find_spec("transformers") is None:
-        with suppress(OSError, ValueError, AttributeError):
-            config = json.loads((directory / "config.json").read_bytes())
-            return bool(
-                {**config, **config.get("text_config", {})}.get("tie_word_embeddings", True)
-            )
-        return False
+        return ties_embeddings(documents.read_config(directory), silent=True)
     try:
         with one_line_errors():
             return bool(read_config(directory).get_text_config().tie_word_embeddings)

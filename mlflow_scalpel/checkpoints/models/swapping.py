@@ -58,7 +58,7 @@ class SwappableModel:
         names them otherwise than this model does, is opened anew by its own config.
         """
         config = self._config
-        if (checkpoint / "config.json").is_file():
+        if (checkpoint / CONFIG).is_file():
             config = read_config(checkpoint)
             self._check_like_base(checkpoint, config)
         if same_model(config, self._loaded):

@@ -20,7 +20,7 @@ from mlflow_scalpel.checkpoints.artifact_store import (
 )
 from mlflow_scalpel.checkpoints.atomic import locked
 from mlflow_scalpel.checkpoints.external.layouts import model_in
-from mlflow_scalpel.checkpoints.files import CONFIG, MANIFEST, POINTER, checkpoint_files
+from mlflow_scalpel.checkpoints.files import MANIFEST, POINTER, checkpoint_files
 from mlflow_scalpel.checkpoints.manifest import read_manifest
 from mlflow_scalpel.checkpoints.reading import cache
 from mlflow_scalpel.checkpoints.reading.addresses import model_id_of, readable_model, store_of
@@ -34,6 +34,7 @@ from mlflow_scalpel.checkpoints.reading.download_plan import (
 )
 from mlflow_scalpel.checkpoints.reading.formats import files_of, open_flavour, snapshot_of
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.tensors.documents import CONFIG
 from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, INDEX, WEIGHTS
 
 PART = ".part"  # ends the name of a file that is not all there yet
