@@ -44,6 +44,19 @@ MANIFEST = "manifest.json"
 POINTER = "pointer.json"
 MLMODEL = "MLmodel"
 NOT_CONTENT = (MANIFEST, POINTER, MLMODEL)
+# Configurations in which Transformers looks for `auto_map`.
+_CONFIGS = (
+    CONFIG,
+    "tokenizer_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "generation_config.json",
+)
+_GENERATE = "custom_generate"  # a folder of code that `generate(custom_generate=...)` runs
+_CLASS = re.compile(r"(?P<module>\w+(?:\.\w+)*)\.\w+", re.ASCII)
+# `from .part import name`, `import .part`, `from ..part.deeper import name`
+_RELATIVE = re.compile(r"^\s*(?:from|import)\s+(\.+)([\w.]*)\s*(?:import\s+(.+))?$", re.MULTILINE)
 
 
 def checkpoint_files(directory: Path, *, trainer_state: bool = False) -> list[Path]:
@@ -188,25 +201,12 @@ def fingerprint(files: Sequence[Path], directory: Path) -> str:
     return hashlib.sha256(repr(seen).encode("utf-8", "backslashreplace")).hexdigest()[:32]
 
 
-# Configurations in which Transformers looks for `auto_map`.
-_CONFIGS = (
-    CONFIG,
-    "tokenizer_config.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "generation_config.json",
-)
-_GENERATE = "custom_generate"  # a folder of code that `generate(custom_generate=...)` runs
-_CLASS = re.compile(r"(?P<module>\w+(?:\.\w+)*)\.\w+", re.ASCII)
-# `from .part import name`, `import .part`, `from ..part.deeper import name`
-_RELATIVE = re.compile(r"^\s*(?:from|import)\s+(\.+)([\w.]*)\s*(?:import\s+(.+))?$", re.MULTILINE)
-
-
 def code_files(directory: Path) -> tuple[list[Path], list[str]]:
     """The Python files that the configurations name, with those that these import relatively.
 
-    The second list says what is named and is not there, a sentence each. Raises ScalpelError where
+    They are found by reading, stored as they are, and never run here: whoever loads the model
+    decides that, by Transformers' `trust_remote_code`. The second list names what is missing, a
+    sentence each. Raises ScalpelError where
     a configuration is not readable JSON.
     """
     found: dict[Path, None] = {}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.documents import read_config
-from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, FLOATS, Header, TensorFiles
+from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, FLOATS, TORCH_NAMES, Header, TensorFiles
 from mlflow_scalpel.tensors.names import counterparts, located
 from mlflow_scalpel.tensors.places import places, tied_head
 from mlflow_scalpel.tensors.quantised import FloatTensors
@@ -366,5 +366,4 @@ def _index(rows: list[int]) -> Tensor:
 def _torch_dtype(header: Header) -> Any:
     import torch
 
-    names = {"F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}
-    return names.get(header.dtype, torch.float32)
+    return getattr(torch, TORCH_NAMES.get(header.dtype, "float32"))

@@ -26,7 +26,15 @@ BITS = {
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4, "C64": 64,
     "I64": 64, "U64": 64, "I32": 32, "U32": 32, "I16": 16, "U16": 16, "I8": 8, "U8": 8, "BOOL": 8,
 }  # fmt: skip
-FLOATS = ("F64", "F32", "F16", "BF16")
+# PyTorch's names of the floating-point numbers that it computes with.
+TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+FLOATS = tuple(TORCH_NAMES)
+WEIGHTS = ".safetensors"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 
 
 @dataclass(frozen=True)
@@ -108,14 +116,6 @@ def _no_name_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"its header has the name {twice!r} twice")
     return found
-
-
-WEIGHTS = ".safetensors"
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 
 
 def is_adapter(directory: Path) -> bool:

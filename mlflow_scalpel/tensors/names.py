@@ -22,6 +22,14 @@ _WRAPPERS = frozenset(
 _PEFT = "base_model.model."
 # Parts of a name that only say how deep in a larger model the language model is.
 _AROUND = frozenset({"model", "language_model", "transformer"})
+# Parts at the beginning of a name that say within what a language model stands: nothing, a model
+# with a head, or a model of images and texts. Versions of Transformers write them differently.
+_CONTAINERS = frozenset(
+    {
+        "model", "language_model", "text_model", "transformer", "base_model", "llm", "backbone",
+        "gpt_neox", "decoder", "thinker",
+    }
+)  # fmt: skip
 
 
 def unwrapped(name: str) -> str:
@@ -37,16 +45,6 @@ def wrapping(names: Iterable[str]) -> str | None:
             end = name.find(bare)
             return name[:end] if end > 0 else name
     return None
-
-
-# Parts at the beginning of a name that say within what a language model stands: nothing, a model
-# with a head, or a model of images and texts. Versions of Transformers write them differently.
-_CONTAINERS = frozenset(
-    {
-        "model", "language_model", "text_model", "transformer", "base_model", "llm", "backbone",
-        "gpt_neox", "decoder", "thinker",
-    }
-)  # fmt: skip
 
 
 def canonical(name: str) -> str:

@@ -24,11 +24,34 @@ from mlflow.exceptions import MlflowException
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server_errors import check_answered
 from mlflow_scalpel.tensors.documents import read_object
-from mlflow_scalpel.tensors.files import TensorFiles
+from mlflow_scalpel.tensors.files import TORCH_NAMES, TensorFiles
 
 _BATCH = 1000  # metrics of one request
 _LOSSES = ("loss", "train/loss", "train_loss", "actor/pg_loss", "reward", "critic/rewards/mean")
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
+STATE = "trainer_state.json"
+# What trainers call the learning rate, the first that is there.
+RATES = (
+    "learning_rate", "train/learning_rate", "lr", "train/lr", "actor/lr", "optim/lr",
+    "train_learning_rate", "policy/lr",
+)  # fmt: skip
+# Settings of the Trainer, of its state or among the params that its MLflow callback logs; ours.
+_SETTINGS = {
+    "max_steps": "max_steps",
+    "num_train_epochs": "num_train_epochs",
+    "train_batch_size": "train_batch_size",
+    "per_device_train_batch_size": "per_device_train_batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "learning_rate": "learning_rate",
+    "lr_scheduler_type": "lr_scheduler_type",
+    "warmup_steps": "warmup_steps",
+    "weight_decay": "weight_decay",
+    "optim": "optim",
+    "seed": "seed",
+    "logging_steps": "logging_steps",
+}
+_REFUSED = re.compile(r"[^0-9A-Za-z_\-. :/]")  # by MLflow in a metric's name
+_LONGEST_NAME = 250
 
 
 @dataclass(frozen=True)
@@ -190,32 +213,6 @@ def _histories(run: Run) -> list[tuple[int, dict[str, float]]]:
     return sorted(by_step.items())
 
 
-STATE = "trainer_state.json"
-# What trainers call the learning rate, the first that is there.
-RATES = (
-    "learning_rate", "train/learning_rate", "lr", "train/lr", "actor/lr", "optim/lr",
-    "train_learning_rate", "policy/lr",
-)  # fmt: skip
-# Settings of the Trainer, of its state or among the params that its MLflow callback logs; ours.
-_SETTINGS = {
-    "max_steps": "max_steps",
-    "num_train_epochs": "num_train_epochs",
-    "train_batch_size": "train_batch_size",
-    "per_device_train_batch_size": "per_device_train_batch_size",
-    "gradient_accumulation_steps": "gradient_accumulation_steps",
-    "learning_rate": "learning_rate",
-    "lr_scheduler_type": "lr_scheduler_type",
-    "warmup_steps": "warmup_steps",
-    "weight_decay": "weight_decay",
-    "optim": "optim",
-    "seed": "seed",
-    "logging_steps": "logging_steps",
-}
-_REFUSED = re.compile(r"[^0-9A-Za-z_\-. :/]")  # by MLflow in a metric's name
-_LONGEST_NAME = 250
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
 def read_state(directory: Path) -> dict[str, Any]:
     """The trainer's state beside a checkpoint, {} where there is none.
 
@@ -352,7 +349,7 @@ def dtype_of(directory: Path) -> str | None:
     except (ScalpelError, OSError):
         return None
     most = max(elements, key=lambda name: elements[name], default=None)
-    return _DTYPES.get(most or "")
+    return TORCH_NAMES.get(most or "")
 
 
 def _own_sum(state: Mapping[str, Any], step: int) -> float | None:

@@ -26,10 +26,11 @@ from mlflow_scalpel.checkpoints.files import (
     name_in,
 )
 from mlflow_scalpel.checkpoints.logging.spool import CheckpointEntry
-from mlflow_scalpel.checkpoints.logging.upload import ensure_base, on_hub
+from mlflow_scalpel.checkpoints.logging.upload import ensure_base
 from mlflow_scalpel.checkpoints.logging.uploader import Uploader
 from mlflow_scalpel.checkpoints.logging.uploads import Upload, uploader_for
 from mlflow_scalpel.checkpoints.reading.addresses import is_model_id, model_id_of
+from mlflow_scalpel.checkpoints.reading.formats import hub_snapshot
 from mlflow_scalpel.checkpoints.search import checked_name, checked_step
 from mlflow_scalpel.errors import DiskFull, ScalpelError
 from mlflow_scalpel.run_warnings import print_warning
@@ -100,7 +101,7 @@ def log_checkpoint(
     if entry.base is not None and is_model_id(entry.base):
         entry.params["base"] = entry.base
     if not directory.is_dir():
-        snapshot = on_hub(str(path_or_hub_revision))
+        snapshot = hub_snapshot(str(path_or_hub_revision))
         entry.source = str(path_or_hub_revision).partition("@")[0]
         entry.revision = snapshot.name  # the hub cache names a snapshot by its commit
         entry.files = [name_in(snapshot, file) for file in checkpoint_files(snapshot)]
@@ -214,7 +215,7 @@ def _checked_base(base: str, tracking_uri: str) -> str:
     if base.startswith(("models:", "runs:")):
         return _looked_up(base) or base
     local = Path(base).is_dir()
-    directory = model_in(Path(base)).resolve() if local else on_hub(base)
+    directory = model_in(Path(base)).resolve() if local else hub_snapshot(base)
     check_complete(directory)
     return str(directory) if local else f"{base.partition('@')[0]}@{directory.name}"
 

@@ -49,6 +49,8 @@ from mlflow_scalpel.server_errors import is_final, is_passing
 from mlflow_scalpel.tensors.files import is_adapter
 from mlflow_scalpel.tensors.names import wrapping
 
+_bases: dict[tuple[int, str, str], str] = {}  # what each base turned out to be
+
 
 def create(client: MlflowClient, entry: CheckpointEntry, run_id: str) -> LoggedModel | None:
     """The PENDING LoggedModel of the entry, linked to the run's step; made if it is not there.
@@ -241,9 +243,6 @@ def _directory(entry: CheckpointEntry) -> Path:
     return hub_snapshot(entry.source, entry.revision)
 
 
-_bases: dict[tuple[int, str, str], str] = {}  # what each base turned out to be
-
-
 def base_id(client: MlflowClient, base: str, run_id: str, pulse: Pulse) -> str:
     """ID of the model that `base` names, an input of the run from now on.
 
@@ -286,7 +285,7 @@ def ensure_base(
         if artifact:
             directory = files_of(source)
         else:
-            directory = model_in(Path(source)) if local else on_hub(source)
+            directory = model_in(Path(source)) if local else hub_snapshot(source)
         check_complete(directory)
         manifest = make_manifest(checkpoint_files(directory), directory)
     digest = manifest.digest
@@ -332,8 +331,3 @@ def base_manifest(client: MlflowClient, model_id: str) -> Manifest | None:
         target = Path(scratch) / MANIFEST
         location.fetch(MANIFEST, target)
         return parse_manifest(target.read_bytes(), f"{MANIFEST} of {model_id}")
-
-
-def on_hub(name: str) -> Path:
-    repository, _, revision = name.partition("@")
-    return hub_snapshot(repository, revision or None)

@@ -18,10 +18,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel
 
 from mlflow_scalpel.checkpoints.logging import upload
 from mlflow_scalpel.checkpoints.logging.lanes import Lane
+from mlflow_scalpel.checkpoints.logging.mlflow_writes import find_created, give_best, send
 from mlflow_scalpel.checkpoints.logging.spool import (
     BestEntry,
     CheckpointEntry,
@@ -32,10 +36,6 @@ from mlflow_scalpel.checkpoints.logging.spool import (
 from mlflow_scalpel.credentials import shortened, without_credentials
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server_errors import is_final, is_own
-
-if TYPE_CHECKING:
-    from mlflow.entities import LoggedModel
-
 
 _PATIENCE_SECONDS = 120.0  # for which a server that is away is waited for
 _PAUSE_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # between attempts; the last one repeats
@@ -65,8 +65,6 @@ class Uploader:
     """The threads that empty one spool, begun with what already lies in it."""
 
     def __init__(self, spool: Spool) -> None:
-        from mlflow import MlflowClient
-
         spool.hold()
         self.spool = spool
         self.refused = 0
@@ -251,8 +249,6 @@ class Uploader:
         self.spool.remove(number)
 
     def _send(self, number: int, entry: Any) -> None:
-        from mlflow_scalpel.checkpoints.logging.mlflow_writes import send
-
         model_id = self._model_id(entry) if isinstance(entry, MetricsEntry) else None
         send(self._client, entry, self.spool.run_id, self.spool.folder(number), model_id)
 
@@ -260,8 +256,6 @@ class Uploader:
         if isinstance(entry, CheckpointEntry):
             self._store(number, entry)
         elif isinstance(entry, BestEntry):
-            from mlflow_scalpel.checkpoints.logging.mlflow_writes import give_best
-
             give_best(self._client, self.spool.run_id, entry.metric, minimize=entry.minimize)
         elif isinstance(entry, EndEntry):
             self._client.set_terminated(self.spool.run_id, entry.status)
@@ -271,7 +265,6 @@ class Uploader:
 
     def _store(self, number: int, entry: CheckpointEntry) -> None:
         """Store a checkpoint's files; where it cannot be, it is FAILED with the reason."""
-
         outcome = self._outcomes.setdefault(entry.job, Outcome(entry.model_id))
 
         def keep(known: CheckpointEntry) -> None:
@@ -300,7 +293,6 @@ class Uploader:
             self._settle(outcome, "READY")
 
     def _create(self, number: int, entry: CheckpointEntry) -> None:
-
         outcome = self._outcomes.setdefault(entry.job, Outcome())
         if entry.model_id is None:
             if not entry.tried:
@@ -324,8 +316,6 @@ class Uploader:
         if entry.job is None:
             return entry.model_id
         if entry.job not in self._outcomes:  # stored by a process before this one
-            from mlflow_scalpel.checkpoints.logging.mlflow_writes import find_created
-
             experiment_id = self._client.get_run(self.spool.run_id).info.experiment_id
             model = find_created(self._client, entry.job, experiment_id)
             return model.model_id if model else None

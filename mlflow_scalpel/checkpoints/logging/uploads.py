@@ -20,6 +20,7 @@ from mlflow_scalpel.errors import ScalpelError
 
 SPOOLS = ".scalpel"  # folder beside checkpoints, with what of them waits to be sent
 _uploaders: dict[tuple[str, str], Uploader] = {}
+LOST_WARNING = "checkpoints_lost"  # code of the warning
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,6 @@ def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
-
-
-LOST_WARNING = "checkpoints_lost"  # code of the warning
 
 
 def lost_message(lost: Mapping[int, str], stored: int) -> str:

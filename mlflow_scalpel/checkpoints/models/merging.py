@@ -22,7 +22,7 @@ from mlflow_scalpel.tensors.adapters import (
     read_adapter_config,
     read_changes,
 )
-from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TensorFiles
+from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TORCH_NAMES, TensorFiles
 from mlflow_scalpel.tensors.quantised import FloatTensors
 from mlflow_scalpel.tensors.updates import Added, as_matrix, row_slices
 
@@ -252,8 +252,7 @@ def _torch(dtype: str | None) -> Any:
 
 def _dtype(base: Path) -> str:
     """The dtype of the base's stored weights; `auto` (Transformers') where they have several."""
-    names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    stored = {names.get(header.dtype) for header in TensorFiles(base).headers.values()}
+    stored = {TORCH_NAMES.get(header.dtype) for header in TensorFiles(base).headers.values()}
     return stored.pop() or "auto" if len(stored) == 1 else "auto"
 
 

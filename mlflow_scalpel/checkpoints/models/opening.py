@@ -29,6 +29,12 @@ _NOT_OF_THE_MODEL = frozenset(
         "_attn_implementation", "unsloth_version", "unsloth_fixed", "model_name",
     }
 )  # fmt: skip
+# What trainers and older versions store beside a model, and what no forward pass of it reads:
+# tables of positions and masks, heads that predict further tokens or a reward's value.
+_UNUSED = re.compile(
+    r"rotary_emb\.inv_freq$|\.(?:attn|attention|self_attn)\.(?:masked_)?bias$|position_ids$"
+    r"|^(?:model\.)?mtp\.|(?:^|\.)(?:v_head|value_head|score|reward_head)\."
+)
 
 
 class CannotOpen(ScalpelError):
@@ -246,14 +252,6 @@ def ties_head(directory: Path) -> bool:
             return bool(read_config(directory).get_text_config().tie_word_embeddings)
     except ScalpelError:
         return False
-
-
-# What trainers and older versions store beside a model, and what no forward pass of it reads:
-# tables of positions and masks, heads that predict further tokens or a reward's value.
-_UNUSED = re.compile(
-    r"rotary_emb\.inv_freq$|\.(?:attn|attention|self_attn)\.(?:masked_)?bias$|position_ids$"
-    r"|^(?:model\.)?mtp\.|(?:^|\.)(?:v_head|value_head|score|reward_head)\."
-)
 
 
 def unused(name: str) -> bool:

@@ -32,6 +32,9 @@ from mlflow_scalpel.tensors.names import canonical, of_a_tower
 from mlflow_scalpel.tensors.quantised import FloatTensors
 
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+Shapes = dict[str, tuple[int, ...]]
+Read = Callable[[str], Tensor]
+_WITHOUT_VLLM = "evaluate it without vLLM (engine=hf): Transformers reads it as it is"
 
 
 class SwappableModel:
@@ -106,11 +109,6 @@ class SwappableModel:
                     f"{checkpoint}: its config.json has {name} = {sizes[0]}, and the base's has "
                     f"{sizes[1]}; take a checkpoint of this model"
                 )
-
-
-Shapes = dict[str, tuple[int, ...]]
-Read = Callable[[str], Tensor]
-_WITHOUT_VLLM = "evaluate it without vLLM (engine=hf): Transformers reads it as it is"
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from mlflow_scalpel.server_errors import check_answered
 
 _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
 _RUN = re.compile(r"runs:/(?P<run>[\w-]+)(?:#(?P<which>last|step=\d+))?")
+_ARTIFACT = re.compile(r"runs:/(?P<run>[0-9a-f]{32})/(?P<path>[^#]+)")
 
 
 def is_model_id(source: str) -> bool:
@@ -180,9 +181,6 @@ def _what_there_is(found: list[LoggedModel]) -> str:
     ready = ", ".join(steps.pop("READY", [])) or "none"
     others = "".join(f"; {state}: {', '.join(numbers)}" for state, numbers in steps.items())
     return f"the run has no such checkpoint to read; the steps that can be read: {ready}{others}"
-
-
-_ARTIFACT = re.compile(r"runs:/(?P<run>[0-9a-f]{32})/(?P<path>[^#]+)")
 
 
 def split_artifact(source: str) -> tuple[str, str] | None:

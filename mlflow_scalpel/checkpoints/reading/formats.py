@@ -38,6 +38,10 @@ from mlflow_scalpel.tensors.files import WEIGHTS
 
 # Code too, since a snapshot is complete or not; it is run for nobody who does not ask for it.
 _SAFE_FILES = (*(f"*{suffix}" for suffix in KEPT), "*.py")
+_COMPONENTS = ("tokenizer", "processor", "image_processor", "feature_extractor")
+_TOKENIZER = "tokenizer_config.json"
+_LARGEST = 1 << 20  # bytes of an MLmodel
+SUFFIX = ".gguf"
 
 
 def files_of(source: str) -> Path:
@@ -127,11 +131,6 @@ def artifact_directory(run_id: str, path: str) -> Path:
         ) from error
 
 
-_COMPONENTS = ("tokenizer", "processor", "image_processor", "feature_extractor")
-_TOKENIZER = "tokenizer_config.json"
-_LARGEST = 1 << 20  # bytes of an MLmodel
-
-
 def open_flavour(directory: Path) -> Path:
     """The directory that Transformers can open of a model that MLflow's own flavours stored.
 
@@ -217,9 +216,6 @@ def _with_components(directory: Path, model: Path) -> Path:
     return cache.keep(key, sum(file.stat().st_size for file in files.values()), fill)
 
 
-SUFFIX = ".gguf"
-
-
 def unpack_gguf(source: Path) -> Path:
     """A directory of safetensors with the model of `source`, or `source` where it is not GGUF.
 
@@ -233,13 +229,13 @@ def unpack_gguf(source: Path) -> Path:
     file = _gguf_in(source)
     if file is None:
         return source
-    require_extra("measure", f"{file}: a model in GGUF")
     state = file.stat()
     seen = [str(file.resolve()), state.st_ino, state.st_size, state.st_mtime_ns]
     key = hashlib.sha256(json.dumps(seen).encode()).hexdigest()
     target = cache.directory() / "gguf" / key / file.stem
     if target.is_dir():
         return target
+    require_extra("measure", f"{file}: a model in GGUF")
     partial = target.parent / f".{uuid.uuid4().hex}"
     partial.mkdir(parents=True)
     try:

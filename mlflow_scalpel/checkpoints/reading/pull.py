@@ -75,14 +75,12 @@ def pull(
         directory = files_of(source)
         checkpoint_files(directory)
         if merge and is_adapter(directory):
-            directory = _merge(directory, None, dtype)
+            directory = merge_with_base(directory, dtype=dtype, report=True)
         elif dtype is not None:
             raise _not_an_adapter(source, dtype)
-        return (
-            directory
-            if dst is None
-            else copy_to(plan_of_directory(source, directory), dst, progress)
-        )
+        if dst is None:
+            return directory
+        return copy_to(plan_of_directory(source, directory), dst, progress)
     model = readable_model(model_id)
     store = store_of(model)
     merged = _merged(model, store, dtype, progress) if merge else None
@@ -92,17 +90,6 @@ def pull(
         return merged or fetch_to_cache(model, store, check=True, progress=progress)
     plan = plan_of_model(model, store) if merged is None else plan_of_directory(source, merged)
     return copy_to(plan, dst, progress)
-
-
-def _merge(adapter: Path, model: LoggedModel | None, dtype: str | None) -> Path:
-    """The adapter merged with its base; prints what rounding did."""
-    base = base_of(adapter, model)
-    digest = model.params.get("digest") if model is not None else None
-    merged = merge_adapter(
-        adapter, base.directory, dtype=dtype, adapter_digest=digest, base_digest=base.digest
-    )
-    print(rounding_report(adapter, base.directory, merged), flush=True)
-    return merged
 
 
 def _not_an_adapter(source: str, dtype: str) -> ScalpelError:
@@ -120,7 +107,9 @@ def _merged(model: LoggedModel, store: Store, dtype: str | None, progress: bool)
     # An adapter that is here is read in place.
     local = store.local if POINTER not in names else None
     directory = local or fetch_to_cache(model, store, check=True, progress=progress)
-    return _merge(directory, model, dtype) if is_adapter(directory) else None
+    if not is_adapter(directory):
+        return None
+    return merge_with_base(directory, model, dtype=dtype, report=True)
 
 
 def resolve(source: str) -> Path:
@@ -136,21 +125,25 @@ def resolve(source: str) -> Path:
 
 
 def merge_with_base(
-    adapter: Path, model: LoggedModel | None = None, *, dtype: str | None = None
+    adapter: Path,
+    model: LoggedModel | None = None,
+    *,
+    dtype: str | None = None,
+    report: bool = False,
 ) -> Path:
     """A directory with the adapter merged into its base, for reading only.
 
-    The base is what `base_of` finds. Raises ScalpelError where it cannot be had, or does not fit.
+    The base is what `base_of` finds. With `report`, prints what rounding did to the updates. Raises
+    ScalpelError where the base cannot be had, or does not fit.
     """
     base = base_of(adapter, model)
-    adapter_digest = model.params.get("digest") if model is not None else None
-    return merge_adapter(
-        adapter,
-        base.directory,
-        dtype=dtype,
-        adapter_digest=adapter_digest,
-        base_digest=base.digest,
+    digest = model.params.get("digest") if model is not None else None
+    merged = merge_adapter(
+        adapter, base.directory, dtype=dtype, adapter_digest=digest, base_digest=base.digest
     )
+    if report:
+        print(rounding_report(adapter, base.directory, merged), flush=True)
+    return merged
 
 
 @dataclass(frozen=True)
