@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.recipes.freezing import parse_layers
+from mlflow_scalpel.recipes.trainers import parse_layers
 from mlflow_scalpel.tensors.names import located
 
 

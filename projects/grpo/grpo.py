@@ -10,10 +10,11 @@ with open_stage("grpo", Path(__file__).parent / "recipes", check=check_installed
 
     from mlflow_scalpel.chat import prompt_opening
     from mlflow_scalpel.training.arguments import grpo_fields, reward_weights
-    from mlflow_scalpel.training.examples import grpo_examples, open_pool
-    from mlflow_scalpel.training.learned import asked_examples
+    from mlflow_scalpel.training.base import open_base
+    from mlflow_scalpel.training.examples import asked_examples, grpo_examples
+    from mlflow_scalpel.training.pool import open_pool
     from mlflow_scalpel.training.rewards import Rewards
-    from mlflow_scalpel.training.session import follow, open_base, train
+    from mlflow_scalpel.training.session import follow, train
     from mlflow_scalpel.training.vllm_server import generation_server
 
     recipe = stage.recipe

@@ -9,9 +9,10 @@ with open_stage("sft", Path(__file__).parent / "recipes", check=check_installed)
     from trl import SFTConfig, SFTTrainer
 
     from mlflow_scalpel.training.arguments import sft_fields
-    from mlflow_scalpel.training.examples import open_pool, sft_examples
-    from mlflow_scalpel.training.learned import learned_examples
-    from mlflow_scalpel.training.session import follow, open_base, train
+    from mlflow_scalpel.training.base import open_base
+    from mlflow_scalpel.training.examples import learned_examples, sft_examples
+    from mlflow_scalpel.training.pool import open_pool
+    from mlflow_scalpel.training.session import follow, train
 
     recipe = stage.recipe
     base = open_base(stage)

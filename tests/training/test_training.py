@@ -18,13 +18,16 @@ from trl import GRPOConfig, SFTConfig
 from mlflow_scalpel.comparison import Probe
 from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.recipes import load_recipe, read_recipe
-from mlflow_scalpel.recipes.training import Checkpoints, GrpoTrain, Train
+from mlflow_scalpel.recipes.trainers import GrpoTrain, Train
+from mlflow_scalpel.recipes.training import Checkpoints
 from mlflow_scalpel.training.arguments import NOT_TRL, grpo_fields, sft_fields, total_steps
-from mlflow_scalpel.training.cost import Cost, Multiplied, estimate_flops
-from mlflow_scalpel.training.examples import grpo_examples, open_pool, sft_examples
+from mlflow_scalpel.training.base import log_probe
+from mlflow_scalpel.training.cost import Cost
+from mlflow_scalpel.training.examples import grpo_examples, sft_examples
+from mlflow_scalpel.training.flops import Multiplied, estimate_flops
 from mlflow_scalpel.training.pilots import choose, final_mean
+from mlflow_scalpel.training.pool import open_pool
 from mlflow_scalpel.training.rewards import Rewards
-from mlflow_scalpel.training.session import log_probe
 from tests.conftest import make_tokenizer
 
 PROJECTS = Path(__file__).parents[2] / "projects"
