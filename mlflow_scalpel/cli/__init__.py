@@ -1,6 +1,7 @@
 """The `mlflow-scalpel` command.
 
-Each subcommand is a module here with `NAME`, `HELP`, `add(parser)` and `run(arguments)`.
+Each subcommand is a module here with `NAME`, `HELP`, `add(parser)` and `run(arguments)`; and with
+`EXTRA`, where it needs more than a plain install.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from mlflow_scalpel import __version__
 from mlflow_scalpel.credentials import guard_output, move_to_environment
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.extras import require_extra
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,13 +35,15 @@ def main(argv: list[str] | None = None) -> int:
             command.NAME, help=command.HELP, description=command.__doc__
         )
         command.add(subparser)
-        subparser.set_defaults(run=command.run)
+        subparser.set_defaults(run=command.run, extra=getattr(command, "EXTRA", None))
     arguments = parser.parse_args(argv)
     move_to_environment()
     guard_output()
     # MLflow's bar for each small table that is read; what takes long says how far it is by itself.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
+        if arguments.extra is not None:
+            require_extra(arguments.extra, f"mlflow-scalpel {arguments.command}")
         return int(arguments.run(arguments))
     except ScalpelError as error:
         print(error, file=sys.stderr)

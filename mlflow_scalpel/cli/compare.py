@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 NAME = "compare"
 HELP = "measure checkpoints against their base"
+EXTRA = "measure"
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 NAME = "plan"
 HELP = "memory, disk, steps, tokens and FLOPs of a recipe"
+EXTRA = "measure"
 _PATIENCE = 5.0  # seconds that the hub may take to answer
 
 

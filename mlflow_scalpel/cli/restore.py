@@ -7,6 +7,7 @@ from pathlib import Path
 
 NAME = "restore"
 HELP = "put some weights of a checkpoint back from its base"
+EXTRA = "measure"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
