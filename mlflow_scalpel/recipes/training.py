@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from datetime import date
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     Field,
-    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -67,20 +67,20 @@ class Checkpoints(Strict):
         )
 
 
-class Rewards(Strict):
-    """Weight of each reward in GRPO's sum; 0 leaves one out."""
-
-    accuracy: NonNegativeFloat = 1.0
-    """1 where the completion's answer is the gold one: in <answer> tags, boxed, or LaTeX after
-    the word "answer"; never a number that merely stands somewhere (docs/grading.md)."""
-    format: NonNegativeFloat = 0.2
-    """1 for <think>...</think> and then <answer>...</answer>, each on lines of its own."""
-
-    @model_validator(mode="after")
-    def _some(self) -> Rewards:
-        if self.accuracy == 0 and self.format == 0:
-            raise ValueError("all weights are 0, so nothing can be learned; give one a weight")
-        return self
+def _weight_or_arguments(value: Any) -> float | dict[str, Any]:
+    """A weight, or a mapping with a weight and the reward's own arguments."""
+    if isinstance(value, dict):
+        if "weight" not in value:
+            raise ValueError("is missing a weight; write {weight: 0.1, ...}")
+        return {**value, "weight": _weight_or_arguments(value["weight"])}
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(
+            "is not a weight; write a number, or {weight: 0.1, limit: 200} for a reward that takes "
+            "a limit"
+        )
+    if not 0 <= value < math.inf:
+        raise ValueError("is not a weight of 0 or more; 0 leaves the reward out")
+    return float(value)
 
 
 class TrainingData(Data):
@@ -220,18 +220,40 @@ class GrpoRecipe(TrainingRecipe):
 
     stage: Literal["grpo"]
     train: GrpoTrain
-    rewards: Rewards = Rewards()
+    rewards: dict[str, Annotated[Any, AfterValidator(_weight_or_arguments)]] = {
+        "accuracy": 1.0,
+        "format": 0.2,
+    }
+    """Weight of each reward in GRPO's sum, by name; 0 leaves one out. `accuracy` is 1 where the
+    completion's answer is the gold one: in <answer> tags, boxed, or LaTeX after the word "answer";
+    never a number that merely stands somewhere (docs/grading.md). `format` is 1 for
+    <think>...</think> and then <answer>...</answer>, each on lines of its own. Others are functions
+    of one's own, as package.module:function, from the recipe's folder or the Python path. What
+    takes arguments is given them beside its weight: {weight: 0.1, limit: 200}."""
     alarms: Alarms = Alarms()
     heatmap_maximum: PositiveFloat = 0.05
 
-    @model_validator(mode="after")
-    def _data_has_answers(self) -> GrpoRecipe:
-        if self.data.columns.answer is None and self.rewards.accuracy > 0:
-            raise ValueError(
-                "data.columns.answer is null, but the accuracy reward compares with it; "
-                "name the column, or set rewards.accuracy=0"
-            )
-        return self
+    @property
+    def reward_weights(self) -> dict[str, float]:
+        """The weight of each reward, also where it is 0."""
+        return {
+            name: value["weight"] if isinstance(value, dict) else value
+            for name, value in self.rewards.items()
+        }
+
+    def reward_arguments(self, name: str) -> dict[str, Any]:
+        """What the recipe gives a reward beside its weight."""
+        value = self.rewards[name]
+        given = value if isinstance(value, dict) else {}
+        return {key: one for key, one in given.items() if key != "weight"}
+
+    @field_validator("rewards")
+    @classmethod
+    def _some_weight(cls, rewards: dict[str, Any]) -> dict[str, Any]:
+        weights = [one["weight"] if isinstance(one, dict) else one for one in rewards.values()]
+        if not any(weights):
+            raise ValueError("all weights are 0, so nothing can be learned; give one a weight")
+        return rewards
 
     @model_validator(mode="after")
     def _groups_fill_the_batch(self) -> GrpoRecipe:

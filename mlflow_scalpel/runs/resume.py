@@ -7,6 +7,7 @@ import os
 import shlex
 import socket
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import psutil
 
 from mlflow_scalpel.errors import RecipeError
 from mlflow_scalpel.recipes import load_recipe, read_recipe
+from mlflow_scalpel.recipes.load import make_importable, recipe_files
+from mlflow_scalpel.recipes.training import GrpoRecipe
 from mlflow_scalpel.server_errors import check_answered
 
 RESUMABLE = ("main", "sft", "grpo", "evaluate")
@@ -154,15 +157,18 @@ def _stored_recipe(run: Any, stage: str, recipes: Path) -> Any:
     import mlflow
     from mlflow import MlflowClient
 
-    run_id = run.info.run_id
+    run_id, command = run.info.run_id, _command(run)
     if RECIPE_ARTIFACT in {file.path for file in MlflowClient().list_artifacts(run_id)}:
         with tempfile.TemporaryDirectory() as scratch:
             path = mlflow.artifacts.download_artifacts(
                 run_id=run_id, artifact_path=RECIPE_ARTIFACT, dst_path=scratch
             )
             if Path(path).stat().st_size > 0:  # else it was cut off while it was stored
-                return read_recipe(Path(path), stage=stage)
-    command = _command(run)
+                recipe = read_recipe(Path(path), stage=stage)
+                if isinstance(recipe, GrpoRecipe) and command is not None:
+                    with suppress(RecipeError):  # the file may be gone, and is not needed
+                        make_importable(recipe, recipe_files(command["recipe"], recipes))
+                return recipe
     if command is None:
         why = "it was killed before it had stored its recipe, and its command is not known"
         raise RecipeError(f"resume = {run_id}: {why}; start a new run{_mark_killed(run, why)}")

@@ -27,7 +27,9 @@ from mlflow_scalpel.training.journal import Journal, numbers
 from mlflow_scalpel.training.resume_point import ResumePoint, keep_newest
 
 if TYPE_CHECKING:
-    from mlflow_scalpel.training.rewards import Rewards  # needs math-verify, which SFT does not
+    from mlflow_scalpel.training.rewards.monitor import (
+        RewardMonitor,
+    )  # needs math-verify, which SFT does not
 
 
 class BarrierCallback(TrainerCallback):
@@ -68,7 +70,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         problems: int,
         frozen: list[str],
         resumed: ResumePoint,
-        rewards: Rewards | None = None,
+        rewards: RewardMonitor | None = None,
     ) -> None:
         self._recipe = recipe
         self._base = base

@@ -15,7 +15,7 @@ from mlflow_scalpel.training.arguments import problems_a_step, sequences_a_step
 from mlflow_scalpel.training.flops import Multiplied, multiplied, run_flops
 
 if TYPE_CHECKING:
-    from mlflow_scalpel.training.rewards import Rewards
+    from mlflow_scalpel.training.rewards.monitor import RewardMonitor
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class CostMeter:
     """
 
     def __init__(
-        self, recipe: TrainingRecipe, problems: int, rewards: Rewards | None = None
+        self, recipe: TrainingRecipe, problems: int, rewards: RewardMonitor | None = None
     ) -> None:
         self._recipe = recipe
         self._problems = problems

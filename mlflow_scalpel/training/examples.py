@@ -22,6 +22,7 @@ from mlflow_scalpel.chat import (
 from mlflow_scalpel.data.conversations import question
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.run_warnings import warn
+from mlflow_scalpel.training.rewards import choose_rewards
 
 if TYPE_CHECKING:
     from mlflow_scalpel.recipes.training import GrpoRecipe, SftRecipe
@@ -43,10 +44,15 @@ def sft_examples(recipe: SftRecipe, pool: Pool) -> datasets.Dataset:
 
 
 def grpo_examples(recipe: GrpoRecipe, pool: Pool) -> datasets.Dataset:
-    """Columns `prompt` (chat messages) and `answer`; one row a problem."""
+    """Columns `prompt` (chat messages), `answer` and what rewards name; one row a problem."""
+    named = {column for one in choose_rewards(recipe) for column in one.reward.named_columns}
+    columns = ["answer", *sorted(named - {"answer"})]
     return datasets.Dataset.from_list(
         [
-            {"prompt": question(row, recipe.system_prompt), "answer": row["answer"]}
+            {
+                "prompt": question(row, recipe.system_prompt),
+                **{column: row[column] for column in columns},
+            }
             for row in pool.rows
         ]
     )

@@ -15,6 +15,7 @@ from mlflow_scalpel.data.sources import load
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.recipes.training import GrpoRecipe, SftRecipe, TrainingRecipe
 from mlflow_scalpel.run_warnings import warn
+from mlflow_scalpel.training.rewards import choose_rewards
 
 _BATCH = 1000  # texts that are tokenized at a time
 
@@ -60,14 +61,13 @@ def open_pool(recipe: TrainingRecipe, tokenizer: Any = None, run_id: str = "") -
 
 
 def _make_pool(recipe: TrainingRecipe, tokenizer: Any) -> Pool:
-    data, needs = recipe.data, ["problem"]
-    graded = isinstance(recipe, GrpoRecipe) and recipe.rewards.accuracy > 0
+    data, needs = recipe.data, {"problem"}
+    rewards = choose_rewards(recipe) if isinstance(recipe, GrpoRecipe) else []
     if isinstance(recipe, SftRecipe) or data.max_solution_tokens is not None:
-        needs.append("solution")
-    if graded:
-        needs.append("answer")
-    loaded, warnings = load(data, needs=tuple(needs)), {}
-    if graded:
+        needs.add("solution")
+    needs.update(column for one in rewards for column in one.reward.columns)
+    loaded, warnings = load(data, needs=tuple(sorted(needs))), {}
+    if any(one.reward.answers_are_mathematics for one in rewards):
         from mlflow_scalpel.evaluation.unreadable import readable_golds
 
         loaded, unreadable = readable_golds(loaded, data)

@@ -33,7 +33,7 @@ from mlflow_scalpel.training.resume_point import (
 )
 
 if TYPE_CHECKING:
-    from mlflow_scalpel.training.rewards import Rewards
+    from mlflow_scalpel.training.rewards.monitor import RewardMonitor
 
 
 def follow(
@@ -42,7 +42,7 @@ def follow(
     base: OpenBase,
     algorithm: str,
     pool: Pool,
-    rewards: Rewards | None = None,
+    rewards: RewardMonitor | None = None,
 ) -> Path | None:
     """Have every checkpoint of the trainer logged and measured.
 

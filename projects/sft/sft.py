@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from mlflow_scalpel.runs.lifecycle import open_stage
-from mlflow_scalpel.training.requirements import check_installed
+from mlflow_scalpel.training.requirements import check_requirements
 
 with open_stage(
-    "sft", Path(__file__).parent / "recipes", extra="train", check=check_installed
+    "sft", Path(__file__).parent / "recipes", extra="train", check=check_requirements
 ) as stage:
     from trl import SFTConfig, SFTTrainer
 
