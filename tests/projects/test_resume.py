@@ -79,8 +79,8 @@ elif place == "before its recipe is stored":
     import mlflow
     mlflow.log_text = lambda *_: die()
 elif place == "before its base is opened":
-    from mlflow_scalpel.training import session
-    session.open_base = lambda *_: die()
+    from mlflow_scalpel.training import base
+    base.open_base = lambda *_: die()
 sys.argv = sys.argv[3:]
 runpy.run_path(script, run_name="__main__")
 """
