@@ -25,15 +25,15 @@ def evaluate(stage):
         log_results,
         log_suite,
         plan_evaluation,
+        resume_suite,
         rows_of,
         score_table,
-        take_up_suite,
     )
     from mlflow_scalpel.evaluation.results import Results
     from mlflow_scalpel.evaluation.suite_data import data_warnings
     from mlflow_scalpel.evaluation.warned import keep_warnings, warnings_of_results
     from mlflow_scalpel.evaluation.workers import Order, count_workers, measure_all
-    from mlflow_scalpel.runs.resume import seam_tag
+    from mlflow_scalpel.runs.resume import resumed_tag
 
     recipe = stage.recipe
     suite = suite_of(recipe)
@@ -43,7 +43,7 @@ def evaluate(stage):
     results = Results(stage.run_id, stage.output)
     mlflow.log_params(recipe.flat())
     if stage.resumed:
-        plan = take_up_suite(suite, plan, stage.run_id, recipe.engine)
+        plan = resume_suite(suite, plan, stage.run_id, recipe.engine)
         results.fetch()
     else:
         log_suite(suite, plan, recipe.engine)
@@ -51,7 +51,7 @@ def evaluate(stage):
     left = [n for n, subject in enumerate(subjects) if not results.path(subject).exists()]
     if stage.resumed:
         there = len(subjects) - len(left)
-        mlflow.set_tags(seam_tag(stage.run_id, f"{there} of {len(subjects)} models were there"))
+        mlflow.set_tags(resumed_tag(stage.run_id, f"{there} of {len(subjects)} models were there"))
         for subject in subjects:
             if results.path(subject).exists():
                 results.send_metrics(subject)
