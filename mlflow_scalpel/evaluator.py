@@ -43,7 +43,7 @@ class ScalpelEvaluator(ModelEvaluator):
 
         `evaluator_config` holds `base` and `candidate` (directory, hub name or models:/ URI), and
         may hold `system_prompt`. Raises ScalpelError for other keys, or data without the columns
-        problem and solution.
+        problem and solution, and where the extra `measure` is not installed.
         """
         require_extra("measure", "the evaluator scalpel")
         from mlflow_scalpel.comparison.compare import probe_of

@@ -30,7 +30,7 @@ DTYPES = {
     "head": "Int64",
     "other": "string",  # model ID of the second checkpoint, where a metric is of two
     "matrix": "string",  # q_proj, k_proj, ...
-    "part": "string",  # what the matrix is for: one of `tensors.parts.PARTS`
+    "part": "string",  # what the matrix is for: one of `tensors.places.PARTS`
     "bin": "Float64",
     "value": "Float64",  # null where status is not ok
     "stderr": "Float64",

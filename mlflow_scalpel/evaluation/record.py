@@ -152,7 +152,7 @@ def log_suite(suite: Suite, plan: Plan, engine: str = "hf") -> None:
     mlflow.log_dict(_settings(suite, plan, engine), SUITE)
 
 
-def take_up_suite(suite: Suite, plan: Plan, run_id: str, engine: str = "hf") -> Plan:
+def resume_suite(suite: Suite, plan: Plan, run_id: str, engine: str = "hf") -> Plan:
     """The plan that the run was begun with, for `plan`, which was made anew.
 
     (Training may have added checkpoints since.) Raises ScalpelError where a result would not be

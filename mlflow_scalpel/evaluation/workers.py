@@ -26,7 +26,7 @@ from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.record import Plan, result_file
 from mlflow_scalpel.evaluation.suite import Suite
 from mlflow_scalpel.recipes.measuring import EvaluateRecipe
-from mlflow_scalpel.runs.signals import end_with_parent, interrupt_is_heard
+from mlflow_scalpel.runs.signals import end_with_parent, interrupt_was_caught
 
 _GPUS = "CUDA_VISIBLE_DEVICES"
 
@@ -146,7 +146,7 @@ def measure_all(
             done(futures[future], future.result())
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
-            interrupt_is_heard()
+            interrupt_was_caught()
         for child in multiprocessing.active_children():
             child.terminate()
         if isinstance(error, BrokenProcessPool):

@@ -23,7 +23,7 @@ from mlflow_scalpel.comparison.run_queries import ClientSource, evaluations_of
 from mlflow_scalpel.comparison.run_store import get_run, stored_ledger, stored_samples, stored_table
 from mlflow_scalpel.evaluation.harness import Evaluator
 from mlflow_scalpel.evaluation.suite import load_suite
-from mlflow_scalpel.runs.resume import SEAMS_TAG
+from mlflow_scalpel.runs.resume import RESUMED_TAG
 
 pytestmark = pytest.mark.slow
 
@@ -133,7 +133,9 @@ def test_a_killed_evaluation_goes_on_and_ends_as_if_nobody_had_killed_it(trained
     said = evaluate(tmp_path, "--resume", killed)
     assert "2 models to measure" in said
     assert mlflow.MlflowClient().get_run(killed).info.status == "FINISHED"
-    assert mlflow.MlflowClient().get_run(killed).data.tags[SEAMS_TAG] == "2 of 4 models were there"
+    assert (
+        mlflow.MlflowClient().get_run(killed).data.tags[RESUMED_TAG] == "2 of 4 models were there"
+    )
     pd.testing.assert_frame_equal(stored_samples(killed), stored_samples(whole))
     assert points(killed) == points(whole)
     assert all(len(history) == 4 for history in points(whole).values())

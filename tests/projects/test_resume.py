@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from mlflow_scalpel.checkpoints.search import checkpoints_of_run
 from mlflow_scalpel.comparison.run_store import stored_table
-from mlflow_scalpel.runs.resume import SEAMS_TAG
+from mlflow_scalpel.runs.resume import RESUMED_TAG
 
 pytestmark = pytest.mark.slow
 
@@ -79,8 +79,8 @@ elif place == "before its recipe is stored":
     import mlflow
     mlflow.log_text = lambda *_: die()
 elif place == "before its base is opened":
-    from mlflow_scalpel.training import session
-    session.open_base = lambda *_: die()
+    from mlflow_scalpel.training import base
+    base.open_base = lambda *_: die()
 sys.argv = sys.argv[3:]
 runpy.run_path(script, run_name="__main__")
 """
@@ -185,7 +185,7 @@ def test_a_killed_run_ends_as_if_nobody_had_killed_it(
 
     run = MlflowClient().get_run(run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.tags[SEAMS_TAG].startswith(f"from step {goes_on_from}")
+    assert run.data.tags[RESUMED_TAG].startswith(f"from step {goes_on_from}")
     _, checkpoints = checkpoints_of_run(run_id)
     assert [(c.step, c.status) for c in checkpoints] == [(s, "READY") for s in (2, 4, 6, 8)]
     assert sorted(o.step for o in run.outputs.model_outputs) == [2, 4, 6, 8]

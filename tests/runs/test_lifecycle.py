@@ -128,8 +128,11 @@ def test_killed_by_a_signal_even_by_two(start, number):
     [
         (["--set", "titel=x"], "Did you mean title"),
         (["--recipe", "tinny"], "Did you mean tiny"),
-        (["--learning_rate", "1e-5"], 'learning_rate is no parameter.*-P set="train.learning_rate'),
-        (["--max_steps=5"], r"max_steps is no parameter.*train\.max_steps"),
+        (
+            ["--learning_rate", "1e-5"],
+            'learning_rate is not a parameter.*-P set="train.learning_rate',
+        ),
+        (["--max_steps=5"], r"max_steps is not a parameter.*train\.max_steps"),
     ],
 )
 def test_a_refused_recipe_fails_the_waiting_run_with_the_same_words(start, arguments, said):
