@@ -1,4 +1,4 @@
-"""Training processes that are killed, and taken up: nothing lost, nothing twice."""
+"""Training processes that are killed, and resumed: nothing lost, nothing twice."""
 
 from __future__ import annotations
 
@@ -218,11 +218,11 @@ def test_what_cannot_be_taken_up_says_why(home, uninterrupted):
     )[0]
     run_id = finished.info.run_id
     assert "has FINISHED, so nothing of it is left to do" in resume(home, "sft", run_id, code=1)
-    assert "is a run of sft; take it up with" in resume(home, "grpo", run_id, code=1)
+    assert "is a run of sft; resume it with" in resume(home, "grpo", run_id, code=1)
     assert "there is no such run" in resume(home, "sft", "0" * 32, code=1)
 
 
-def test_what_nobody_can_take_up_is_ended(home, uninterrupted):
+def test_what_cannot_be_resumed_is_ended(home, uninterrupted):
     run_id = train(home, "sft", kill=("between saves", 5))
     shutil.move(home / "outputs" / run_id, home / "elsewhere")
     said = resume(home, "sft", run_id, code=1)
