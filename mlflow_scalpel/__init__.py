@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from mlflow_scalpel.checkpoints.reading.pull import pull, resolve
     from mlflow_scalpel.checkpoints.search import checkpoints_of_run
     from mlflow_scalpel.comparison.compare import compare, top_tokens
-    from mlflow_scalpel.comparison.run_store import describe_runs, gather, stored_ledger
+    from mlflow_scalpel.comparison.gather import gather
+    from mlflow_scalpel.comparison.run_store import describe_runs, stored_ledger
 
 __version__ = "0.1.0"
 
