@@ -12,6 +12,7 @@ import ast
 import inspect
 import re
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,8 @@ def metrics() -> str:
     page = [
         "# Metrics",
         "`mlflow-scalpel metrics NAME` prints the same. Names of metrics and of groups go into "
-        "`metrics` and `rare_metrics` of a recipe, and into `compare --metrics`. A metric's version "
-        "goes up when its values change.",
+        "`metrics` and `rare_metrics` of a recipe, and into `compare --metrics`. The version of a "
+        "metric goes up when its values change.",
     ]
     for group, about in GROUPS.items():
         found = [one for one in all_metrics() if one.group == group]
@@ -99,8 +100,8 @@ def recipes() -> str:
     page = [
         "# Recipes",
         "A recipe is a YAML file; `stage` says which entry point it is for, and a field that is "
-        "not listed here is refused. `extends: NAME` takes over the fields of another recipe. Training "
-        "fields carry the names of TRL's `SFTConfig` and `GRPOConfig`.",
+        "not listed here is refused. `extends: NAME` takes over the fields of another recipe. "
+        "Training fields carry the names of TRL's `SFTConfig` and `GRPOConfig`.",
         "`Fraction` is a number from 0 to 1, `Dtype` one of float32, bfloat16 and float16. "
         "`mlflow-scalpel check` checks a recipe without running it.",
     ]
@@ -184,9 +185,7 @@ def _default(field: FieldInfo) -> str:
         return "null"
     if isinstance(value, bool):
         return _code(str(value).lower())
-    return _code(
-        value if isinstance(value, str) and value else repr(value) if value == "" else str(value)
-    )
+    return _code('""' if value == "" else str(value))
 
 
 def _code(text: str) -> str:
@@ -197,15 +196,18 @@ def _block(language: str, text: str) -> str:
     return f"```{language}\n{text}\n```"
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
 
 
 def _cell(text: str) -> str:
     """Text of a table's cell: a bar would end it, and a tag outside of code be taken for HTML."""
-    parts = re.split(r"(`[^`]*`)", text.replace("|", "\\|"))
-    return "".join(p if p.startswith("`") else p.replace("<", "&lt;") for p in parts)
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(
+        part if part.startswith("`") else part.replace("|", "\\|").replace("<", "&lt;")
+        for part in parts
+    )
 
 
 PAGES = {"commands.md": commands, "metrics.md": metrics, "recipes.md": recipes}
