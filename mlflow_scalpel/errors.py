@@ -14,5 +14,9 @@ class RecipeError(ScalpelError):
     """A recipe, or a field given with `set`, that cannot be run as it stands."""
 
 
+class MissingPackage(ScalpelError):
+    """A package that a plain install does not bring; the text says which extra does."""
+
+
 class DiskFull(ScalpelError):
     """A disk of this machine is full, or its quota: the same may work once there is room."""

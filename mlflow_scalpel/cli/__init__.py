@@ -2,7 +2,8 @@
 
 Each subcommand is a module here, named like it: its docstring is its help (the first line stands in
 the list of commands), `EXAMPLE` what `--help` ends with, `add(parser)` declares the arguments and
-`run(arguments)` returns the exit status. Nothing heavy is imported before `run`.
+`run(arguments)` returns the exit status. `EXTRA` names the extra that it needs, where a plain
+install does not do. Nothing heavy is imported before `run`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 from mlflow_scalpel import __version__
 from mlflow_scalpel.credentials import guard_output, move_to_environment
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.extras import install_command, require_extra
 
 _EXAMPLE = "example:\n"
 
@@ -50,8 +52,10 @@ def build_parser() -> argparse.ArgumentParser:
         if module.name == "__main__":
             continue
         command = importlib.import_module(f"{__name__}.{module.name}")
-        about = str(command.__doc__)
+        about, extra = str(command.__doc__), getattr(command, "EXTRA", None)
         first = paragraphs(about)[0].rstrip(".")
+        if extra is not None:
+            about += f"\n\nNeeds more than a plain install: {install_command(extra)}"
         subparser = subparsers.add_parser(
             module.name.rstrip("_"),  # `import` is a word of Python's
             help=first[0].lower() + first[1:],
@@ -60,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=_Help,
         )
         command.add(subparser)
-        subparser.set_defaults(run=command.run)
+        subparser.set_defaults(run=command.run, extra=extra)
     return parser
 
 
@@ -77,6 +81,8 @@ def main(argv: list[str] | None = None) -> int:
     # MLflow's bar for each small table that is read; what takes long shows its own progress.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
+        if arguments.extra is not None:
+            require_extra(arguments.extra, f"mlflow-scalpel {arguments.command}")
         return int(arguments.run(arguments))
     except ScalpelError as error:
         print(error, file=sys.stderr)

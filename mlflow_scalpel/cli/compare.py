@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
+EXTRA = "measure"
 EXAMPLE = """\
 mlflow-scalpel compare models:/tiny-base/1 models:/tiny-sft/20 --metrics weights
 mlflow-scalpel compare org/base runs:/RUN_ID --metrics weights kl --texts problems.jsonl --log

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mlflow_scalpel.training.planning import Plan
 
 CONFIG = "config.json"
+EXTRA = "measure"
 EXAMPLE = 'mlflow-scalpel plan grpo/olmo2-1b --set "processes=2" --sharding zero3'
 _PATIENCE = 5.0  # seconds that the hub may take to answer
 

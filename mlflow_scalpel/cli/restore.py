@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+EXTRA = "measure"
 EXAMPLE = """\
 mlflow-scalpel restore models:/tiny-sft/20 --base models:/tiny-base/1 \\
     --modules q_proj,k_proj --layers 1-3 --out restored --log

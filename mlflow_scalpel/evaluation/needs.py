@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from mlflow_scalpel.extras import need
+from mlflow_scalpel.extras import require
 from mlflow_scalpel.recipes.measuring import EvaluateRecipe
 
 
 def check_installed(recipe: EvaluateRecipe) -> None:
-    """Raise RecipeError where the recipe's engine is missing; imports nothing heavy."""
+    """Raise MissingPackage where the recipe's engine is not there; imports nothing heavy."""
     if recipe.engine == "vllm":
-        need(
-            "engine = vllm",
+        require(
             "vllm",
-            "pip install 'mlflow-scalpel[vllm]'",
-            "engine=hf, which generates with Transformers and takes far longer on a GPU",
+            "vllm",
+            "engine = vllm",
+            instead="engine=hf, which generates with Transformers and takes far longer on a GPU",
         )

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_scalpel.credentials import guard_output, move_to_environment, without_credentials
-from mlflow_scalpel.errors import RecipeError, ScalpelError
+from mlflow_scalpel.errors import MissingPackage, RecipeError, ScalpelError
+from mlflow_scalpel.extras import require_extra
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 from mlflow_scalpel.recipes import load_recipe
 from mlflow_scalpel.recipes.settings import dump
@@ -68,14 +69,16 @@ def open_stage(
     stage: str,
     recipes: Path,
     *,
+    extra: str | None = None,
     check: Callable[[Any], object] | None = None,
     argv: list[str] | None = None,
 ) -> Iterator[OpenStage]:
     """Check the recipe named on the command line, start the MLflow run, and end it truthfully.
 
-    `recipes` is the folder in which names of recipes are looked up; `check` looks at what a recipe
-    only names (a suite), and raises RecipeError. Exits with 2 where the recipe is refused, with 1
-    where the stage fails, with 130 where it was interrupted.
+    `recipes` is the folder in which names of recipes are looked up; `extra` is what the stage needs
+    installed; `check` looks at what a recipe only names (a suite), and raises RecipeError. Exits
+    with 2 where the recipe is refused or a package is missing, with 1 where the stage fails, with
+    130 where it was interrupted.
     """
     move_to_environment()
     guard_output()
@@ -84,6 +87,8 @@ def open_stage(
         os.environ[_ABOVE] = str(os.getppid())
     try:
         arguments = _parse_arguments(stage, argv)
+        if extra is not None:
+            require_extra(extra, f"the entry point {stage}")
         if arguments.resume:
             recipe = take_up(arguments.resume, stage, arguments.recipe, arguments.set, recipes)
             tags = process_tag()
@@ -94,7 +99,7 @@ def open_stage(
             check(recipe)
         name = f"{recipe.name}-{stage}"
         _launch_processes(recipe, name, tags, recipes.resolve().parents[1] / "accelerate")
-    except RecipeError as error:
+    except (RecipeError, MissingPackage) as error:
         print(f"\n{error}\n", file=sys.stderr)
         _fail_waiting_run(str(error))
         sys.exit(2)

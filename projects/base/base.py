@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mlflow_scalpel.runs.lifecycle import open_stage
 
-with open_stage("base", Path(__file__).parent / "recipes") as stage:
+with open_stage("base", Path(__file__).parent / "recipes", extra="train") as stage:
     import mlflow
     import transformers
 

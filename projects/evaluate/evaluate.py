@@ -85,5 +85,5 @@ def evaluate(stage):
 
 
 if __name__ == "__main__":  # worker processes import this file
-    with open_stage("evaluate", HERE / "recipes", check=suite_of) as opened:
+    with open_stage("evaluate", HERE / "recipes", extra="eval", check=suite_of) as opened:
         evaluate(opened)

@@ -5,7 +5,9 @@ from pathlib import Path
 from mlflow_scalpel.runs.lifecycle import open_stage
 from mlflow_scalpel.training.requirements import check_installed
 
-with open_stage("grpo", Path(__file__).parent / "recipes", check=check_installed) as stage:
+with open_stage(
+    "grpo", Path(__file__).parent / "recipes", extra="train", check=check_installed
+) as stage:
     from trl import GRPOConfig, GRPOTrainer
 
     from mlflow_scalpel.chat import prompt_opening

@@ -6,7 +6,7 @@ from mlflow_scalpel.runs.lifecycle import open_stage
 
 HERE = Path(__file__).parent
 
-with open_stage("main", HERE / "recipes") as stage:
+with open_stage("main", HERE / "recipes", extra="train") as stage:
     import mlflow
 
     from mlflow_scalpel.runs.experiment import Experiment

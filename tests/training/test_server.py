@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mlflow_scalpel.errors import RecipeError, ScalpelError
+from mlflow_scalpel.errors import MissingPackage, ScalpelError
 from mlflow_scalpel.recipes import load_recipe, read_recipe
 from mlflow_scalpel.training.requirements import check_installed
 from mlflow_scalpel.training.vllm_server import HOST, LOG, command, environment, generation_server
@@ -204,16 +204,30 @@ def test_the_papers_server_has_the_eighth_gpu_and_what_trl_needs():
         environment(recipe, {"CUDA_VISIBLE_DEVICES": "0,1"})
 
 
+def install(monkeypatch, found: object) -> None:
+    """Let every package be found as `found`."""
+    for module in ("extras", "training.requirements"):
+        monkeypatch.setattr(f"mlflow_scalpel.{module}.find_spec", lambda name: found)
+
+
 @pytest.mark.parametrize(
     ("stage", "settings", "said"),
     [
-        ("grpo", "train.use_vllm=true", r"vllm is not installed; .*\[vllm\].*train.use_vllm=false"),
-        ("sft", "processes=2 sharding=zero3", "deepspeed is not installed; .*sharding=fsdp"),
-        ("sft", "train.use_liger_kernel=true", "liger_kernel is not installed"),
+        (
+            "grpo",
+            "train.use_vllm=true",
+            r"vllm, which is not installed: .*\[vllm\].*use_vllm=false",
+        ),
+        (
+            "sft",
+            "processes=2 sharding=zero3",
+            "needs deepspeed, which is not installed: .*sharding=fsdp",
+        ),
+        ("sft", "train.use_liger_kernel=true", "needs liger_kernel, which is not installed"),
         (
             "sft",
             "train.attn_implementation=flash_attention_2",
-            "flash_attn is not installed; .*attn_implementation=sdpa",
+            "needs flash_attn, which is not installed: .*attn_implementation=sdpa",
         ),
     ],
 )
@@ -221,14 +235,14 @@ def test_a_package_that_is_missing_is_told_before_anything_starts(
     stage, settings, said, monkeypatch
 ):
     recipe = load_recipe("tiny", PROJECTS / stage / "recipes", stage=stage, settings=settings)
-    monkeypatch.setattr("mlflow_scalpel.extras.find_spec", lambda name: None)
-    with pytest.raises(RecipeError, match=said):
+    install(monkeypatch, None)
+    with pytest.raises(MissingPackage, match=said):
         check_installed(recipe)
-    monkeypatch.setattr("mlflow_scalpel.extras.find_spec", lambda name: object())
+    install(monkeypatch, object())
     check_installed(recipe)
 
 
 def test_the_demo_needs_none_of_them(monkeypatch):
-    monkeypatch.setattr("mlflow_scalpel.extras.find_spec", lambda name: None)
+    install(monkeypatch, None)
     for stage in ("sft", "grpo"):
         check_installed(load_recipe("tiny", PROJECTS / stage / "recipes", stage=stage))
