@@ -42,7 +42,7 @@ def test_public_names_are_found_where_they_are_said_to_be():
 def test_the_package_of_checkpoints_lists_them(tracking):
     import mlflow_scalpel
 
-    assert list(mlflow_scalpel.checkpoints().columns[:3]) == ["algorithm", "recipe", "step"]
+    assert list(mlflow_scalpel.list_checkpoints().columns[:3]) == ["algorithm", "recipe", "step"]
 
 
 def project() -> dict:

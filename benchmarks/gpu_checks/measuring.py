@@ -118,7 +118,7 @@ def tiny_pair(setup: Setup) -> Iterator[Row]:
     os.chdir(setup.work)
     from mlflow import MlflowClient
 
-    from mlflow_scalpel.checkpoints import resolve
+    from mlflow_scalpel.checkpoints.reading.pull import resolve
 
     tagged = {run.data.tags["scalpel.stage"]: run for run in MlflowClient().search_runs(["0"])}
     base = "models:/tiny-base/latest"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 from urllib.parse import quote, unquote, urlparse, urlunparse
 
-from mlflow_scalpel.checkpoints.layout import is_inner_name
+from mlflow_scalpel.checkpoints.files import is_inner_name
 from mlflow_scalpel.errors import DiskFull, ScalpelError
 
 Link = Literal["reflink", "hard", "copy"]

@@ -14,8 +14,8 @@ from mlflow.entities import LoggedModel, Run
 from mlflow.environment_variables import MLFLOW_EXPERIMENT_NAME
 from mlflow.exceptions import MlflowException
 
-from mlflow_scalpel.checkpoints.layout import FAILURE_TAG, NOTE_TAG
 from mlflow_scalpel.checkpoints.search import (
+    NOTE_TAG,
     Registration,
     all_experiments,
     by_step,
@@ -30,6 +30,7 @@ from mlflow_scalpel.checkpoints.search import (
     wanted_runs,
 )
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.run_warnings import FAILURE_TAG
 
 # What each column of the table holds. (`object` columns hold text, or None where it is not known.)
 COLUMNS = {
@@ -57,7 +58,7 @@ COLUMNS = {
 }
 
 
-def checkpoints(
+def list_checkpoints(
     experiment: str | None = None,
     run_id: str | Sequence[str] | None = None,
     model: str | None = None,

@@ -18,30 +18,19 @@ from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.checkpoints.artifact_store import Store, open_store
-from mlflow_scalpel.checkpoints.layout import (
-    FAILURE_TAG,
-    KEPT,
-    MANIFEST,
-    MLMODEL,
-    NOT_CONTENT,
-    POINTER,
-    PRUNED_TAG,
-)
+from mlflow_scalpel.checkpoints.files import KEPT, MANIFEST, MLMODEL, NOT_CONTENT, POINTER
 from mlflow_scalpel.checkpoints.manifest import (
     Manifest,
     StoredFile,
     file_damage,
-    make_manifest,
     parse_manifest,
     sha256,
+    tensors_in,
 )
-from mlflow_scalpel.checkpoints.resolve import model_id_of
-from mlflow_scalpel.checkpoints.search import (
-    models_of_run,
-    state_of,
-    step_of,
-)
+from mlflow_scalpel.checkpoints.reading.addresses import model_id_of
+from mlflow_scalpel.checkpoints.search import PRUNED_TAG, models_of_run, state_of, step_of
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.run_warnings import FAILURE_TAG
 from mlflow_scalpel.server_errors import check_answered
 
 COLUMNS = ["run_id", "step", "model_id", "result", "file", "problem", "remedy"]
@@ -199,16 +188,15 @@ def _file_problem(
 
 def _damage(file: Path, described: StoredFile) -> str | None:
     """As `file_damage`, and whether the manifest tells the truth of the file's tensors too."""
-    if file.is_symlink() or not file.is_file() or file.stat().st_size != described.bytes:
-        return file_damage(file, described)
+    problem = file_damage(file, described)
+    if problem is not None:
+        return problem
     try:
-        if make_manifest([file], file.parent).files[file.name] == described:
-            return None
-    except ScalpelError:  # no whole safetensors file
-        return file_damage(file, described)
-    return file_damage(file, described) or (
-        f"is whole, but {MANIFEST} describes its tensors otherwise: that file was changed"
-    )
+        if tensors_in(file) != described.tensors:
+            return f"is complete, but {MANIFEST} describes its tensors otherwise: it was changed"
+    except ScalpelError as error:  # stored so, though its bytes are those that were logged
+        return str(error)
+    return None
 
 
 def _check_digest(

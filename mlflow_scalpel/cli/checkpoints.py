@@ -48,9 +48,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the checkpoints that the arguments choose."""
-    from mlflow_scalpel.checkpoints.listing import COLUMNS, checkpoints
+    from mlflow_scalpel.checkpoints.listing import COLUMNS, list_checkpoints
 
-    found = checkpoints(arguments.experiment, arguments.run_id, arguments.model)
+    found = list_checkpoints(arguments.experiment, arguments.run_id, arguments.model)
     metrics = [column for column in found.columns if column not in COLUMNS]
     if arguments.metrics is not None:
         chosen = fnmatch.filter(metrics, arguments.metrics)
@@ -126,7 +126,7 @@ def _texts(found: pd.DataFrame) -> dict[str, list[str]]:
 def _text(column: str, value: Any) -> str:
     import pandas as pd
 
-    from mlflow_scalpel.checkpoints.search import readable_bytes
+    from mlflow_scalpel.units import readable_bytes
 
     if value is None or value is pd.NA or value != value:
         return "-"

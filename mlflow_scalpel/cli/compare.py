@@ -163,7 +163,7 @@ def lines(rows: pd.DataFrame) -> list[str]:
     """
     import pandas as pd
 
-    from mlflow_scalpel.tensors.parts import LAYER_PARTS
+    from mlflow_scalpel.tensors.places import LAYER_PARTS
 
     found = []
     inside = rows["part"].isna() | rows["part"].isin(LAYER_PARTS)

@@ -68,7 +68,7 @@ def origin_of(arguments: argparse.Namespace) -> Any:
     """The ExternalRun that the arguments describe; raises ScalpelError where a param is none."""
     import mlflow
 
-    from mlflow_scalpel.checkpoints.external_run import ExternalRun
+    from mlflow_scalpel.checkpoints.external.external_run import ExternalRun
     from mlflow_scalpel.errors import ScalpelError
 
     params = {}
@@ -95,57 +95,61 @@ def origin_of(arguments: argparse.Namespace) -> Any:
 
 def run(arguments: argparse.Namespace) -> int:
     """Log all, and print a line a checkpoint; 1 where one of them is lost."""
-    from mlflow_scalpel.checkpoints.external_run import log_directory
-    from mlflow_scalpel.checkpoints.log import all_sent
+    from mlflow_scalpel.checkpoints.external.external_run import log_directory
+    from mlflow_scalpel.checkpoints.logging.uploads import all_sent
     from mlflow_scalpel.errors import ScalpelError
 
-    origin = origin_of(arguments)
-    if origin.step is not None and (len(arguments.directories) > 1 or origin.step < 0):
-        raise ScalpelError(f"--step {origin.step}: is the step of one directory, and 0 or more")
+    external = origin_of(arguments)
+    if external.step is not None and (len(arguments.directories) > 1 or external.step < 0):
+        raise ScalpelError(f"--step {external.step}: is the step of one directory, and 0 or more")
     lost = 0
     for directory in arguments.directories:
         if not directory.is_dir():
             raise ScalpelError(f"{directory}: there is no such directory")
         with all_sent():
-            run_id, uploads = log_directory(directory, origin)
+            run_id, uploads = log_directory(directory, external)
             print(f"{directory}: run {run_id}, {len(uploads)} checkpoints that it did not have")
-            for step, delivery in uploads.items():
-                lost += not report(step, delivery)
-        lost += finish(directory, origin, run_id, set(uploads))
+            for step, upload in uploads.items():
+                lost += not report(step, upload)
+        lost += finish(directory, external, run_id, set(uploads))
     return 1 if lost else 0
 
 
 def finish(
-    directory: Path, origin: Any, run_id: str, told: set[int], gone: dict[int, str] | None = None
+    directory: Path, external: Any, run_id: str, told: set[int], gone: dict[int, str] | None = None
 ) -> int:
     """Say what of the directory is not stored, and end the run; how many are lost.
 
     `told` are the steps that were reported already, `gone` those that were removed too early.
     """
-    from mlflow_scalpel.checkpoints.external_run import end_run, lost_steps, without_a_step
+    from mlflow_scalpel.checkpoints.external.external_run import (
+        end_run,
+        lost_steps,
+        models_without_step,
+    )
 
-    lost = lost_steps(directory, origin, run_id, told, gone)
+    lost = lost_steps(directory, external, run_id, told, gone)
     for step, reason in lost.items():
         if step not in told:
             print(f"step {step}: is not logged: {reason}", file=sys.stderr)
-    for path in without_a_step(directory, origin, run_id):
+    for path in models_without_step(directory, external, run_id):
         print(
             f"{path}: holds a model too, which is not logged, since its name says no step; "
             f"log it with: mlflow-scalpel log --step N --run-id {run_id} {shlex.quote(str(path))}"
         )
-    if origin.run_id is None:
+    if external.run_id is None:
         end_run(run_id)
     return len(lost)
 
 
-def report(step: int, delivery: Any) -> bool:
+def report(step: int, upload: Any) -> bool:
     """Wait for a checkpoint and print a line about it; whether it is READY."""
-    from mlflow_scalpel.checkpoints.layout import NOTE_TAG
-    from mlflow_scalpel.checkpoints.uploader import UploadPending
+    from mlflow_scalpel.checkpoints.logging.uploader import UploadPending
+    from mlflow_scalpel.checkpoints.search import NOTE_TAG
     from mlflow_scalpel.errors import ScalpelError
 
     try:
-        model = delivery.wait()
+        model = upload.wait()
     except UploadPending:
         raise
     except ScalpelError as error:

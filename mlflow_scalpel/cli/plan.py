@@ -151,7 +151,7 @@ def _load(file: str | None, model: str) -> Any:
     """The configuration in a file, or of a model; raises what Transformers raises."""
     from transformers import AutoConfig
 
-    from mlflow_scalpel.checkpoints import resolve
+    from mlflow_scalpel.checkpoints.reading.pull import resolve
 
     if file is not None:
         return AutoConfig.from_pretrained(file, trust_remote_code=False)

@@ -35,7 +35,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the directory, and nothing else, on stdout."""
-    from mlflow_scalpel.checkpoints.pull import pull
+    from mlflow_scalpel.checkpoints.reading.pull import pull
 
     # MLflow, PEFT and Transformers print where they like.
     with contextlib.redirect_stdout(sys.stderr):

@@ -38,7 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the restored checkpoint, and say what was put back."""
-    from mlflow_scalpel.checkpoints.restore import log_restoration, restore
+    from mlflow_scalpel.checkpoints.models.restore import log_restoration, restore
 
     modules = arguments.modules.split(",") if arguments.modules else None
     restored = restore(

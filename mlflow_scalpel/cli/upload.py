@@ -26,8 +26,8 @@ def run(arguments: argparse.Namespace) -> int:
     """
     import mlflow
 
-    from mlflow_scalpel.checkpoints.spool import Spool, find_spools
-    from mlflow_scalpel.checkpoints.uploader import Uploader
+    from mlflow_scalpel.checkpoints.logging.spool import Spool, find_spools
+    from mlflow_scalpel.checkpoints.logging.uploader import Uploader
     from mlflow_scalpel.credentials import without_credentials
 
     failed = 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mlflow_scalpel.cli.log import add_origin, finish, origin_of, report
 
 if TYPE_CHECKING:
-    from mlflow_scalpel.checkpoints.log import Upload
+    from mlflow_scalpel.checkpoints.logging.uploads import Upload
 
 EXAMPLE = "mlflow-scalpel watch out/ --base org/name --algorithm sft --until-idle 3600"
 
@@ -35,18 +35,19 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Log until idle or interrupted; 1 where a checkpoint is lost."""
-    from mlflow_scalpel.checkpoints.external_run import run_of, watch
-    from mlflow_scalpel.checkpoints.log import all_sent
+    from mlflow_scalpel.checkpoints.external.external_run import run_of
+    from mlflow_scalpel.checkpoints.external.watch import watch
+    from mlflow_scalpel.checkpoints.logging.uploads import all_sent
 
     directory, stop = arguments.directory, _Stop()
     taken: list[tuple[int, Upload]] = []  # a step that is written anew comes again
     gone: dict[int, str] = {}
-    origin = origin_of(arguments)
+    external = origin_of(arguments)
     print(f"watching {directory}; Ctrl-C ends it, when all is sent", flush=True)
     with all_sent():
-        for step, delivery in watch(
+        for step, upload in watch(
             directory,
-            origin,
+            external,
             interval=arguments.interval,
             idle=arguments.until_idle,
             stopped=lambda: stop.asked,
@@ -54,12 +55,12 @@ def run(arguments: argparse.Namespace) -> int:
             gone=gone,
         ):
             print(f"step {step}: whole, and on its way", flush=True)
-            taken.append((step, delivery))
+            taken.append((step, upload))
         if stop.asked:
             print("interrupted; sending what is under way", flush=True)
-        failed = [step for step, delivery in taken if not report(step, delivery)]
+        failed = [step for step, upload in taken if not report(step, upload)]
     told = {step for step, _ in taken}
-    lost = finish(directory, origin, run_of(directory, origin), told, gone)
+    lost = finish(directory, external, run_of(directory, external), told, gone)
     return 1 if lost or failed else 0
 
 

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from mlflow_scalpel.comparison.weights import StoredWeights
 from mlflow_scalpel.tensors.adapters import AdapterChanges, read_changes
-from mlflow_scalpel.tensors.config import read_config
 from mlflow_scalpel.tensors.cuts import Cut
-from mlflow_scalpel.tensors.files import ADAPTER_WEIGHTS
-from mlflow_scalpel.tensors.headers import Header
+from mlflow_scalpel.tensors.documents import read_config
+from mlflow_scalpel.tensors.files import ADAPTER_WEIGHTS, Header
 from mlflow_scalpel.tensors.places import places
 from mlflow_scalpel.tensors.quantised import FloatTensors
 from mlflow_scalpel.tensors.updates import Added, LowRank, Untouched

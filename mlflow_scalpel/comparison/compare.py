@@ -16,8 +16,8 @@ from mlflow_scalpel.chat import (
     stored_template,
     template_of,
 )
-from mlflow_scalpel.checkpoints.opening import errors_told, read_config
-from mlflow_scalpel.checkpoints.resolve import expand
+from mlflow_scalpel.checkpoints.models.opening import one_line_errors, read_config
+from mlflow_scalpel.checkpoints.reading.addresses import expand
 from mlflow_scalpel.comparison.engine import ON_TEXTS, STANDARD, Comparison
 from mlflow_scalpel.comparison.evaluated import evaluated_capabilities
 from mlflow_scalpel.comparison.forward import MEASURED
@@ -98,7 +98,7 @@ def compare(
     if texts is not None:
         name, pairs = _named(texts)
         try:
-            with errors_told():
+            with one_line_errors():
                 probe = probe_of(
                     name,
                     pairs,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from mlflow_scalpel.checkpoints.opening import errors_told
+from mlflow_scalpel.checkpoints.models.opening import one_line_errors
 from mlflow_scalpel.comparison.attention import AttentionShift
 from mlflow_scalpel.comparison.divergence import FLOOR, Divergence
 from mlflow_scalpel.comparison.forward import (
@@ -200,7 +200,7 @@ class Comparison:
             return [left_out for _ in checkpoints]
         if group not in self._runners:
             try:
-                with errors_told():
+                with one_line_errors():
                     self._runners[group] = open_runner(self._model(dtype), probes)
             except ScalpelError as error:
                 status, reason = why_not(error, group)
@@ -227,7 +227,7 @@ class Comparison:
         if refused is not None:
             return failed_rows(metrics, runner.probes, dtype, *refused)
         try:
-            with errors_told():
+            with one_line_errors():
                 rows = list(runner.rows(metrics, progress))
                 if self._token_tables and isinstance(runner, Divergence):
                     self.tokens[checkpoint] = token_table(runner.last, self._tokenizer())
@@ -239,7 +239,7 @@ class Comparison:
         """The base's model in a dtype, opened once; what kept it from being opened is kept too."""
         if dtype not in self._models:
             try:
-                with errors_told():
+                with one_line_errors():
                     self._models[dtype] = ForwardModel(
                         self.base.whole(MEASURED), dtype=dtype, device=self._device
                     )

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mlflow_scalpel.checkpoints.opening import CannotOpen, Failed, errors_told
-from mlflow_scalpel.checkpoints.swapping import SwappableModel
+from mlflow_scalpel.checkpoints.models.opening import CannotOpen, Failed, one_line_errors
+from mlflow_scalpel.checkpoints.models.swapping import SwappableModel
 from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.comparison.probes import Probe, ProbeText
 from mlflow_scalpel.comparison.tokenizers import other_tokenizer
@@ -215,7 +215,7 @@ def load_or_refuse(
     """Make the model the checkpoint; status and reason where it cannot be run like the base."""
     texts = (text for probe in probes for pair in probe.pairs for text in pair)
     try:
-        with errors_told():
+        with one_line_errors():
             checkpoint = subject.whole(MEASURED)
             reason = other_tokenizer(model.base, checkpoint, texts)
     except ScalpelError as error:
@@ -223,7 +223,7 @@ def load_or_refuse(
     if reason is not None:
         return "refused", f"{group}: {reason}"
     try:
-        with errors_told():
+        with one_line_errors():
             model.load_checkpoint(checkpoint)
     except CannotOpen as error:
         return "not comparable", f"{group}: {error}"

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlflow_scalpel.checkpoints import cache
-from mlflow_scalpel.checkpoints.layout import checkpoint_files
+from mlflow_scalpel.checkpoints.atomic import write_atomically
+from mlflow_scalpel.checkpoints.files import checkpoint_files
 from mlflow_scalpel.checkpoints.manifest import content_digest, read_manifest
+from mlflow_scalpel.checkpoints.reading import cache
 from mlflow_scalpel.checkpoints.search import step_of
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.adapters import check_adapter
@@ -53,9 +54,9 @@ class MeasuredModel:
             raise ScalpelError(self.problem)
         if self.adapted is None:
             return self.directory
-        from mlflow_scalpel.checkpoints.adapters import merged
+        from mlflow_scalpel.checkpoints.models.merging import merge_adapter
 
-        directory = merged(
+        directory = merge_adapter(
             self.directory,
             self.adapted,
             dtype=dtype,
@@ -80,7 +81,8 @@ def subject_from(
     """
     from mlflow import MlflowClient
 
-    from mlflow_scalpel.checkpoints.resolve import model_id_of, stored_files
+    from mlflow_scalpel.checkpoints.reading.addresses import model_id_of
+    from mlflow_scalpel.checkpoints.reading.download import stored_files
 
     model_id = model_id_of(source)
     if model_id is None:
@@ -129,7 +131,7 @@ def with_adapted(
     """The subject, and what it is an adapter of where it is one."""
     if not is_adapter(subject.directory):
         return subject
-    from mlflow_scalpel.checkpoints.adapter_base import Base, base_of
+    from mlflow_scalpel.checkpoints.reading.pull import Base, base_of
 
     given = None if base is None or base.adapted else Base(base.directory, base.digest)
     try:
@@ -159,5 +161,5 @@ def digest_of(directory: Path) -> str:
     if kept.is_file():
         return kept.read_text()
     digest = content_digest(directory)
-    cache.write_whole(kept, digest.encode())
+    write_atomically(kept, digest.encode())
     return digest

@@ -18,7 +18,7 @@ from mlflow_scalpel.comparison.bounds import SCALARS, check_row, scalar_unit
 from mlflow_scalpel.comparison.parquet import read_bounded
 from mlflow_scalpel.comparison.table import COLUMNS, DTYPES
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.tensors.parts import CLASSICAL
+from mlflow_scalpel.tensors.places import CLASSICAL
 
 _KEY = re.compile(r"(?P<label>.+)-step-(?P<step>\d+)")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from mlflow_scalpel.checkpoints import cache
+from mlflow_scalpel.checkpoints.reading import cache
 from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.comparison.table import read_table, write_table
 from mlflow_scalpel.comparison.token_files import read_tokens, write_tokens

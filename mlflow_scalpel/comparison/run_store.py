@@ -16,9 +16,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
-from mlflow_scalpel.checkpoints import Checkpoint, checkpoints_of_run
-from mlflow_scalpel.checkpoints.cache import release
-from mlflow_scalpel.checkpoints.resolve import stored_files
+from mlflow_scalpel.checkpoints.reading.cache import release
+from mlflow_scalpel.checkpoints.reading.download import stored_files
+from mlflow_scalpel.checkpoints.search import Checkpoint, checkpoints_of_run
 from mlflow_scalpel.comparison.capabilities import LEDGER_DTYPES
 from mlflow_scalpel.comparison.engine import Comparison
 from mlflow_scalpel.comparison.measured_models import MeasuredModel, with_adapted

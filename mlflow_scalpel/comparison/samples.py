@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from mlflow_scalpel.chat import context_of
-from mlflow_scalpel.checkpoints import cache
+from mlflow_scalpel.checkpoints.atomic import write_atomically
+from mlflow_scalpel.checkpoints.reading import cache
 from mlflow_scalpel.comparison.divergence import Divergence
 from mlflow_scalpel.comparison.forward import ForwardModel, Progress
 from mlflow_scalpel.comparison.probes import Probe, ProbeText
@@ -67,7 +68,7 @@ def _sampled(
     else:
         answers = sample(model, [prompt_of(item) for item in probe.items], sampling)
         if base_digest is not None:
-            cache.write_whole(kept, json.dumps(answers).encode())
+            write_atomically(kept, json.dumps(answers).encode())
     digest = hashlib.sha256(json.dumps(answers).encode()).hexdigest()[:16]
     items = tuple(_answered(item, ids) for item, ids in zip(probe.items, answers, strict=True))
     texts = probe.texts.replace(probe.digest, digest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from mlflow_scalpel.tensors.parts import LAYER_PARTS, SMALL_PARTS
+from mlflow_scalpel.tensors.places import LAYER_PARTS, SMALL_PARTS
 
 # Rows of these have no value though one was to be had; others are as they should be.
 FAILED = (

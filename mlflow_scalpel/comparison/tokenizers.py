@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mlflow_scalpel.checkpoints.opening import one_line
+from mlflow_scalpel.checkpoints.models.opening import one_line
 from mlflow_scalpel.errors import ScalpelError
 
 

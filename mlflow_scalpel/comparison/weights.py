@@ -13,11 +13,10 @@ from mlflow_scalpel.comparison.matrices import GROUPS, MatrixMetrics, Update, fa
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import Metric
 from mlflow_scalpel.metrics.update_sums import Training
-from mlflow_scalpel.tensors.config import read_config
 from mlflow_scalpel.tensors.cuts import Cut
-from mlflow_scalpel.tensors.places import Piece, Place, in_order, places
+from mlflow_scalpel.tensors.documents import read_config
+from mlflow_scalpel.tensors.places import Piece, Place, in_order, places, tied_head
 from mlflow_scalpel.tensors.quantised import FloatTensors
-from mlflow_scalpel.tensors.tied import tied_head
 from mlflow_scalpel.tensors.updates import Added, Untouched
 
 Progress = Callable[[int], object]

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from mlflow_scalpel.chat import context_of
-from mlflow_scalpel.checkpoints.swapping import SwappableModel
+from mlflow_scalpel.checkpoints.models.swapping import SwappableModel
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.suite_lm import SuiteLM, end_tokens_of
 

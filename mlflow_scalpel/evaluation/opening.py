@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from mlflow_scalpel.chat import load_tokenizer
-from mlflow_scalpel.checkpoints.opening import CannotOpen
-from mlflow_scalpel.checkpoints.swapping import SwappableModel
+from mlflow_scalpel.checkpoints.models.opening import CannotOpen
+from mlflow_scalpel.checkpoints.models.swapping import SwappableModel
 from mlflow_scalpel.comparison.tokenizers import added_tokens, other_tokenizer
 from mlflow_scalpel.errors import ScalpelError
 

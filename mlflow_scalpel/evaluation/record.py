@@ -17,7 +17,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from mlflow_scalpel.chat import DEFAULT_DATE, stored_eos, stored_template, with_chat
-from mlflow_scalpel.checkpoints import Checkpoint, checkpoints_of_run, log_base, resolve
+from mlflow_scalpel.checkpoints.logging.log import log_base
+from mlflow_scalpel.checkpoints.reading.pull import resolve
+from mlflow_scalpel.checkpoints.search import Checkpoint, checkpoints_of_run
 from mlflow_scalpel.comparison import MeasuredModel, tidy
 from mlflow_scalpel.comparison.capabilities import capability_table, ledger
 from mlflow_scalpel.comparison.probes import text_digest

@@ -19,8 +19,8 @@ import pandas as pd
 import pyarrow
 from mlflow import MlflowClient
 
-from mlflow_scalpel.checkpoints.log import courier_for
-from mlflow_scalpel.checkpoints.spool import ArtifactEntry, MetricsEntry, MetricValue
+from mlflow_scalpel.checkpoints.logging.spool import ArtifactEntry, MetricsEntry, MetricValue
+from mlflow_scalpel.checkpoints.logging.uploads import uploader_for
 from mlflow_scalpel.comparison import MeasuredModel
 from mlflow_scalpel.evaluation.groups import GroupScore
 from mlflow_scalpel.evaluation.harness import Evaluation, Score
@@ -70,7 +70,7 @@ class Results:
     def __init__(self, run_id: str, output: Path) -> None:
         self.folder = output / "results"
         self._run_id = run_id
-        self._courier = courier_for(run_id, output)
+        self._courier = uploader_for(run_id, output)
         shutil.rmtree(self.folder, ignore_errors=True)  # of a process that was killed
         self.folder.mkdir(parents=True)
 

@@ -18,7 +18,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.utils import has_bos_prefix, postprocess_generated_text
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
-from mlflow_scalpel.checkpoints.weights import check_same_tensors
+from mlflow_scalpel.checkpoints.models.swapping import check_same_tensors
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.suite_lm import SuiteLM, end_tokens_of
 

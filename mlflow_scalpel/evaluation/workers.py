@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mlflow_scalpel.checkpoints.opening import errors_told
+from mlflow_scalpel.checkpoints.models.opening import one_line_errors
 from mlflow_scalpel.comparison import MeasuredModel
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.record import Plan, result_file
@@ -70,7 +70,7 @@ class Measurer:
         base, without which there is nothing to compare with, is raised.
         """
         try:
-            told = nullcontext() if number == 0 else errors_told()
+            told = nullcontext() if number == 0 else one_line_errors()
             with self._order.plan.opened(number) as subject, told:
                 self._measure(subject, is_base=number == 0)
         except ScalpelError as error:

@@ -13,7 +13,7 @@ import sys
 import warnings
 
 from mlflow_scalpel.credentials import guard_output
-from mlflow_scalpel.runs.resume import FAILURE_TAG
+from mlflow_scalpel.run_warnings import FAILURE_TAG
 
 
 def main(words: list[str]) -> int:

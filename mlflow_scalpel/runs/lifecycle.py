@@ -32,20 +32,13 @@ from mlflow_scalpel.extras import require_extra
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 from mlflow_scalpel.recipes import load_recipe
 from mlflow_scalpel.recipes.settings import dump
-from mlflow_scalpel.runs.resume import (
-    FAILURE_TAG,
-    RECIPE_ARTIFACT,
-    RESUMABLE,
-    first_tags,
-    process_tag,
-    take_up,
-)
+from mlflow_scalpel.run_warnings import FAILURE_TAG, failure_text
+from mlflow_scalpel.runs.resume import RECIPE_ARTIFACT, RESUMABLE, first_tags, process_tag, take_up
 from mlflow_scalpel.runs.signals import end_with_parent, ignore_signals, stop_on_signals
 
 NESTED = "SCALPEL_NESTED"  # set where an experiment of ours started the stage, not `mlflow run`
 _OUTPUT = "SCALPEL_OUTPUT"  # tells every process of one stage the same output directory
 _ABOVE = "SCALPEL_ABOVE"  # and which process is `mlflow run`, where it began the stage
-_TAG_LIMIT = 5000  # characters; MLflow's stores refuse tags above 8000
 _MOMENT = 30.0  # seconds that an interrupted process goes on sending
 _LOST_PEER = "by peer"  # closed or reset, as gloo says
 _NO_SPACE = os.strerror(errno.ENOSPC)
@@ -174,8 +167,8 @@ def _settled_run(mlflow: Any, name: str, tags: dict[str, str]) -> Iterator[tuple
 
     `tags` it has from its first moment, where this process makes it.
     """
-    from mlflow_scalpel.checkpoints.log import close_couriers
-    from mlflow_scalpel.checkpoints.uploader import UploadPending
+    from mlflow_scalpel.checkpoints.logging.uploader import UploadPending
+    from mlflow_scalpel.checkpoints.logging.uploads import close_uploaders
 
     # `mlflow run` made the run already and passes it in MLFLOW_RUN_ID, which start_run consumes.
     made_before = "MLFLOW_RUN_ID" in os.environ
@@ -186,7 +179,7 @@ def _settled_run(mlflow: Any, name: str, tags: dict[str, str]) -> Iterator[tuple
         if "mlflow.parentRunId" not in mlflow.active_run().data.tags:
             mlflow.set_tag("mlflow.runName", name)
         yield run_id, output
-        close_couriers()
+        close_uploaders()
     except KeyboardInterrupt:
         ignore_signals()  # a second Ctrl-C must not cut off the note that there was a first
         _leave_rest_in_spool()
@@ -234,11 +227,11 @@ def _check_writable(output: Path) -> None:
 
 def _leave_rest_in_spool(limit: float = _MOMENT) -> None:
     """Give what is under way a moment; the rest is sent by `upload`, or when the run is resumed."""
-    from mlflow_scalpel.checkpoints.log import close_couriers
-    from mlflow_scalpel.checkpoints.uploader import UploadPending
+    from mlflow_scalpel.checkpoints.logging.uploader import UploadPending
+    from mlflow_scalpel.checkpoints.logging.uploads import close_uploaders
 
     try:
-        close_couriers(limit)
+        close_uploaders(limit)
     except UploadPending as error:
         print(f"\n{error}", file=sys.stderr)
 
@@ -247,10 +240,10 @@ def _end(mlflow: Any, run_id: str, output: Path, status: str, reason: str | None
     """End the run; where the server is away, its end waits in the spool, and the process exits."""
     from mlflow.exceptions import MlflowException
 
-    from mlflow_scalpel.checkpoints.log import spool_directory
-    from mlflow_scalpel.checkpoints.spool import EndEntry, Spool, TagsEntry
+    from mlflow_scalpel.checkpoints.logging.spool import EndEntry, Spool, TagsEntry
+    from mlflow_scalpel.checkpoints.logging.uploads import spool_directory
 
-    tags = {} if reason is None else {FAILURE_TAG: without_credentials(reason)[:_TAG_LIMIT]}
+    tags = {} if reason is None else {FAILURE_TAG: failure_text(reason)}
     try:
         mlflow.set_tags(tags)
         mlflow.end_run(status)
@@ -331,7 +324,7 @@ def _fail_waiting_run(reason: str) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient()
-    client.set_tag(run_id, FAILURE_TAG, reason[:_TAG_LIMIT])
+    client.set_tag(run_id, FAILURE_TAG, failure_text(reason))
     client.set_terminated(run_id, "FAILED")
 
 

@@ -14,13 +14,13 @@ import psutil
 
 from mlflow_scalpel.errors import RecipeError
 from mlflow_scalpel.recipes import load_recipe, read_recipe
+from mlflow_scalpel.run_warnings import FAILURE_TAG, failure_text
 from mlflow_scalpel.server_errors import check_answered
 
 RESUMABLE = ("main", "sft", "grpo", "evaluate")
 _KEEP_FILES = ("sft", "grpo")  # go on from what lies in their output directory
 RECIPE_ARTIFACT = "recipe.yaml"
 STAGE_TAG = "scalpel.stage"  # of every run of a stage
-FAILURE_TAG = "scalpel.failure"
 SEAMS_TAG = "scalpel.resumed"
 _WORDS_TAG = "scalpel.began_with"  # recipe and set of the command, until the recipe is stored
 _PROCESS_TAG = "scalpel.process"  # where the stage's process is, or was
@@ -214,7 +214,7 @@ def _end(run: Any, why: str) -> str:
     if run.info.status != "RUNNING" or where.get("host") != socket.gethostname() or _lives(where):
         return ""
     client = MlflowClient()
-    client.set_tag(run.info.run_id, FAILURE_TAG, f"its process was killed, and {why}"[:5000])
+    client.set_tag(run.info.run_id, FAILURE_TAG, failure_text(f"its process was killed, and {why}"))
     client.set_terminated(run.info.run_id, "KILLED")
     return ". The run, whose process is gone, is KILLED now"
 

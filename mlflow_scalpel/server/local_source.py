@@ -26,7 +26,7 @@ from mlflow_scalpel.server.caching import Cache
 from mlflow_scalpel.server.client_source import RUNS_A_PAGE, last_changed, not_readable, paged
 
 API = "/api/2.0/mlflow"
-_MODELS_A_PAGE = 500
+_MODELS_PER_PAGE = 500
 # What belongs to the request for a page, and not to the user who sent it.
 _NOT_PASSED_ON = {
     *("accept", "accept-encoding", "connection", "content-length", "content-type", "origin"),
@@ -109,7 +109,7 @@ class Inside:
             body = {
                 "experiment_ids": [run.info.experiment_id],
                 "filter": f"source_run_id = '{run.info.run_id}'",
-                "max_results": _MODELS_A_PAGE,
+                "max_results": _MODELS_PER_PAGE,
             }
             answer = self._post(
                 f"{API}/logged-models/search",

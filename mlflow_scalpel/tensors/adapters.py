@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.tensors.config import read_config
-from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, TensorFiles
-from mlflow_scalpel.tensors.headers import FLOATS, Header
+from mlflow_scalpel.tensors.documents import read_config
+from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, FLOATS, Header, TensorFiles
 from mlflow_scalpel.tensors.names import counterparts, located
-from mlflow_scalpel.tensors.places import places
+from mlflow_scalpel.tensors.places import places, tied_head
 from mlflow_scalpel.tensors.quantised import FloatTensors
-from mlflow_scalpel.tensors.tied import tied_head
 from mlflow_scalpel.tensors.updates import Change, Dora, LowRank, Replaced
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +34,19 @@ def read_object(file: Path) -> dict[str, Any]:
             "checkpoint again"
         )
     return content
+
+
+CONFIG = "config.json"
+
+
+def read_config(directory: Path) -> Mapping[str, Any]:
+    """What config.json holds; empty where there is none, or it cannot be read.
+
+    Without it no tensor is cut and none is taken for tied: the weights are measured as they are
+    stored. Who needs the model itself is told by Transformers what is wrong with the file.
+    """
+    try:
+        config = json.loads((directory / CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}

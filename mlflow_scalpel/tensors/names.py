@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.families import data, pattern
 
 # torch.compile, DataParallel and DistributedDataParallel, activation checkpointing, FSDP, TRL's
@@ -171,3 +172,72 @@ def _bare(name: str, around: Collection[str]) -> str:
     while len(parts) > 2 and parts[0] in around:
         parts = parts[1:]
     return ".".join(parts)
+
+
+def select(names: Iterable[str], layers: str | None, modules: Sequence[str] | None) -> list[str]:
+    """The names of tensors in the given layers and modules, in their order.
+
+    Layers are the language model's own: a tower of images or sound, and a predictor of further
+    tokens, have layers of the same numbers, of which none is ever chosen.
+
+    Args:
+        names: of all tensors of a model, such as `model.layers.3.self_attn.q_proj.weight`.
+        layers: "19-25" or "0-3,7", both ends included; None takes all layers.
+        modules: parts of the names, such as `q_proj` or `mlp`; None takes all of a layer.
+
+    Raises:
+        ScalpelError: a layer or a module that the model does not have, or nothing is chosen.
+    """
+    parts: dict[str, tuple[int, list[str]]] = {}
+    for name, where in located(names).items():
+        if where.layer is not None:
+            *modules_of, last = where.path.split(".")
+            # Experts in one tensor are parameters without a module of their own.
+            own = [] if last in ("weight", "bias") else [last]
+            parts[name] = where.layer, modules_of + own
+    there = sorted({layer for layer, _ in parts.values()})
+    if not there:
+        raise ScalpelError("the model has no tensor under layers.<number>, so none can be chosen")
+    wanted = there if layers is None else _layers(layers)
+    if beyond := sorted(set(wanted) - set(there)):
+        raise ScalpelError(
+            f"layers = {layers}: the model has no layer {beyond[0]}; "
+            f"its layers are {there[0]} to {there[-1]}"
+        )
+    known = {module for _, path in parts.values() for module in path}
+    for module in modules or ():
+        if module not in known:
+            raise ScalpelError(
+                f"modules = {', '.join(modules or ())}: the model's layers have no module "
+                f"{module!r}; they have {', '.join(sorted(known))}"
+            )
+    chosen = [
+        name
+        for name, (layer, path) in parts.items()
+        if layer in wanted and (modules is None or not set(path).isdisjoint(modules))
+    ]
+    # A module may be in some layers only, as in a mixture of experts after dense layers.
+    found_in = {part for name in chosen for part in parts[name][1]}
+    if lacking := [module for module in modules or () if module not in found_in]:
+        raise ScalpelError(f"modules = {lacking[0]}: is in none of the layers {layers}")
+    return chosen
+
+
+def _layers(text: str) -> list[int]:
+    try:
+        return parse_layers(text)
+    except ValueError as error:
+        raise ScalpelError(f"layers = {text}: {error}") from error
+
+
+def parse_layers(text: str) -> list[int]:
+    """The layers that "19-25" or "0-3,7" names, both ends included; raises ValueError."""
+    layers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ValueError("names no layers; write 19-25 or 0-3,7")
+        if dash and int(last) < int(first):
+            raise ValueError(f"ends before it begins; write {last}-{first}")
+        layers.update(range(int(first), int(last if dash else first) + 1))
+    return sorted(layers)

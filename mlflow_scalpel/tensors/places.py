@@ -4,19 +4,38 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow_scalpel.tensors.cuts import Cut, Family, Shape
 from mlflow_scalpel.tensors.families import part_rules, pattern
-from mlflow_scalpel.tensors.headers import BITS, FLOATS, Header
+from mlflow_scalpel.tensors.files import BITS, FLOATS, Header
 from mlflow_scalpel.tensors.names import Location, located
-from mlflow_scalpel.tensors.parts import CLASSICAL
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+#: The matrices that most decoder layers have, in the order in which a layer applies them.
+CLASSICAL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+#: What does the work of the language model's layers. A mean over matrices is over these.
+LAYER_PARTS = ("attention", "mlp", "experts", "router", "convolution", "state space")
+#: What holds next to none of a model's parameters.
+SMALL_PARTS = ("norm", "bias", "vector")
+#: Every part, in the order in which it is shown.
+PARTS = (
+    *LAYER_PARTS,
+    "embeddings",
+    "head",
+    *SMALL_PARTS,
+    "vision",
+    "other",
+)
+
 
 Place = tuple[int | None, str]
 """Layer, null for a tensor outside of the layers, and matrix as in `q_proj`."""
-
 # The seven classical matrices, and what several of them are where they are one and are not cut.
 _ATTENTION = (
     *CLASSICAL[:4], "qkv_proj", "query_key_value", "c_attn", "Wqkv", "wqkv", "W_pack"
@@ -145,3 +164,53 @@ def _part(where: Location, path: str, shape: Shape) -> str:
         if rule.name.search(path):
             return rule.part
     return "other"
+
+
+def tied_head(
+    pieces: Mapping[Place, Piece], config: Mapping[str, Any], read: Callable[[str], Tensor]
+) -> tuple[Place, Place] | None:
+    """Place of the head and of the embeddings that it is; None where it is a matrix of its own.
+
+    They are one where they are stored with the same bits, and where the configuration ties them
+    and no head is stored. A head that is stored and differs is one of its own, whatever the
+    configuration says.
+
+    Args:
+        pieces: all weights of a model.
+        config: what its config.json holds.
+        read: gives a stored tensor by its name.
+    """
+    embeddings = _first(pieces, "embeddings")
+    if embeddings is None:
+        return None
+    head = _first(pieces, "head")
+    if head is None:
+        return ((None, "lm_head"), embeddings) if _ties(config) else None
+    one, other = pieces[head], pieces[embeddings]
+    if one.shape != other.shape:
+        return None
+    first, second = read(one.tensor), read(other.tensor)
+    if first.dtype != second.dtype or not _same_bits(first[:1], second[:1]):
+        return None
+    return (head, embeddings) if _same_bits(first, second) else None
+
+
+def _first(pieces: Mapping[Place, Piece], which: str) -> Place | None:
+    for place, piece in pieces.items():
+        if place[0] is None and len(piece.shape) == 2 and pattern("tied", which).match(place[1]):
+            return place
+    return None
+
+
+def _ties(config: Mapping[str, Any]) -> bool:
+    inner = config.get("text_config")
+    said = config.get("tie_word_embeddings")
+    if said is None and isinstance(inner, Mapping):
+        said = inner.get("tie_word_embeddings")
+    return said is True
+
+
+def _same_bits(first: Tensor, second: Tensor) -> bool:
+    import torch
+
+    return torch.equal(first.contiguous().view(torch.uint8), second.contiguous().view(torch.uint8))

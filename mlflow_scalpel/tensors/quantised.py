@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.tensors.files import TensorFiles
-from mlflow_scalpel.tensors.headers import FLOATS, Header
+from mlflow_scalpel.tensors.files import FLOATS, Header, TensorFiles
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +83,7 @@ class FloatTensors:
             header is not self.files.headers.get(n) for n, header in self.headers.items()
         ) or bool(self.reasons)
 
-    def check_whole(self) -> None:
+    def check_complete(self) -> None:
         """Raise ScalpelError unless the tensors are the model, and all can be read."""
         if self.reasons:
             name, reason = next(iter(self.reasons.items()))

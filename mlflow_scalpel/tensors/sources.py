@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.tensors.config import read_config
-from mlflow_scalpel.tensors.headers import Header
+from mlflow_scalpel.tensors.documents import read_config
+from mlflow_scalpel.tensors.files import Header
 from mlflow_scalpel.tensors.names import counterparts
 from mlflow_scalpel.tensors.places import Piece, places
 

@@ -12,8 +12,13 @@ import pandas as pd
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from mlflow_scalpel.checkpoints.log import Upload, log_checkpoint
-from mlflow_scalpel.checkpoints.lost import LOST, lost_among, said_of_lost
+from mlflow_scalpel.checkpoints.logging.log import log_checkpoint
+from mlflow_scalpel.checkpoints.logging.uploads import (
+    LOST_WARNING,
+    Upload,
+    failed_uploads,
+    lost_message,
+)
 from mlflow_scalpel.comparison import Comparison, MeasuredModel, tidy
 from mlflow_scalpel.comparison.summary import summarise, unmeasured
 from mlflow_scalpel.errors import ScalpelError
@@ -94,7 +99,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         self._multiplied = Multiplied(0, 0)
         self._began = self._measuring = 0.0
         self._logs_of_save: dict[str, float] = {}
-        self._deliveries: dict[int, Upload] = {}
+        self._uploads: dict[int, Upload] = {}
         self._lost: dict[int, str] = {}
         self._tables = [] if past.table is None else [past.table]
         self._summary = list(past.summary)
@@ -192,15 +197,15 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         if self._unidentified:  # now every model is known
             self._journal.table(self._table())
         self._journal.uploader.drain()
-        if self._lost and len(self._lost) == len(self._deliveries) and not self._past.stored:
-            raise ScalpelError(said_of_lost(self._lost, 0))
+        if self._lost and len(self._lost) == len(self._uploads) and not self._past.stored:
+            raise ScalpelError(lost_message(self._lost, 0))
 
     def _tell_losses(self) -> None:
         """Warn on the run of the checkpoints that could not be stored so far."""
-        self._lost = lost_among(self._deliveries)
+        self._lost = failed_uploads(self._uploads)
         if self._lost:
-            stored = len(self._deliveries) - len(self._lost) + len(self._past.stored)
-            self._journal.warnings({LOST: said_of_lost(self._lost, stored)}, self._run_id)
+            stored = len(self._uploads) - len(self._lost) + len(self._past.stored)
+            self._journal.warnings({LOST_WARNING: lost_message(self._lost, stored)}, self._run_id)
 
     def state(self) -> dict[str, Any]:
         """What the trainer keeps in a checkpoint's trainer_state.json for this callback."""
@@ -235,9 +240,9 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         self._tokens = state.num_input_tokens_seen
         started = time.monotonic()
         if step not in self._past.stored:
-            self._deliveries[step] = self._log(directory, step)
+            self._uploads[step] = self._log(directory, step)
         if self._logs_of_save:
-            self._journal.metrics(self._logs_of_save, step, self._deliveries.get(step))
+            self._journal.metrics(self._logs_of_save, step, self._uploads.get(step))
             self._logs_of_save = {}
         self._measuring += time.monotonic() - started
         if not self._is_measured(step):
@@ -259,7 +264,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
             print(f"WARNING: {alarm.name} at step {step}: {alarm.message}", flush=True)
             self._journal.tags(alarm.tag)
             if fatal is None and alarm.name in self._watch.settings.stop:
-                stored = (one for one in (*self._deliveries, *self._past.stored) if one < step)
+                stored = (one for one in (*self._uploads, *self._past.stored) if one < step)
                 fatal = (
                     f"{alarm.name} at step {step}: {alarm.message}. The recipe stops the run at it "
                     "(alarms.stop); the last checkpoint before it is that of step "
@@ -318,7 +323,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         measured_on = {
             key: probes[key.rsplit("/", 1)[1]] for key in summary if key.startswith("kl/")
         }
-        model = self._deliveries.get(step) or (self._base.model_id if step == 0 else None)
+        model = self._uploads.get(step) or (self._base.model_id if step == 0 else None)
         self._journal.metrics({**summary, **cost}, step, model, measured_on)
         self._summary.append({"step": step, "algorithm": self._algorithm, **summary, **cost})
         self._journal.summary(self._summary)
@@ -351,8 +356,8 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         """All rows so far, with the model of each step as far as it is known."""
         table = pd.concat(self._tables, ignore_index=True)
         known = {0: (self._base.model_id, self._base.digest), **self._past.stored}
-        for step, delivery in self._deliveries.items():
-            known[step] = (delivery.model_id or "", delivery.digest or "")
+        for step, upload in self._uploads.items():
+            known[step] = (upload.model_id or "", upload.digest or "")
         self._unidentified = any("" in names for names in known.values())
         for step, (model_id, digest) in known.items():
             table.loc[table["step"] == step, ["model_id", "model_digest"]] = model_id, digest

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from mlflow_scalpel.checkpoints.log import Upload
-from mlflow_scalpel.checkpoints.spool import (
+from mlflow_scalpel.checkpoints.logging.spool import (
     ArtifactEntry,
     BestEntry,
     ImageEntry,
@@ -19,7 +18,8 @@ from mlflow_scalpel.checkpoints.spool import (
     MetricValue,
     TagsEntry,
 )
-from mlflow_scalpel.checkpoints.uploader import Uploader
+from mlflow_scalpel.checkpoints.logging.uploader import Uploader
+from mlflow_scalpel.checkpoints.logging.uploads import Upload
 from mlflow_scalpel.comparison.run_queries import TABLE, TOKENS
 from mlflow_scalpel.comparison.table import write_table
 from mlflow_scalpel.comparison.token_files import artifact_name, write_tokens

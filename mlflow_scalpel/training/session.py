@@ -22,7 +22,8 @@ from mlflow_scalpel.chat import (
     load_tokenizer,
     with_chat,
 )
-from mlflow_scalpel.checkpoints import log_base, resolve
+from mlflow_scalpel.checkpoints.logging.log import log_base
+from mlflow_scalpel.checkpoints.reading.pull import resolve
 from mlflow_scalpel.comparison import Comparison, MeasuredModel, Probe, build_probe
 from mlflow_scalpel.comparison.probes import text_digest
 from mlflow_scalpel.comparison.run_queries import ARGUMENTS, stated_prompt
@@ -136,7 +137,7 @@ def follow(
     from accelerate.utils import broadcast_object_list
     from transformers import PrinterCallback
 
-    from mlflow_scalpel.checkpoints.log import courier_for
+    from mlflow_scalpel.checkpoints.logging.uploads import uploader_for
     from mlflow_scalpel.training.callback import BarrierCallback, CheckpointCallback
     from mlflow_scalpel.training.freezing import apply_freeze
     from mlflow_scalpel.training.journal import Journal
@@ -155,7 +156,7 @@ def follow(
     chosen: list[Path | None] = [None]
     if not stage.run_id:
         return broadcast_object_list(chosen)[0]
-    uploader, past = courier_for(stage.run_id, stage.output), Past()
+    uploader, past = uploader_for(stage.run_id, stage.output), Past()
     if stage.resumed:
         uploader.drain()  # what the killed process had not sent yet
         chosen[0], past = _take_up(stage)

@@ -19,7 +19,7 @@ def suite_of(recipe):
 def evaluate(stage):
     import mlflow
 
-    from mlflow_scalpel.checkpoints.once import give_best
+    from mlflow_scalpel.checkpoints.logging.mlflow_writes import give_best
     from mlflow_scalpel.evaluation.record import (
         gap_table,
         log_results,

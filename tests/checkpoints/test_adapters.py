@@ -16,10 +16,10 @@ from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mlflow_scalpel.checkpoints import log_base, log_checkpoint, resolve
-from mlflow_scalpel.checkpoints.adapters import merged
 from mlflow_scalpel.checkpoints.artifact_store import open_store
-from mlflow_scalpel.checkpoints.pull import pull
+from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
+from mlflow_scalpel.checkpoints.models.merging import merge_adapter
+from mlflow_scalpel.checkpoints.reading.pull import pull, resolve
 from mlflow_scalpel.errors import ScalpelError
 
 IDS = torch.arange(5, 25).reshape(2, 10)
@@ -70,11 +70,11 @@ def test_the_merged_model_says_what_pefts_says(make_model, make_adapter, tied, t
     adapter = make_adapter(base, target_modules=targets)
     expected = by_peft(base, adapter)
     assert not same(expected, opened(base))
-    directory = merged(adapter, base)
+    directory = merge_adapter(adapter, base)
     assert same(opened(directory), expected)
     assert AutoTokenizer.from_pretrained(directory)("1+1").input_ids
     before = (directory / "model.safetensors").stat()
-    assert merged(adapter, base) == directory
+    assert merge_adapter(adapter, base) == directory
     assert (directory / "model.safetensors").stat().st_ino == before.st_ino
 
 
@@ -85,7 +85,7 @@ def test_the_dtype_is_the_bases(first_model, make_adapter, tmp_path):
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "dtype": "float32"}))
     adapter = make_adapter(first_model, tokenizer=True)
-    directory = merged(adapter, base)
+    directory = merge_adapter(adapter, base)
     tensors = load_file(directory / "model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     assert (directory / "tokenizer.json").is_file()  # the adapter's: this base has none
@@ -197,7 +197,7 @@ def test_bases_that_cannot_be_had(tracking, first_model, make_adapter):
 def test_another_base(make_model, first_model, make_adapter, tmp_path):
     adapter = make_adapter(first_model)
     with pytest.raises(ScalpelError, match=r"does not fit the base .*q_proj"):
-        merged(adapter, make_model(2, hidden=64))
+        merge_adapter(adapter, make_model(2, hidden=64))
 
     # With layers that the base has not, or the base with layers that the adapter has not.
     deeper = shutil.copytree(adapter, tmp_path / "deeper")
@@ -205,32 +205,32 @@ def test_another_base(make_model, first_model, make_adapter, tmp_path):
     more = {name.replace("layers.1.", "layers.2."): tensor + 1 for name, tensor in tensors.items()}
     save_file({**tensors, **more}, deeper / "adapter_model.safetensors")
     with pytest.raises(ScalpelError, match=r"this base has no .*layers\.2"):
-        merged(deeper, first_model)
+        merge_adapter(deeper, first_model)
     fewer = {name: tensor for name, tensor in tensors.items() if "layers.1." not in name}
     save_file(fewer, deeper / "adapter_model.safetensors")
     with pytest.raises(ScalpelError, match=r"this base wants a .*layers\.1"):
-        merged(deeper, first_model)
+        merge_adapter(deeper, first_model)
 
 
 def test_an_adapter_that_peft_merges_wrongly(make_model, make_adapter):
     base = make_model(1, tied=True)
     adapter = make_adapter(base, target_modules=["embed_tokens"], ensure_weight_tying=True)
     with pytest.raises(ScalpelError, match="the merged model gives other answers"):
-        merged(adapter, base)
+        merge_adapter(adapter, base)
 
 
 def test_adapters_that_cannot_be_merged(first_model, make_adapter, tmp_path):
     pickled = make_adapter(first_model)
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
     with pytest.raises(ScalpelError, match=r"no adapter_model\.safetensors, and nothing else"):
-        merged(pickled, first_model)
+        merge_adapter(pickled, first_model)
     prefix = get_peft_model(
         AutoModelForCausalLM.from_pretrained(first_model),
         PrefixTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"),
     )
     prefix.save_pretrained(tmp_path / "prefix")
     with pytest.raises(ScalpelError, match="PREFIX_TUNING cannot be merged"):
-        merged(tmp_path / "prefix", first_model)
+        merge_adapter(tmp_path / "prefix", first_model)
 
 
 def test_an_adapter_behind_a_server(faulty, track_at, first_model, make_adapter):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_scalpel.checkpoints import cache
+from mlflow_scalpel.checkpoints.reading import cache
 from mlflow_scalpel.errors import ScalpelError
 
 
@@ -203,7 +203,7 @@ def test_where_it_is(monkeypatch, tmp_path):
 
 FILL = """
 import sys
-from mlflow_scalpel.checkpoints import cache
+from mlflow_scalpel.checkpoints.reading import cache
 
 def fill(partial):
     print("fills", flush=True)

@@ -13,14 +13,11 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from mlflow_scalpel.checkpoints import (
-    checkpoints_of_run,
-    log_base,
-    log_checkpoint,
-    model_id_of,
-    resolve,
-)
-from mlflow_scalpel.checkpoints.weights import load_weights
+from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
+from mlflow_scalpel.checkpoints.models.swapping import load_weights
+from mlflow_scalpel.checkpoints.reading.addresses import model_id_of
+from mlflow_scalpel.checkpoints.reading.pull import resolve
+from mlflow_scalpel.checkpoints.search import checkpoints_of_run
 from mlflow_scalpel.errors import ScalpelError
 
 

@@ -18,8 +18,11 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from mlflow_scalpel.checkpoints import checkpoints_of_run, log_checkpoint, resolve
-from mlflow_scalpel.checkpoints.external_run import ExternalRun, lost_steps, watch
+from mlflow_scalpel.checkpoints.external.external_run import ExternalRun, lost_steps
+from mlflow_scalpel.checkpoints.external.watch import watch
+from mlflow_scalpel.checkpoints.logging.log import log_checkpoint
+from mlflow_scalpel.checkpoints.reading.pull import resolve
+from mlflow_scalpel.checkpoints.search import checkpoints_of_run
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
 
@@ -246,14 +249,14 @@ def test_watching_says_what_was_removed_too_early(tracking, first_model, tmp_pat
         told.append(line)
         shutil.rmtree(output / "checkpoint-5", ignore_errors=True)
 
-    origin = ExternalRun()
-    for _ in watch(output, origin, interval=0.1, idle=0.5, say=say, gone=gone):
+    external = ExternalRun()
+    for _ in watch(output, external, interval=0.1, idle=0.5, say=say, gone=gone):
         pytest.fail("there is nothing whole")
     assert told[0].startswith("step 5: waits: ")
     assert told[1].startswith("step 5: is lost: its directory was removed before")
     assert "save_total_limit" in gone[5]
     (run,) = runs()
-    assert lost_steps(output, origin, run.info.run_id, (), gone) == gone
+    assert lost_steps(output, external, run.info.run_id, (), gone) == gone
 
 
 def test_watching_a_file_is_refused(tracking, tmp_path, capsys):

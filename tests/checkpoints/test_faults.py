@@ -20,12 +20,13 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
 from PIL import Image
 
-from mlflow_scalpel.checkpoints import log_base, log_checkpoint, once
 from mlflow_scalpel.checkpoints.artifact_store import check_travels, open_store
-from mlflow_scalpel.checkpoints.log import close_couriers, courier_for
+from mlflow_scalpel.checkpoints.logging import mlflow_writes
+from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
+from mlflow_scalpel.checkpoints.logging.spool import EndEntry, find_spools
+from mlflow_scalpel.checkpoints.logging.uploader import UploadPending
+from mlflow_scalpel.checkpoints.logging.uploads import close_uploaders, uploader_for
 from mlflow_scalpel.checkpoints.search import made_by, state_of, step_of
-from mlflow_scalpel.checkpoints.spool import EndEntry, find_spools
-from mlflow_scalpel.checkpoints.uploader import UploadPending
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server_errors import is_final
@@ -36,13 +37,13 @@ CHANGES = "^(POST (?!.*search)|PATCH|PUT|DELETE)"
 
 
 @pytest.fixture(autouse=True)
-def end_of_couriers(monkeypatch):
+def end_of_uploaders(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     monkeypatch.setenv("SCALPEL_PATIENCE", "60")
     yield
     monkeypatch.setenv("SCALPEL_PATIENCE", "0")
     with contextlib.suppress(UploadPending):
-        close_couriers(limit=0)
+        close_uploaders(limit=0)
 
 
 @pytest.fixture
@@ -95,15 +96,15 @@ def log_all(checkpoint: Path, base: Path) -> tuple[str, str]:
     run_id = client.create_run(experiment.experiment_id).info.run_id
     name = f"m-{run_id}"
     for step, loss in ((7, 2.0), (8, 1.0)):
-        delivery = log_checkpoint(
+        upload = log_checkpoint(
             checkpoint, step=step, base=str(base), run_id=run_id, register_as=name
         )
-        journal = Journal(delivery.uploader)
-        journal.metrics({"loss": loss}, step, delivery)
+        journal = Journal(upload.uploader)
+        journal.metrics({"loss": loss}, step, upload)
         journal.best("loss", "min")
     journal.image(Image.new("RGB", (4, 4)), "weights/change", 7)
     journal.tags({"told": "yes"})
-    delivery.uploader.add(EndEntry(status="FINISHED"))
+    upload.uploader.add(EndEntry(status="FINISHED"))
     return run_id, name
 
 
@@ -129,7 +130,7 @@ def test_an_answer_of_each_kind_may_be_lost(
     for kind in kinds:
         faulty.lose(kind)
     run_id, name = log_all(checkpoint, make_model(3))
-    close_couriers()
+    close_uploaders()
     for kind in kinds:
         lost = [e for e in faulty.exchanges(kind) if e.status is None]
         assert len(lost) == 1, f"{kind} was lost {len(lost)} times"
@@ -152,7 +153,7 @@ def test_an_answer_may_be_lost_in_every_position(
         faulty.forget()
         faulty.lose(f"{CHANGES}.*(?<!runs/create)$", skip=position)
         run_id, name = log_all(checkpoint, base)
-        close_couriers()
+        close_uploaders()
         check_once(run_id, name)
         if not any(e.status is None for e in faulty.exchanges(CHANGES)):
             break
@@ -196,11 +197,11 @@ def test_what_the_server_fails_at_holds_up_no_other(faulty, track_at, checkpoint
     with mlflow.start_run() as run:
         log_checkpoint(checkpoint, step=1)
         (checkpoint / "odd.json").unlink()
-        for delivery in [log_checkpoint(checkpoint, step=step) for step in (2, 3)]:
-            delivery.wait()
+        for upload in [log_checkpoint(checkpoint, step=step) for step in (2, 3)]:
+            upload.wait()
         assert states(run.info.run_id) == {(1, "PENDING"): 1, (2, "READY"): 1, (3, "READY"): 1}
         faulty.clear()
-    close_couriers()
+    close_uploaders()
     assert states(run.info.run_id)[1, "READY"] == 1
 
 
@@ -348,7 +349,7 @@ def test_the_same_checkpoint_logged_again_is_the_same_model(tracking, checkpoint
         again = log_checkpoint(checkpoint, step=7, register_as="mine")
         Journal(again.uploader).metrics({"loss": 1.0}, 7, again)
         assert again.wait().model_id == first.wait().model_id
-        close_couriers()
+        close_uploaders()
         later = log_checkpoint(checkpoint, step=7, register_as="mine")
         other = log_checkpoint(make_model(2), step=7, register_as="mine")
         assert later.wait().model_id == first.model_id
@@ -362,7 +363,7 @@ KILLED = """
 import os, signal, sys
 from mlflow import MlflowClient
 import mlflow_scalpel
-from mlflow_scalpel.checkpoints import once, spool
+from mlflow_scalpel.checkpoints.logging import mlflow_writes, spool
 run_id, directory, base, where, count = sys.argv[1:]
 left = int(count)
 
@@ -385,8 +386,8 @@ for step in (1, 2):
     mlflow_scalpel.log_checkpoint(
         f"{directory}/checkpoint-{step}", step=step, run_id=run_id, base=base, register_as="killed"
     )
-from mlflow_scalpel.checkpoints.log import close_couriers
-close_couriers()
+from mlflow_scalpel.checkpoints.log import close_uploaders
+close_uploaders()
 print("survived")
 """
 
@@ -425,7 +426,7 @@ def test_a_process_may_be_killed_at_any_point(tracking, make_model, tmp_path, ca
 
 def test_a_base_that_a_killed_process_left_pending_is_finished(tracking, first_model, monkeypatch):
     with mlflow.start_run() as run:
-        monkeypatch.setattr(once.MlflowClient, "finalize_logged_model", None)
+        monkeypatch.setattr(mlflow_writes.MlflowClient, "finalize_logged_model", None)
         with pytest.raises(TypeError):
             log_base(str(first_model))
         monkeypatch.undo()
@@ -437,7 +438,7 @@ def test_a_base_that_a_killed_process_left_pending_is_finished(tracking, first_m
 
 def test_two_processes_do_not_send_from_one_spool(tracking, checkpoint, capsys):
     with mlflow.start_run() as run:
-        uploader = courier_for(run.info.run_id, checkpoint.parent)
+        uploader = uploader_for(run.info.run_id, checkpoint.parent)
         command = [
             sys.executable,
             "-m",
@@ -464,4 +465,4 @@ def test_what_waits_is_nobody_elses(faulty, track_at, checkpoint, monkeypatch):
         written = [file for file in spool.iterdir() if file.is_file()]
         assert {file.stat().st_mode & 0o777 for file in written} == {0o600}
         faulty.clear()
-        close_couriers()
+        close_uploaders()

@@ -15,9 +15,11 @@ from mlflow import MlflowClient
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mlflow_scalpel.checkpoints import log_checkpoint, pull, resolve
-from mlflow_scalpel.checkpoints.layout import KEPT, NOTE_TAG, checkpoint_files, name_in
+from mlflow_scalpel.checkpoints.files import KEPT, checkpoint_files, name_in
+from mlflow_scalpel.checkpoints.logging.log import log_checkpoint
 from mlflow_scalpel.checkpoints.manifest import make_manifest, parse_manifest
+from mlflow_scalpel.checkpoints.reading.pull import pull, resolve
+from mlflow_scalpel.checkpoints.search import NOTE_TAG
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
 

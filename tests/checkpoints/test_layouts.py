@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mlflow_scalpel.checkpoints.layouts import find_steps, model_in, run_directory, unnamed_models
+from mlflow_scalpel.checkpoints.external.layouts import (
+    find_steps,
+    model_in,
+    run_directory,
+    unnamed_models,
+)
 from mlflow_scalpel.errors import ScalpelError
 
 

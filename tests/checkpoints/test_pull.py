@@ -19,11 +19,12 @@ from mlflow.entities import LoggedModel
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from mlflow_scalpel.checkpoints import cache, log_base, log_checkpoint, resolve
 from mlflow_scalpel.checkpoints.artifact_store import open_store
-from mlflow_scalpel.checkpoints.layout import checkpoint_files
+from mlflow_scalpel.checkpoints.files import checkpoint_files
+from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
 from mlflow_scalpel.checkpoints.manifest import content_digest
-from mlflow_scalpel.checkpoints.pull import pull
+from mlflow_scalpel.checkpoints.reading import cache
+from mlflow_scalpel.checkpoints.reading.pull import pull, resolve
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
 

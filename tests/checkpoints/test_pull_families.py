@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from mlflow_scalpel.checkpoints import log_checkpoint, pull
+from mlflow_scalpel.checkpoints.logging.log import log_checkpoint
+from mlflow_scalpel.checkpoints.reading.pull import pull
 
 SMALL = {
     "vocab_size": 64, "hidden_size": 32, "n_embd": 32, "d_model": 32, "embedding_dim": 32,

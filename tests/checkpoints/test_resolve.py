@@ -11,9 +11,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelInput
 
-from mlflow_scalpel.checkpoints import model_id_of, resolve
 from mlflow_scalpel.checkpoints.artifact_store import open_store
-from mlflow_scalpel.checkpoints.resolve import expand
+from mlflow_scalpel.checkpoints.reading.addresses import expand, model_id_of
+from mlflow_scalpel.checkpoints.reading.pull import resolve
 from mlflow_scalpel.errors import ScalpelError
 
 

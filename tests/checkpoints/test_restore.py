@@ -14,13 +14,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from mlflow_scalpel.checkpoints import checkpoints_of_run, log_base, log_checkpoint
+from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
 from mlflow_scalpel.checkpoints.manifest import content_digest
-from mlflow_scalpel.checkpoints.restore import restore
+from mlflow_scalpel.checkpoints.models.restore import restore
+from mlflow_scalpel.checkpoints.search import checkpoints_of_run
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.comparison.run_store import gather
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.tensors.parts import LAYER_PARTS
+from mlflow_scalpel.tensors.places import LAYER_PARTS
 from tests.tensors.tiny_families import tiny_config, tiny_model
 
 QK = ["q_proj", "k_proj"]
@@ -153,7 +154,7 @@ def test_a_write_that_fails_leaves_nothing(first_model, trained, tmp_path, monke
         shutil.copyfile(source, target)
         raise ScalpelError("the disk is full")
 
-    monkeypatch.setattr("mlflow_scalpel.checkpoints.restore.copy_out", full)
+    monkeypatch.setattr("mlflow_scalpel.checkpoints.models.restore.copy_out", full)
     with pytest.raises(ScalpelError, match="disk is full"):
         restore(str(trained), str(first_model), tmp_path / "out", modules=QK)
     assert not list(tmp_path.glob("*out*"))

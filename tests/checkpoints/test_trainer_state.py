@@ -9,8 +9,13 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_scalpel.checkpoints.history import log_notes, params_of, read_notes
-from mlflow_scalpel.checkpoints.trainer_state import metric_names, rate_sum
+from mlflow_scalpel.checkpoints.external.history import (
+    log_notes,
+    metric_names,
+    params_of,
+    rate_sum,
+    read_notes,
+)
 from mlflow_scalpel.errors import ScalpelError
 
 

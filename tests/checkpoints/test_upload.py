@@ -18,12 +18,13 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 
-from mlflow_scalpel.checkpoints import log, log_base, log_checkpoint
 from mlflow_scalpel.checkpoints.artifact_store import local_directory, open_store, place
-from mlflow_scalpel.checkpoints.log import close_couriers
-from mlflow_scalpel.checkpoints.manifest import damage, read_manifest
-from mlflow_scalpel.checkpoints.spool import find_spools
-from mlflow_scalpel.checkpoints.uploader import UploadPending
+from mlflow_scalpel.checkpoints.logging import log
+from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
+from mlflow_scalpel.checkpoints.logging.spool import find_spools
+from mlflow_scalpel.checkpoints.logging.uploader import UploadPending
+from mlflow_scalpel.checkpoints.logging.uploads import close_uploaders
+from mlflow_scalpel.checkpoints.manifest import Manifest, file_damage, read_manifest
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.training.journal import Journal
@@ -41,7 +42,7 @@ def impatient(monkeypatch):
     yield
     monkeypatch.setenv("SCALPEL_PATIENCE", "0")
     with contextlib.suppress(UploadPending):  # what the test left behind on purpose
-        close_couriers(limit=0)
+        close_uploaders(limit=0)
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_on_every_backend_store(any_server, track_at, checkpoint, first_model):
             log_checkpoint(checkpoint, step=step, base=base.model_id, register_as=name)
             for step in (10, 20, 30)
         ]
-        models = [delivery.wait() for delivery in uploads]
+        models = [upload.wait() for upload in uploads]
         Journal(uploads[0].uploader).metrics({"kl": 0.5}, 30, uploads[2])
         uploads[0].uploader.drain()
     outputs = MlflowClient().get_run(run.info.run_id).outputs.model_outputs
@@ -135,16 +136,16 @@ def test_training_goes_on_while_the_server_is_away(faulty, track_at, checkpoint,
     with mlflow.start_run() as run:
         getattr(faulty, fault)()
         began = time.monotonic()
-        delivery = log_checkpoint(checkpoint, step=7)
-        journal = Journal(delivery.uploader)
-        journal.metrics({"loss": 1.5}, 7, delivery)
+        upload = log_checkpoint(checkpoint, step=7)
+        journal = Journal(upload.uploader)
+        journal.metrics({"loss": 1.5}, 7, upload)
         assert time.monotonic() - began < 1
         before = (checkpoint / WEIGHTS).read_bytes()
         shutil.rmtree(checkpoint)  # as save_total_limit does
         time.sleep(0.5)
         faulty.clear()
-        model = delivery.wait()
-        delivery.uploader.drain()
+        model = upload.wait()
+        upload.uploader.drain()
     # through the server, the file is under its artifacts' destination
     assert open_store(model.artifact_location).sizes()[WEIGHTS] == len(before)
     (point,) = MlflowClient().get_metric_history(run.info.run_id, "loss")
@@ -160,12 +161,12 @@ def test_what_a_killed_process_left_is_uploaded_later(restartable_server, track_
         pass
     script = f"""
 import os, signal, time
-from mlflow_scalpel.checkpoints import log_checkpoint
+from mlflow_scalpel.checkpoints.logging.log import log_checkpoint
 from mlflow_scalpel.training.journal import Journal
 print("ready", flush=True); input()
 run_id = {run.info.run_id!r}
-delivery = log_checkpoint({str(checkpoint)!r}, step=7, run_id=run_id, register_as="late")
-Journal(delivery.uploader).metrics({{"loss": 2.0}}, 7, delivery)
+upload = log_checkpoint({str(checkpoint)!r}, step=7, run_id=run_id, register_as="late")
+Journal(upload.uploader).metrics({{"loss": 2.0}}, 7, upload)
 time.sleep(1)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -199,7 +200,7 @@ def test_an_end_without_the_server_says_how_to_send_the_rest(
         monkeypatch.setenv("SCALPEL_PATIENCE", "1")
         log_checkpoint(checkpoint, step=7)
         with pytest.raises(UploadPending, match="mlflow-scalpel upload") as caught:
-            close_couriers()
+            close_uploaders()
         command = str(caught.value).rsplit("mlflow-scalpel ", 1)[1].split()
         assert main(command) == 2  # still away
         assert "mlflow-scalpel upload" in capsys.readouterr().err
@@ -213,10 +214,10 @@ def test_what_the_server_will_never_take_is_set_aside_and_told(
     track_at(faulty.uri)
     with mlflow.start_run():
         faulty.refuse()
-        delivery = log_checkpoint(checkpoint, step=7)
-        Journal(delivery.uploader).metrics({"loss": 1.0}, 7)
+        upload = log_checkpoint(checkpoint, step=7)
+        Journal(upload.uploader).metrics({"loss": 1.0}, 7)
         with pytest.raises(UploadPending):
-            close_couriers(limit=0)
+            close_uploaders(limit=0)
         faulty.clear()
         faulty.answer(400, "POST .*/runs/log-batch", json=True)
         assert main(["upload", str(checkpoint.parent)]) == 1
@@ -280,11 +281,11 @@ def test_the_best_version_of_each_run_has_an_alias_of_its_own(tracking, checkpoi
         with mlflow.start_run(run_name=name) as run:
             runs[name] = run.info.run_id
             for step, loss in values.items():
-                delivery = log_checkpoint(checkpoint, step=step, register_as="both")
-                journal = Journal(delivery.uploader)
-                journal.metrics({"loss": loss}, step, delivery)
+                upload = log_checkpoint(checkpoint, step=step, register_as="both")
+                journal = Journal(upload.uploader)
+                journal.metrics({"loss": loss}, step, upload)
                 journal.best("loss", "min")
-            delivery.uploader.drain()
+            upload.uploader.drain()
     for name, best in (("first", 2), ("second", 3)):
         version = MlflowClient().get_model_version_by_alias("both", f"best-{runs[name]}")
         assert version.tags == {"run_id": runs[name], "step": str(best)}
@@ -382,6 +383,11 @@ def test_a_damaged_checkpoint_is_a_gap_with_its_reason(
 # A store on this machine
 
 
+def damage(directory: Path, manifest: Manifest) -> dict[str, str]:
+    found = {name: file_damage(directory / name, one) for name, one in manifest.files.items()}
+    return {name: problem for name, problem in found.items() if problem is not None}
+
+
 def test_a_hard_link_takes_no_bytes_and_survives_the_trainer(tracking, checkpoint, first_model):
     with mlflow.start_run():
         model = log_checkpoint(checkpoint, step=7, link="hard").wait()
@@ -405,7 +411,6 @@ def test_what_is_changed_in_place_is_found(tracking, checkpoint):
     (problem,) = damage(stored(model), manifest).items()
     assert problem[0] == WEIGHTS
     assert "has SHA-256" in problem[1]
-    assert "(changed: " in problem[1]
     os.truncate(checkpoint / WEIGHTS, 100)
     assert "has 100 bytes in place of" in damage(stored(model), manifest)[WEIGHTS]
 
@@ -442,14 +447,14 @@ def test_a_full_disk_is_waited_for(tracking, checkpoint, small_disk, monkeypatch
     experiment = mlflow.create_experiment("small", artifact_location=small_disk.as_uri())
     (small_disk / "other").write_bytes(bytes(230_000))
     with mlflow.start_run(experiment_id=experiment) as run:
-        delivery = log_checkpoint(checkpoint, step=7)
+        upload = log_checkpoint(checkpoint, step=7)
         shutil.rmtree(checkpoint)
         monkeypatch.setenv("SCALPEL_PATIENCE", "1")
         with pytest.raises(UploadPending, match=r"model\.safetensors: the disk is full.*upload"):
-            delivery.wait()
+            upload.wait()
         (small_disk / "other").unlink()
         monkeypatch.setenv("SCALPEL_PATIENCE", "60")
-        assert str(delivery.wait().status) == "READY"
+        assert str(upload.wait().status) == "READY"
     assert len(models_of(run.info.run_id)) == 1
 
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import mlflow_scalpel
-from mlflow_scalpel.checkpoints import log_base, log_checkpoint
-from mlflow_scalpel.checkpoints.adapters import merged
+from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
+from mlflow_scalpel.checkpoints.models.merging import merge_adapter
 from mlflow_scalpel.errors import ScalpelError
 
 NORM = "weights/relative_frobenius"
@@ -115,7 +115,7 @@ def test_a_bad_adapter_is_rows_of_its_own(first_model, make_adapter, name):
 def test_a_start_that_nobody_finds_again_is_not_merged(first_model, make_adapter, start):
     adapter = configured(make_adapter(first_model), init_lora_weights=start)
     with pytest.raises(ScalpelError, match="path_initial_model_for_weight_conversion"):
-        merged(adapter, first_model)
+        merge_adapter(adapter, first_model)
     with pytest.raises(ScalpelError, match="path_initial_model_for_weight_conversion"):
         measure(first_model, adapter)
 
@@ -133,7 +133,7 @@ def test_grown_embeddings(first_model, make_adapter, options):
     assert norm_of(table, adapter) == pytest.approx(own_norm(first_model, adapter), rel=1e-9)
     (reason,) = set(table[table["status"] == "shape mismatch"]["reason"])
     assert f"grew from {rows} to {rows + 4} rows" in reason
-    whole = load_file(merged(adapter, first_model) / "model.safetensors")
+    whole = load_file(merge_adapter(adapter, first_model) / "model.safetensors")
     assert whole["lm_head.weight"].shape[0] == rows + 4
     held = load_file(adapter / WEIGHTS)
     if not options:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import mlflow_scalpel
-from mlflow_scalpel.checkpoints import log_base, log_checkpoint
+from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.comparison import MeasuredModel
 from mlflow_scalpel.comparison.capabilities import LEDGER_DTYPES, capability_table, ledger

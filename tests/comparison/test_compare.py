@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 
 import mlflow_scalpel
-from mlflow_scalpel.checkpoints import log_base, log_checkpoint
+from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.comparison import divergence, engine, weights
 from mlflow_scalpel.comparison.run_store import gather

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mlflow_scalpel.chat import load_tokenizer
-from mlflow_scalpel.checkpoints import log_base, log_checkpoint
+from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
 from mlflow_scalpel.comparison import (
     COLUMNS,
     Comparison,
@@ -26,7 +26,7 @@ from mlflow_scalpel.comparison import (
 )
 from mlflow_scalpel.comparison.run_store import describe_runs, gather, log_table, stored_table
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.tensors.parts import CLASSICAL
+from mlflow_scalpel.tensors.places import CLASSICAL
 
 PAIRS = [("1+1=?", "2"), ("what is the capital", "a long answer of many letters"), ("a", "b")]
 

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.comparison import imported as importing
 from mlflow_scalpel.comparison.run_store import describe_runs, gather
-from mlflow_scalpel.tensors.parts import CLASSICAL as MATRICES
+from mlflow_scalpel.tensors.places import CLASSICAL as MATRICES
 from mlflow_scalpel.views.report import write_report
 
 KL = ["--experiment", "papers", "--metric", "kl/all_tokens"]

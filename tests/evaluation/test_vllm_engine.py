@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_scalpel.checkpoints.weights import check_same_tensors
+from mlflow_scalpel.checkpoints.models.swapping import check_same_tensors
 from mlflow_scalpel.errors import MissingPackage, RecipeError, ScalpelError
 from mlflow_scalpel.evaluation.needs import check_installed
 from mlflow_scalpel.evaluation.vllm_engine import sampling

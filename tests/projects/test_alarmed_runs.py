@@ -9,8 +9,8 @@ import sys
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_scalpel.checkpoints import checkpoints_of_run
-from mlflow_scalpel.runs.resume import FAILURE_TAG
+from mlflow_scalpel.checkpoints.search import checkpoints_of_run
+from mlflow_scalpel.run_warnings import FAILURE_TAG
 from tests.projects.test_resume import SHORT, environment, home, stage  # noqa: F401
 
 pytestmark = pytest.mark.slow

@@ -13,15 +13,15 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mlflow_scalpel.checkpoints import checkpoints_of_run, resolve
+from mlflow_scalpel.checkpoints.reading.pull import resolve
+from mlflow_scalpel.checkpoints.search import checkpoints_of_run
 from mlflow_scalpel.comparison.run_store import (
     evaluations_of,
     get_run,
     stored_samples,
     stored_table,
 )
-from mlflow_scalpel.run_warnings import warnings_of
-from mlflow_scalpel.runs.resume import FAILURE_TAG
+from mlflow_scalpel.run_warnings import FAILURE_TAG, warnings_of
 
 pytestmark = pytest.mark.slow
 

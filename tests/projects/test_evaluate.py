@@ -16,7 +16,9 @@ import pytest
 import yaml
 
 import mlflow_scalpel
-from mlflow_scalpel.checkpoints import checkpoints_of_run, log_base, log_checkpoint, resolve
+from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
+from mlflow_scalpel.checkpoints.reading.pull import resolve
+from mlflow_scalpel.checkpoints.search import checkpoints_of_run
 from mlflow_scalpel.comparison.run_store import (
     evaluations_of,
     get_run,

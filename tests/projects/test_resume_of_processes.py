@@ -11,8 +11,9 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_scalpel.checkpoints import checkpoints_of_run, resolve
 from mlflow_scalpel.checkpoints.manifest import sha256
+from mlflow_scalpel.checkpoints.reading.pull import resolve
+from mlflow_scalpel.checkpoints.search import checkpoints_of_run
 from mlflow_scalpel.comparison.run_store import stored_table
 from mlflow_scalpel.runs.resume import SEAMS_TAG
 from tests.projects.test_resume import SHORT, environment, home, resume  # noqa: F401

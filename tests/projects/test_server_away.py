@@ -12,7 +12,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_scalpel.checkpoints import checkpoints_of_run
+from mlflow_scalpel.checkpoints.search import checkpoints_of_run
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.comparison.run_store import stored_table
 

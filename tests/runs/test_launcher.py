@@ -11,8 +11,8 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
+from mlflow_scalpel.run_warnings import FAILURE_TAG
 from mlflow_scalpel.runs.lifecycle import launch_options
-from mlflow_scalpel.runs.resume import FAILURE_TAG
 
 SCRIPT = """
 import os, sys, time

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_scalpel.runs.resume import FAILURE_TAG
+from mlflow_scalpel.run_warnings import FAILURE_TAG
 
 RECIPE = "stage: compare\nruns: [a, b]\n"
 SCRIPT = """

@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.tensors.files import TensorFiles, weight_files
-from mlflow_scalpel.tensors.headers import read_headers
+from mlflow_scalpel.tensors.files import TensorFiles, read_headers, weight_files
 from mlflow_scalpel.tensors.steps import step_of_name
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlflow_scalpel.checkpoints.uploader import Outcome
+from mlflow_scalpel.checkpoints.logging.uploader import Outcome
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.training.callback import CheckpointCallback
 from mlflow_scalpel.training.resume_point import Past
@@ -22,7 +22,7 @@ def ended(outcomes: dict[int, Outcome], past: Past) -> dict[str, str]:
     callback = object.__new__(CheckpointCallback)
     vars(callback).update(
         _journal=journal, _past=past, _run_id="r", _unidentified=False, _lost={},
-        _deliveries={
+        _uploads={
             step: SimpleNamespace(job=step, uploader=SimpleNamespace(outcome=outcomes.__getitem__))
             for step in outcomes
         },
