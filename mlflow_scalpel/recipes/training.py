@@ -193,7 +193,7 @@ class Rewards(Strict):
 
     accuracy: NonNegativeFloat = 1.0
     """1 where the completion's answer is the gold one: in <answer> tags, boxed, or LaTeX after
-    the word "answer"; never a number that merely stands somewhere (docs/grading.md)."""
+    the word "answer"; never a number that merely stands somewhere (docs/explanation/grading.md)."""
     format: NonNegativeFloat = 0.2
     """1 for <think>...</think> and then <answer>...</answer>, each on lines of its own."""
 
