@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from mlflow_scalpel.checkpoints.reading.pull import pull, resolve
     from mlflow_scalpel.checkpoints.search import checkpoints_of_run
     from mlflow_scalpel.comparison.compare import compare, top_tokens
-    from mlflow_scalpel.comparison.run_store import describe_runs, gather, stored_ledger
+    from mlflow_scalpel.comparison.gather import gather
+    from mlflow_scalpel.comparison.run_store import describe_runs, stored_ledger
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,8 @@ _HOMES = {
     "stored_ledger": "comparison.run_store",
     "top_tokens": "comparison.compare",
 }
+
+_EXTRAS = {"compare": "measure", "top_tokens": "measure"}
 
 __all__ = [
     "__version__",
@@ -52,4 +55,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _EXTRAS:
+        from mlflow_scalpel.extras import require_extra
+
+        require_extra(_EXTRAS[name], f"{__name__}.{name}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

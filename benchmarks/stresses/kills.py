@@ -25,8 +25,8 @@ def by_command(trial: Trial, random: Random) -> None:
 
 _FROM_PYTHON = """
 from pathlib import Path
-from mlflow_scalpel.checkpoints.external_run import ExternalRun, log_directory
-from mlflow_scalpel.checkpoints.log import close_uploaders
+from mlflow_scalpel.checkpoints.external.external_run import ExternalRun, log_directory
+from mlflow_scalpel.checkpoints.logging.uploads import close_uploaders
 directory, base, name = sys.argv[1:]
 run_id, uploads = log_directory(Path(directory), ExternalRun(base=base, register_as=name))
 for upload in uploads.values():
@@ -101,9 +101,9 @@ def own_loop(trial: Trial, random: Random) -> None:
 
 
 _LEAVE = """
-from mlflow_scalpel.checkpoints.uploader import UploadPending
-from mlflow_scalpel.checkpoints.log import close_uploaders
-from mlflow_scalpel.checkpoints.spool import Spool
+from mlflow_scalpel.checkpoints.logging.uploader import UploadPending
+from mlflow_scalpel.checkpoints.logging.uploads import close_uploaders
+from mlflow_scalpel.checkpoints.logging.spool import Spool
 from mlflow_scalpel.checkpoints.logging import uploader
 uploader.threading.Thread.start = lambda thread: None  # nothing is sent
 out, base, name, run_id = sys.argv[1:]

@@ -254,8 +254,8 @@ def compare_with_base(
     if found.unrelated is not None:
         raise ScalpelError(
             f"{entry.source}: shares no weights with the base {entry.base}: {found.unrelated}; "
-            "give the model that this training began with as the base, or none: then it is stored, and "
-            "compared with what you name"
+            "give the model that this training began with as the base, or none: then it is stored, "
+            "and compared with what you name"
         )
     if found.heads and not ties_head(directory):
         found = replace(found, missing=(*found.missing, *found.heads))

@@ -10,22 +10,16 @@ from typing import Any
 import pandas as pd
 
 from mlflow_scalpel.checkpoints.models.opening import one_line_errors
-from mlflow_scalpel.comparison.attention import AttentionShift
-from mlflow_scalpel.comparison.divergence import FLOOR, Divergence
-from mlflow_scalpel.comparison.forward import (
-    MEASURED,
-    ForwardModel,
-    Runner,
-    failed_rows,
-    load_or_refuse,
-    why_not,
+from mlflow_scalpel.comparison.forward.attention import AttentionShift
+from mlflow_scalpel.comparison.forward.divergence import FLOOR, Divergence, named, token_table
+from mlflow_scalpel.comparison.forward.divergence_variants import (
+    PaperDivergence,
+    SampledDivergence,
+    Sampling,
 )
-from mlflow_scalpel.comparison.from_weights import rows_from_weights
-from mlflow_scalpel.comparison.matrices import GROUPS
+from mlflow_scalpel.comparison.forward.model import ForwardModel
+from mlflow_scalpel.comparison.forward.probes import Probe
 from mlflow_scalpel.comparison.measured_models import MeasuredModel
-from mlflow_scalpel.comparison.paper import PaperDivergence
-from mlflow_scalpel.comparison.probes import Probe
-from mlflow_scalpel.comparison.progress import Bars
 from mlflow_scalpel.comparison.results import (
     keep_rows,
     keep_tokens,
@@ -33,9 +27,17 @@ from mlflow_scalpel.comparison.results import (
     kept_tokens,
     key_of,
 )
-from mlflow_scalpel.comparison.samples import SampledDivergence, Sampling
+from mlflow_scalpel.comparison.runner import (
+    MEASURED,
+    Bars,
+    Runner,
+    failed_rows,
+    load_or_refuse,
+    why_not,
+)
 from mlflow_scalpel.comparison.table import tidy
-from mlflow_scalpel.comparison.tokens import named, token_table
+from mlflow_scalpel.comparison.weights.matrices import GROUPS
+from mlflow_scalpel.comparison.weights.rows import rows_from_weights
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import Metric, all_metrics, choose_metrics
 from mlflow_scalpel.remote_code import refused
@@ -241,7 +243,7 @@ class Comparison:
             try:
                 with one_line_errors():
                     self._models[dtype] = ForwardModel(
-                        self.base.whole(MEASURED), dtype=dtype, device=self._device
+                        self.base.complete(MEASURED), dtype=dtype, device=self._device
                     )
             except ScalpelError as error:
                 # Without its traceback, which would hold on to what was opened of the model.
@@ -267,10 +269,10 @@ class Comparison:
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        whole = self.base.whole(MEASURED)
-        with refused(whole):
+        complete = self.base.complete(MEASURED)
+        with refused(complete):
             return AutoTokenizer.from_pretrained(
-                whole, trust_remote_code=False, local_files_only=True
+                complete, trust_remote_code=False, local_files_only=True
             )
 
     def _origin(self, checkpoint: MeasuredModel) -> dict[str, Any]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import abc
+import functools
+import io
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lm_eval.api.model import TemplateLM
+from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.evaluation.progress import Bar, bar_about
 
 
 class SuiteLM(TemplateLM):
@@ -101,3 +106,38 @@ def end_tokens_of(stated: GenerationConfig, tokenizer: PreTrainedTokenizerBase) 
     own = [] if own is None else [own] if isinstance(own, int) else list(own)
     ends = [*own, tokenizer.eos_token_id]
     return list(dict.fromkeys(end for end in ends if end is not None))
+
+
+SECONDS = 30.0  # between two lines
+
+Bar = Callable[..., Any]
+"""Makes a bar, as tqdm does."""
+
+
+def bar_about(what: str) -> Bar:
+    """What makes the bars of the answers about something, such as the benchmarks of a model."""
+    watched = sys.stderr.isatty() and "TQDM_DISABLE" not in os.environ
+    return tqdm if watched else functools.partial(Lines, what)
+
+
+class Lines(tqdm):  # type: ignore[type-arg]
+    """A bar that prints a line every SECONDS, and none where all is done before the first.
+
+    Libraries give bars a text of their own ("Processed prompts"), which `what` replaces.
+    """
+
+    def __init__(self, what: str, *arguments: Any, **options: Any) -> None:
+        own = {"desc": what, "file": io.StringIO(), "miniters": 1}
+        own |= {"mininterval": SECONDS, "delay": SECONDS}
+        own["disable"] = bool(options.get("disable"))  # tqdm's None asks for a terminal
+        super().__init__(*arguments, **{**options, **own})
+
+    def display(self, *_: Any, **__: Any) -> None:
+        """Print how far it is."""
+        total = self.total or self.n
+        told = f"{self.desc.removesuffix(': ')}: {self.n:,} of {total:,} answers"
+        if 0 < self.n < total:
+            rate = self.n / self.format_dict["elapsed"]
+            left = self.format_interval((total - self.n) / rate)
+            told += f", {rate:.3g} a second, {left} left"
+        print(told, flush=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import re
 import threading
 import time
@@ -17,17 +15,21 @@ from mlflow.entities import Run
 from mlflow_scalpel.comparison.run_queries import (
     ARGUMENTS,
     TABLE,
+    NotReadable,
+    Source,
     claims,
+    comparisons_of,
     damage,
     description,
-    evaluations_where,
+    evaluations_of,
+    read_artifact,
+    training_arguments,
     with_comparisons,
 )
 from mlflow_scalpel.comparison.table import read_table
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.run_warnings import warnings_of
 from mlflow_scalpel.server.caching import Cache
-from mlflow_scalpel.server.client_source import Source, comparisons_of
 
 MOST_RUNS = 24
 """Runs on one page; more make no figure that can be read."""
@@ -112,10 +114,8 @@ class Tables:
         key = (source.user, run.info.run_id)
         if (known := self._known(key)) is not None:
             return known
-        where = evaluations_where(run.info.run_id)
-        evaluations = source.runs(run.info.experiment_id, where)
         found: list[Version] = []
-        for one in [run, *evaluations]:
+        for one in [run, *evaluations_of(source, run)]:
             run_id = one.info.run_id
             # A table is written anew as its run goes on; each time metrics are logged with it.
             logged = max((metric.timestamp for metric in one.data._metric_objs), default=0)
@@ -191,9 +191,9 @@ class Tables:
             arguments = {}
             if any(part[1] == ARGUMENTS for part in own):
                 try:
-                    arguments = dict(json.loads(source.artifact(run.info.run_id, ARGUMENTS)))
-                except (TypeError, ValueError) as error:
-                    damaged.append(damage(run.info.run_id, ARGUMENTS, error))
+                    arguments = training_arguments(source, run.info.run_id)
+                except ScalpelError as error:
+                    damaged.append(str(error))
             rows[run.info.run_id] = description(run, arguments)
         clean = read(table)
         for column in [name for name in table.columns if name not in clean.columns]:
@@ -207,10 +207,12 @@ class Tables:
             return damage(run_id, TABLE, ScalpelError(f"it has {size} bytes, too many to be read"))
         try:
             return self._stored.get(
-                version, lambda: read_table(io.BytesIO(source.artifact(run_id, TABLE)))
+                version, lambda: read_artifact(source, run_id, TABLE, read_table)
             )
-        except ScalpelError as error:
+        except NotReadable as error:
             return damage(run_id, TABLE, error)
+        except ScalpelError as error:
+            return str(error)
 
 
 def frame_bytes(frame: pd.DataFrame) -> int:

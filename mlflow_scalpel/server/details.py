@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
 import pandas as pd
 from mlflow.entities import Run
 
-from mlflow_scalpel.comparison.parquet import read_bounded
-from mlflow_scalpel.comparison.run_queries import LEDGER, TOKENS, claims, damage, evaluations_where
-from mlflow_scalpel.comparison.token_files import read_tokens
+from mlflow_scalpel.comparison.run_queries import (
+    LEDGER,
+    TOKENS,
+    Source,
+    claims,
+    comparisons_of,
+    ledger_run,
+    read_artifact,
+)
+from mlflow_scalpel.comparison.table import read_ledger, read_tokens, token_step
 from mlflow_scalpel.credentials import shortened
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.server.client_source import NotReadable, Source, comparisons_of
 
 NO_TOKENS = (
     "No tokens are stored of these runs. Training with the stages of this project stores them, and "
     "mlflow-scalpel compare BASE runs:/RUN --metrics kl --texts FILE --log."
 )
 NO_LEDGER = "No problems are stored of these runs. They come from: mlflow run . -e evaluate."
-_NAME = re.compile(re.escape(TOKENS) + r"/step-(\d+)\.parquet")
 _STATUSES = (
     ("", "all"),
     ("lost", "lost"),
@@ -73,12 +76,13 @@ def problems(source: Source, runs: Sequence[Run], wanted: Mapping[str, str]) -> 
     """
     from mlflow_scalpel.views.problems import problem_table
 
-    stored = {run.info.run_id: _ledger(source, run) for run in runs}
+    owners = {run.info.run_id: ledger_run(source, run) for run in runs}
     fields = _Fields(wanted)
-    run_id = fields.choose("run", "run", _names(run for run in runs if stored[run.info.run_id]))
-    if run_id is None:
+    run_id = fields.choose("run", "run", _names(run for run in runs if owners[run.info.run_id]))
+    owner = owners.get(run_id or "")
+    if owner is None:
         return {"empty": NO_LEDGER}
-    table = _read(source, stored[run_id], LEDGER, lambda file: read_bounded(file, None))
+    table = read_artifact(source, owner, LEDGER, read_ledger)
     keys = table["domain"] + "/" + table["label"] + "/" + table["kind"]
     benchmark = fields.choose("benchmark", "benchmark", [(key, key) for key in dict.fromkeys(keys)])
     own = table[keys == benchmark]
@@ -136,8 +140,9 @@ def _token_files(source: Source, run: Run) -> dict[int, list[tuple[str, str]]]:
     compared = claims(comparisons_of(source, [run]), [run])
     for one in (run, *(claim.run for claim in compared if claim.counts_for)):
         for path in source.files(one.info.run_id, TOKENS):
-            if found := _NAME.fullmatch(path):
-                files.setdefault(int(found[1]), []).append((one.info.run_id, path))
+            step = token_step(path)
+            if step is not None:
+                files.setdefault(step, []).append((one.info.run_id, path))
     return files
 
 
@@ -148,7 +153,7 @@ def _token_table(source: Source, run: Run, files: Sequence[tuple[str, str]]) -> 
     bad: ScalpelError | None = None
     for run_id, path in files:
         try:
-            table = _read(source, run_id, path, read_tokens)
+            table = read_artifact(source, run_id, path, read_tokens)
         except ScalpelError as error:  # the others are shown
             bad = error
             continue
@@ -159,26 +164,6 @@ def _token_table(source: Source, run: Run, files: Sequence[tuple[str, str]]) -> 
     if bad is not None and not tables:
         raise bad
     return pd.concat(tables, ignore_index=True)
-
-
-def _read(
-    source: Source, run_id: str, path: str, read: Callable[[IO[bytes]], pd.DataFrame]
-) -> pd.DataFrame:
-    """A table of a run; raises ScalpelError that names it."""
-    try:
-        return read(io.BytesIO(source.artifact(run_id, path)))
-    except NotReadable:
-        raise
-    except ScalpelError as error:
-        raise ScalpelError(damage(run_id, path, error)) from error
-
-
-def _ledger(source: Source, run: Run) -> str:
-    """ID of the newest evaluation run that holds a ledger; "" for none."""
-    found = source.runs(run.info.experiment_id, evaluations_where(run.info.run_id))
-    folder = LEDGER.rsplit("/", 1)[0]
-    ids = [one.info.run_id for one in [*found, run]]
-    return next((one for one in ids if LEDGER in source.files(one, folder)), "")
 
 
 def details(

@@ -21,9 +21,9 @@ from mlflow.server.handlers import STATIC_PREFIX_ENV_VAR
 from mlflow.utils.proto_json_utils import parse_dict
 from werkzeug.test import Client, EnvironBuilder, TestResponse
 
+from mlflow_scalpel.comparison.run_queries import RUNS_A_PAGE, last_changed, not_readable, paged
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server.caching import Cache
-from mlflow_scalpel.server.client_source import RUNS_A_PAGE, last_changed, not_readable, paged
 
 API = "/api/2.0/mlflow"
 _MODELS_PER_PAGE = 500
@@ -43,7 +43,7 @@ def static_prefix() -> str:
     return os.environ.get(STATIC_PREFIX_ENV_VAR, "").rstrip("/")
 
 
-class Inside:
+class LocalSource:
     """What the sender of a request may read on the server that received it. See `Source`."""
 
     def __init__(self, app: Flask, request: Request) -> None:

@@ -7,10 +7,9 @@ from typing import Any
 from mlflow.entities import Run
 
 from mlflow_scalpel.checkpoints.search import PRUNED_TAG, by_step, check_run_id, state_of, step_of
-from mlflow_scalpel.comparison.run_queries import EVALUATED_RUN_TAG, compared_by
+from mlflow_scalpel.comparison.run_queries import EVALUATED_RUN_TAG, Source, compared_by
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.run_warnings import FAILURE_TAG
-from mlflow_scalpel.server.client_source import Source
 
 MOST_SHOWN = 500
 """Runs of an experiment that the page lists, the newest."""

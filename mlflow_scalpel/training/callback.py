@@ -19,8 +19,10 @@ from mlflow_scalpel.checkpoints.logging.uploads import (
     failed_uploads,
     lost_message,
 )
-from mlflow_scalpel.comparison import Comparison, MeasuredModel, tidy
-from mlflow_scalpel.comparison.summary import summarise, unmeasured
+from mlflow_scalpel.comparison.engine import Comparison
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
+from mlflow_scalpel.comparison.run_store import summarise, unmeasured
+from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import GROUPS
 from mlflow_scalpel.recipes.training import GrpoRecipe, TrainingRecipe
@@ -304,12 +306,12 @@ class CheckpointCallback(TrainerCallback, ExportableState):
     def _measure(self, directory: Path, step: int) -> None:
         """Measure one checkpoint, and log the summary, the picture and the table so far."""
         started = time.monotonic()
-        subject = MeasuredModel(
+        checkpoint = MeasuredModel(
             directory, "", "", step, self._run_id, self._algorithm, self._learning_rate_sum
         )
-        measured = self._comparison.measure(subject, without=self._left_out(step))
-        if subject in self._comparison.tokens:
-            self._journal.tokens(self._comparison.tokens[subject], step)
+        measured = self._comparison.measure(checkpoint, without=self._left_out(step))
+        if checkpoint in self._comparison.tokens:
+            self._journal.tokens(self._comparison.tokens[checkpoint], step)
         summary = summarise(measured)
         image = heatmap_image(measured, step, self._recipe.heatmap_maximum)
         self._journal.image(image, "weights/relative_frobenius", step)

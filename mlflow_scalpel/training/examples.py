@@ -70,7 +70,7 @@ def _make_pool(recipe: TrainingRecipe, tokenizer: Any) -> Pool:
         needs.append("answer")
     loaded, warnings = load(data, needs=tuple(needs)), {}
     if graded:
-        from mlflow_scalpel.evaluation.unreadable import readable_golds
+        from mlflow_scalpel.evaluation.grading.unreadable import readable_golds
 
         loaded, unreadable = readable_golds(loaded, data)
         if unreadable is not None:

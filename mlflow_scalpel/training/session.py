@@ -24,8 +24,9 @@ from mlflow_scalpel.chat import (
 )
 from mlflow_scalpel.checkpoints.logging.log import log_base
 from mlflow_scalpel.checkpoints.reading.pull import resolve
-from mlflow_scalpel.comparison import Comparison, MeasuredModel, Probe, build_probe
-from mlflow_scalpel.comparison.probes import text_digest
+from mlflow_scalpel.comparison.engine import Comparison
+from mlflow_scalpel.comparison.forward.probes import Probe, build_probe, text_digest
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.comparison.run_queries import ARGUMENTS, stated_prompt
 from mlflow_scalpel.credentials import without_credentials
 from mlflow_scalpel.data import load_rows
@@ -208,9 +209,9 @@ def check_spread(sharding: str | None, kind: str) -> None:
 
 def open_comparison(recipe: TrainingRecipe, base: OpenBase) -> Comparison:
     """The base, ready to have checkpoints measured against it on the recipe's probes."""
-    subject = MeasuredModel(base.directory, base.model_id, base.digest, step=0)
+    measured = MeasuredModel(base.directory, base.model_id, base.digest, step=0)
     metrics = [*recipe.metrics, *recipe.rare_metrics]
-    return Comparison(subject, base.probes, metrics, token_tables=True)
+    return Comparison(measured, base.probes, metrics, token_tables=True)
 
 
 def open_probe(name: str, recipe: TrainingRecipe, base: OpenBase, run_id: str = "") -> Probe:

@@ -386,7 +386,7 @@ for step in (1, 2):
     mlflow_scalpel.log_checkpoint(
         f"{directory}/checkpoint-{step}", step=step, run_id=run_id, base=base, register_as="killed"
     )
-from mlflow_scalpel.checkpoints.log import close_uploaders
+from mlflow_scalpel.checkpoints.logging.uploads import close_uploaders
 close_uploaders()
 print("survived")
 """

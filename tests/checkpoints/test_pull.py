@@ -374,7 +374,7 @@ def test_a_server_that_fails_is_named_and_a_second_call_goes_on(
 
 PULL = """
 import sys
-from mlflow_scalpel.checkpoints.pull import pull
+from mlflow_scalpel.checkpoints.reading.pull import pull
 print("ready", flush=True)
 sys.stdin.readline()
 print(pull(*sys.argv[1:]), flush=True)

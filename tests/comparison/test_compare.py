@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 import mlflow_scalpel
 from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
 from mlflow_scalpel.cli import main
-from mlflow_scalpel.comparison import divergence, engine, weights
-from mlflow_scalpel.comparison.run_store import gather
-from mlflow_scalpel.comparison.tokens import stored_tokens, token_steps
+from mlflow_scalpel.comparison import engine
+from mlflow_scalpel.comparison.forward import divergence
+from mlflow_scalpel.comparison.gather import gather
+from mlflow_scalpel.comparison.run_store import stored_tokens, token_steps
+from mlflow_scalpel.comparison.weights import files as weights
 from mlflow_scalpel.errors import ScalpelError
 
 TEXTS = [("1+1=?", "2"), ("what is the capital", "a long answer of many letters"), ("a", "b")]

@@ -10,6 +10,7 @@ import pandas as pd
 from mlflow_scalpel.checkpoints.files import POINTER
 from mlflow_scalpel.checkpoints.reading.formats import snapshot_of
 from mlflow_scalpel.checkpoints.reading.pull import merge_with_base
+from mlflow_scalpel.extras import require_extra
 from mlflow_scalpel.tensors.files import is_adapter
 
 
@@ -17,6 +18,7 @@ class TextGenerator:
     """Answers each prompt as a user's message, by greedy decoding."""
 
     def __init__(self, path: str) -> None:
+        require_extra("measure", "generating with a checkpoint")
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -14,6 +14,7 @@ from mlflow_scalpel.checkpoints.files import checkpoint_files, name_in
 from mlflow_scalpel.checkpoints.manifest import content_digest, make_manifest
 from mlflow_scalpel.checkpoints.reading import cache
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.extras import require_extra
 from mlflow_scalpel.remote_code import refused
 from mlflow_scalpel.tensors.adapters import (
     NotInFactors,
@@ -60,8 +61,10 @@ def merge_adapter(
     given.
 
     Raises ScalpelError where the adapter's weights are not safetensors, belong to another base, are
-    not complete, or were trained from a start that cannot be found again.
+    not complete, or were trained from a start that cannot be found again; MissingPackage where the
+    extra `measure` is not installed.
     """
+    require_extra("measure", f"{adapter_dir}: merging an adapter into its base")
     if not (adapter_dir / ADAPTER_WEIGHTS).is_file():
         raise ScalpelError(
             f"{adapter_dir}: holds no {ADAPTER_WEIGHTS}, and nothing else is opened; save the "

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +233,18 @@ def expected_shapes(directory: Path) -> dict[str, tuple[int, ...]] | None:
 
 
 def ties_head(directory: Path) -> bool:
-    """Whether the output head is the embeddings (`tie_word_embeddings`); False if not known."""
+    """Whether the output head is the embeddings (`tie_word_embeddings`); False if not known.
+
+    Without Transformers, which knows what each family takes where its config.json is silent, that
+    counts as tied.
+    """
+    if find_spec("transformers") is None:
+        with suppress(OSError, ValueError, AttributeError):
+            config = json.loads((directory / "config.json").read_bytes())
+            return bool(
+                {**config, **config.get("text_config", {})}.get("tie_word_embeddings", True)
+            )
+        return False
     try:
         with one_line_errors():
             return bool(read_config(directory).get_text_config().tie_word_embeddings)

@@ -33,6 +33,7 @@ from mlflow_scalpel.checkpoints.files import (
 from mlflow_scalpel.checkpoints.reading import cache
 from mlflow_scalpel.checkpoints.reading.addresses import split_artifact
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.extras import require_extra
 from mlflow_scalpel.tensors.files import WEIGHTS
 
 # Code too, since a snapshot is whole or not; it is run for nobody who does not ask for it.
@@ -231,6 +232,7 @@ def unpack_gguf(source: Path) -> Path:
     file = _gguf_in(source)
     if file is None:
         return source
+    require_extra("measure", f"{file}: a model in GGUF")
     state = file.stat()
     seen = [str(file.resolve()), state.st_ino, state.st_size, state.st_mtime_ns]
     key = hashlib.sha256(json.dumps(seen).encode()).hexdigest()
