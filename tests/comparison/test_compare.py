@@ -384,7 +384,7 @@ def test_what_the_views_say_to_run_is_a_command(monkeypatch, tmp_path):
 
     def compared(base, checkpoints, *, metrics, texts, **settings):
         groups = {one.group for one in choose_metrics(metrics)}
-        assert texts is not None or not groups & set(engine.ON_TEXTS), metrics
+        assert texts is not None or not groups & engine.TEXT_GROUPS.keys(), metrics
         asked.append(metrics)
         raise ScalpelError("enough")
 
