@@ -197,7 +197,7 @@ def test_a_checkpoint_of_another_model_is_rows_with_a_reason(models):
     table = mlflow_scalpel.compare(base, [odd, fine], metrics=["kl/all_tokens"], texts=TEXTS)
     kl = table.set_index("model_id")
     assert kl.loc[odd, "status"] == "not comparable"
-    assert "lacks the tensor model.norm.weight" in kl.loc[odd, "reason"]
+    assert "is missing the tensor model.norm.weight" in kl.loc[odd, "reason"]
     assert kl.loc[fine, "status"] == "ok"
 
 

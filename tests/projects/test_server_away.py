@@ -95,7 +95,7 @@ def test_a_server_that_comes_back_gets_everything(home, restartable_server):
     server.start()
     rest, _ = process.communicate()
     assert process.returncode == 0, output + rest
-    assert "training goes on" in output
+    assert "training continues" in output
     assert "takes what is sent again" in output + rest
     whole(run_of(server.uri))
 

@@ -1,4 +1,4 @@
-"""The lanes of an uploader: what waits in them, and whether the server is heard."""
+"""The lanes of an uploader: the entries that wait, and when the server last answered."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 
 class Pulse:
-    """When the server was last heard, and whether anybody waits for it."""
+    """The time when the server last answered, and whether anybody waits for it."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()
@@ -22,7 +22,7 @@ class Pulse:
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
-        """What is done here is done on this machine, however long it takes."""
+        """Work within is done on this machine, and waits for no server, however long it takes."""
         self._busy += 1
         try:
             yield

@@ -1,6 +1,6 @@
-"""What is on its way to MLflow, on disk: a directory of numbered entries, sent in their order.
+"""The spool of a run: a directory of numbered entries on their way to MLflow, sent in order.
 
-Training adds entries and goes on; an uploader sends and removes them. What could not be sent,
+Training adds entries and continues; an uploader sends and removes them. What could not be sent,
 because the tracking server was away or the process was killed, is still there, and is sent by
 the next uploader on the same directory: a resumed run's, or that of `mlflow-scalpel upload SPOOL`.
 """
@@ -39,7 +39,7 @@ class CheckpointEntry(_Entry):
 
     kind: Literal["checkpoint"] = "checkpoint"
     job: str
-    """Names this delivery for good: what was created before a crash, or twice, is found by it."""
+    """Names this upload for good: what was created before a crash, or twice, is found by it."""
     name: str
     step: int
     params: dict[str, str]
@@ -53,9 +53,9 @@ class CheckpointEntry(_Entry):
     files: list[str] = []
     """Names of the checkpoint's files, relative to its directory."""
     notes: list[str] = []
-    """What of the directory is not stored, a line each."""
+    """Files of the directory that are not stored, and other remarks, a line each."""
     problem: str | None = None
-    """Why it cannot be stored, where that was seen at once."""
+    """The reason why it cannot be stored, where that was seen at once."""
     snapshot: bool = False
     """Whether the entry's own directory holds the files; else they are read from `source`."""
     fingerprint: str | None = None
@@ -157,8 +157,8 @@ class Spool:
             return cls(directory, with_credentials(about["tracking_uri"]), about["run_id"])
         except (OSError, ValueError, KeyError) as error:
             raise ScalpelError(
-                f"{directory}: is no spool ({type(error).__name__}: {error}); give the directory "
-                "that the message about unsent checkpoints named"
+                f"{directory}: is not a spool ({type(error).__name__}: {error}); give the "
+                "directory that the message about unsent checkpoints named"
             ) from error
 
     def numbers(self) -> list[int]:
@@ -172,7 +172,7 @@ class Spool:
             return _ENTRY.validate_json(path.read_bytes())
         except ValidationError as error:
             raise ScalpelError(
-                f"{path}: is no entry that can be sent ({error}); its files, if any, are in "
+                f"{path}: is not an entry that can be sent ({error}); its files, if any, are in "
                 f"{self.folder(number)}; log them by hand and remove it"
             ) from error
 
@@ -201,7 +201,7 @@ class Spool:
         return number
 
     def write(self, number: int, entry: _Entry) -> None:
-        """Write the entry of that number, whole or not at all."""
+        """Write the entry of that number, complete or not at all."""
         # A metric may be lost to a power cut, a checkpoint may not.
         durable = isinstance(entry, CheckpointEntry)
         content = entry.model_dump_json().encode()
@@ -223,8 +223,8 @@ class Spool:
             if path.exists():
                 path.rename(refused / path.name)
 
-    def take_back(self) -> int:
-        """Have what was set aside wait again, as after the server was mended; how many entries."""
+    def retry_refused(self) -> int:
+        """Have what was set aside wait again, as after the server was fixed; number of entries."""
         numbers = self._refused()
         for number in numbers:
             aside = self.directory / _REFUSED

@@ -88,7 +88,7 @@ def test_what_has_no_kl_has_no_table(pair, tmp_path):
     tensors = load_file(odd / "model.safetensors")
     del tensors["model.norm.weight"]
     save_file(tensors, odd / "model.safetensors")
-    with pytest.raises(ScalpelError, match=r"lacks the tensor model\.norm\.weight"):
+    with pytest.raises(ScalpelError, match=r"is missing the tensor model\.norm\.weight"):
         mlflow_scalpel.top_tokens(pair[0], str(odd), texts=TEXTS)
 
 
