@@ -1,4 +1,4 @@
-"""Writes the pages of the reference that are made from the code: commands, metrics, recipes.
+"""Writes the pages of the reference that are made from the code: commands, metrics, recipes, views.
 
     python docs/generate.py
 
@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from mlflow_scalpel import views
 from mlflow_scalpel.cli import build_parser, paragraphs
 from mlflow_scalpel.metrics import GROUPS, all_metrics
 from mlflow_scalpel.recipes.base import BaseRecipe
@@ -188,6 +189,23 @@ def _default(field: FieldInfo) -> str:
     return _code('""' if value == "" else str(value))
 
 
+def figures() -> str:
+    """The page on the views, from the functions that the package exports."""
+    page = [
+        "# Views",
+        "Functions of `mlflow_scalpel.views`. `table` is the [tidy table](table.md), as `compare` "
+        "and `gather` give it; `runs` what `describe_runs` gives. Each returns a Plotly figure, "
+        "or HTML.",
+    ]
+    for name in dir(views):
+        function = getattr(views, name)
+        if inspect.isfunction(function) and not name.startswith("_"):
+            signature = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(function)))
+            text = inspect.getdoc(function) or ""
+            page += [f"## {name}", _block("python", name + signature), _block("text", text)]
+    return "\n\n".join(page) + "\n"
+
+
 def _code(text: str) -> str:
     return f"`{text}`"
 
@@ -210,7 +228,7 @@ def _cell(text: str) -> str:
     )
 
 
-PAGES = {"commands.md": commands, "metrics.md": metrics, "recipes.md": recipes}
+PAGES = {"commands.md": commands, "metrics.md": metrics, "recipes.md": recipes, "views.md": figures}
 
 
 def main() -> None:

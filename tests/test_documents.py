@@ -29,7 +29,9 @@ from mlflow_scalpel.recipes.settings import BY_COMMAND, parse_settings
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-GENERATED = {DOCS / "reference" / name for name in ("commands.md", "metrics.md", "recipes.md")}
+GENERATED = {
+    DOCS / "reference" / name for name in ("commands.md", "metrics.md", "recipes.md", "views.md")
+}
 PAGES = sorted({*DOCS.rglob("*.md")} - GENERATED)
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *PAGES]
 NOT_RUN = "<!-- not run: "
