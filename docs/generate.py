@@ -167,12 +167,22 @@ def docstrings(model: type[BaseModel]) -> dict[str, str]:
     return found
 
 
+class _Plain(ast.NodeTransformer):
+    """Takes the validators off a type."""
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        self.generic_visit(node)
+        if ast.unparse(node.value) == "Annotated" and isinstance(node.slice, ast.Tuple):
+            return node.slice.elts[0]
+        return node
+
+
 def _type(model: type[BaseModel], name: str) -> str:
     for kind in model.__mro__:
         if issubclass(kind, BaseModel) and kind is not BaseModel:
             for one, _ in _declarations(kind):
                 if ast.unparse(one.target) == name:
-                    return ast.unparse(one.annotation)
+                    return ast.unparse(_Plain().visit(one.annotation))
     raise AssertionError(name)
 
 

@@ -5,6 +5,7 @@ A block that cannot run here stands behind a comment `<!-- not run: WHY -->`.
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -145,7 +146,7 @@ def test_commands_are_as_the_parser_takes_them(block):
 
 @pytest.mark.parametrize("block", every("yaml"), ids=str)
 def test_recipes_are_valid(block, tmp_path):
-    if not block.text.startswith("extends:"):
+    if not block.text.startswith("extends:") or not block.runs:
         assert yaml.safe_load(block.text)
         return
     stage = block.text.split()[1].partition("/")[0]
@@ -201,6 +202,16 @@ def test_python_runs(names):
                 text = text.replace(name, value)
             if block.runs:
                 exec(compile("\n" * (block.line - 1) + text, name_of(file), "exec"), namespace)
+
+
+@pytest.mark.parametrize("block", every("python"), ids=str)
+def test_what_python_imports_of_the_package_is_there(block):
+    """Also in blocks that are not run."""
+    for node in ast.walk(ast.parse(block.text)):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("mlflow_scalpel"):
+            module = importlib.import_module(str(node.module))
+            for one in node.names:
+                assert hasattr(module, one.name), f"{block}: {node.module}.{one.name}"
 
 
 # Links and lists
