@@ -22,6 +22,7 @@ import pytest
 import yaml
 
 import mlflow_scalpel
+from mlflow_scalpel import views
 from mlflow_scalpel.cli import build_parser
 from mlflow_scalpel.comparison.run_store import log_comparison
 from mlflow_scalpel.comparison.table import DTYPES
@@ -211,7 +212,8 @@ def test_what_python_imports_of_the_package_is_there(block):
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("mlflow_scalpel"):
             module = importlib.import_module(str(node.module))
             for one in node.names:
-                assert hasattr(module, one.name), f"{block}: {node.module}.{one.name}"
+                inner = f"{node.module}.{one.name}"
+                assert hasattr(module, one.name) or importlib.util.find_spec(inner), inner
 
 
 # Links and lists
@@ -234,6 +236,26 @@ def test_links_lead_somewhere(file):
         assert where.exists() or where in GENERATED, f"{name_of(file)}: {target}"
         if anchor and where not in GENERATED:
             assert anchor in anchors(where), f"{name_of(file)}: {target}"
+
+
+def test_the_table_of_views_names_what_is_there():
+    page = (DOCS / "how-to" / "pages-and-reports.md").read_text()
+    lines = page[page.index("| `mlflow_scalpel.views.`") :].splitlines()[2:]
+    first = [line.split("|")[1] for line in lines if line.startswith("|")]
+    named = {name for cell in first for name in re.findall(r"`(\w+)`", cell)}
+    assert len(named) > 20
+    assert named <= set(dir(views))
+
+
+def test_files_that_documents_name_are_there():
+    """Paths of this repository in backticks; what is in capitals stands for a name."""
+    for file in DOCUMENTS:
+        text = re.sub(r"```.*?```", "", file.read_text(), flags=re.S)
+        for path in re.findall(
+            r"`((?:mlflow_scalpel|projects|tests|benchmarks|docs)/[^`\s]*)`", text
+        ):
+            if not re.search(r"[A-Z*{]", path):
+                assert (ROOT / path).exists(), f"{name_of(file)}: {path}"
 
 
 def test_every_page_is_in_the_navigation():
