@@ -212,8 +212,8 @@ def test_what_python_imports_of_the_package_is_there(block):
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("mlflow_scalpel"):
             module = importlib.import_module(str(node.module))
             for one in node.names:
-                inner = f"{node.module}.{one.name}"
-                assert hasattr(module, one.name) or importlib.util.find_spec(inner), inner
+                if not hasattr(module, one.name):
+                    importlib.import_module(f"{node.module}.{one.name}")
 
 
 # Links and lists
