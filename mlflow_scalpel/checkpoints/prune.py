@@ -226,7 +226,7 @@ def _files(model: LoggedModel) -> dict[str, int]:
 def _bytes_to_be_freed(to_delete: Sequence[ToDelete]) -> int:
     """Bytes that no name leads to any more once the files are gone.
 
-    Blocks that a reflink shares with another file cannot be told from others, and are counted.
+    Blocks that a reflink shares with another file cannot be distinguished, and are counted.
     """
     free = 0
     links: Counter[tuple[int, int]] = Counter()

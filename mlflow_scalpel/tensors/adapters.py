@@ -67,7 +67,7 @@ class AdapterChanges:
     changes: dict[str, Callable[[], Change]] = field(default_factory=dict)
     """Functions that read the update that is added to a tensor."""
     stored: dict[str, Header] = field(default_factory=dict)
-    """Tensors that the adapter holds whole, under the base's names; and output embeddings that it
+    """Tensors that the adapter holds in full, by the base's names; and output embeddings that it
     changes and that are the base's input embeddings, as those."""
     added: dict[str, Tensor] = field(default_factory=dict)
     """Biases of layers that have none in the base, (R,) float64: what they are."""
@@ -116,7 +116,7 @@ def read_changes(directory: Path, base: FloatTensors) -> AdapterChanges:
     """The updates of the base's tensors by the adapter in `directory`, in float64.
 
     LoRA on linear layers and embeddings (rslora, patterns of ranks and alphas, fan_in_fan_out,
-    lora_bias), DoRA on linear layers, trained tokens, and modules that are saved whole.
+    lora_bias), DoRA on linear layers, trained tokens, and modules that are saved in full.
 
     Raises:
         NotInFactors: another kind of adapter, which PEFT may merge.
@@ -148,7 +148,7 @@ class _Reader:
 
     def read(self) -> AdapterChanges:
         modules: dict[str, Parts] = {}
-        whole: dict[str, Header] = {}
+        in_full: dict[str, Header] = {}
         for name, header in self._files.headers.items():
             if _COPIES.search(name):
                 continue
@@ -161,10 +161,10 @@ class _Reader:
             elif "lora_" in name:
                 raise NotInFactors(f"{self._directory}: holds {name}, of an unknown kind")
             else:
-                whole[_AROUND.sub("", name)] = header
+                in_full[_AROUND.sub("", name)] = header
         own = [f"{module}.{kind}" for module in modules for kind in ("weight", "bias")]
-        self._names = counterparts([*whole, *own], self._base.headers)
-        self._found.stored = {self._named(name) or name: one for name, one in whole.items()}
+        self._names = counterparts([*in_full, *own], self._base.headers)
+        self._found.stored = {self._named(name) or name: one for name, one in in_full.items()}
         layers = [one for one in modules.items() if re.search(r"\.\d+\.", one[0])]
         self._ways = {self._way(module, parts) for module, parts in layers} - {None}
         for module, parts in modules.items():

@@ -137,7 +137,7 @@ def _cut(where: Location, header: Header, family: Family) -> Iterator[tuple[str,
 def _short(path: str) -> str:
     """`self_attn.q_proj` as `q_proj`, `mlp.experts.3.w1` as `experts.3.gate_proj`.
 
-    A name that a layer may have twice stays a path: `self_attn.gate_proj`, `cross_attn.q_proj`.
+    A name that a layer may have twice is left a path: `self_attn.gate_proj`, `cross_attn.q_proj`.
     """
     if match := _EXPERT.search(path):
         before, last = path[: match.start()], match[2]

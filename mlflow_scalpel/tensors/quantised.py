@@ -296,22 +296,22 @@ class FloatTensors:
         stem = name.removesuffix("_packed")
         scale = f"{stem}_scale"
         second, divisor = f"{stem}_scale_2", f"{stem}_global_scale"
-        whole = next((one for one in (second, divisor) if self._has(one)), None)
+        global_scale = next((one for one in (second, divisor) if self._has(one)), None)
         if header.dtype != "U8" or len(header.shape) < 2 or not self._has(scale):
             return set()
-        if (self.files.headers[scale].dtype == "F8_E4M3") != (whole is not None):
+        if (self.files.headers[scale].dtype == "F8_E4M3") != (global_scale is not None):
             return set()
-        if whole is None and (stem == name or self.files.headers[scale].dtype != "U8"):
+        if global_scale is None and (stem == name or self.files.headers[scale].dtype != "U8"):
             return set()
 
         def read() -> Tensor:
             packed, scales = self.files.read(name), self.files.read(scale)
-            if whole is None:
+            if global_scale is None:
                 return scaled(fp4(packed), scales)
-            one = self.files.read(whole).float()
-            return nvfp4(packed, scales, one if whole == second else 1.0 / one)
+            one = self.files.read(global_scale).float()
+            return nvfp4(packed, scales, one if global_scale == second else 1.0 / one)
 
-        parts = {name, scale, *([whole] if whole else [])}
+        parts = {name, scale, *([global_scale] if global_scale else [])}
         self._add(stem, (*header.shape[:-1], 2 * header.shape[-1]), read, *parts)
         return parts
 

@@ -1,8 +1,8 @@
 """Requests that write to MLflow, each of which does its work once, however often it is sent.
 
 An answer can be lost after the server has done the work, and MLflow's own client then sends the
-request again. So each of these looks at what is there: before it asks, where asking twice would do
-harm, and after.
+request again. So each of these looks at the server's state: before the request, where sending it
+twice would do harm, and after.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES, MLFLOW_MODEL_VERSIONS
 
 from mlflow_scalpel.checkpoints.artifact_store import open_store
 from mlflow_scalpel.checkpoints.files import MANIFEST, MLMODEL, POINTER
-from mlflow_scalpel.checkpoints.logging.lanes import Pulse
 from mlflow_scalpel.checkpoints.logging.spool import (
     ArtifactEntry,
     CheckpointEntry,
     ImageEntry,
     MetricsEntry,
+    Pulse,
     TagsEntry,
 )
 from mlflow_scalpel.checkpoints.manifest import Manifest

@@ -3,6 +3,8 @@
 Training adds entries and continues; an uploader sends and removes them. What could not be sent,
 because the tracking server was away or the process was killed, is still there, and is sent by
 the next uploader on the same directory: a resumed run's, or that of `mlflow-scalpel upload SPOOL`.
+
+Its entries wait in lanes, each of which one thread of an uploader works through.
 """
 
 from __future__ import annotations
@@ -10,10 +12,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import shutil
 import threading
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -279,3 +284,58 @@ def find_spools(directory: Path) -> list[Path]:
             "the message about unsent checkpoints named"
         )
     return found
+
+
+class Pulse:
+    """The time when the server last answered, and whether anybody waits for it."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._busy = 0
+
+    def beat(self) -> None:
+        """The server took or gave something, or is asked anew."""
+        self._last = time.monotonic()
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """Work within is done on this machine, and waits for no server, however long it takes."""
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            self.beat()
+
+    @property
+    def silent_since(self) -> float:
+        """time.monotonic() of the last sign of life; infinite while none is waited for."""
+        return math.inf if self._busy else self._last
+
+
+class Lane:
+    """Numbers of entries that one thread works through."""
+
+    def __init__(self, numbers: list[int]) -> None:
+        self.waiting = deque(numbers)
+        self.working = False
+        self.pulse = Pulse()
+        self.failing_since = math.inf
+        """time.monotonic() of the first of its latest failures; infinite where it works."""
+        self.last_failure = ""
+
+    @property
+    def idle(self) -> bool:
+        return not self.waiting
+
+    def stuck_for(self) -> float:
+        """Seconds for which the server has not taken what is sent; 0 where it does."""
+        since = min(self.failing_since, self.pulse.silent_since if self.working else math.inf)
+        return max(0.0, time.monotonic() - since)
+
+    def let_others_go_first(self, number: int, others: set[int]) -> None:
+        """Put an entry that fails behind those of the `others` that wait here."""
+        behind = max((i for i, waiting in enumerate(self.waiting) if waiting in others), default=0)
+        if behind:
+            self.waiting.remove(number)
+            self.waiting.insert(behind, number)

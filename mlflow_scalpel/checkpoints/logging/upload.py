@@ -17,7 +17,6 @@ from mlflow_scalpel.checkpoints.artifact_store import open_store
 from mlflow_scalpel.checkpoints.differences import compare_with_base
 from mlflow_scalpel.checkpoints.external.layouts import model_in
 from mlflow_scalpel.checkpoints.files import MANIFEST, check_complete, checkpoint_files
-from mlflow_scalpel.checkpoints.logging.lanes import Pulse
 from mlflow_scalpel.checkpoints.logging.mlflow_writes import (
     by_state,
     fail,
@@ -31,7 +30,7 @@ from mlflow_scalpel.checkpoints.logging.mlflow_writes import (
     search,
     store_files,
 )
-from mlflow_scalpel.checkpoints.logging.spool import CheckpointEntry
+from mlflow_scalpel.checkpoints.logging.spool import CheckpointEntry, Pulse
 from mlflow_scalpel.checkpoints.manifest import Manifest, make_manifest, parse_manifest
 from mlflow_scalpel.checkpoints.reading.addresses import model_id_of, split_artifact
 from mlflow_scalpel.checkpoints.reading.formats import files_of, hub_snapshot

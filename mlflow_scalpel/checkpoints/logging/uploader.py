@@ -24,12 +24,12 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 
 from mlflow_scalpel.checkpoints.logging import upload
-from mlflow_scalpel.checkpoints.logging.lanes import Lane
 from mlflow_scalpel.checkpoints.logging.mlflow_writes import find_created, give_best, send
 from mlflow_scalpel.checkpoints.logging.spool import (
     BestEntry,
     CheckpointEntry,
     EndEntry,
+    Lane,
     MetricsEntry,
     Spool,
 )

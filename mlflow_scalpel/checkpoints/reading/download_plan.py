@@ -234,9 +234,9 @@ def explain_failure(shown: str, name: str, directory: Path | None = None) -> Ite
             free = shutil.disk_usage(directory).free
             raise ScalpelError(
                 f"{directory}: the disk is full ({free} bytes free) in the middle of {name}; free "
-                "some and run it again: it goes on where it stopped"
+                "some and run it again: it resumes where it stopped"
             ) from error
         raise ScalpelError(
             f"{shown}: {name} could not be fetched ({type(error).__name__}: {error}); run it "
-            "again: it goes on where it stopped"
+            "again: it resumes where it stopped"
         ) from error

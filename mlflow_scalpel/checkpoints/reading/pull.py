@@ -48,8 +48,8 @@ def pull(
 ) -> Path:
     """The files of the checkpoint `source`, checked against its manifest; their directory.
 
-    What is there and right is not fetched again, and a file that was cut off goes on where it
-    stopped where the store can.
+    What is there and right is not fetched again, and a file that was cut off is resumed
+    where the store can.
 
     Args:
         source: what `resolve` takes: models:/ or runs:/ URI, model ID, hub name or directory.
