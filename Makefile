@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest --dist loadfile -n auto
 FAST := $(PYTEST) -m "not slow" --maxprocesses 4
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo ui test test-all test-newest lint gpu-check stress install
+.PHONY: demo ui test test-all test-newest lint docs gpu-check stress install
 
 demo: install  ## GRPO against SFT on a tiny OLMo-2, from pre-training to report
 	@$(BIN)/mlflow run . --env-manager local --experiment-name scalpel-demo
@@ -33,6 +33,10 @@ lint: install  ## Format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: install  ## The documentation as a site, in build/site; no network needed
+	$(BIN)/python docs/generate.py
+	$(BIN)/zensical build --strict --clean
 
 gpu-check: install  ## What can be shown on a GPU only, in about eight minutes
 	$(BIN)/python benchmarks/gpu_check.py --out gpu-check
