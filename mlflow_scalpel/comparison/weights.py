@@ -12,7 +12,7 @@ from torch import Tensor
 from mlflow_scalpel.comparison.matrices import GROUPS, MatrixMetrics, Update, failed, pair_rows
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import Metric
-from mlflow_scalpel.metrics.update_sums import Training
+from mlflow_scalpel.metrics.weights import Training
 from mlflow_scalpel.tensors.config import read_config
 from mlflow_scalpel.tensors.cuts import Cut
 from mlflow_scalpel.tensors.places import Piece, Place, in_order, places

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mlflow_scalpel.metrics import choose_metrics
 from mlflow_scalpel.metrics.pair_sums import count_pair
 from mlflow_scalpel.metrics.update_counts import SLICE
-from mlflow_scalpel.metrics.update_sums import Training, update_moments
+from mlflow_scalpel.metrics.weights import Training, update_moments
 from mlflow_scalpel.metrics.weights.relative_frobenius import relative_frobenius
 
 Values = dict[tuple[str, float | None], tuple[float, int]]
