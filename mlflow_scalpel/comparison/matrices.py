@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from mlflow_scalpel.metrics.compiling import compiled
-from mlflow_scalpel.metrics.pair_sums import count_pair
+from mlflow_scalpel.metrics.histograms import Bin, count_added_changes, count_changes, row_counts
+from mlflow_scalpel.metrics.pairs import count_pair
 from mlflow_scalpel.metrics.registry import Metric
-from mlflow_scalpel.metrics.singular_values import Spectra, needed, prepare, singular_values
-from mlflow_scalpel.metrics.update_counts import Bin, count_added_changes, count_changes, row_counts
+from mlflow_scalpel.metrics.spectra import Spectra, needed, prepare, singular_values
 from mlflow_scalpel.metrics.update_sums import (
     COMPILED_FROM,
     UpdateSums,

@@ -12,7 +12,7 @@ from mlflow_scalpel.comparison.divergence import SLICE_LOGITS
 from mlflow_scalpel.comparison.forward import ForwardModel, Head, Progress, keep, place
 from mlflow_scalpel.comparison.probes import Probe, ProbeText
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.metrics.kl_paper_compat.all_tokens import bfloat16_divergence
+from mlflow_scalpel.metrics.paper_compat import bfloat16_divergence
 from mlflow_scalpel.metrics.registry import Metric
 
 

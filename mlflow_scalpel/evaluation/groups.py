@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from lm_eval.api.group import Group
 
 from mlflow_scalpel.evaluation.suite import SuiteTask
-from mlflow_scalpel.metrics.capabilities.success_rate import clustered_mean
+from mlflow_scalpel.metrics.capabilities.intervals import clustered_mean
 
 
 @dataclass(frozen=True)

@@ -203,12 +203,12 @@ def update_sums(base: Tensor, *checkpoints: Tensor, rows: RowSums = row_sums) ->
     for together in _calls([one.dtype for one in after], compiled=rows is not row_sums):
         these = [after[at] for at in together]
         if not before.numel() or torch.float64 in (before.dtype, these[0].dtype):
-            sums: list[UpdateSums | None] = [None] * len(these)
+            measured: list[UpdateSums | None] = [None] * len(these)
         else:
-            sums = list(_in_float32(before, these, rows))
-        for at, one in zip(together, sums, strict=True):
+            measured = list(_in_float32(before, these, rows))
+        for at, sums in zip(together, measured, strict=True):
             if at not in found:  # some fill up a call
-                found[at] = one or _in_float64(before, after[at])
+                found[at] = sums or _in_float64(before, after[at])
     return [found[at] for at in range(len(after))]
 
 

@@ -15,7 +15,7 @@ import mlflow_scalpel
 from mlflow_scalpel.comparison import attention, forward
 from mlflow_scalpel.comparison.probes import Probe, ProbeText
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.metrics.attention.js import js
+from mlflow_scalpel.metrics.attention import js
 from mlflow_scalpel.metrics.registry import choose_metrics
 from tests.conftest import make_tokenizer
 from tests.tensors.tiny_families import tiny_model

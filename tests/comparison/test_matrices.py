@@ -15,8 +15,8 @@ import mlflow_scalpel
 from mlflow_scalpel.comparison import MeasuredModel, from_weights, weights
 from mlflow_scalpel.comparison.pairing import pairs_of
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.metrics.pair_sums import count_pair
-from mlflow_scalpel.metrics.update_counts import count_changes
+from mlflow_scalpel.metrics.histograms import count_changes
+from mlflow_scalpel.metrics.pairs import count_pair
 
 ALL = ["weights", "histograms", "spectra", "weights_paper_compat", "pairs"]
 

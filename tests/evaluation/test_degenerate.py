@@ -21,7 +21,7 @@ from mlflow_scalpel.evaluation.gold import score_gold_answers
 from mlflow_scalpel.evaluation.harness import SAMPLE_COLUMNS, Evaluation, Score
 from mlflow_scalpel.evaluation.record import Plan, rows_of, score_table
 from mlflow_scalpel.evaluation.results import Result
-from mlflow_scalpel.metrics.capabilities.success_rate import clustered_mean
+from mlflow_scalpel.metrics.capabilities.intervals import clustered_mean
 
 BASE = MeasuredModel(Path("base"), "m-base", "sha256:b", 0)
 AFTER = [

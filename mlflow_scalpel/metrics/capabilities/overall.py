@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mlflow_scalpel.metrics.capabilities.benchmark import Benchmark, Finding, none, texts_of
+from mlflow_scalpel.metrics.capabilities.exact_tests import mcnemar
 from mlflow_scalpel.metrics.capabilities.gain_and_loss import chosen
-from mlflow_scalpel.metrics.capabilities.mcnemar import mcnemar
-from mlflow_scalpel.metrics.capabilities.null import against_chance
+from mlflow_scalpel.metrics.capabilities.ledger import against_chance
 from mlflow_scalpel.metrics.registry import metric
 
 

@@ -1,4 +1,4 @@
-"""The k at which the pass@k curves of base and checkpoint cross."""
+"""Success rates over k samples a problem, pass@k, and the k at which two curves of it cross."""
 
 from __future__ import annotations
 
@@ -16,11 +16,149 @@ from mlflow_scalpel.metrics.capabilities.benchmark import (
     benchmark_metric,
     none,
 )
-from mlflow_scalpel.metrics.capabilities.pass_at_k import pass_at_k
+from mlflow_scalpel.metrics.capabilities.exact_tests import ALPHA
+from mlflow_scalpel.metrics.capabilities.intervals import clustered_ratio, share_interval
+
+
+def _rate(right: np.ndarray, samples: np.ndarray) -> tuple[float, float, int]:
+    return (*clustered_ratio(right.astype(float), samples.astype(float)), len(right))
+
+
+def _findings(right: np.ndarray, samples: np.ndarray, bound: int | None) -> list[Finding]:
+    rate, stderr, n = _rate(right, samples)
+    if not n:
+        return [none("no problem was graded of both models")]
+    if bound is None:
+        return [Finding(rate, stderr, n)]
+    if n == 1:
+        stderr = 0.0  # not known: as for a rate at its bound, what one problem can say
+    return [Finding(share_interval(rate, stderr, n)[bound], n=n)]
+
+
+@benchmark_metric("capabilities/success_rate", title="Success rate", unit="accuracy")
+def success_rate(benchmark: Benchmark) -> list[Finding]:
+    """Share of the checkpoint's samples that are right, over the problems that both models have.
+
+    The error is over problems, whose samples belong together (clustered_mean).
+    """
+    return _findings(benchmark.right, benchmark.samples, None)
+
+
+@benchmark_metric(
+    "capabilities/success_rate_low",
+    title="Success rate, lower end of its interval",
+    unit="accuracy",
+    version=2,
+)
+def success_rate_low(benchmark: Benchmark) -> list[Finding]:
+    """Lower end of the 95 % exact interval of capabilities/success_rate.
+
+    Clopper and Pearson's, of as many independent trials as give the clustered standard error.
+    """
+    return _findings(benchmark.right, benchmark.samples, 0)
+
+
+@benchmark_metric(
+    "capabilities/success_rate_high",
+    title="Success rate, upper end of its interval",
+    unit="accuracy",
+    version=2,
+)
+def success_rate_high(benchmark: Benchmark) -> list[Finding]:
+    """Upper end of the 95 % exact interval of capabilities/success_rate."""
+    return _findings(benchmark.right, benchmark.samples, 1)
+
+
+@benchmark_metric(
+    "capabilities/base_success_rate", title="Success rate of the base", unit="accuracy"
+)
+def base_success_rate(benchmark: Benchmark) -> list[Finding]:
+    """Share of the base's samples that are right, on the same problems."""
+    return _findings(benchmark.base_right, benchmark.base_samples, None)
+
+
+@benchmark_metric(
+    "capabilities/base_success_rate_low",
+    title="Success rate of the base, lower end of its interval",
+    unit="accuracy",
+    version=2,
+)
+def base_success_rate_low(benchmark: Benchmark) -> list[Finding]:
+    """Lower end of the 95 % exact interval of capabilities/base_success_rate."""
+    return _findings(benchmark.base_right, benchmark.base_samples, 0)
+
+
+@benchmark_metric(
+    "capabilities/base_success_rate_high",
+    title="Success rate of the base, upper end of its interval",
+    unit="accuracy",
+    version=2,
+)
+def base_success_rate_high(benchmark: Benchmark) -> list[Finding]:
+    """Upper end of the 95 % exact interval of capabilities/base_success_rate."""
+    return _findings(benchmark.base_right, benchmark.base_samples, 1)
+
+
+EVERY_K_TO = 16  # beyond, powers of two, and the last
+
+
+def pass_at_k(right: np.ndarray, samples: np.ndarray, most: int) -> np.ndarray:
+    """Unbiased pass@k of each problem for k = 1 ... most, (P, most).
+
+        pass@k = 1 - C(n - c, k) / C(n, k)
+
+    for c right ones of n samples (Chen et al. 2021, arXiv 2107.03374): the share of the subsets of
+    k samples that hold a right one. As a product of k ratios, so nothing overflows.
+
+    Args:
+        right: (P,) numbers c of right samples.
+        samples: (P,) numbers n of samples, each at least `most`.
+        most: the largest k.
+
+    Raises ValueError where a problem has fewer samples than `most`.
+    """
+    if len(samples) and most > samples.min():
+        raise ValueError(f"pass@{most} needs {most} samples of each problem, not {samples.min()}")
+    drawn = np.arange(most)  # (K,) samples drawn before
+    wrong = np.clip((samples - right)[:, None] - drawn, 0, None)  # (P, K)
+    return 1.0 - np.cumprod(wrong / (samples[:, None] - drawn), axis=1)
+
+
+def shown(most: int) -> list[int]:
+    """The k for which there is a row: all up to 16, then powers of two and the last."""
+    powers = [2**power for power in range(int(math.log2(most)) + 1)] if most else []
+    return sorted({*range(1, min(most, EVERY_K_TO) + 1), *powers, *([most] if most else [])})
+
+
+def _curve(benchmark: Benchmark, right: np.ndarray, samples: np.ndarray) -> list[Finding]:
+    k = benchmark.k
+    if not k:
+        return [none("no problem was graded of both models")]
+    chances = pass_at_k(right, samples, k)  # (P, K)
+    n = len(chances)
+    errors = chances.std(axis=0, ddof=1) / math.sqrt(n) if n > 1 else np.full(k, math.nan)
+    means = chances.mean(axis=0)
+    return [Finding(float(means[one - 1]), float(errors[one - 1]), n, one) for one in shown(k)]
+
+
+@benchmark_metric("capabilities/pass_at_k", title="pass@k", unit="probability")
+def checkpoint_pass_at_k(benchmark: Benchmark) -> list[Finding]:
+    """pass@k of the checkpoint, mean over problems; `bin` is k, error over problems.
+
+    Unbiased: 1 - C(n - c, k) / C(n, k) for c right of n samples (Chen et al. 2021, arXiv
+    2107.03374). It depends on the temperature and the token limit of the suite.
+    """
+    return _curve(benchmark, benchmark.right, benchmark.samples)
+
+
+@benchmark_metric("capabilities/base_pass_at_k", title="pass@k of the base", unit="probability")
+def base_pass_at_k(benchmark: Benchmark) -> list[Finding]:
+    """pass@k of the base on the same problems; `bin` is k, error over problems."""
+    return _curve(benchmark, benchmark.base_right, benchmark.base_samples)
+
 
 FLIPS = 4999
 SEED = 0
-ALPHA = 0.05
 _SAME = 1e-9  # differences below this are rounding
 
 
