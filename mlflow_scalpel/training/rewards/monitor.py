@@ -107,8 +107,9 @@ class RewardMonitor:
         return (
             f"{self.not_graded} of {self.completions} completions were not graded, because "
             "comparing their answers takes too long: the accuracy reward leaves them out, and only "
-            "the other rewards count for them. docs/explanation/grading.md has the limits; plain numbers as "
-            "gold answers, or a system prompt that asks for simplified ones, keep within them"
+            "the other rewards count for them. docs/explanation/grading.md has the limits; plain "
+            "numbers as gold answers, or a system prompt that asks for simplified ones, keep "
+            "within them"
         )
 
     def _no_value(self) -> str | None:
