@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from mlflow_scalpel.checkpoints.reading.pull import pull, resolve
     from mlflow_scalpel.checkpoints.search import checkpoints_of_run
     from mlflow_scalpel.comparison.compare import compare, top_tokens
-    from mlflow_scalpel.comparison.run_store import describe_runs, gather, stored_ledger
+    from mlflow_scalpel.comparison.gather import gather
+    from mlflow_scalpel.comparison.run_store import describe_runs, stored_ledger
 
 __version__ = "0.1.0"
 
@@ -23,7 +24,7 @@ _HOMES = {
     "checkpoints_of_run": "checkpoints.search",
     "compare": "comparison.compare",
     "describe_runs": "comparison.run_store",
-    "gather": "comparison.run_store",
+    "gather": "comparison.gather",
     "list_checkpoints": "checkpoints.listing",
     "log_base": "checkpoints.logging.log",
     "log_checkpoint": "checkpoints.logging.log",

@@ -84,8 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Compare, and print what was measured of each checkpoint."""
     from mlflow_scalpel.comparison.compare import compare
     from mlflow_scalpel.comparison.engine import STANDARD
-    from mlflow_scalpel.comparison.run_store import log_comparison
-    from mlflow_scalpel.comparison.tokens import log_tokens
+    from mlflow_scalpel.comparison.run_store import log_comparison, log_tokens
     from mlflow_scalpel.errors import ScalpelError
 
     if arguments.out and Path(arguments.out).suffix not in (".parquet", ".csv"):
@@ -196,7 +195,7 @@ def lines(rows: pd.DataFrame) -> list[str]:
 
 def _measured_share(rows: pd.DataFrame) -> str:
     """How many of a model's tensors, and of its parameters, were measured; "" where not known."""
-    from mlflow_scalpel.comparison.summary import coverage
+    from mlflow_scalpel.comparison.run_store import coverage
 
     measured, tensors, share = coverage(rows)
     if share is None:

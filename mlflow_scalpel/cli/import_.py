@@ -85,7 +85,7 @@ def _steps(text: str) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Import the files, and print the runs."""
-    from mlflow_scalpel.comparison.imported import About, import_files
+    from mlflow_scalpel.comparison.published.runs import About, import_files
 
     about = About(**{name: getattr(arguments, name) for name in About.model_fields})
     for run_id in import_files(arguments.files, arguments.experiment, about):

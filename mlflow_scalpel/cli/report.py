@@ -25,7 +25,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Gather the runs' tables, and write the report."""
-    from mlflow_scalpel.comparison.run_store import describe_runs, gather, stored_ledger
+    from mlflow_scalpel.comparison.gather import gather
+    from mlflow_scalpel.comparison.run_store import describe_runs, stored_ledger
     from mlflow_scalpel.errors import ScalpelError
     from mlflow_scalpel.views.report import write_figures, write_report
 

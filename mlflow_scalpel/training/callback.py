@@ -19,8 +19,10 @@ from mlflow_scalpel.checkpoints.logging.uploads import (
     failed_uploads,
     lost_message,
 )
-from mlflow_scalpel.comparison import Comparison, MeasuredModel, tidy
-from mlflow_scalpel.comparison.summary import summarise, unmeasured
+from mlflow_scalpel.comparison.engine import Comparison
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
+from mlflow_scalpel.comparison.run_store import summarise, unmeasured
+from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import GROUPS
 from mlflow_scalpel.recipes.training import GrpoRecipe, TrainingRecipe

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from transformers import PrinterCallback, TrainerState
 
 from mlflow_scalpel.checkpoints.logging.uploads import uploader_for
-from mlflow_scalpel.comparison.probes import text_digest
+from mlflow_scalpel.comparison.forward.probes import text_digest
 from mlflow_scalpel.comparison.run_queries import ARGUMENTS, stated_prompt
 from mlflow_scalpel.credentials import without_credentials
 from mlflow_scalpel.errors import ScalpelError

@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 import mlflow_scalpel
 from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
 from mlflow_scalpel.cli import main
-from mlflow_scalpel.comparison import divergence, engine, weights
-from mlflow_scalpel.comparison.run_store import gather
-from mlflow_scalpel.comparison.tokens import stored_tokens, token_steps
+from mlflow_scalpel.comparison import engine
+from mlflow_scalpel.comparison.forward import divergence
+from mlflow_scalpel.comparison.gather import gather
+from mlflow_scalpel.comparison.run_store import stored_tokens, token_steps
+from mlflow_scalpel.comparison.weights import files as weights
 from mlflow_scalpel.errors import ScalpelError
 
 TEXTS = [("1+1=?", "2"), ("what is the capital", "a long answer of many letters"), ("a", "b")]
@@ -382,7 +384,7 @@ def test_what_the_views_say_to_run_is_a_command(monkeypatch, tmp_path):
 
     def compared(base, checkpoints, *, metrics, texts, **settings):
         groups = {one.group for one in choose_metrics(metrics)}
-        assert texts is not None or not groups & set(engine.ON_TEXTS), metrics
+        assert texts is not None or not groups & engine.TEXT_GROUPS.keys(), metrics
         asked.append(metrics)
         raise ScalpelError("enough")
 

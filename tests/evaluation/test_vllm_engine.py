@@ -10,7 +10,7 @@ import pytest
 
 from mlflow_scalpel.checkpoints.models.swapping import check_same_tensors
 from mlflow_scalpel.errors import MissingPackage, RecipeError, ScalpelError
-from mlflow_scalpel.evaluation.needs import check_installed
+from mlflow_scalpel.evaluation.suite import check_installed
 from mlflow_scalpel.evaluation.vllm_engine import sampling
 from mlflow_scalpel.recipes import load_recipe
 

@@ -19,7 +19,7 @@ from mlflow_scalpel.checkpoints.manifest import content_digest
 from mlflow_scalpel.checkpoints.models.restore import restore
 from mlflow_scalpel.checkpoints.search import checkpoints_of_run
 from mlflow_scalpel.cli import main
-from mlflow_scalpel.comparison.run_store import gather
+from mlflow_scalpel.comparison.gather import gather
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.places import LAYER_PARTS
 from tests.tensors.tiny_families import tiny_config, tiny_model
