@@ -20,7 +20,7 @@ from mlflow_scalpel.evaluation import grading
 from mlflow_scalpel.evaluation.grading import Verdict, fallback_of, grade_many
 from mlflow_scalpel.evaluation.grading.answers import last_boxed
 from mlflow_scalpel.evaluation.suite import SuiteTask
-from mlflow_scalpel.metrics.capabilities.success_rate import clustered_mean
+from mlflow_scalpel.metrics.capabilities.intervals import clustered_mean
 
 UNREADABLE = "ungraded"
 TOO_LONG = "not graded"

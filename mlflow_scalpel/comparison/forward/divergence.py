@@ -23,8 +23,8 @@ from mlflow_scalpel.comparison.table import (
 )
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.compiling import compiled
-from mlflow_scalpel.metrics.kl.tokens import TokenDivergence, token_divergence
 from mlflow_scalpel.metrics.registry import Metric
+from mlflow_scalpel.metrics.token_divergence import TokenDivergence, token_divergence
 
 # Logits formed at once, whatever the vocabulary: 4 MB in float32, which fit the cache of the many
 # eager passes; the compiled pass is one, and the products before it are faster when they are large.

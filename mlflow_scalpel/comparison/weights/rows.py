@@ -27,7 +27,7 @@ from mlflow_scalpel.comparison.weights.matrices import (
 )
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import Metric
-from mlflow_scalpel.metrics.update_sums import Training
+from mlflow_scalpel.metrics.weights import Training
 from mlflow_scalpel.run_warnings import print_warning
 from mlflow_scalpel.tensors.adapters import NotInFactors
 from mlflow_scalpel.tensors.cuts import Cut
