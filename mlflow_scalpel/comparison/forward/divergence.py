@@ -65,7 +65,7 @@ class Divergence:
         self.model = model
         self.probes = list(probes)
         self.last: list[Measured] = []
-        """What `rows` measured last, a probe each."""
+        """The last result of `rows`, one for each probe."""
         model.load_base()
         for item in [item for probe in self.probes for item in probe.items][:1]:
             model.check_head(item)
@@ -190,7 +190,7 @@ PROBLEMS, RANKED, TOP, CONTEXT = 8, 200, 5, 160
 
 @torch.inference_mode()
 def token_table(measured: Sequence[Measured], tokenizer: Any) -> pd.DataFrame:
-    """What base and checkpoint say of single tokens; `named` fills in model_id and step.
+    """Divergences and most likely tokens at single positions; `named` fills in model_id and step.
 
     A row is a position of a text: `token` is what the text goes on with there (null after the last
     position), and the divergences are those of the two models' distributions over it. There are all
