@@ -9,7 +9,6 @@ What may be wrong with the results is a warning on the evaluation's run and on t
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -22,6 +21,7 @@ import pandas as pd
 import pyarrow
 from mlflow import MlflowClient
 
+from mlflow_scalpel.checkpoints.atomic import write_atomically
 from mlflow_scalpel.checkpoints.logging.spool import ArtifactEntry, MetricsEntry, MetricValue
 from mlflow_scalpel.checkpoints.logging.uploads import uploader_for
 from mlflow_scalpel.comparison.measured_models import MeasuredModel
@@ -51,9 +51,7 @@ class Result:
             "finished": self.finished,
             "scores": [asdict(score) for score in self.evaluation.scores],
         }
-        scratch = path.with_suffix(".tmp")
-        rows.to_parquet(scratch, index=False)
-        os.replace(scratch, path)
+        write_atomically(path, rows.to_parquet(index=False))
 
     @classmethod
     def read(cls, path: Path) -> Result:
