@@ -58,7 +58,7 @@ class Layer:
         return weights[0].float()
 
     def kept(self) -> Layer:
-        """What of it outlasts a swap of the model: its settings, without matrices and texts."""
+        """The part that outlasts a swap of the model: its settings, without matrices and texts."""
         module = copy.copy(self.module)
         module._parameters = {
             name: torch.nn.Parameter(one.detach().clone(), requires_grad=False)

@@ -267,7 +267,7 @@ def weight_rows(
 def _state(
     weights: StoredWeights, place: Place, read: Callable[[tuple[str, Cut | None]], Any]
 ) -> tuple[Any, str]:
-    """What is at a place, and why it cannot be read; both empty where nothing is there.
+    """The tensor at a place, and why it cannot be read; both empty where there is none.
 
     A head that is tied to the input embeddings is these.
     """
