@@ -10,12 +10,20 @@ from importlib.util import find_spec
 
 from mlflow_scalpel.errors import MissingPackage
 
-# What is looked for, by extra; the names to import, as pyproject.toml lists the packages.
+# What is looked for, by extra, in this order: names to import, of what pyproject.toml lists.
+_MEASURE = ("torch", "transformers", "peft")
+_EVAL = (*_MEASURE, "lm_eval", "datasets", "math_verify", "latex2sympy2_extended", "reasoning_gym")
 PACKAGES = {
-    "measure": ("torch", "transformers", "peft"),
-    "eval": ("torch", "transformers", "peft", "lm_eval", "math_verify"),
-    "train": ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "math_verify"),
+    "measure": _MEASURE,
+    "eval": _EVAL,
+    "train": (*_EVAL, "trl", "accelerate"),
+    "png": ("kaleido",),
 }
+
+
+def install_command(extra: str) -> str:
+    """What a user types to install an extra."""
+    return f"pip install 'mlflow-scalpel[{extra}]'"
 
 
 def require(package: str, extra: str, purpose: str, *, instead: str = "") -> None:
@@ -28,7 +36,7 @@ def require(package: str, extra: str, purpose: str, *, instead: str = "") -> Non
         instead: what to set in the recipe to do without.
     """
     if find_spec(package) is None:
-        remedy = f"pip install 'mlflow-scalpel[{extra}]'"
+        remedy = install_command(extra)
         if instead:
             remedy += f", or set {instead}"
         raise MissingPackage(f"{purpose} needs {package}, which is not installed: {remedy}")

@@ -1,4 +1,4 @@
-"""Costs as people read them: 1.61 TFLOP, 2.4 h, 1.3 M tokens. Imports nothing heavy."""
+"""Costs and sizes as people read them: 1.61 TFLOP, 2.4 h, 1.3 M tokens, 1.2 GB."""
 
 from __future__ import annotations
 
@@ -52,3 +52,13 @@ def cost_words(metric: str, value: float) -> str:
     if name.startswith("tokens"):
         return count(value, "tokens")
     return count(value, things[name]) if name in things else f"{value:.6g}"
+
+
+def readable_bytes(count: int) -> str:
+    """Bytes for people, in units of a thousand: 1.2 GB."""
+    value, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 999.5:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}"

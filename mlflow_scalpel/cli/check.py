@@ -1,12 +1,14 @@
-"""`mlflow-scalpel check`: a recipe, without running it."""
+"""Check a recipe without running anything.
+
+Reports the first mistake with its field, its value and how to fix it.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-NAME = "check"
-HELP = "check a recipe without running it"
+EXAMPLE = 'mlflow-scalpel check grpo/tiny --set "train.learning_rate=1e-5"'
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +16,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recipe", help="path of a YAML, or STAGE/NAME of one under projects/, such as grpo/tiny"
     )
-    parser.add_argument("--set", default="", help='fields to replace: "train.learning_rate=1e-5"')
+    parser.add_argument(
+        "--set", default="", help='fields to replace, such as "train.learning_rate=1e-5"'
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from mlflow_scalpel.recipes.fields import Dtype, Fraction, Strict
+from mlflow_scalpel.tensors.names import parse_layers
 
 _SCHEDULE_ARGUMENTS = {
     "cosine": ("num_cycles",),
@@ -59,19 +60,6 @@ class Freeze(Strict):
         if value is not None:
             parse_layers(value)
         return value
-
-
-def parse_layers(text: str) -> list[int]:
-    """The layers that "19-25" or "0-3,7" names, both ends included; raises ValueError."""
-    layers: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = (piece.strip() for piece in part.partition("-"))
-        if not first.isdigit() or (dash and not last.isdigit()):
-            raise ValueError("names no layers; write 19-25 or 0-3,7")
-        if dash and int(last) < int(first):
-            raise ValueError(f"ends before it begins; write {last}-{first}")
-        layers.update(range(int(first), int(last if dash else first) + 1))
-    return sorted(layers)
 
 
 class Train(Strict):

@@ -28,8 +28,9 @@ from mlflow.utils.mlflow_tags import (
 )
 
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.run_warnings import FAILURE_TAG
 from mlflow_scalpel.runs.lifecycle import NESTED
-from mlflow_scalpel.runs.resume import FAILURE_TAG, STAGE_TAG, can_be_resumed
+from mlflow_scalpel.runs.resume import STAGE_TAG, can_be_resumed
 from mlflow_scalpel.runs.signals import interrupt_was_caught
 
 

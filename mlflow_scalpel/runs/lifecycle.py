@@ -29,6 +29,7 @@ from mlflow_scalpel.extras import require_extra
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 from mlflow_scalpel.recipes import load_recipe
 from mlflow_scalpel.recipes.settings import dump
+from mlflow_scalpel.run_warnings import FAILURE_TAG, failure_text
 from mlflow_scalpel.runs.processes import (
     MLFLOW_RUN_PROCESS,
     OUTPUT,
@@ -37,7 +38,6 @@ from mlflow_scalpel.runs.processes import (
     start_keep_killed,
 )
 from mlflow_scalpel.runs.resume import (
-    FAILURE_TAG,
     RECIPE_ARTIFACT,
     RESUMABLE,
     initial_tags,
@@ -47,7 +47,6 @@ from mlflow_scalpel.runs.resume import (
 from mlflow_scalpel.runs.signals import ignore_signals, stop_on_signals
 
 NESTED = "SCALPEL_NESTED"  # set where an experiment of ours started the stage, not `mlflow run`
-_TAG_LIMIT = 5000  # characters; MLflow's stores refuse tags above 8000
 _TIME_TO_SEND = 30.0  # seconds that an interrupted process goes on sending
 _NO_SPACE = os.strerror(errno.ENOSPC)
 _TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h
@@ -151,8 +150,8 @@ def _settled_run(mlflow: Any, name: str, tags: dict[str, str]) -> Iterator[tuple
 
     `tags` it has from its first moment, where this process makes it.
     """
-    from mlflow_scalpel.checkpoints.log import close_couriers
-    from mlflow_scalpel.checkpoints.uploader import UploadPending
+    from mlflow_scalpel.checkpoints.logging.uploader import UploadPending
+    from mlflow_scalpel.checkpoints.logging.uploads import close_uploaders
 
     # `mlflow run` made the run already and passes it in MLFLOW_RUN_ID, which start_run consumes.
     made_before = "MLFLOW_RUN_ID" in os.environ
@@ -163,7 +162,7 @@ def _settled_run(mlflow: Any, name: str, tags: dict[str, str]) -> Iterator[tuple
         if "mlflow.parentRunId" not in mlflow.active_run().data.tags:
             mlflow.set_tag("mlflow.runName", name)
         yield run_id, output
-        close_couriers()
+        close_uploaders()
     except KeyboardInterrupt:
         ignore_signals()  # a second Ctrl-C must not cut off the note that there was a first
         _leave_rest_in_spool()
@@ -211,11 +210,11 @@ def _check_writable(output: Path) -> None:
 
 def _leave_rest_in_spool(limit: float = _TIME_TO_SEND) -> None:
     """Send for up to `limit` seconds; `upload` sends the rest, or whoever resumes the run."""
-    from mlflow_scalpel.checkpoints.log import close_couriers
-    from mlflow_scalpel.checkpoints.uploader import UploadPending
+    from mlflow_scalpel.checkpoints.logging.uploader import UploadPending
+    from mlflow_scalpel.checkpoints.logging.uploads import close_uploaders
 
     try:
-        close_couriers(limit)
+        close_uploaders(limit)
     except UploadPending as error:
         print(f"\n{error}", file=sys.stderr)
 
@@ -224,10 +223,10 @@ def _end(mlflow: Any, run_id: str, output: Path, status: str, reason: str | None
     """End the run; where the server is away, its end waits in the spool, and the process exits."""
     from mlflow.exceptions import MlflowException
 
-    from mlflow_scalpel.checkpoints.log import spool_directory
-    from mlflow_scalpel.checkpoints.spool import EndEntry, Spool, TagsEntry
+    from mlflow_scalpel.checkpoints.logging.spool import EndEntry, Spool, TagsEntry
+    from mlflow_scalpel.checkpoints.logging.uploads import spool_directory
 
-    tags = {} if reason is None else {FAILURE_TAG: without_credentials(reason)[:_TAG_LIMIT]}
+    tags = {} if reason is None else {FAILURE_TAG: failure_text(reason)}
     try:
         mlflow.set_tags(tags)
         mlflow.end_run(status)
@@ -270,5 +269,5 @@ def _fail_waiting_run(reason: str) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient()
-    client.set_tag(run_id, FAILURE_TAG, reason[:_TAG_LIMIT])
+    client.set_tag(run_id, FAILURE_TAG, failure_text(reason))
     client.set_terminated(run_id, "FAILED")

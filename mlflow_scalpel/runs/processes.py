@@ -24,7 +24,7 @@ from typing import Any
 
 from mlflow_scalpel.credentials import guard_output, without_credentials
 from mlflow_scalpel.errors import RecipeError, ScalpelError
-from mlflow_scalpel.runs.resume import FAILURE_TAG
+from mlflow_scalpel.run_warnings import FAILURE_TAG
 from mlflow_scalpel.runs.signals import end_with_parent, ignore_signals
 
 OUTPUT = "SCALPEL_OUTPUT"  # tells every process of one stage the same output directory

@@ -17,13 +17,13 @@ from mlflow_scalpel.errors import RecipeError
 from mlflow_scalpel.recipes import load_recipe, read_recipe
 from mlflow_scalpel.recipes.load import make_importable, recipe_files
 from mlflow_scalpel.recipes.training import GrpoRecipe
+from mlflow_scalpel.run_warnings import FAILURE_TAG, failure_text
 from mlflow_scalpel.server_errors import check_answered
 
 RESUMABLE = ("main", "sft", "grpo", "evaluate")
 _NEED_FILES = ("sft", "grpo")  # go on from what lies in their output directory
 RECIPE_ARTIFACT = "recipe.yaml"
 STAGE_TAG = "scalpel.stage"  # of every run of a stage
-FAILURE_TAG = "scalpel.failure"
 RESUMED_TAG = "scalpel.resumed"  # from where, one line for each time
 _COMMAND_TAG = "scalpel.command"  # its recipe and set, for as long as the recipe is not stored
 _PROCESS_TAG = "scalpel.process"  # where the stage's process is, or was
@@ -220,7 +220,7 @@ def _mark_killed(run: Any, why: str) -> str:
     if run.info.status != "RUNNING" or elsewhere or _is_alive(process):
         return ""
     client = MlflowClient()
-    client.set_tag(run.info.run_id, FAILURE_TAG, f"its process was killed, and {why}"[:5000])
+    client.set_tag(run.info.run_id, FAILURE_TAG, failure_text(f"its process was killed, and {why}"))
     client.set_terminated(run.info.run_id, "KILLED")
     return ". The run, whose process is gone, is KILLED now"
 

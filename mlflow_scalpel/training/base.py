@@ -20,8 +20,11 @@ from mlflow_scalpel.chat import (
     load_tokenizer,
     with_chat,
 )
-from mlflow_scalpel.checkpoints import log_base, resolve
-from mlflow_scalpel.comparison import Comparison, MeasuredModel, Probe, build_probe
+from mlflow_scalpel.checkpoints.logging.log import log_base
+from mlflow_scalpel.checkpoints.reading.pull import resolve
+from mlflow_scalpel.comparison.engine import Comparison
+from mlflow_scalpel.comparison.forward.probes import Probe, build_probe
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.data import load_rows
 from mlflow_scalpel.data.conversations import EARLIER
 from mlflow_scalpel.recipes.training import TrainingRecipe

@@ -12,10 +12,17 @@ import pandas as pd
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from mlflow_scalpel.checkpoints.log import Upload, log_checkpoint
-from mlflow_scalpel.checkpoints.lost import LOST, lost_among, said_of_lost
-from mlflow_scalpel.comparison import Comparison, MeasuredModel, tidy
-from mlflow_scalpel.comparison.summary import summarise, unmeasured
+from mlflow_scalpel.checkpoints.logging.log import log_checkpoint
+from mlflow_scalpel.checkpoints.logging.uploads import (
+    LOST_WARNING,
+    Upload,
+    failed_uploads,
+    lost_message,
+)
+from mlflow_scalpel.comparison.engine import Comparison
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
+from mlflow_scalpel.comparison.run_store import summarise, unmeasured
+from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import GROUPS
 from mlflow_scalpel.recipes.training import GrpoRecipe, TrainingRecipe
@@ -183,14 +190,14 @@ class CheckpointCallback(TrainerCallback, ExportableState):
             self._journal.table(self._table())
         self._journal.uploader.drain()
         if self._lost and len(self._lost) == len(self._uploads) and not self._resumed.stored:
-            raise ScalpelError(said_of_lost(self._lost, 0))
+            raise ScalpelError(lost_message(self._lost, 0))
 
     def _warn_of_lost(self) -> None:
         """Warn on the run of the checkpoints that could not be stored so far."""
-        self._lost = lost_among(self._uploads)
+        self._lost = failed_uploads(self._uploads)
         if self._lost:
             stored = len(self._uploads) - len(self._lost) + len(self._resumed.stored)
-            self._journal.warnings({LOST: said_of_lost(self._lost, stored)}, self._run_id)
+            self._journal.warnings({LOST_WARNING: lost_message(self._lost, stored)}, self._run_id)
 
     def state(self) -> dict[str, Any]:
         """What the trainer keeps in a checkpoint's trainer_state.json for this callback."""

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow_scalpel.recipes.training import GrpoRecipe, GrpoTrain, TrainingRecipe
+from mlflow_scalpel.recipes.trainers import GrpoTrain
+from mlflow_scalpel.recipes.training import GrpoRecipe, TrainingRecipe
 from mlflow_scalpel.training.freezing import elements
 
 _PER_TOKEN = (

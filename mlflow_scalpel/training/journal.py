@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from mlflow_scalpel.checkpoints.log import Upload
-from mlflow_scalpel.checkpoints.spool import (
+from mlflow_scalpel.checkpoints.logging.spool import (
     ArtifactEntry,
     BestEntry,
     ImageEntry,
@@ -19,10 +18,10 @@ from mlflow_scalpel.checkpoints.spool import (
     MetricValue,
     TagsEntry,
 )
-from mlflow_scalpel.checkpoints.uploader import Uploader
+from mlflow_scalpel.checkpoints.logging.uploader import Uploader
+from mlflow_scalpel.checkpoints.logging.uploads import Upload
 from mlflow_scalpel.comparison.run_queries import TABLE, TOKENS
-from mlflow_scalpel.comparison.table import write_table
-from mlflow_scalpel.comparison.token_files import artifact_name, write_tokens
+from mlflow_scalpel.comparison.table import token_file_name, write_table, write_tokens
 from mlflow_scalpel.run_warnings import WARNING_PREFIX, print_warning, warning_tag
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ class Journal:
 
     def tokens(self, table: pd.DataFrame, step: int) -> None:
         """The table of single tokens of the checkpoint of a step."""
-        name = artifact_name(step)
+        name = token_file_name(step)
         self.uploader.add(
             ArtifactEntry(folder=TOKENS), lambda path: write_tokens(table, path / name)
         )

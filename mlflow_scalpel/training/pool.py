@@ -68,7 +68,7 @@ def _make_pool(recipe: TrainingRecipe, tokenizer: Any) -> Pool:
     needs.update(column for one in rewards for column in one.reward.columns)
     loaded, warnings = load(data, needs=tuple(sorted(needs))), {}
     if any(one.reward.answers_are_mathematics for one in rewards):
-        from mlflow_scalpel.evaluation.unreadable import readable_golds
+        from mlflow_scalpel.evaluation.grading.unreadable import readable_golds
 
         loaded, unreadable = readable_golds(loaded, data)
         if unreadable is not None:

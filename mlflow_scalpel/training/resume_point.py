@@ -14,7 +14,7 @@ import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 
-from mlflow_scalpel.checkpoints.layout import check_whole
+from mlflow_scalpel.checkpoints.files import check_complete
 from mlflow_scalpel.checkpoints.search import checkpoints_of_run
 from mlflow_scalpel.comparison.run_store import stored_table
 from mlflow_scalpel.errors import ScalpelError
@@ -69,7 +69,7 @@ def is_complete(directory: Path, processes: int) -> bool:
     if not all((directory / f"rng_state{rank}.pth").is_file() for rank in ranks):
         return False
     try:
-        check_whole(directory)
+        check_complete(directory)
         json.loads((directory / _STATE).read_text(encoding="utf-8"))
     except (ScalpelError, OSError, ValueError):
         return False

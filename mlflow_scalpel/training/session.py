@@ -11,8 +11,8 @@ from accelerate.utils import broadcast_object_list
 from mlflow import MlflowClient
 from transformers import PrinterCallback, TrainerState
 
-from mlflow_scalpel.checkpoints.log import courier_for
-from mlflow_scalpel.comparison.probes import text_digest
+from mlflow_scalpel.checkpoints.logging.uploads import uploader_for
+from mlflow_scalpel.comparison.forward.probes import text_digest
 from mlflow_scalpel.comparison.run_queries import ARGUMENTS, stated_prompt
 from mlflow_scalpel.credentials import without_credentials
 from mlflow_scalpel.errors import ScalpelError
@@ -62,7 +62,7 @@ def follow(
     chosen: list[Path | None] = [None]
     if not stage.run_id:
         return broadcast_object_list(chosen)[0]
-    uploader = courier_for(stage.run_id, stage.output)
+    uploader = uploader_for(stage.run_id, stage.output)
     resumed = ResumePoint()
     if stage.resumed:
         uploader.drain()  # what the killed process had not sent yet

@@ -8,7 +8,7 @@ with open_stage("base", Path(__file__).parent / "recipes", extra="train") as sta
     import mlflow
     import transformers
 
-    from mlflow_scalpel.checkpoints import log_base
+    from mlflow_scalpel.checkpoints.logging.log import log_base
     from mlflow_scalpel.training.tiny_base import make_model, make_tokenizer, pretrain
 
     recipe = stage.recipe

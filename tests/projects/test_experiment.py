@@ -20,11 +20,12 @@ import pytest
 from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mlflow_scalpel.checkpoints import checkpoints_of_run, resolve
-from mlflow_scalpel.comparison.run_store import gather, stored_ledger
+from mlflow_scalpel.checkpoints.reading.pull import resolve
+from mlflow_scalpel.checkpoints.search import checkpoints_of_run
+from mlflow_scalpel.comparison.gather import gather
+from mlflow_scalpel.comparison.run_store import stored_ledger, stored_tokens, token_steps
 from mlflow_scalpel.comparison.table import COLUMNS
-from mlflow_scalpel.comparison.tokens import stored_tokens, token_steps
-from mlflow_scalpel.runs.resume import FAILURE_TAG
+from mlflow_scalpel.run_warnings import FAILURE_TAG
 
 pytestmark = pytest.mark.slow
 

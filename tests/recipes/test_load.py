@@ -12,7 +12,8 @@ import pytest
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import RecipeError
 from mlflow_scalpel.recipes import load_recipe, read_recipe
-from mlflow_scalpel.recipes.load import STAGES, parse_settings
+from mlflow_scalpel.recipes.load import STAGES
+from mlflow_scalpel.recipes.settings import parse_settings
 
 PROJECTS = Path(__file__).parents[2] / "projects"
 SHIPPED = sorted(PROJECTS.glob("*/recipes/*.yaml"))

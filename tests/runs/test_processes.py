@@ -17,8 +17,8 @@ from mlflow import MlflowClient
 
 from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.recipes import load_recipe, read_recipe
+from mlflow_scalpel.run_warnings import FAILURE_TAG
 from mlflow_scalpel.runs.processes import launch_options
-from mlflow_scalpel.runs.resume import FAILURE_TAG
 from mlflow_scalpel.training.session import check_spread
 
 PROJECTS = Path(__file__).parents[2] / "projects"

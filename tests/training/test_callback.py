@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlflow_scalpel.checkpoints.uploader import Outcome
+from mlflow_scalpel.checkpoints.logging.uploader import Outcome
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.training.callback import CheckpointCallback
 from mlflow_scalpel.training.journal import Journal

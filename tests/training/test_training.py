@@ -11,7 +11,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from trl import GRPOConfig, SFTConfig
 
-from mlflow_scalpel.comparison import Probe
+from mlflow_scalpel.comparison.forward.probes import Probe
 from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.recipes import load_recipe, read_recipe
 from mlflow_scalpel.recipes.trainers import GrpoTrain, Train
