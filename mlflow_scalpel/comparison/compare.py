@@ -181,14 +181,14 @@ def probe_of(
     """
     complete = base.complete(MEASURED)
     tokenizer = load_tokenizer(complete, template_date, local_files_only=True)
-    own = template_of(tokenizer)
+    template = template_of(tokenizer)
     found = {stored_template(one.directory) for one in checkpoints} - {None}
     if len(found) == 1:
         tokenizer.chat_template = found.pop()
-    elif found - {own}:
+    elif found - {template}:
         print(
             f"WARNING: the checkpoints have {len(found)} chat templates, so that the texts of "
-            f"{name} are rendered with {'that of the base' if own else 'none of them'}",
+            f"{name} are rendered with {'that of the base' if template else 'none of them'}",
             flush=True,
         )
     context = context_of(read_config(complete))

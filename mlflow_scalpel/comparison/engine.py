@@ -18,7 +18,7 @@ from mlflow_scalpel.comparison.forward.divergence_variants import (
 )
 from mlflow_scalpel.comparison.forward.model import ForwardModel
 from mlflow_scalpel.comparison.forward.probes import Probe
-from mlflow_scalpel.comparison.measured_models import MeasuredModel
+from mlflow_scalpel.comparison.measured_models import MeasuredModel, model_cells
 from mlflow_scalpel.comparison.results import (
     keep_rows,
     keep_tokens,
@@ -174,7 +174,7 @@ class Comparison:
             one: named(table, one.model_id, one.step) for one, table in self.tokens.items()
         }
         return tidy(
-            {**row, **self._origin(one)}
+            {**row, **model_cells(self.base, one)}
             for one, rows in zip(checkpoints, found, strict=True)
             for row in rows
         )
@@ -280,14 +280,3 @@ class Comparison:
             return AutoTokenizer.from_pretrained(
                 complete, trust_remote_code=False, local_files_only=True
             )
-
-    def _origin(self, checkpoint: MeasuredModel) -> dict[str, Any]:
-        return {
-            "base": self.base.model_id,
-            "base_digest": self.base.digest,
-            "model_id": checkpoint.model_id,
-            "model_digest": checkpoint.digest,
-            "run_id": checkpoint.run_id,
-            "algorithm": checkpoint.algorithm,
-            "step": checkpoint.step,
-        }

@@ -1,4 +1,7 @@
-"""Runs side by side: their tables as one, measured first where they are not yet."""
+"""Runs side by side: their tables as one; runs without a table are measured first.
+
+Imports torch only where something is measured.
+"""
 
 from __future__ import annotations
 

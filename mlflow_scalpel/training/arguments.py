@@ -39,10 +39,9 @@ def sft_fields(recipe: SftRecipe, output: Path, rows: int) -> dict[str, Any]:
 
 def grpo_fields(recipe: GrpoRecipe, output: Path, rows: int) -> dict[str, Any]:
     """Keyword arguments of `trl.GRPOConfig` for a recipe and a data set of `rows` rows."""
-    weights = [weight for _, weight in reward_weights(recipe)]
     return {
         **_shared_fields(recipe, output, total_steps(recipe, rows)),
-        "reward_weights": weights,
+        "reward_weights": [one for one in recipe.reward_weights.values() if one > 0],
         # TRL's defaults, said because they have changed between versions: without them GRPO is
         # another algorithm.
         "cast_lm_head_to_fp32": False,
@@ -60,11 +59,6 @@ def grpo_fields(recipe: GrpoRecipe, output: Path, rows: int) -> dict[str, Any]:
         "vllm_model_impl": "vllm",
         "vllm_server_host": HOST,
     }
-
-
-def reward_weights(recipe: GrpoRecipe) -> list[tuple[str, float]]:
-    """Name and weight of each reward that the recipe uses."""
-    return [(name, weight) for name, weight in recipe.rewards.model_dump().items() if weight > 0]
 
 
 def sequences_a_step(recipe: TrainingRecipe) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.recipes.freezing import Freeze
+from mlflow_scalpel.recipes.trainers import Freeze
 from mlflow_scalpel.tensors.names import counterparts, select
 from mlflow_scalpel.tensors.quantised import FloatTensors
 from mlflow_scalpel.tensors.sources import read_source, sources

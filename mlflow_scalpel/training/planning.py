@@ -12,7 +12,8 @@ from typing import Any, Literal
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.recipes.training import GrpoRecipe, SftRecipe, TrainingRecipe
 from mlflow_scalpel.training.arguments import problems_a_step, sequences_a_step, total_steps
-from mlflow_scalpel.training.cost import Multiplied, generations, multiplied, run_flops
+from mlflow_scalpel.training.cost import generations
+from mlflow_scalpel.training.flops import Multiplied, multiplied, run_flops
 from mlflow_scalpel.training.freezing import apply_freeze, elements
 
 Sharding = Literal["zero2", "zero3", "fsdp"]

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, Olmo2Conf
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.recipes import load_recipe
-from mlflow_scalpel.training.cost import estimate_flops, multiplied
+from mlflow_scalpel.training.flops import estimate_flops, multiplied
 from mlflow_scalpel.training.planning import activation_bytes, memory, model_size, plan_run
 
 PROJECTS = Path(__file__).parents[2] / "projects"

@@ -6,8 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -152,7 +150,9 @@ POINTS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize(("call", "count"), POINTS)
-def test_a_process_may_be_killed_at_any_point(tracking, make_model, tmp_path, call, count, moment):
+def test_a_process_may_be_killed_at_any_point(
+    tracking, python, make_model, tmp_path, call, count, moment
+):
     for step in (1, 2):
         shutil.copytree(make_model(step), tmp_path / "out" / f"checkpoint-{step}")
     base = make_model(5)
@@ -160,10 +160,8 @@ def test_a_process_may_be_killed_at_any_point(tracking, make_model, tmp_path, ca
     experiment = mlflow.get_experiment_by_name("tests").experiment_id
     run_id = client.create_run(experiment).info.run_id
     arguments = [run_id, str(tmp_path / "out"), str(base), f"{call} {moment}", str(count)]
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, *arguments], capture_output=True, check=False
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+    done = python.run(["-c", KILLED, *arguments])
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     again = ["log", "out", "--run-id", run_id, "--base", str(base), "--register-as", "killed"]
     assert main(again) == 0
     assert states(run_id) == {(0, "READY"): 1, (1, "READY"): 1, (2, "READY"): 1}
@@ -185,19 +183,11 @@ def test_a_base_that_a_killed_process_left_pending_is_finished(tracking, first_m
     assert str(model.status) == "READY"
 
 
-def test_two_processes_do_not_send_from_one_spool(tracking, checkpoint, capsys):
+def test_two_processes_do_not_send_from_one_spool(tracking, python, checkpoint):
     with mlflow.start_run() as run:
         uploader = uploader_for(run.info.run_id, checkpoint.parent)
-        command = [
-            sys.executable,
-            "-m",
-            "mlflow_scalpel.cli",
-            "log",
-            "outputs",
-            "--run-id",
-            run.info.run_id,
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        words = ["-m", "mlflow_scalpel.cli", "log", "outputs", "--run-id", run.info.run_id]
+        done = python.run(words)
         assert done.returncode == 2
         assert "another process is sending from it" in done.stderr
         uploader.drain()

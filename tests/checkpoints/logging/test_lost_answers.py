@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -29,6 +28,7 @@ from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server_errors import is_final
 from mlflow_scalpel.training.journal import Journal
+from tests.proxy import Exchange
 
 WEIGHTS = "model.safetensors"
 CHANGES = "^(POST (?!.*search)|PATCH|PUT|DELETE)"
@@ -133,23 +133,36 @@ def test_an_answer_of_each_kind_may_be_lost(
 def test_an_answer_may_be_lost_in_every_position(
     faulty, track_at, checkpoint, make_model, monkeypatch, retries
 ):
+    """One of six requests of each kind in each of six sessions, until each one was lost."""
     if retries is not None:
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(retries))
-    position, base = 0, make_model(4)
-    while True:
+    base, sent, lost = make_model(4), Counter(), Counter()
+    for session in (None, *range(6)):
         experiment = track_at(faulty.uri)
         monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", mlflow.get_experiment(experiment).name)
         MlflowClient().search_experiments()
         faulty.clear()
         faulty.forget()
-        faulty.lose(f"{CHANGES}.*(?<!runs/create)$", skip=position)
+        if session is not None:
+            for number, (kind, times) in enumerate(sent.items()):
+                faulty.lose(kind, times=-(-times // 6), skip=(session + number) % 6, every=6)
         run_id, name = log_all(checkpoint, base)
         close_uploaders()
         check_once(run_id, name)
-        if not any(e.status is None for e in faulty.exchanges(CHANGES)):
-            break
-        position += 1
-    assert position > 25
+        for exchange in faulty.exchanges(f"{CHANGES}.*(?<!runs/create)$"):
+            if session is None:
+                sent[kind_of(exchange)] += 1
+            elif exchange.status is None:
+                lost[kind_of(exchange)] += 1
+    assert sum(sent.values()) > 25
+    assert {kind: number for kind, number in sent.items() if lost[kind] < number} == {}
+
+
+def kind_of(exchange: Exchange) -> str:
+    """A pattern of the requests that are like this one in another run."""
+    ids = r"(?<=artifacts/)\d+|\d{9,}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}"
+    path = re.escape(re.sub(ids, "ID", exchange.path)).replace("ID", "[^/]+")
+    return f"^{exchange.method} {path}$"
 
 
 @pytest.mark.parametrize(
@@ -208,7 +221,9 @@ print("done", flush=True)
 """
 
 
-def test_a_server_that_never_answers_holds_up_nobody(faulty, track_at, checkpoint, first_model):
+def test_a_server_that_never_answers_holds_up_nobody(
+    faulty, track_at, python, checkpoint, first_model
+):
     """With MLflow's own timeout of 120 seconds and seven retries."""
     track_at(faulty.uri)
     with mlflow.start_run() as run:
@@ -216,11 +231,9 @@ def test_a_server_that_never_answers_holds_up_nobody(faulty, track_at, checkpoin
     faulty.hang()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_HTTP")}
     environment["SCALPEL_PATIENCE"] = "4"
-    command = [sys.executable, "-c", HUNG, run.info.run_id, str(checkpoint), str(first_model)]
     began = time.monotonic()
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=100, check=False
-    )
+    words = ["-c", HUNG, run.info.run_id, checkpoint, first_model]
+    done = python.run(words, env=environment, timeout=100)
     assert time.monotonic() - began < 60
     took = [float(line.split()[1]) for line in done.stdout.splitlines() if line[:4] == "took"]
     assert len(took) == 10
