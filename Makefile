@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest --dist loadfile -n auto
 FAST := $(PYTEST) -m "not slow" --maxprocesses 4
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo ui test test-all lint gpu-check stress install
+.PHONY: demo ui test test-all bench lint gpu-check stress install
 
 demo: install  ## GRPO against SFT on a tiny OLMo-2, from pre-training to report
 	@$(BIN)/mlflow run . --env-manager local --experiment-name scalpel-demo
@@ -22,6 +22,9 @@ test: install  ## Fast tests
 test-all: install  ## Slow tests too: real training, servers, whole experiments
 	$(FAST)
 	$(PYTEST) -m slow --maxprocesses 2 --durations=25
+
+bench: install  ## The benchmarks and the GPU check, at the size of a test
+	$(PYTEST) -p tests.conftest benchmarks --maxprocesses 2
 
 lint: install  ## Format, lint and types
 	$(BIN)/ruff format --check .

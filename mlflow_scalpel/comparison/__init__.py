@@ -18,7 +18,7 @@ _HOMES = {
     "COLUMNS": "table",
     "Comparison": "engine",
     "Probe": "probes",
-    "MeasuredModel": "subjects",
+    "MeasuredModel": "measured_models",
     "build_probe": "probes",
     "read_table": "table",
     "tidy": "table",

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -30,6 +29,7 @@ from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server_errors import is_final
 from mlflow_scalpel.training.journal import Journal
+from tests.proxy import Exchange
 
 WEIGHTS = "model.safetensors"
 CHANGES = "^(POST (?!.*search)|PATCH|PUT|DELETE)"
@@ -141,23 +141,36 @@ def test_an_answer_of_each_kind_may_be_lost(
 def test_an_answer_may_be_lost_in_every_position(
     faulty, track_at, checkpoint, make_model, monkeypatch, retries
 ):
+    """One of six requests of each kind in each of six sessions, until each one was lost."""
     if retries is not None:
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(retries))
-    position, base = 0, make_model(4)
-    while True:
+    base, sent, lost = make_model(4), Counter(), Counter()
+    for session in (None, *range(6)):
         experiment = track_at(faulty.uri)
         monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", mlflow.get_experiment(experiment).name)
         MlflowClient().search_experiments()
         faulty.clear()
         faulty.forget()
-        faulty.lose(f"{CHANGES}.*(?<!runs/create)$", skip=position)
+        if session is not None:
+            for number, (kind, times) in enumerate(sent.items()):
+                faulty.lose(kind, times=-(-times // 6), skip=(session + number) % 6, every=6)
         run_id, name = log_all(checkpoint, base)
         close_couriers()
         check_once(run_id, name)
-        if not any(e.status is None for e in faulty.exchanges(CHANGES)):
-            break
-        position += 1
-    assert position > 25
+        for exchange in faulty.exchanges(f"{CHANGES}.*(?<!runs/create)$"):
+            if session is None:
+                sent[kind_of(exchange)] += 1
+            elif exchange.status is None:
+                lost[kind_of(exchange)] += 1
+    assert sum(sent.values()) > 25
+    assert {kind: number for kind, number in sent.items() if lost[kind] < number} == {}
+
+
+def kind_of(exchange: Exchange) -> str:
+    """A pattern of the requests that are like this one in another run."""
+    ids = r"(?<=artifacts/)\d+|\d{9,}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}"
+    path = re.escape(re.sub(ids, "ID", exchange.path)).replace("ID", "[^/]+")
+    return f"^{exchange.method} {path}$"
 
 
 @pytest.mark.parametrize(
@@ -216,7 +229,9 @@ print("done", flush=True)
 """
 
 
-def test_a_server_that_never_answers_holds_up_nobody(faulty, track_at, checkpoint, first_model):
+def test_a_server_that_never_answers_holds_up_nobody(
+    faulty, track_at, python, checkpoint, first_model
+):
     """With MLflow's own timeout of 120 seconds and seven retries."""
     track_at(faulty.uri)
     with mlflow.start_run() as run:
@@ -224,11 +239,9 @@ def test_a_server_that_never_answers_holds_up_nobody(faulty, track_at, checkpoin
     faulty.hang()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_HTTP")}
     environment["SCALPEL_PATIENCE"] = "4"
-    command = [sys.executable, "-c", HUNG, run.info.run_id, str(checkpoint), str(first_model)]
     began = time.monotonic()
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=100, check=False
-    )
+    words = ["-c", HUNG, run.info.run_id, checkpoint, first_model]
+    done = python.run(words, env=environment, timeout=100)
     assert time.monotonic() - began < 60
     took = [float(line.split()[1]) for line in done.stdout.splitlines() if line[:4] == "took"]
     assert len(took) == 10
@@ -402,7 +415,9 @@ POINTS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize(("call", "count"), POINTS)
-def test_a_process_may_be_killed_at_any_point(tracking, make_model, tmp_path, call, count, moment):
+def test_a_process_may_be_killed_at_any_point(
+    tracking, python, make_model, tmp_path, call, count, moment
+):
     for step in (1, 2):
         shutil.copytree(make_model(step), tmp_path / "out" / f"checkpoint-{step}")
     base = make_model(5)
@@ -410,10 +425,8 @@ def test_a_process_may_be_killed_at_any_point(tracking, make_model, tmp_path, ca
     experiment = mlflow.get_experiment_by_name("tests").experiment_id
     run_id = client.create_run(experiment).info.run_id
     arguments = [run_id, str(tmp_path / "out"), str(base), f"{call} {moment}", str(count)]
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, *arguments], capture_output=True, check=False
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+    done = python.run(["-c", KILLED, *arguments])
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     again = ["log", "out", "--run-id", run_id, "--base", str(base), "--register-as", "killed"]
     assert main(again) == 0
     assert states(run_id) == {(0, "READY"): 1, (1, "READY"): 1, (2, "READY"): 1}
@@ -435,19 +448,11 @@ def test_a_base_that_a_killed_process_left_pending_is_finished(tracking, first_m
     assert str(model.status) == "READY"
 
 
-def test_two_processes_do_not_send_from_one_spool(tracking, checkpoint, capsys):
+def test_two_processes_do_not_send_from_one_spool(tracking, python, checkpoint):
     with mlflow.start_run() as run:
         uploader = courier_for(run.info.run_id, checkpoint.parent)
-        command = [
-            sys.executable,
-            "-m",
-            "mlflow_scalpel.cli",
-            "log",
-            "outputs",
-            "--run-id",
-            run.info.run_id,
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        words = ["-m", "mlflow_scalpel.cli", "log", "outputs", "--run-id", run.info.run_id]
+        done = python.run(words)
         assert done.returncode == 2
         assert "another process is sending from it" in done.stderr
         uploader.drain()

@@ -30,7 +30,7 @@ with open_stage("compare", Path("recipes")) as stage:
 
 
 @pytest.fixture
-def start(tracking, tmp_path):
+def start(tracking, python, tmp_path):
     """Starts a stage with the given body, as `mlflow run` would, or on its own."""
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "tiny.yaml").write_text(RECIPE)
@@ -43,14 +43,7 @@ def start(tracking, tmp_path):
             experiment = mlflow.get_experiment_by_name("tests").experiment_id
             run_id = MlflowClient().create_run(experiment).info.run_id
             environment["MLFLOW_RUN_ID"] = run_id
-        process = subprocess.Popen(
-            [sys.executable, "stage.py", *arguments],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        return process, run_id
+        return python.start(["stage.py", *arguments], env=environment), run_id
 
     return start
 
