@@ -256,6 +256,9 @@ def test_files_that_documents_name_are_there():
         ):
             if not re.search(r"[A-Z*{]", path):
                 assert (ROOT / path).exists(), f"{name_of(file)}: {path}"
+    for file in (*ROOT.glob("mlflow_scalpel/**/*.py"), *ROOT.glob("tests/**/*.py")):
+        for path in re.findall(r"\bdocs/[\w/-]+\.md", file.read_text()):
+            assert (ROOT / path).exists(), f"{name_of(file)}: {path}"
 
 
 def test_every_page_is_in_the_navigation():
