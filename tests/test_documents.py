@@ -213,6 +213,7 @@ def run_commands(block: Block, text: str) -> None:
             assert main(words[1:]) == 0, f"{block}: {line}"
 
 
+@pytest.mark.slow
 def test_documents_run(names):
     """The blocks of each document one after the other, as one would paste them.
 
