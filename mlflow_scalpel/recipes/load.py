@@ -1,6 +1,6 @@
 """Reads a recipe, applies `set`, checks all of it, and says what is wrong in words.
 
-Imports neither torch nor MLflow: a mistake in a recipe is told within a second.
+Imports neither torch nor MLflow: a mistake in a recipe is reported within a second.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def read_recipe(
 ) -> Recipe:
     """The recipe in the file `path`, for `stage` or for the one that it names.
 
-    `option` is how the user gives single fields, for what is said of a mistake; None where there
-    is no way but the file.
+    `option` is how the user gives single fields, for messages about it; None where there is no way
+    but the file.
     """
     files: list[Path] = []
     fields = read_yaml(path, files)
@@ -85,7 +85,7 @@ def read_recipe(
     named = fields.get("stage")
     if not isinstance(named, str) or named not in STAGES:
         raise RecipeError(
-            f"{path}: stage = {named!r} is no stage; set it to one of {', '.join(STAGES)}."
+            f"{path}: stage = {named!r} is not a stage; set it to one of {', '.join(STAGES)}."
         )
     if stage is not None and named != stage:
         raise RecipeError(
@@ -185,7 +185,7 @@ def read_yaml(path: Path, files: list[Path] | None = None) -> dict[str, Any]:
         raise RecipeError(f"{path}: extends itself, by way of {files[-1]}; remove one `extends`.")
     files.append(path.resolve())
     if path.stat().st_size > _MOST_BYTES:
-        raise RecipeError(f"{path}: has more than {_MOST_BYTES} bytes, and is no recipe.")
+        raise RecipeError(f"{path}: has more than {_MOST_BYTES} bytes, and is not a recipe.")
     try:
         fields = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -228,9 +228,9 @@ def _set_field(fields: dict[str, Any], dotted: str, value: Any, path: Path) -> N
 def _explain(detail: Any, kind: type[BaseModel], path: Path, option: str | None) -> str:
     field = ".".join(str(part) for part in detail["loc"])
     value = detail["input"]
-    said = repr(value)
-    said = said if len(said) <= _LONGEST else f"{said[:_LONGEST]} ..."
-    shown = "" if isinstance(value, dict) or detail["type"] == "missing" else f" = {said}"
+    text = repr(value)
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+    shown = "" if isinstance(value, dict) or detail["type"] == "missing" else f" = {text}"
     message = detail["msg"].removeprefix("Value error, ").rstrip(".")
     message = message[0].lower() + message[1:]
     place = f"{path}: {field}{shown}: " if field else f"{path}: "

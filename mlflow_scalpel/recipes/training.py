@@ -135,7 +135,7 @@ class TrainingRecipe(Recipe):
     """Training processes; more than one are started with `accelerate launch`."""
     sharding: Literal["zero2", "zero3", "fsdp"] | None = None
     """How a model is spread over the processes: a file under projects/accelerate/; null keeps a
-    whole copy in each."""
+    full copy in each."""
     heatmap_maximum: PositiveFloat
     """Top of the colour scale of the heat maps logged while training; the same for all runs of an
     algorithm, so that their pictures can be compared."""

@@ -37,8 +37,8 @@ from mlflow_scalpel.runs.signals import interrupt_was_caught
 class Experiment:
     """Starts stages below the run that is active when it is made.
 
-    As a context manager it leaves no process behind: what still runs at its end is told to stop,
-    and waited for until it has noted its own end.
+    As a context manager it leaves no process behind: what still runs at its end is stopped, and
+    waited for until it has noted its own end.
     """
 
     def __init__(self, projects: Path, *, resumed: bool = False) -> None:

@@ -235,7 +235,7 @@ def _end(mlflow: Any, run_id: str, output: Path, status: str, reason: str | None
         spool.add(TagsEntry(tags=tags))
         spool.add(EndEntry(status=status))
         message = (
-            f"\nrun {run_id} ended {status}, which could not be told to MLflow ({error}).\nSend it "
+            f"\nrun {run_id} ended {status}, which could not be sent to MLflow ({error}).\nSend it "
             f"later with: mlflow-scalpel upload {spool.directory}"
         )
         print(without_credentials(message), file=sys.stderr, flush=True)

@@ -57,7 +57,7 @@ class OpenBase:
     """The recipe's probes; none in processes other than the main one."""
 
     what: str = "the chat template"
-    """Whose chat template it is, for what is said of it."""
+    """Whose chat template it is, for messages about it."""
 
 
 def open_base(stage: OpenStage) -> OpenBase:
@@ -122,7 +122,7 @@ def open_comparison(recipe: TrainingRecipe, base: OpenBase) -> Comparison:
 def open_probe(name: str, recipe: TrainingRecipe, base: OpenBase, run_id: str = "") -> Probe:
     """The probe `name` of the recipe, rendered with its system prompt.
 
-    What may be wrong with it is told on the run.
+    Warns on the run of what may be wrong with it.
     """
     rows = load_rows(recipe.probes[name], needs=("problem", "solution"))
     probe = build_probe(

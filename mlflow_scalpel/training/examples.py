@@ -64,8 +64,8 @@ def learned_examples(
     """Columns `input_ids` and `completion_mask` (1 for the answer's tokens), a row an example.
 
     `examples` has the columns `prompt` and `completion`, as chat messages. Raises ScalpelError
-    where a template refuses, cuts or leaves out what was given, or teaches no model to stop; what
-    may be wrong is told on the run.
+    where a template refuses, cuts or leaves out what was given, or teaches no model to stop; warns
+    on the run of what may be wrong.
     """
     pairs = [
         (
@@ -80,7 +80,7 @@ def learned_examples(
     )
     for code, message in checked.warnings().items():
         warn(code, message, run_id)
-    _tell_too_long([len(one.ids) for one in rendered], base, "examples", run_id)
+    _warn_of_long([len(one.ids) for one in rendered], base, "examples", run_id)
     return datasets.Dataset.from_list([_learned(one) for one in rendered])
 
 
@@ -89,8 +89,8 @@ def asked_examples(
 ) -> datasets.Dataset:
     """GRPO's examples as the template takes them, once each prompt has been looked at.
 
-    Raises ScalpelError where a template refuses or leaves out what was given; what may be wrong is
-    told on the run.
+    Raises ScalpelError where a template refuses or leaves out what was given; warns on the run of
+    what may be wrong.
     """
     rows, lengths = [], []
     checked = Checked(total=len(examples))
@@ -100,13 +100,13 @@ def asked_examples(
         check_prompt(turns, prompt, checked, what=base.what)
         lengths.append(prompt)
         rows.append({**row, "prompt": turns})
-    _look_at_an_answer(base, checked)
+    _check_an_answer(base, checked)
     for code, message in checked.warnings().items():
         warn(code, message, run_id)
     tokens = base.tokenizer(lengths, add_special_tokens=False)["input_ids"]
     new = recipe.train.max_completion_length
     what = f"prompts (with max_completion_length = {new})"
-    _tell_too_long([len(ids) + new for ids in tokens], base, what, run_id)
+    _warn_of_long([len(ids) + new for ids in tokens], base, what, run_id)
     return datasets.Dataset.from_list(rows)
 
 
@@ -115,7 +115,7 @@ def _learned(one: Rendered) -> dict[str, Any]:
     return {"input_ids": list(one.ids), "completion_mask": mask}
 
 
-def _look_at_an_answer(base: OpenBase, checked: Checked) -> None:
+def _check_an_answer(base: OpenBase, checked: Checked) -> None:
     """Count a template whose turns end with what ends no completion, or that opens no answer."""
     pair = ([{"role": "user", "content": "What is 1 + 1?"}], "2")
     try:
@@ -138,7 +138,7 @@ def _look_at_an_answer(base: OpenBase, checked: Checked) -> None:
         )
 
 
-def _tell_too_long(lengths: list[int], base: OpenBase, what: str, run_id: str) -> None:
+def _warn_of_long(lengths: list[int], base: OpenBase, what: str, run_id: str) -> None:
     if base.context is None:
         return
     long = [length for length in lengths if length > base.context]

@@ -37,7 +37,7 @@ class Multiplied:
     head: int
     """H, those of the output embedding: TRL's GRPO makes logits of completions only."""
     notes: tuple[str, ...] = ()
-    """What must be said of a mixture of experts."""
+    """Notes on mixtures of experts."""
     unknown: bool = False
     """Whether a mixture's experts all count because how many run is not known."""
 
@@ -167,7 +167,7 @@ def mixtures_of(model: Any) -> list[Mixture]:
     dimension the experts', under that name or in a class so named. How many a token is sent to is
     asked of the layer's router, else of the configuration; where neither says, all count, with a
     note. So they do where the layer runs all of its experts for every token (Llama 4 in
-    Transformers, whose experts are not told where a token is sent).
+    Transformers, whose experts do not see where a token is sent).
     """
     from torch.nn import ModuleDict, ModuleList
 
@@ -198,11 +198,11 @@ def _mixture(name: str, experts: Any, modules: dict[str, Any], config: Any) -> M
     per_token = _first(_PER_TOKEN, [*above[:1], *routers, *above[1:], config])
     count = _count(experts) or _first(_EXPERTS, [experts, *above, config])
     if per_token is None or count is None:
-        said = "how many experts a token is sent to is not known, so all of them are counted"
-        return Mixture(name, names, 1.0, said, unknown=True)
+        note = "how many experts a token is sent to is not known, so all of them are counted"
+        return Mixture(name, names, 1.0, note, unknown=True)
     if _runs_all(experts):
-        said = f"{type(above[0]).__name__} runs all {count} experts for every token"
-        return Mixture(name, names, 1.0, said)
+        note = f"{type(above[0]).__name__} runs all {count} experts for every token"
+        return Mixture(name, names, 1.0, note)
     idle = getattr(config, _IDLE, None) or 0
     return Mixture(name, names, min(1.0, per_token / (count + idle)))
 
@@ -231,5 +231,5 @@ def _runs_all(experts: Any) -> bool:
 def _first(names: tuple[str, ...], places: list[Any]) -> int | None:
     """The first whole number above 0 that one of the places has under one of the names."""
     found: Iterator[Any] = (getattr(place, name, None) for place in places for name in names)
-    whole = (n for n in found if isinstance(n, int) and not isinstance(n, bool) and n > 0)
-    return next(whole, None)
+    integers = (n for n in found if isinstance(n, int) and not isinstance(n, bool) and n > 0)
+    return next(integers, None)

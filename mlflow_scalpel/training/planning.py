@@ -85,7 +85,7 @@ def model_size(config: Any, recipe: TrainingRecipe) -> ModelSize:
     """Sizes of the model that a Transformers configuration describes; no weight is made.
 
     A configuration that names no width of its MLP has the one of GPT-2, 4 times the hidden size.
-    Raises ScalpelError where it is of no causal language model, or the recipe freezes what the
+    Raises ScalpelError where it is not of a causal language model, or the recipe freezes what the
     model does not have.
     """
     import torch
@@ -96,7 +96,7 @@ def model_size(config: Any, recipe: TrainingRecipe) -> ModelSize:
             model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (ValueError, AttributeError) as error:
         raise ScalpelError(
-            f"{type(config).__name__} is no configuration of a causal language model "
+            f"{type(config).__name__} is not a configuration of a causal language model "
             f"({str(error).splitlines()[0]}); give the one of the recipe's model"
         ) from error
     trained = apply_freeze(model, recipe.train.freeze)

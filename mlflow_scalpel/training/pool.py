@@ -49,7 +49,7 @@ def open_pool(recipe: TrainingRecipe, tokenizer: Any = None, run_id: str = "") -
 
     Prints what was left out and why; warns of it, on the run `run_id`, where that is half or more.
     `tokenizer` is needed where the recipe limits lengths. Raises ScalpelError where nothing is
-    left, or where the data lacks what the recipe learns from.
+    left, or where the data has nothing that the recipe learns from.
     """
     pool = _make_pool(recipe, tokenizer)
     line = pool.account.line()
@@ -192,7 +192,7 @@ def _fitting(
     """The rows of which `train.max_length` leaves something to learn, and how many it cuts.
 
     TRL cuts the rendered tokens at `max_length`, and drops without a word the examples of which no
-    learned token is left. Raises ScalpelError where none is left whole.
+    learned token is left. Raises ScalpelError where none is left uncut.
     """
     asked = [settled(tokenizer, question(row, recipe.system_prompt)) for row in rows]
     pairs = [(turns, row["solution"]) for turns, row in zip(asked, rows, strict=True)]

@@ -1,4 +1,4 @@
-"""A whole experiment, base to report, as nested runs of one parent: `mlflow run .`."""
+"""An experiment from base to report, as nested runs of one parent: `mlflow run .`."""
 
 from functools import partial
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Training processes that are killed, and taken up: nothing lost, nothing twice."""
+"""Training processes that are killed, and resumed: nothing lost, nothing twice."""
 
 from __future__ import annotations
 
@@ -254,13 +254,13 @@ def test_what_cannot_be_taken_up_says_why(home, training_python, uninterrupted):
     assert "has FINISHED, so nothing of it is left to do" in resume(
         training_python, home, "sft", run_id, code=2
     )
-    assert "is a run of sft; take it up with" in resume(
+    assert "is a run of sft; resume it with" in resume(
         training_python, home, "grpo", run_id, code=2
     )
     assert "there is no such run" in resume(training_python, home, "sft", "0" * 32, code=2)
 
 
-def test_what_nobody_can_take_up_is_ended(home, training_python, uninterrupted):
+def test_what_cannot_be_resumed_is_ended(home, training_python, uninterrupted):
     run_id = train(training_python, home, "sft", kill=("between saves", 5))
     shutil.move(home / "outputs" / run_id, home / "elsewhere")
     said = resume(training_python, home, "sft", run_id, code=2)

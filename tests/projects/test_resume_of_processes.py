@@ -1,4 +1,4 @@
-"""A run of two training processes that is killed as a whole, and taken up."""
+"""A run of two training processes that is killed as a whole, and resumed."""
 
 from __future__ import annotations
 

@@ -110,8 +110,8 @@ def test_a_recipe_inherits_all_but_what_it_states(tmp_path):
         ("stage: [\n", "not readable YAML"),
         ("? [a]\n: b\n", "not readable YAML: a key is a list"),
         ("\0", "not readable YAML: unacceptable character"),
-        ("stage: dpo\n", "'dpo' is no stage"),
-        ("stage: [sft]\n", r"\['sft'\] is no stage"),
+        ("stage: dpo\n", "'dpo' is not a stage"),
+        ("stage: [sft]\n", r"\['sft'\] is not a stage"),
         ("stage: sft\n", "model: field required"),
     ],
 )

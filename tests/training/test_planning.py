@@ -235,7 +235,7 @@ def test_a_plan_without_a_hub_says_at_once_what_to_do():
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ('{"model_type": "t5"}', "is no configuration of a causal language model"),
+        ('{"model_type": "t5"}', "is not a configuration of a causal language model"),
         ('{"model_type": "olmo2", "hidden_size": "x"}', "is no configuration of a model"),
         ('{"model_type": "nothing"}', "is no configuration of a model"),
     ],
