@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -98,10 +99,15 @@ def rows_of(run_id: str) -> list[dict[str, Any]]:
     return rows
 
 
+@functools.cache
+def measured() -> pd.DataFrame:
+    return frame([one for run_id in ARMS for one in rows_of(run_id)])
+
+
 @pytest.fixture
 def table() -> pd.DataFrame:
     """The tidy table of the three runs."""
-    return frame([one for run_id in ARMS for one in rows_of(run_id)])
+    return measured().copy()
 
 
 @pytest.fixture
@@ -137,12 +143,17 @@ def make() -> Make:
     return Make()
 
 
-@pytest.fixture
-def whole(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with the capabilities, the concentration of KL and what was frozen."""
+@functools.cache
+def measured_and_evaluated() -> pd.DataFrame:
     rows = [
         row(**one)
         for run_id, (algorithm, *_) in ARMS.items()
         for one in capability_rows(run_id, algorithm, STEPS)
     ]
-    return pd.concat([table, frame(rows)], ignore_index=True)
+    return pd.concat([measured(), frame(rows)], ignore_index=True)
+
+
+@pytest.fixture
+def whole() -> pd.DataFrame:
+    """The table with the capabilities, the concentration of KL and what was frozen."""
+    return measured_and_evaluated().copy()
