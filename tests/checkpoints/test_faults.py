@@ -169,7 +169,7 @@ def test_an_answer_may_be_lost_in_every_position(
 
 def kind_of(exchange: Exchange) -> str:
     """A pattern of the requests that are like this one in another run."""
-    ids = r"(?<=artifacts/)\d+|\d{9,}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}"
+    ids = r"(?<=artifacts/)\d+|[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d{13}"
     path = re.escape(re.sub(ids, "ID", exchange.path)).replace("ID", "[^/]+")
     return f"^{exchange.method} {path}$"
 
