@@ -2,8 +2,8 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# Each file of tests in one process, since what it makes first serves all of it.
-PYTEST := $(BIN)/python -m pytest --dist loadfile -n auto
+# Each file of tests in one process, since what it makes first serves all of it; longest files first.
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder -n auto
 FAST := $(PYTEST) -m "not slow" --maxprocesses 4
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -21,7 +21,7 @@ test: install  ## Fast tests
 
 test-all: install  ## Slow tests too: real training, servers, whole experiments
 	$(FAST)
-	$(PYTEST) -m slow --maxprocesses 2 --durations=25
+	$(PYTEST) -m "slow or hypothesis" --hypothesis-profile many --maxprocesses 2 --durations=25
 
 bench: install  ## The benchmarks and the GPU check, at the size of a test
 	$(PYTEST) -p tests.conftest benchmarks --maxprocesses 2
