@@ -27,10 +27,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mlflow_scalpel.comparison.attention import AttentionShift
-from mlflow_scalpel.comparison.divergence import COMPILED_FROM, Divergence
-from mlflow_scalpel.comparison.forward import ForwardModel
-from mlflow_scalpel.comparison.probes import build_probe, read_texts
+from mlflow_scalpel.comparison.forward.attention import AttentionShift
+from mlflow_scalpel.comparison.forward.divergence import COMPILED_FROM, Divergence
+from mlflow_scalpel.comparison.forward.model import ForwardModel
+from mlflow_scalpel.comparison.forward.probes import build_probe, read_texts
 from mlflow_scalpel.metrics import choose_metrics
 from mlflow_scalpel.metrics.compiling import compiled
 from mlflow_scalpel.metrics.kl.tokens import token_divergence

@@ -28,12 +28,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from mlflow_scalpel.checkpoints.differences import differences
-from mlflow_scalpel.checkpoints.flavours import opened
-from mlflow_scalpel.checkpoints.history import params_of
-from mlflow_scalpel.checkpoints.layout import check_whole, checkpoint_files, left_out, name_in
-from mlflow_scalpel.checkpoints.layouts import find_steps, model_in
+from mlflow_scalpel.checkpoints.external.history import history_of, params_of, points, read_state
+from mlflow_scalpel.checkpoints.external.layouts import find_steps, model_in
+from mlflow_scalpel.checkpoints.files import check_complete, checkpoint_files, left_out, name_in
 from mlflow_scalpel.checkpoints.manifest import Manifest, make_manifest, parse_manifest
-from mlflow_scalpel.checkpoints.trainer_state import history_of, points, read_state
+from mlflow_scalpel.checkpoints.reading.formats import open_flavour
 from mlflow_scalpel.errors import ScalpelError
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -139,8 +138,8 @@ def _judge(directory: Path, base: Manifest, what: str, result: Result) -> None:
 def _take(directory: Path, base: Manifest) -> Manifest:
     """All that logging reads of a checkpoint's files."""
     (found,) = find_steps(directory.parent)
-    model = model_in(opened(found.place))
-    check_whole(model)
+    model = model_in(open_flavour(found.place))
+    check_complete(model)
     files = checkpoint_files(model)
     left_out(model)
     manifest = make_manifest(files, model)

@@ -2,9 +2,8 @@
 
     python benchmarks/hashing.py --gigabytes 1
 
-`make_manifest` takes SHA-256 of every file, XXH3-128 of every tensor, and looks for NaN and
-infinity, in two threads; it is measured on one file and on four shards of the same bytes. All reads
-come from the page cache.
+`make_manifest` takes SHA-256 of every file, and looks for NaN and infinity, in two threads; it is
+measured on one file and on four shards of the same bytes. All reads come from the page cache.
 """
 
 from __future__ import annotations

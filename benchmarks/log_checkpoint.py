@@ -60,7 +60,7 @@ from transformers.integrations import MLflowCallback
 from transformers.utils.logging import disable_progress_bar
 
 import mlflow_scalpel
-from mlflow_scalpel.checkpoints.log import close_couriers
+from mlflow_scalpel.checkpoints.logging.uploads import close_uploaders
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.servers import Server
@@ -229,7 +229,7 @@ def measure(
         blocked = time.perf_counter() - begin
         wait()
         ready = time.perf_counter() - begin
-        close_couriers()
+        close_uploaders()
         added = disk_bytes(scratch) - before
     (model,) = MlflowClient().search_logged_models(
         [run.info.experiment_id], filter_string=f"source_run_id = '{run.info.run_id}'"

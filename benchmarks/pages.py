@@ -44,7 +44,7 @@ from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 
 from mlflow_scalpel.comparison.run_queries import TABLE
 from mlflow_scalpel.comparison.table import tidy, write_table
-from mlflow_scalpel.tensors.parts import CLASSICAL as MATRICES
+from mlflow_scalpel.tensors.places import CLASSICAL as MATRICES
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.servers import Server

@@ -25,7 +25,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from mlflow_scalpel.comparison.weights import StoredWeights, weight_rows
+from mlflow_scalpel.comparison.weights.files import StoredWeights
+from mlflow_scalpel.comparison.weights.rows import weight_rows
 from mlflow_scalpel.metrics import choose_metrics
 from mlflow_scalpel.metrics.update_sums import Training
 

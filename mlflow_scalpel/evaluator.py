@@ -16,6 +16,7 @@ from typing import Any
 from mlflow.models.evaluation.base import EvaluationResult, ModelEvaluator
 
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.extras import require_extra
 
 MODEL_TYPE = "scalpel"
 _SETTINGS = {"base", "candidate", "system_prompt"}
@@ -42,13 +43,13 @@ class ScalpelEvaluator(ModelEvaluator):
 
         `evaluator_config` holds `base` and `candidate` (directory, hub name or models:/ URI), and
         may hold `system_prompt`. Raises ScalpelError for other keys, or data without the columns
-        problem and solution.
+        problem and solution, and where the extra `measure` is not installed.
         """
-        from mlflow_scalpel.comparison import Comparison
+        require_extra("measure", "the evaluator scalpel")
         from mlflow_scalpel.comparison.compare import probe_of
-        from mlflow_scalpel.comparison.measured_models import subject_from
-        from mlflow_scalpel.comparison.run_store import log_summary, log_table
-        from mlflow_scalpel.comparison.summary import summarise
+        from mlflow_scalpel.comparison.engine import Comparison
+        from mlflow_scalpel.comparison.measured_models import model_from
+        from mlflow_scalpel.comparison.run_store import log_summary, log_table, summarise
 
         _check(evaluator_config)
         texts = dataset.features_data
@@ -58,8 +59,8 @@ class ScalpelEvaluator(ModelEvaluator):
                 f"data has no column {sorted(missing)[0]!r}; KL is measured on the columns "
                 "problem and solution"
             )
-        base = subject_from(evaluator_config["base"])
-        candidate = replace(subject_from(evaluator_config["candidate"], base=base), run_id=run_id)
+        base = model_from(evaluator_config["base"])
+        candidate = replace(model_from(evaluator_config["candidate"], base=base), run_id=run_id)
         pairs = list(zip(_texts(texts, "problem"), _texts(texts, "solution"), strict=True))
         prompt = evaluator_config.get("system_prompt")
         probe = probe_of("data", pairs, base, [candidate], system_prompt=prompt)

@@ -1,4 +1,4 @@
-"""What may be wrong with the results of a run, said wherever somebody looks.
+"""Warnings about the results of a run, shown wherever somebody looks.
 
 A warning is printed once, kept as a tag of the run (`scalpel.warning.<code>`), and shown by the
 report and the pages of every run that has it. Imports nothing heavy.
@@ -13,14 +13,20 @@ from mlflow_scalpel.credentials import without_credentials
 
 WARNING_PREFIX = "scalpel.warning."
 ALARM_PREFIX = "scalpel.alarm."
-LONGEST = 5000  # characters; MLflow's stores refuse tags above 8000
+FAILURE_TAG = "scalpel.failure"  # why a run or a model is FAILED
+TAG_LIMIT = 5000  # characters; MLflow's stores refuse tags above 8000
 
 _printed: set[tuple[str, str, str]] = set()
 
 
 def warning_tag(code: str, message: str) -> dict[str, str]:
     """The tag that keeps a warning on its run."""
-    return {_key(code): without_credentials(message)[:LONGEST]}
+    return {_key(code): without_credentials(message)[:TAG_LIMIT]}
+
+
+def failure_text(reason: str) -> str:
+    """A reason as the tag of a FAILED run or model says it."""
+    return without_credentials(reason)[:TAG_LIMIT]
 
 
 def print_warning(code: str, message: str, run_id: str = "") -> None:

@@ -1,11 +1,11 @@
-"""Costs as people read them: 1.61 TFLOP, 2.4 h, 1.3 M tokens. Imports nothing heavy."""
+"""Costs and sizes as people read them: 1.61 TFLOP, 2.4 h, 1.3 M tokens, 1.2 GB."""
 
 from __future__ import annotations
 
 import math
 
 PREFIXES = ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-_WHOLE = 10_000  # up to here a count is written out
+_WRITTEN_OUT = 10_000  # counts below it
 
 
 def scaled(value: float) -> tuple[str, str]:
@@ -24,7 +24,7 @@ def flop(value: float) -> str:
 
 def count(value: float, of: str) -> str:
     """A number of things: 842 tokens, 1.23 M tokens."""
-    if abs(value) < _WHOLE:
+    if abs(value) < _WRITTEN_OUT:
         return f"{value:,.6g} {of}"
     digits, prefix = scaled(value)
     return f"{digits} {prefix} {of}"
@@ -52,3 +52,13 @@ def cost_words(metric: str, value: float) -> str:
     if name.startswith("tokens"):
         return count(value, "tokens")
     return count(value, things[name]) if name in things else f"{value:.6g}"
+
+
+def readable_bytes(count: int) -> str:
+    """Bytes for people, in units of a thousand: 1.2 GB."""
+    value, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 999.5:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}"

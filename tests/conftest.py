@@ -34,6 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     items.sort(key=place)
 
+
 SPECIAL = ["<|end|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>"]
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
@@ -112,7 +113,7 @@ def tracking(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """A tracking store of the test's own, with the working directory beside it."""
     import mlflow
 
-    from mlflow_scalpel.checkpoints.log import close_couriers
+    from mlflow_scalpel.checkpoints.logging.uploads import close_uploaders
 
     monkeypatch.chdir(tmp_path)
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
@@ -124,7 +125,7 @@ def tracking(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     mlflow.create_experiment("tests", artifact_location=(tmp_path / "artifacts").as_uri())
     mlflow.set_experiment("tests")
     yield uri
-    close_couriers()
+    close_uploaders()
     while mlflow.active_run():
         mlflow.end_run()
     mlflow.set_tracking_uri(None)
@@ -133,7 +134,7 @@ def tracking(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache of the test's own, of which nothing is held when it ends."""
-    from mlflow_scalpel.checkpoints import cache
+    from mlflow_scalpel.checkpoints.reading import cache
 
     monkeypatch.setenv("SCALPEL_CACHE", str(tmp_path / "cache"))
     yield tmp_path / "cache"

@@ -10,8 +10,8 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_scalpel.chat import DEFAULT_DATE, load_tokenizer
-from mlflow_scalpel.checkpoints import log_base, log_checkpoint
-from mlflow_scalpel.comparison import build_probe
+from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
+from mlflow_scalpel.comparison.forward.probes import build_probe
 from mlflow_scalpel.comparison.run_store import stored_table
 from mlflow_scalpel.errors import ScalpelError
 

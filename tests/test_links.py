@@ -35,14 +35,14 @@ def test_a_description_keeps_what_was_said():
 
 
 def test_logged_runs_and_checkpoints_carry_links(tracking, first_model, tmp_path):
-    from mlflow_scalpel.checkpoints.external_run import ExternalRun, log_directory
-    from mlflow_scalpel.checkpoints.log import close_couriers
+    from mlflow_scalpel.checkpoints.external.external_run import ExternalRun, log_directory
+    from mlflow_scalpel.checkpoints.logging.uploads import close_uploaders
     from mlflow_scalpel.checkpoints.search import made_by
 
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "checkpoint-40").symlink_to(first_model)
     run_id, _ = log_directory(tmp_path / "out", ExternalRun(base=str(first_model)))
-    close_couriers()
+    close_uploaders()
     client = MlflowClient()
     run = client.get_run(run_id)
     assert run.data.tags[DESCRIPTION_TAG] == run_note(run_id)

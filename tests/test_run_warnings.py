@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import mlflow
 
-from mlflow_scalpel.checkpoints.spool import Spool
-from mlflow_scalpel.checkpoints.uploader import Uploader
+from mlflow_scalpel.checkpoints.logging.spool import Spool
+from mlflow_scalpel.checkpoints.logging.uploader import Uploader
 from mlflow_scalpel.run_warnings import warn, warnings_of, withdraw
 from mlflow_scalpel.training.journal import Journal
 

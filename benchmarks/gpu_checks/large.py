@@ -8,7 +8,7 @@ import torch
 
 from gpu_checks.results import Row, above, holds, seen
 from gpu_checks.setup import InMemory, Setup, olmo2_7b, perturb, random_model, random_probe, timed
-from mlflow_scalpel.comparison.divergence import FLOOR, Divergence
+from mlflow_scalpel.comparison.forward.divergence import FLOOR, Divergence
 from mlflow_scalpel.metrics import choose_metrics
 
 

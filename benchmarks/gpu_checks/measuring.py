@@ -17,9 +17,9 @@ from gpu_checks.results import Row, at_most, holds, not_run, seen, within
 from gpu_checks.runs import environment
 from gpu_checks.setup import Setup, kl_float64, olmo2_1b, olmo2_7b, perturb, random_model, timed
 from mlflow_scalpel.comparison.compare import compare, top_tokens
-from mlflow_scalpel.comparison.divergence import Divergence
-from mlflow_scalpel.comparison.forward import ForwardModel
-from mlflow_scalpel.comparison.probes import build_probe
+from mlflow_scalpel.comparison.forward.divergence import Divergence
+from mlflow_scalpel.comparison.forward.model import ForwardModel
+from mlflow_scalpel.comparison.forward.probes import build_probe
 from mlflow_scalpel.data import tiny_world
 from mlflow_scalpel.metrics import choose_metrics
 from mlflow_scalpel.recipes.base import Architecture
@@ -118,7 +118,7 @@ def tiny_pair(setup: Setup) -> Iterator[Row]:
     os.chdir(setup.work)
     from mlflow import MlflowClient
 
-    from mlflow_scalpel.checkpoints import resolve
+    from mlflow_scalpel.checkpoints.reading.pull import resolve
 
     tagged = {run.data.tags["scalpel.stage"]: run for run in MlflowClient().search_runs(["0"])}
     base = "models:/tiny-base/latest"

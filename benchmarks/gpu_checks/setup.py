@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import torch
 from transformers import AutoModelForCausalLM, Olmo2Config
 
-from mlflow_scalpel.comparison.forward import ForwardModel
-from mlflow_scalpel.comparison.probes import Probe, ProbeText
+from mlflow_scalpel.comparison.forward.model import ForwardModel
+from mlflow_scalpel.comparison.forward.probes import Probe, ProbeText
 
 ROOT = Path(__file__).parents[2]
 PROJECTS = ROOT / "projects"

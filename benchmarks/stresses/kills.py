@@ -25,13 +25,13 @@ def by_command(trial: Trial, random: Random) -> None:
 
 _FROM_PYTHON = """
 from pathlib import Path
-from mlflow_scalpel.checkpoints.external_run import ExternalRun, log_directory
-from mlflow_scalpel.checkpoints.log import close_couriers
+from mlflow_scalpel.checkpoints.external.external_run import ExternalRun, log_directory
+from mlflow_scalpel.checkpoints.logging.uploads import close_uploaders
 directory, base, name = sys.argv[1:]
 run_id, uploads = log_directory(Path(directory), ExternalRun(base=base, register_as=name))
-for delivery in uploads.values():
-    delivery.wait()
-close_couriers()
+for upload in uploads.values():
+    upload.wait()
+close_uploaders()
 mlflow.MlflowClient().set_terminated(run_id, "FINISHED")
 """
 
@@ -72,10 +72,10 @@ done = [int(path.name[11:]) for path in Path(out).glob("checkpoint-*")]
 for step in range(max(done, default=0) + 1, 7):
     save_model(Path(out) / f"saving-{step}", random.Random(f"{seed} {step}"))
     directory = (Path(out) / f"saving-{step}").rename(Path(out) / f"checkpoint-{step}")
-    delivery = mlflow_scalpel.log_checkpoint(
+    upload = mlflow_scalpel.log_checkpoint(
         directory, step=step, base=base, run_id=run_id, register_as=name
     )
-    Journal(delivery.uploader).metrics({"loss": 1.0 / step}, step, delivery)
+    Journal(upload.uploader).metrics({"loss": 1.0 / step}, step, upload)
     time.sleep(0.1)
 """
 
@@ -101,10 +101,10 @@ def own_loop(trial: Trial, random: Random) -> None:
 
 
 _LEAVE = """
-from mlflow_scalpel.checkpoints.uploader import UploadPending
-from mlflow_scalpel.checkpoints.log import close_couriers
-from mlflow_scalpel.checkpoints.spool import Spool
-from mlflow_scalpel.checkpoints import uploader
+from mlflow_scalpel.checkpoints.logging.uploader import UploadPending
+from mlflow_scalpel.checkpoints.logging.uploads import close_uploaders
+from mlflow_scalpel.checkpoints.logging.spool import Spool
+from mlflow_scalpel.checkpoints.logging import uploader
 uploader.threading.Thread.start = lambda thread: None  # nothing is sent
 out, base, name, run_id = sys.argv[1:]
 for step in (1, 2, 3, 4):

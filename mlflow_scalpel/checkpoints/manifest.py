@@ -1,8 +1,4 @@
-"""The manifest of a checkpoint: what its files and tensors are, down to the bit.
-
-Files carry a SHA-256, which also withstands somebody who means harm. Tensors carry an XXH3-128,
-ten times as fast, which tells two tensors apart and finds damage, but no forger.
-"""
+"""The manifest of a checkpoint: its files, down to the bit, and the tensors in them."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mlflow_scalpel.checkpoints.layout import (
+from mlflow_scalpel.checkpoints.files import (
     MANIFEST,
     NOT_CONTENT,
     checkpoint_files,
@@ -22,16 +18,34 @@ from mlflow_scalpel.checkpoints.layout import (
     name_in,
 )
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.tensors.files import WEIGHTS
-from mlflow_scalpel.tensors.headers import read_headers
+from mlflow_scalpel.tensors.files import WEIGHTS, read_headers, read_stored_bytes
 
 # Bytes read at a time. (hashlib.file_digest reads a quarter of that, and asks four times as often
 # for the interpreter's lock, which it shares with training.)
 _PIECE = 1 << 20
+_BLOCK = 1 << 16  # elements that are looked at together, and stay in the processor's cache
+# The bits of the exponent, all of which are set in NaN and infinity, and the integers that have
+# them. (C64 is pairs of F32.)
+_EXPONENTS = {
+    "F64": ("uint64", 0x7FF0_0000_0000_0000),
+    "F32": ("uint32", 0x7F80_0000),
+    "F16": ("uint16", 0x7C00),
+    "BF16": ("uint16", 0x7F80),
+    "C64": ("uint32", 0x7F80_0000),
+}
+# Eight bits: the few patterns that are not a number (OCP 8-bit floating point, OFP8 and MX).
+_NOT_NUMBERS = {
+    "F8_E4M3": (0x7F, 0xFF),
+    "F8_E5M2": (*range(0x7C, 0x80), *range(0xFC, 0x100)),
+    "F8_E4M3FNUZ": (0x80,),
+    "F8_E5M2FNUZ": (0x80,),
+    "F8_E8M0": (0xFF,),
+}
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Fields that another version has written do not make a checkpoint unreadable.
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class StoredTensor(_Frozen):
@@ -40,8 +54,6 @@ class StoredTensor(_Frozen):
     dtype: str
     """As safetensors names it: F32, BF16 ..."""
     shape: tuple[int, ...]
-    digest: str
-    """XXH3-128 over the tensor's bytes, as "xxh3:<32 hex digits>"."""
 
 
 class StoredFile(_Frozen):
@@ -87,15 +99,15 @@ def make_manifest(files: Sequence[Path], root: Path) -> Manifest:
     """Read every file once, two at a time, and describe it; names are relative to `root`.
 
     Raises ScalpelError that names file and tensor where a tensor holds NaN or infinity, or where a
-    file is not whole.
+    file is not complete.
     """
-    # The file's digest and its tensors' are taken side by side: both release the GIL, and the
-    # second reading comes from the page cache.
+    # Files are hashed and searched for NaN side by side: both release the GIL, and the second
+    # reading comes from the page cache.
     # (ThreadPool, because a concurrent.futures pool takes no work while the interpreter exits, when
     # the last checkpoint may still be on its way.)
     with ThreadPool(2) as pool:
         digests = pool.map_async(sha256, files, chunksize=1)
-        tensors = pool.map_async(_tensors, files, chunksize=1)
+        tensors = pool.map_async(_finite_tensors, files, chunksize=1)
         described = {
             name_in(root, file): StoredFile(
                 bytes=file.stat().st_size, sha256=digest, tensors=inside
@@ -114,12 +126,12 @@ def read_manifest(directory: Path) -> Manifest | None:
 def parse_manifest(content: bytes, name: str) -> Manifest:
     """A manifest from its JSON; `name` is what an error calls it.
 
-    Raises ScalpelError where it is no manifest, or names a file outside of the checkpoint.
+    Raises ScalpelError where it is not a manifest, or names a file outside of the checkpoint.
     """
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
-        raise ScalpelError(f"{name}: is no manifest of a checkpoint: {error}") from error
+        raise ScalpelError(f"{name}: is not a manifest of a checkpoint: {error}") from error
     for file in manifest.files:
         if not is_inner_name(file) or file in NOT_CONTENT:
             raise ScalpelError(
@@ -148,18 +160,8 @@ def file_manifest(files: Sequence[Path], root: Path) -> Manifest:
     )
 
 
-def damage(directory: Path, manifest: Manifest) -> dict[str, str]:
-    """What is wrong with each file in `directory` that is not as the manifest says; {} if whole."""
-    found = {}
-    for name, described in manifest.files.items():
-        problem = file_damage(directory / name, described)
-        if problem is not None:
-            found[name] = problem
-    return found
-
-
 def file_damage(file: Path, described: StoredFile) -> str | None:
-    """What is wrong with a file that should be as described; None where nothing is."""
+    """The fault of a file that should be as described; None where it has none."""
     if file.is_symlink():
         return f"is a link to {file.readlink()}, and a stored file never is"
     if not file.is_file():
@@ -170,82 +172,56 @@ def file_damage(file: Path, described: StoredFile) -> str | None:
     digest = sha256(file)
     if digest == described.sha256:
         return None
-    changed = _changed_tensors(file, described)
-    return f"has SHA-256 {digest[:12]}... in place of {described.sha256[:12]}...{changed}"
+    return f"has SHA-256 {digest[:12]}... in place of {described.sha256[:12]}..."
 
 
 def sha256(file: Path) -> str:
     """SHA-256 of a file, 64 hex digits; raises ScalpelError where it cannot be read."""
-    whole, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
+    digest, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
     try:
         with file.open("rb", buffering=0) as stream:
             while count := stream.readinto(piece):
-                whole.update(piece[:count])
+                digest.update(piece[:count])
     except OSError as error:
         raise ScalpelError(f"{file}: cannot be read ({error}); check its permissions") from error
-    return whole.hexdigest()
+    return digest.hexdigest()
 
 
-def _changed_tensors(file: Path, described: StoredFile) -> str:
-    """Which tensors changed, for a message; empty where that cannot be told."""
-    if not described.tensors:
-        return ""
-    try:
-        now = _tensors(file, finite=False)
-    except ScalpelError:
-        return " (its header is damaged)"
-    changed = [name for name, tensor in described.tensors.items() if now.get(name) != tensor]
-    return f" (changed: {', '.join(changed[:3])}{' ...' if len(changed) > 3 else ''})"
+def tensors_in(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file, none of which is read; {} for any other file.
 
-
-def _tensors(file: Path, *, finite: bool = True) -> dict[str, StoredTensor]:
-    """Describe the tensors of a safetensors file; none for any other file."""
+    Raises ScalpelError where it is not complete.
+    """
     if file.suffix != WEIGHTS:
         return {}
-    import numpy as np
-    import xxhash
+    return {
+        name: StoredTensor(dtype=header.dtype, shape=header.shape)
+        for name, header in read_headers(file).items()
+    }
 
-    described = {}
+
+def _finite_tensors(file: Path) -> dict[str, StoredTensor]:
+    """As `tensors_in`; raises ScalpelError where an element is NaN or infinite."""
+    if file.suffix != WEIGHTS:
+        return {}
     for name, header in read_headers(file).items():
-        # Read, not mapped: a mapped file that somebody cuts off meanwhile ends the whole process.
-        content = np.fromfile(file, np.uint8, count=header.bytes, offset=header.begin)
-        described[name] = StoredTensor(
-            dtype=header.dtype,
-            shape=header.shape,
-            digest=f"xxh3:{xxhash.xxh3_128(content.data).hexdigest()}",
-        )
-        if finite:
-            broken = _broken(content, header.dtype)
-            if broken:
-                raise ScalpelError(
-                    f"{file}: tensor {name} holds {broken} values that are NaN or infinite: "
-                    "training had diverged when it was saved; take an earlier checkpoint, and "
-                    "a smaller learning rate"
-                )
-    return described
+        broken = _count_not_finite(read_stored_bytes(header), header.dtype)
+        if broken:
+            raise ScalpelError(
+                f"{file}: tensor {name} holds {broken} values that are NaN or infinite: "
+                "training had diverged when it was saved; take an earlier checkpoint, and "
+                "a smaller learning rate"
+            )
+    return tensors_in(file)
 
 
-def _broken(content: Any, dtype: str) -> int:
-    """How many elements of a tensor are NaN or infinite; `content` is its bytes (uint8 array)."""
-    import torch
+def _count_not_finite(content: Any, dtype: str) -> int:
+    """Number of elements of a tensor that are NaN or infinite; `content` is its bytes (uint8)."""
+    import numpy as np
 
-    floats = {
-        "F64": torch.float64,
-        "F32": torch.float32,
-        "F16": torch.float16,
-        "BF16": torch.bfloat16,
-        "C64": torch.float32,  # pairs
-    }
-    if dtype in floats and content.size:
-        tensor = torch.from_numpy(content).view(floats[dtype])
-        # NaN and infinity survive a sum; only where one shows is every element looked at.
-        return 0 if bool(tensor.sum().isfinite()) else int((~tensor.isfinite()).sum())
-    # Eight bits: the few patterns that are no number (OCP 8-bit floating point, OFP8 and MX).
-    patterns = {
-        "F8_E4M3": (0x7F, 0xFF),
-        "F8_E5M2": (*range(0x7C, 0x80), *range(0xFC, 0x100)),
-        "F8_E4M3FNUZ": (0x80,),
-        "F8_E5M2FNUZ": (0x80,),
-        "F8_E8M0": (0xFF,),
-    }
-    return sum(int((content == pattern).sum()) for pattern in patterns.get(dtype, ()))
+    if dtype in _EXPONENTS:
+        width, mask = _EXPONENTS[dtype]
+        bits, exponent = content.view(width), np.dtype(width).type(mask)
+        blocks = (bits[at : at + _BLOCK] for at in range(0, len(bits), _BLOCK))
+        return sum(int(np.count_nonzero((block & exponent) == exponent)) for block in blocks)
+    return sum(int((content == pattern).sum()) for pattern in _NOT_NUMBERS.get(dtype, ()))

@@ -1,4 +1,4 @@
-"""Frees the bytes of a run's checkpoints that nobody wants to keep; what was measured stays."""
+"""Frees the bytes of a run's checkpoints that nobody wants to keep; measurements are kept."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 
 from mlflow_scalpel.checkpoints.artifact_store import open_store
-from mlflow_scalpel.checkpoints.layout import MANIFEST, MLMODEL, PRUNED_TAG
+from mlflow_scalpel.checkpoints.files import MANIFEST, MLMODEL
 from mlflow_scalpel.checkpoints.search import (
+    PRUNED_TAG,
     metrics_of,
     models_of_run,
     registrations,
@@ -23,7 +24,7 @@ from mlflow_scalpel.checkpoints.search import (
 )
 from mlflow_scalpel.errors import ScalpelError
 
-SPARED = (MLMODEL, MANIFEST)
+_ALWAYS_KEPT = (MLMODEL, MANIFEST)
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,19 @@ class ToDelete:
     model_id: str
     location: str
     files: Mapping[str, int]
-    """Bytes of each file that goes."""
+    """Bytes of each file to delete."""
     begun: bool = False
     """Whether an earlier prune began with it, and was cut off."""
 
     @property
     def bytes(self) -> int:
-        """Bytes of all files that go."""
+        """Bytes of all files to delete."""
         return sum(self.files.values())
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A checkpoint that stays as it is."""
+class ToKeep:
+    """A checkpoint that is left as it is."""
 
     step: int
     model_id: str
@@ -55,21 +56,21 @@ class Kept:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `prune` would do to a run's checkpoints."""
+    """A run's checkpoints that `prune` deletes, and those that it keeps."""
 
     run_id: str
-    goes: tuple[ToDelete, ...]
+    to_delete: tuple[ToDelete, ...]
     """In order of step."""
-    stays: tuple[Kept, ...]
+    to_keep: tuple[ToKeep, ...]
     """In order of step."""
     bytes_free: int
     """Bytes that become free on the disk: less than `bytes` where files have further hard links,
-    in the trainer's output directory or in checkpoints that stay."""
+    in the trainer's output directory or in checkpoints that are kept."""
 
     @property
     def bytes(self) -> int:
-        """Bytes of all files that go."""
-        return sum(doomed.bytes for doomed in self.goes)
+        """Bytes of all files to delete."""
+        return sum(checkpoint.bytes for checkpoint in self.to_delete)
 
 
 def plan_prune(
@@ -80,10 +81,10 @@ def plan_prune(
     keep_best: str | None = None,
     minimize: bool = False,
 ) -> Plan:
-    """Say which checkpoints of a run go and which stay; nothing is changed.
+    """Tell which checkpoints of a run to delete and which to keep; nothing is changed.
 
-    A checkpoint stays if any rule keeps it, or if a registered version of it has an alias. Only
-    READY ones go, and those that an earlier prune did not end with. The base never does.
+    A checkpoint is kept if any rule keeps it, or if a registered version of it has an alias. Only
+    READY ones are deleted, and those that an earlier prune did not finish. The base never is.
 
     Args:
         run_id: the run.
@@ -113,7 +114,7 @@ def plan_prune(
     for model_id, aliases in _aliases().items():
         reasons[model_id] += [f"has the alias {alias}" for alias in aliases]
 
-    goes, stays = [], []
+    to_delete, to_keep = [], []
     for model in models:
         state = state_of(model)
         files = _files(model) if state in ("READY", "PRUNED") else {}
@@ -125,9 +126,9 @@ def plan_prune(
         elif not files:
             why = (*why, "has no files to delete")
         if why:
-            stays.append(Kept(step_of(model), model.model_id, why))
+            to_keep.append(ToKeep(step_of(model), model.model_id, why))
         else:
-            goes.append(
+            to_delete.append(
                 ToDelete(
                     step_of(model),
                     model.model_id,
@@ -136,34 +137,38 @@ def plan_prune(
                     begun=state == "PRUNED",
                 )
             )
-    return Plan(run_id, tuple(goes), tuple(stays), _becomes_free(goes))
+    return Plan(run_id, tuple(to_delete), tuple(to_keep), _bytes_to_be_freed(to_delete))
 
 
 def prune(plan: Plan) -> list[ToDelete]:
-    """Delete the files of the checkpoints that go, all but MLmodel and manifest.json.
+    """Delete the files of the checkpoints to delete, all but MLmodel and manifest.json.
 
-    Params, metrics, versions and aliases stay. The tag `scalpel.pruned` (time in UTC, ISO) is set
-    before a checkpoint's first file goes, so one that was cut off says that it is PRUNED, and is
-    ended by the next prune. Returns those that were pruned: not those that were given an alias
+    Params, metrics, versions and aliases are kept. The tag `scalpel.pruned` (time in UTC, ISO) is
+    set before a checkpoint's first file is deleted, so one that was cut off is PRUNED, and is
+    finished by the next prune. Returns those that were pruned: not those that were given an alias
     since the plan was made.
 
     Raises ScalpelError where a store refuses to delete.
     """
     client = MlflowClient()
     aliases = _aliases()
-    pruned = [doomed for doomed in plan.goes if doomed.begun or doomed.model_id not in aliases]
-    for doomed in pruned:
-        if not doomed.begun:
+    pruned = [
+        checkpoint
+        for checkpoint in plan.to_delete
+        if checkpoint.begun or checkpoint.model_id not in aliases
+    ]
+    for checkpoint in pruned:
+        if not checkpoint.begun:
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            client.set_logged_model_tags(doomed.model_id, {PRUNED_TAG: now})
-        store = open_store(doomed.location)
-        for name in doomed.files:
+            client.set_logged_model_tags(checkpoint.model_id, {PRUNED_TAG: now})
+        store = open_store(checkpoint.location)
+        for name in checkpoint.files:
             try:
                 store.delete(name)
             except (MlflowException, OSError) as error:
                 raise ScalpelError(
-                    f"{doomed.location}/{name} (step {doomed.step}) could not be deleted "
-                    f"({error}); the checkpoint is PRUNED already: when this is mended, prune "
+                    f"{checkpoint.location}/{name} (step {checkpoint.step}) could not be deleted "
+                    f"({error}); the checkpoint is PRUNED already: when this is fixed, prune "
                     "again to delete the rest"
                 ) from error
     return pruned
@@ -215,23 +220,23 @@ def _files(model: LoggedModel) -> dict[str, int]:
     if model.params.get("kind") == "pointer":
         return {}
     sizes = open_store(model.artifact_location).sizes()
-    return {name: size for name, size in sizes.items() if name not in SPARED}
+    return {name: size for name, size in sizes.items() if name not in _ALWAYS_KEPT}
 
 
-def _becomes_free(goes: Sequence[ToDelete]) -> int:
+def _bytes_to_be_freed(to_delete: Sequence[ToDelete]) -> int:
     """Bytes that no name leads to any more once the files are gone.
 
-    Blocks that a reflink shares with another file cannot be told from others, and are counted.
+    Blocks that a reflink shares with another file cannot be distinguished, and are counted.
     """
     free = 0
     links: Counter[tuple[int, int]] = Counter()
     local = {}
-    for doomed in goes:
-        directory = open_store(doomed.location).local
+    for checkpoint in to_delete:
+        directory = open_store(checkpoint.location).local
         if directory is None:
-            free += doomed.bytes
+            free += checkpoint.bytes
             continue
-        for name in doomed.files:
+        for name in checkpoint.files:
             status = (directory / name).lstat()
             links[status.st_dev, status.st_ino] += 1
             local[status.st_dev, status.st_ino] = status

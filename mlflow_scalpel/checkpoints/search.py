@@ -1,4 +1,4 @@
-"""Finds checkpoints, their runs and their versions, in a number of requests that stays small."""
+"""Finds checkpoints, their runs and their versions, in a small number of requests."""
 
 from __future__ import annotations
 
@@ -13,21 +13,33 @@ from typing import Any, TypeVar
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, LoggedModel, Metric, Run, ViewType
+from mlflow.entities import (
+    Experiment,
+    LoggedModel,
+    Metric,
+    Run,
+    ViewType,
+)
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
 
-from mlflow_scalpel.checkpoints.layout import FAILURE_TAG, MODEL_TYPE, PRUNED_TAG
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.run_warnings import FAILURE_TAG
 from mlflow_scalpel.server_errors import check_answered
 
-LARGEST_STEP = 2**63 - 1  # what stores keep of a metric's step
-_MODELS_A_PAGE = 500  # 2.6 MB with 15 metrics each; larger pages are no faster
-_VERSIONS_A_PAGE = 10_000
-_OTHERS_A_PAGE = 1000  # the most that a server gives of experiments and registered models
-_IDS_A_FILTER = 200  # the server parses a filter in time that grows faster than its length
+# The mark of a LoggedModel that is one of ours, and its tags.
+MODEL_TYPE = "checkpoint"
+NOTE_TAG = "scalpel.note"  # how it differs from its base, and what of its directory is not stored
+PRUNED_TAG = "scalpel.pruned"  # when its bytes were freed (ISO time)
+JOB_TAG = "scalpel.job"  # the upload that created it
+FINGERPRINT_TAG = "scalpel.files"  # of the files that were logged: names, sizes, times
 
+LARGEST_STEP = 2**63 - 1  # what stores keep of a metric's step
+_MODELS_PER_PAGE = 500  # 2.6 MB with 15 metrics each; larger pages are no faster
+_VERSIONS_PER_PAGE = 10_000
+_OTHERS_PER_PAGE = 1000  # the most that a server gives of experiments and registered models
+_IDS_PER_FILTER = 200  # the server parses a filter in time that grows faster than its length
 T = TypeVar("T")
 
 
@@ -52,7 +64,7 @@ class Checkpoint:
 
 @dataclass
 class Registration:
-    """What the registry says of one LoggedModel."""
+    """The registered versions of one LoggedModel."""
 
     versions: list[ModelVersion] = field(default_factory=list)
     aliases: set[str] = field(default_factory=set)
@@ -104,7 +116,7 @@ def made_by(client: MlflowClient, run: Run) -> list[LoggedModel]:
         lambda token: client.search_logged_models(
             [run.info.experiment_id],
             filter_string=f"source_run_id = '{run.info.run_id}'",
-            max_results=_MODELS_A_PAGE,
+            max_results=_MODELS_PER_PAGE,
             page_token=token,
         )
     )
@@ -141,7 +153,7 @@ def checked_name(name: str | None) -> str | None:
 
 
 def step_of(model: LoggedModel) -> int:
-    """The model's training step; 0 for a base, and for a model that is no checkpoint."""
+    """The model's training step; 0 for a base, and for a model that is not a checkpoint."""
     step = model.params.get("step", "0")
     number = int(step) if step.isdecimal() and len(step) < 20 else 0
     return number if number <= LARGEST_STEP else 0
@@ -173,7 +185,7 @@ def registrations(client: MlflowClient, name: str | None = None) -> dict[str, Re
         where = "source_path LIKE 'models:/m-%'"
         models = every(
             lambda token: client.search_registered_models(
-                max_results=_OTHERS_A_PAGE, page_token=token
+                max_results=_OTHERS_PER_PAGE, page_token=token
             )
         )
     else:
@@ -181,7 +193,7 @@ def registrations(client: MlflowClient, name: str | None = None) -> dict[str, Re
         models = [_registered_model(client, name)]
     versions = every(
         lambda token: client.search_model_versions(
-            where, max_results=_VERSIONS_A_PAGE, page_token=token
+            where, max_results=_VERSIONS_PER_PAGE, page_token=token
         )
     )
     # A version that is found by searching does not carry its aliases; its registered model does.
@@ -197,16 +209,6 @@ def registrations(client: MlflowClient, name: str | None = None) -> dict[str, Re
             found[model_id].versions.append(version)
             found[model_id].aliases |= aliases[version.name, int(version.version)]
     return dict(found)
-
-
-def readable_bytes(count: int) -> str:
-    """Bytes for people, in units of a thousand: 1.2 GB."""
-    value, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 999.5:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.3g} {unit}"
 
 
 def find_experiment(client: MlflowClient, name_or_id: str) -> Experiment:
@@ -225,11 +227,11 @@ def find_experiment(client: MlflowClient, name_or_id: str) -> Experiment:
 
 
 def check_run_id(run_id: str) -> None:
-    """Raise ScalpelError where the text is no run's ID."""
+    """Raise ScalpelError where the text is not a run's ID."""
     if not re.fullmatch(r"[0-9a-f]{32}", run_id):
         raise ScalpelError(
-            f"run {run_id!r}: is no run ID, which has 32 hexadecimal digits; copy it from the UI's "
-            "run page"
+            f"run {run_id!r}: is not a run ID, which has 32 hexadecimal digits; copy it from the "
+            "UI's run page"
         )
 
 
@@ -259,7 +261,7 @@ def search_models(
         for where in filters
         for model in every(
             lambda token, where=where: client.search_logged_models(  # type: ignore[misc]
-                experiment_ids, filter_string=where, max_results=_MODELS_A_PAGE, page_token=token
+                experiment_ids, filter_string=where, max_results=_MODELS_PER_PAGE, page_token=token
             )
         )
     }
@@ -293,7 +295,7 @@ def _runs_by_id(
                 experiment_ids,
                 f"attributes.run_id IN {part}",
                 run_view_type=ViewType.ALL,
-                max_results=_OTHERS_A_PAGE,
+                max_results=_OTHERS_PER_PAGE,
                 page_token=token,
             )
         )
@@ -303,7 +305,7 @@ def _runs_by_id(
 def all_experiments(client: MlflowClient) -> list[Experiment]:
     """Every experiment that is not deleted."""
     return every(
-        lambda token: client.search_experiments(max_results=_OTHERS_A_PAGE, page_token=token)
+        lambda token: client.search_experiments(max_results=_OTHERS_PER_PAGE, page_token=token)
     )
 
 
@@ -316,7 +318,7 @@ def _registered_model(client: MlflowClient, name: str) -> Any:
             known.name
             for known in every(
                 lambda token: client.search_registered_models(
-                    max_results=_OTHERS_A_PAGE, page_token=token
+                    max_results=_OTHERS_PER_PAGE, page_token=token
                 )
             )
         ]
@@ -328,12 +330,12 @@ def _registered_model(client: MlflowClient, name: str) -> Any:
 
 def _in_parts(values: Sequence[str]) -> Iterator[str]:
     """The values as lists of a filter's IN, a few hundred each."""
-    for start in range(0, len(values), _IDS_A_FILTER):
-        yield "(" + ", ".join(f"'{v}'" for v in values[start : start + _IDS_A_FILTER]) + ")"
+    for start in range(0, len(values), _IDS_PER_FILTER):
+        yield "(" + ", ".join(f"'{v}'" for v in values[start : start + _IDS_PER_FILTER]) + ")"
 
 
 def _near(name: str, names: Sequence[str]) -> str:
-    """What to say of the names that there are, where one was not found."""
+    """A hint at the names that there are, where one was not found."""
     if not names:
         return "there is none at all; check MLFLOW_TRACKING_URI"
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
@@ -351,7 +353,7 @@ def _no_such_run(run_ids: Sequence[str]) -> str:
 
 
 def by_step(model: LoggedModel) -> tuple[int, int]:
-    """What sorts models by step, and those of one step by time."""
+    """The key that sorts models by step, and those of one step by time."""
     return step_of(model), model.creation_timestamp
 
 

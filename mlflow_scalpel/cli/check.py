@@ -1,12 +1,14 @@
-"""`mlflow-scalpel check`: a recipe, without running it."""
+"""Check a recipe without running anything.
+
+Reports the first mistake with its field, its value and how to fix it.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-NAME = "check"
-HELP = "check a recipe without running it"
+EXAMPLE = 'mlflow-scalpel check grpo/tiny --set "train.learning_rate=1e-5"'
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +16,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recipe", help="path of a YAML, or STAGE/NAME of one under projects/, such as grpo/tiny"
     )
-    parser.add_argument("--set", default="", help='fields to replace: "train.learning_rate=1e-5"')
+    parser.add_argument(
+        "--set", default="", help='fields to replace, such as "train.learning_rate=1e-5"'
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -29,6 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     from mlflow_scalpel.recipes.measuring import EvaluateRecipe
     from mlflow_scalpel.recipes.settings import BY_COMMAND, parse_settings
+    from mlflow_scalpel.recipes.training import GrpoRecipe
+    from mlflow_scalpel.training.rewards import check_rewards
 
     path = find_recipe(arguments.recipe, Path())
     settings = parse_settings(arguments.set, BY_COMMAND)
@@ -37,8 +43,10 @@ def run(arguments: argparse.Namespace) -> int:
     shipped = (folder.parent.name, folder.name) == (read.stage, "recipes")
     projects = folder.parents[1] if shipped else Path.cwd() / "projects"
     check_files(read)
-    if isinstance(read, MainRecipe):
-        check_parts(read, projects)
+    parts = check_parts(read, projects) if isinstance(read, MainRecipe) else [read]
+    for part in parts:
+        if isinstance(part, GrpoRecipe):
+            check_rewards(part)
     if isinstance(read, EvaluateRecipe):
         folder = projects / "evaluate" / "suites"
         check_data_files(load_suite(read.suite, folder, read.data, read.samples))

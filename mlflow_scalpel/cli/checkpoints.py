@@ -1,4 +1,4 @@
-"""`mlflow-scalpel checkpoints`: a table of logged checkpoints."""
+"""List logged checkpoints as a table, CSV or JSON."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from mlflow_scalpel.errors import ScalpelError
 if TYPE_CHECKING:
     import pandas as pd
 
-NAME = "checkpoints"
-HELP = "list logged checkpoints"
+EXAMPLE = """\
+mlflow-scalpel checkpoints --experiment scalpel-demo
+mlflow-scalpel checkpoints --run-id RUN_ID --metrics "eval/*" --format csv
+"""
 
 WIDTH = 100  # characters, where there is no terminal to ask
 # What the table shows, and in which order columns give way where the lines would be too long.
@@ -28,30 +30,33 @@ _GAP = "  "
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("--experiment", metavar="E", help="name or ID; the active one unless given")
+    parser.add_argument(
+        "--experiment", metavar="E", help="name or ID of the experiment (default: the active one)"
+    )
     parser.add_argument("--run-id", nargs="+", action="extend", metavar="R", help="only these runs")
     parser.add_argument("--model", metavar="M", help="only versions of this registered model")
-    parser.add_argument("--format", choices=["table", "csv", "json"], default="table")
-    parser.add_argument("--columns", metavar="A,B,...", help="these columns, in this order")
+    parser.add_argument(
+        "--format", choices=["table", "csv", "json"], default="table", help="(default: table)"
+    )
+    parser.add_argument("--columns", metavar="A,B,...", help="columns to show, in this order")
     parser.add_argument(
         "--metrics",
         metavar="PATTERN",
-        help='metrics to show, such as "eval/*"; the table shows '
-        "none unless given, csv and json all",
+        help='metrics to show, such as "eval/*" (default: none in a table, all in csv and json)',
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the checkpoints that the arguments choose."""
-    from mlflow_scalpel.checkpoints.listing import COLUMNS, checkpoints
+    from mlflow_scalpel.checkpoints.listing import COLUMNS, list_checkpoints
 
-    found = checkpoints(arguments.experiment, arguments.run_id, arguments.model)
+    found = list_checkpoints(arguments.experiment, arguments.run_id, arguments.model)
     metrics = [column for column in found.columns if column not in COLUMNS]
     if arguments.metrics is not None:
         chosen = fnmatch.filter(metrics, arguments.metrics)
         if not chosen and len(found):
             raise ScalpelError(
-                f"--metrics {arguments.metrics!r}: no metric of these checkpoints is called so; "
+                f"--metrics {arguments.metrics!r}: these checkpoints have no such metric; "
                 f"there are {', '.join(metrics) or 'none'}"
             )
         metrics = chosen
@@ -121,7 +126,7 @@ def _texts(found: pd.DataFrame) -> dict[str, list[str]]:
 def _text(column: str, value: Any) -> str:
     import pandas as pd
 
-    from mlflow_scalpel.checkpoints.search import readable_bytes
+    from mlflow_scalpel.units import readable_bytes
 
     if value is None or value is pd.NA or value != value:
         return "-"

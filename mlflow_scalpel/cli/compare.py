@@ -1,4 +1,8 @@
-"""`mlflow-scalpel compare`: checkpoints against their base."""
+"""Measure checkpoints against their base.
+
+Works on any two models that share an architecture: directories, hub names, or URIs of MLflow.
+`mlflow-scalpel metrics` lists what can be measured.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-NAME = "compare"
-HELP = "measure checkpoints against their base"
+EXTRA = "measure"
+EXAMPLE = """\
+mlflow-scalpel compare models:/tiny-base/1 models:/tiny-sft/20 --metrics weights
+mlflow-scalpel compare org/base runs:/RUN_ID --metrics weights kl --texts problems.jsonl --log
+"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -20,55 +27,64 @@ def add(parser: argparse.ArgumentParser) -> None:
         "checkpoints",
         nargs="+",
         metavar="CHECKPOINT",
-        help="the same of each checkpoint; runs:/RUN means all of a run",
+        help="likewise for each checkpoint; runs:/RUN means all checkpoints of a run",
     )
     parser.add_argument(
         "--metrics",
         nargs="+",
         action="extend",
         metavar="M",
-        help="metrics or groups, as `mlflow-scalpel metrics` lists them",
+        help="metrics or groups of metrics, as `mlflow-scalpel metrics` lists them",
     )
-    parser.add_argument("--texts", metavar="FILE", help="JSONL with problem and solution")
+    parser.add_argument(
+        "--texts", metavar="FILE", help="JSONL file with problem and solution, for kl and attention"
+    )
     parser.add_argument(
         "--samples",
         metavar="FILE",
-        help="rows of one evaluation (samples.parquet), for capabilities; else MLflow's newest",
+        help="samples.parquet of an evaluation, for capabilities (default: the newest in MLflow)",
     )
-    parser.add_argument("--system-prompt", metavar="TEXT", help="put before every text")
+    parser.add_argument("--system-prompt", metavar="TEXT", help="system prompt of every text")
     parser.add_argument(
         "--dtype", default="float32", choices=["float32", "bfloat16", "float16"],
-        help="of the forward passes",
+        help="dtype of the forward passes (default: float32)",
     )  # fmt: skip
     parser.add_argument(
-        "--device", default="cpu", metavar="D", help="Torch device of the forward passes (cuda)"
+        "--device",
+        default="cpu",
+        metavar="D",
+        help="Torch device of the forward passes, such as cuda (default: cpu)",
     )
     parser.add_argument(
-        "--sample-seed", type=int, default=0, metavar="N", help="of kl_on_base_samples' answers"
+        "--sample-seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of the answers that the base samples for kl_on_base_samples",
     )
     parser.add_argument(
-        "--max-new-tokens", type=int, default=256, metavar="N", help="of each of those answers"
+        "--max-new-tokens",
+        type=int,
+        default=256,
+        metavar="N",
+        help="longest of these answers, in tokens (default: 256)",
     )
     parser.add_argument(
-        "--all-tensors",
-        action="store_true",
-        help="embeddings, norms, heads and biases as well: always so",
+        "--out", metavar="FILE", help="file to write the table to (.parquet or .csv)"
     )
-    parser.add_argument("--out", metavar="FILE", help="write the table (.parquet or .csv)")
     parser.add_argument(
         "--log",
         action="store_true",
-        help="log an MLflow run: the table, its summary, and tables of tokens",
+        help="log an MLflow run with the table, its summary, a report and the tokens of largest KL",
     )
-    parser.add_argument("--no-cache", action="store_true", help="measure all of it anew")
+    parser.add_argument("--no-cache", action="store_true", help="measure everything again")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare, and print what was measured of each checkpoint."""
     from mlflow_scalpel.comparison.compare import compare
     from mlflow_scalpel.comparison.engine import STANDARD
-    from mlflow_scalpel.comparison.run_store import log_comparison
-    from mlflow_scalpel.comparison.tokens import log_tokens
+    from mlflow_scalpel.comparison.run_store import log_comparison, log_tokens
     from mlflow_scalpel.errors import ScalpelError
 
     if arguments.out and Path(arguments.out).suffix not in (".parquet", ".csv"):
@@ -146,7 +162,7 @@ def lines(rows: pd.DataFrame) -> list[str]:
     """
     import pandas as pd
 
-    from mlflow_scalpel.tensors.parts import LAYER_PARTS
+    from mlflow_scalpel.tensors.places import LAYER_PARTS
 
     found = []
     inside = rows["part"].isna() | rows["part"].isin(LAYER_PARTS)
@@ -179,7 +195,7 @@ def lines(rows: pd.DataFrame) -> list[str]:
 
 def _measured_share(rows: pd.DataFrame) -> str:
     """How many of a model's tensors, and of its parameters, were measured; "" where not known."""
-    from mlflow_scalpel.comparison.summary import coverage
+    from mlflow_scalpel.comparison.run_store import coverage
 
     measured, tensors, share = coverage(rows)
     if share is None:

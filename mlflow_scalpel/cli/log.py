@@ -1,4 +1,8 @@
-"""`mlflow-scalpel log`: the checkpoints of finished runs of any trainer, as LoggedModels."""
+"""Log the checkpoints of finished runs of any trainer.
+
+Finds the Hugging Face models in what Transformers, TRL, verl, OpenRLHF, torchtune, prime-rl and
+others write. Running it again logs only what is missing.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-NAME = "log"
-HELP = "log the checkpoints of finished runs"
+EXAMPLE = "mlflow-scalpel log out/ --base org/name --algorithm grpo --experiment mine"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -22,42 +25,50 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="a run's directory (with checkpoint-N, global_step_N, step_N, ...), or one step's",
     )
     parser.add_argument(
-        "--step", type=int, metavar="N", help="step of DIR, a single one whose name says none"
+        "--step", type=int, metavar="N", help="step of DIR, where its name does not say"
     )
-    add_origin(parser)
+    add_external_run(parser)
 
 
-def add_origin(parser: argparse.ArgumentParser) -> None:
+def add_external_run(parser: argparse.ArgumentParser) -> None:
     """Declare what `log` and `watch` take alike."""
-    parser.add_argument("--base", help="what training began with: model URI, directory, hub name")
-    parser.add_argument("--run-id", help="MLflow run to log to; the directory's own unless given")
+    parser.add_argument(
+        "--base", help="model that training started from: model URI, directory or hub name"
+    )
+    parser.add_argument(
+        "--run-id", help="MLflow run to log to (default: one of its own for each directory)"
+    )
     parser.add_argument(
         "--trainer-run",
         metavar="RUN",
-        help="MLflow run that the trainer itself logged, for its learning rates and settings; "
-        "found by its output_dir unless given",
+        help="MLflow run that the trainer itself logged, for its learning rates and settings "
+        "(default: the run with this output_dir)",
     )
-    parser.add_argument("--experiment", help="MLflow experiment of a run that is begun")
-    parser.add_argument("--algorithm", help="what trained it, such as grpo or sft")
+    parser.add_argument("--experiment", help="MLflow experiment of a new run")
+    parser.add_argument("--algorithm", help="how it was trained, such as grpo or sft")
     parser.add_argument("--register-as", metavar="NAME", help="name of the registered model")
-    parser.add_argument("--link", choices=("reflink", "hard", "copy"), help="into a local store")
     parser.add_argument(
-        "--trainer-state", action="store_true", help="store optimizer and RNG state too"
+        "--link",
+        choices=("reflink", "hard", "copy"),
+        help="how files get into a local artifact store (default: the first that works)",
+    )
+    parser.add_argument(
+        "--trainer-state", action="store_true", help="also store optimizer, scheduler and RNG state"
     )
     parser.add_argument(
         "--param",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="of each checkpoint, such as learning_rate=1e-6",
+        help="param of each checkpoint, such as learning_rate=1e-6",
     )
 
 
-def origin_of(arguments: argparse.Namespace) -> Any:
+def external_run_of(arguments: argparse.Namespace) -> Any:
     """The ExternalRun that the arguments describe; raises ScalpelError where a param is none."""
     import mlflow
 
-    from mlflow_scalpel.checkpoints.external_run import ExternalRun
+    from mlflow_scalpel.checkpoints.external.external_run import ExternalRun
     from mlflow_scalpel.errors import ScalpelError
 
     params = {}
@@ -83,58 +94,66 @@ def origin_of(arguments: argparse.Namespace) -> Any:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Log all, and print a line a checkpoint; 1 where one of them is lost."""
-    from mlflow_scalpel.checkpoints.external_run import log_directory
-    from mlflow_scalpel.checkpoints.log import all_sent
+    """Log all, and print a line per checkpoint; 1 where one of them is lost."""
+    from mlflow_scalpel.checkpoints.external.external_run import log_directory
+    from mlflow_scalpel.checkpoints.logging.uploads import all_sent
     from mlflow_scalpel.errors import ScalpelError
 
-    origin = origin_of(arguments)
-    if origin.step is not None and (len(arguments.directories) > 1 or origin.step < 0):
-        raise ScalpelError(f"--step {origin.step}: is the step of one directory, and 0 or more")
+    external = external_run_of(arguments)
+    if external.step is not None and (len(arguments.directories) > 1 or external.step < 0):
+        raise ScalpelError(f"--step {external.step}: is the step of one directory, and 0 or more")
     lost = 0
     for directory in arguments.directories:
         if not directory.is_dir():
             raise ScalpelError(f"{directory}: there is no such directory")
         with all_sent():
-            run_id, uploads = log_directory(directory, origin)
+            run_id, uploads = log_directory(directory, external)
             print(f"{directory}: run {run_id}, {len(uploads)} checkpoints that it did not have")
-            for step, delivery in uploads.items():
-                lost += not report(step, delivery)
-        lost += finish(directory, origin, run_id, set(uploads))
+            for step, upload in uploads.items():
+                lost += not report(step, upload)
+        lost += finish(directory, external, run_id, set(uploads))
     return 1 if lost else 0
 
 
 def finish(
-    directory: Path, origin: Any, run_id: str, told: set[int], gone: dict[int, str] | None = None
+    directory: Path,
+    external: Any,
+    run_id: str,
+    reported: set[int],
+    gone: dict[int, str] | None = None,
 ) -> int:
-    """Say what of the directory is not stored, and end the run; how many are lost.
+    """Print what of the directory is not stored, and end the run; number of lost checkpoints.
 
-    `told` are the steps that were reported already, `gone` those that were removed too early.
+    `reported` are steps that were printed already, `gone` those that were removed too early.
     """
-    from mlflow_scalpel.checkpoints.external_run import end_run, lost_steps, without_a_step
+    from mlflow_scalpel.checkpoints.external.external_run import (
+        end_run,
+        lost_steps,
+        models_without_step,
+    )
 
-    lost = lost_steps(directory, origin, run_id, told, gone)
+    lost = lost_steps(directory, external, run_id, reported, gone)
     for step, reason in lost.items():
-        if step not in told:
+        if step not in reported:
             print(f"step {step}: is not logged: {reason}", file=sys.stderr)
-    for path in without_a_step(directory, origin, run_id):
+    for path in models_without_step(directory, external, run_id):
         print(
-            f"{path}: holds a model too, which is not logged, since its name says no step; "
+            f"{path}: holds a model too, which is not logged, since its name gives no step; "
             f"log it with: mlflow-scalpel log --step N --run-id {run_id} {shlex.quote(str(path))}"
         )
-    if origin.run_id is None:
+    if external.run_id is None:
         end_run(run_id)
     return len(lost)
 
 
-def report(step: int, delivery: Any) -> bool:
+def report(step: int, upload: Any) -> bool:
     """Wait for a checkpoint and print a line about it; whether it is READY."""
-    from mlflow_scalpel.checkpoints.layout import NOTE_TAG
-    from mlflow_scalpel.checkpoints.uploader import UploadPending
+    from mlflow_scalpel.checkpoints.logging.uploader import UploadPending
+    from mlflow_scalpel.checkpoints.search import NOTE_TAG
     from mlflow_scalpel.errors import ScalpelError
 
     try:
-        model = delivery.wait()
+        model = upload.wait()
     except UploadPending:
         raise
     except ScalpelError as error:

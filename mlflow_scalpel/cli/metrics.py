@@ -1,12 +1,14 @@
-"""`mlflow-scalpel metrics`: what can be measured."""
+"""List the metrics, or explain some of them."""
 
 from __future__ import annotations
 
 import argparse
 import textwrap
 
-NAME = "metrics"
-HELP = "list the metrics, or explain some of them"
+EXAMPLE = """\
+mlflow-scalpel metrics
+mlflow-scalpel metrics kl weights/relative_frobenius
+"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,7 @@
-"""`mlflow-scalpel plan`: what a training run will need, before it is started."""
+"""Estimate the memory, disk, steps, tokens and FLOPs of a recipe.
+
+From the recipe and the model's configuration alone: no weights are loaded.
+"""
 
 from __future__ import annotations
 
@@ -11,29 +14,35 @@ if TYPE_CHECKING:
     from mlflow_scalpel.training.planning import Plan
 
 CONFIG = "config.json"
-NAME = "plan"
-HELP = "memory, disk, steps, tokens and FLOPs of a recipe"
+EXTRA = "measure"
+EXAMPLE = 'mlflow-scalpel plan grpo/olmo2-1b --set "processes=2" --sharding zero3'
 _PATIENCE = 5.0  # seconds that the hub may take to answer
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("recipe", help="path of a YAML, or STAGE/NAME, such as grpo/olmo2-7b")
-    parser.add_argument("--set", default="", help='fields to replace: "train.learning_rate=1e-5"')
+    parser.add_argument(
+        "--set", default="", help='fields to replace, such as "train.learning_rate=1e-5"'
+    )
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="the model's config.json; that of the recipe's model unless given",
+        help="config.json of the model (default: that of the recipe's model)",
     )
     parser.add_argument(
-        "--rows", type=_count, help="problems of the data, where epochs are asked for"
+        "--rows", type=_count, help="number of problems in the data, where the recipe counts epochs"
     )
-    parser.add_argument("--tokens", type=_mean, help="mean tokens of a sequence, prompt included")
-    parser.add_argument("--completion-tokens", type=_mean, help="mean tokens that GRPO generates")
+    parser.add_argument(
+        "--tokens", type=_mean, help="mean length of a sequence in tokens, prompt included"
+    )
+    parser.add_argument(
+        "--completion-tokens", type=_mean, help="mean length of GRPO's completions in tokens"
+    )
     parser.add_argument(
         "--sharding",
         choices=("zero2", "zero3", "fsdp"),
-        help="how the model is spread over the processes, where not as the recipe says",
+        help="how the model is spread over the processes (default: as the recipe says)",
     )
 
 
@@ -47,7 +56,7 @@ def _mean(text: str) -> float:
 
 def _at_least_one(text: str, value: float) -> float:
     if not 1 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 1")
     return value
 
 
@@ -142,7 +151,7 @@ def _load(file: str | None, model: str) -> Any:
     """The configuration in a file, or of a model; raises what Transformers raises."""
     from transformers import AutoConfig
 
-    from mlflow_scalpel.checkpoints import resolve
+    from mlflow_scalpel.checkpoints.reading.pull import resolve
 
     if file is not None:
         return AutoConfig.from_pretrained(file, trust_remote_code=False)

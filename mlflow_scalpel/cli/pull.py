@@ -1,4 +1,7 @@
-"""`mlflow-scalpel pull`: a checkpoint's files, checked, in a directory."""
+"""Download a checkpoint and check its files.
+
+Prints the directory, which `from_pretrained` opens.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import argparse
 import contextlib
 import sys
 
-NAME = "pull"
-HELP = "fetch a checkpoint's files and check them"
+EXAMPLE = """\
+mlflow-scalpel pull models:/tiny-grpo/20
+mlflow-scalpel pull "runs:/RUN_ID#step=40" --dst here
+"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -17,22 +22,20 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-..., runs:/RUN#step=N, "
         "runs:/RUN#last, or a hub name (org/name@revision)",
     )
-    parser.add_argument("--dst", help="directory to put the files into; the cache unless given")
-    parser.add_argument(
-        "--merge", action="store_true", help="write an adapter merged into its base"
-    )
+    parser.add_argument("--dst", help="directory to put the files into (default: the cache)")
+    parser.add_argument("--merge", action="store_true", help="merge an adapter into its base")
     parser.add_argument(
         "--dtype",
         choices=("base", "float32", "bfloat16", "float16", "float64"),
         default="base",
-        help="of the merged weights: that of the base's (base), or another one; what rounding did "
-        "to the norms of the updates is printed",
+        help="dtype of the merged weights; prints what rounding did to the norms of the updates "
+        "(default: that of the base)",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the directory, and nothing else, on stdout."""
-    from mlflow_scalpel.checkpoints.pull import pull
+    from mlflow_scalpel.checkpoints.reading.pull import pull
 
     # MLflow, PEFT and Transformers print where they like.
     with contextlib.redirect_stdout(sys.stderr):

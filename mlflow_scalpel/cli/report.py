@@ -1,30 +1,32 @@
-"""`mlflow-scalpel report`: runs side by side in one HTML file that works offline."""
+"""Write the report of one or more runs, an HTML file that works offline."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-NAME = "report"
-HELP = "write the report of one or more runs"
+EXAMPLE = "mlflow-scalpel report RUN_ID RUN_ID --out report.html --figures figures/"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="IDs of runs, imported ones too")
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the HTML file")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run ID, also of an imported run")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="FILE", help="HTML file to write"
+    )
     parser.add_argument(
         "--figures",
         type=Path,
         metavar="FOLDER",
         help="write each figure as PNG too, with its numbers as CSV beside it",
     )
-    parser.add_argument("--title", help="of the report; the names of the runs unless given")
+    parser.add_argument("--title", help="title of the report (default: the names of the runs)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Gather the runs' tables, and write the report."""
-    from mlflow_scalpel.comparison.run_store import describe_runs, gather, stored_ledger
+    from mlflow_scalpel.comparison.gather import gather
+    from mlflow_scalpel.comparison.run_store import describe_runs, stored_ledger
     from mlflow_scalpel.errors import ScalpelError
     from mlflow_scalpel.views.report import write_figures, write_report
 

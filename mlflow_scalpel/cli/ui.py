@@ -1,19 +1,25 @@
-"""`mlflow-scalpel ui`: the pages for a tracking server that runs elsewhere, on loopback."""
+"""Serve the views of a remote tracking server, on this machine only."""
 
 from __future__ import annotations
 
 import argparse
 
-NAME = "ui"
-HELP = "serve the views of another MLflow server on loopback"
+EXAMPLE = "mlflow-scalpel ui --tracking-uri https://mlflow.example.org"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "--tracking-uri", metavar="URI", help="MLflow server or store; MLFLOW_TRACKING_URI else"
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow server or store (default: MLFLOW_TRACKING_URI)",
     )
-    parser.add_argument("--port", type=int, default=5005, help="of loopback; 0 takes a free one")
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=5005,
+        help="port on localhost; 0 takes a free one (default: 5005)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`mlflow-scalpel upload`: what a run could not send while its tracking server was away."""
+"""Send what a run could not send while its tracking server was away."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import argparse
 import sys
 from pathlib import Path
 
-NAME = "upload"
-HELP = "send what waits in a spool"
+EXAMPLE = "mlflow-scalpel upload out/.scalpel/RUN_ID"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "spool", type=Path, metavar="SPOOL", help="directory that the message named, or one above"
+        "spool",
+        type=Path,
+        metavar="SPOOL",
+        help="directory that the message names, or a directory above it",
     )
 
 
@@ -24,15 +26,15 @@ def run(arguments: argparse.Namespace) -> int:
     """
     import mlflow
 
-    from mlflow_scalpel.checkpoints.spool import Spool, find_spools
-    from mlflow_scalpel.checkpoints.uploader import Uploader
+    from mlflow_scalpel.checkpoints.logging.spool import Spool, find_spools
+    from mlflow_scalpel.checkpoints.logging.uploader import Uploader
     from mlflow_scalpel.credentials import without_credentials
 
     failed = 0
     for directory in find_spools(arguments.spool):
         spool = Spool.open(directory)
         spool.hold()
-        spool.take_back()
+        spool.retry_refused()
         waiting = len(spool.numbers())
         mlflow.set_tracking_uri(spool.tracking_uri)  # files and versions go there too
         uploader = Uploader(spool)

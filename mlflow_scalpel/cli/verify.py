@@ -1,4 +1,7 @@
-"""`mlflow-scalpel verify`: stored checkpoints against their manifests."""
+"""Check that stored checkpoints are complete, bit for bit.
+
+The exit status is 0 if all of them are READY and match their manifests.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import argparse
 import sys
 from collections import Counter
 
-NAME = "verify"
-HELP = "check that stored checkpoints are whole, bit for bit"
+EXAMPLE = """\
+mlflow-scalpel verify RUN_ID
+mlflow-scalpel verify models:/tiny-grpo/20
+"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +20,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         nargs="+",
-        help="run ID (its base and all its checkpoints), models:/ URI or runs:/RUN#step=N",
+        help="run ID (for its base and all its checkpoints), models:/ URI or runs:/RUN#step=N",
     )
 
 

@@ -1,4 +1,4 @@
-"""`mlflow-scalpel watch`: the checkpoints of a run of any trainer, as they become whole."""
+"""Log the checkpoints of a run in progress, each once it is complete."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from mlflow_scalpel.cli.log import add_origin, finish, origin_of, report
+from mlflow_scalpel.cli.log import add_external_run, external_run_of, finish, report
 
 if TYPE_CHECKING:
-    from mlflow_scalpel.checkpoints.log import Upload
+    from mlflow_scalpel.checkpoints.logging.uploads import Upload
 
-NAME = "watch"
-HELP = "log new checkpoints of another process as they become whole"
+EXAMPLE = "mlflow-scalpel watch out/ --base org/name --algorithm sft --until-idle 3600"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -22,40 +21,46 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "directory", type=Path, metavar="DIR", help="where the trainer writes checkpoint-N"
     )
-    add_origin(parser)
-    parser.add_argument("--interval", type=float, default=5.0, help="seconds between two looks")
+    add_external_run(parser)
     parser.add_argument(
-        "--until-idle", type=float, metavar="SECONDS", help="end when nothing new came for so long"
+        "--interval", type=float, default=5.0, help="seconds between two scans (default: 5)"
+    )
+    parser.add_argument(
+        "--until-idle",
+        type=float,
+        metavar="SECONDS",
+        help="stop once nothing new has appeared for this long",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Log until idle or interrupted; 1 where a checkpoint is lost."""
-    from mlflow_scalpel.checkpoints.external_run import run_of, watch
-    from mlflow_scalpel.checkpoints.log import all_sent
+    from mlflow_scalpel.checkpoints.external.external_run import run_of
+    from mlflow_scalpel.checkpoints.external.watch import watch
+    from mlflow_scalpel.checkpoints.logging.uploads import all_sent
 
     directory, stop = arguments.directory, _Stop()
     taken: list[tuple[int, Upload]] = []  # a step that is written anew comes again
     gone: dict[int, str] = {}
-    origin = origin_of(arguments)
+    external = external_run_of(arguments)
     print(f"watching {directory}; Ctrl-C ends it, when all is sent", flush=True)
     with all_sent():
-        for step, delivery in watch(
+        for step, upload in watch(
             directory,
-            origin,
+            external,
             interval=arguments.interval,
             idle=arguments.until_idle,
             stopped=lambda: stop.asked,
-            say=lambda line: print(line, flush=True),
+            report=lambda line: print(line, flush=True),
             gone=gone,
         ):
-            print(f"step {step}: whole, and on its way", flush=True)
-            taken.append((step, delivery))
+            print(f"step {step}: complete; uploading", flush=True)
+            taken.append((step, upload))
         if stop.asked:
             print("interrupted; sending what is under way", flush=True)
-        failed = [step for step, delivery in taken if not report(step, delivery)]
-    told = {step for step, _ in taken}
-    lost = finish(directory, origin, run_of(directory, origin), told, gone)
+        failed = [step for step, upload in taken if not report(step, upload)]
+    steps = {step for step, _ in taken}
+    lost = finish(directory, external, run_of(directory, external), steps, gone)
     return 1 if lost or failed else 0
 
 

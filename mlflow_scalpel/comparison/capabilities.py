@@ -2,50 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mlflow_scalpel.comparison.measured_models import MeasuredModel
-from mlflow_scalpel.comparison.table import tidy
+from mlflow_scalpel.comparison.measured_models import MeasuredModel, model_cells
+from mlflow_scalpel.comparison.parquet import read_bounded
+from mlflow_scalpel.comparison.run_queries import ClientSource, evaluations_of
+from mlflow_scalpel.comparison.run_store import get_run, stored_samples
+from mlflow_scalpel.comparison.table import LEDGER_DTYPES, LEFT_OUT, metric_cells, tidy
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.capabilities.benchmark import Benchmark, digest_of
 from mlflow_scalpel.metrics.capabilities.ledger import status_of
-from mlflow_scalpel.metrics.registry import Metric, choose_metrics
+from mlflow_scalpel.metrics.registry import choose_metrics
 
 BENCHMARK = ["domain", "label", "kind"]
 NEEDED = ["model_id", *BENCHMARK, "problem_id", "sample", "problem", "gold", "completion", "score"]
 
-LEDGER_DTYPES = {
-    "model_id": "string",
-    "step": "Int64",
-    "domain": "string",
-    "label": "string",
-    "kind": "string",
-    "problem_id": "string",
-    "k": "Int64",  # samples that the base has of the problem
-    "base_right": "Int64",  # how many of them are right
-    "right": "Int64",  # how many of the checkpoint's are
-    "status": "string",  # kept, gained, lost, never; or why it is none of them: LEFT_OUT
-    "problem": "string",
-    "gold": "string",
-    "base_completion": "string",  # the first sample, by which the status goes
-    "completion": "string",
-    "gold_loglik_base": "Float64",  # of lost problems, in nats; null elsewhere
-    "gold_loglik": "Float64",
-    "gold_loglik_after_opening_base": "Float64",
-    "gold_loglik_after_opening": "Float64",
-}
-
-LEFT_OUT = {
-    "ungraded": "not graded, because the gold answer cannot be read",
-    "not graded": "not graded, because comparing an answer takes too long",
-    "only base": "answered by the base only",
-    "only checkpoint": "answered by the checkpoint only",
-}
-"""Statuses of problems that no number counts, and what they mean."""
 
 LOGLIKS = ("gold_loglik", "gold_loglik_after_opening")
 _RIGHT = 1.0 - 1e-9  # a score of less is not all right, as where one of three instructions is kept
@@ -62,7 +38,7 @@ def capability_table(
     """The tidy table of the group `capabilities`, of one checkpoint after the other.
 
     Args:
-        samples: rows of one evaluation (a row a problem and sample), with `model_id`.
+        samples: rows of one evaluation (one row per problem and sample), with `model_id`.
         base: the model whose rows are compared with.
         checkpoints: models with rows of their own; one without any is rows that say so.
         metrics: names of metrics or groups; those of other groups are left alone.
@@ -74,21 +50,12 @@ def capability_table(
     rows: list[dict[str, Any]] = []
     before = _of_base(samples, base)
     for checkpoint in checkpoints:
-        origin = {
-            "base": base.model_id,
-            "base_digest": base.digest,
-            "model_id": checkpoint.model_id,
-            "model_digest": checkpoint.digest,
-            "run_id": checkpoint.run_id,
-            "algorithm": checkpoint.algorithm,
-            "step": checkpoint.step,
-            "dtype": dtype,
-        }
+        models = {**model_cells(base, checkpoint), "dtype": dtype}
         after = _of(samples, checkpoint)
         if not len(after):
             reason = "the evaluation has no rows of this checkpoint; evaluate it (-e evaluate)"
             rows += [
-                {**origin, **_named(one), "status": "not measured", "reason": reason}
+                {**models, **metric_cells(one), "status": "not measured", "reason": reason}
                 for one in chosen
             ]
             continue
@@ -105,7 +72,7 @@ def capability_table(
                     "reason": found.reason,
                 }
                 known = {name: value for name, value in values.items() if value is not None}
-                rows.append({**origin, **_named(one), **known})
+                rows.append({**models, **metric_cells(one), **known})
     return tidy(rows)
 
 
@@ -130,8 +97,8 @@ def ledger(
                 model_id=checkpoint.model_id, step=checkpoint.step
             )
         )
-    whole = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-    return whole.reindex(columns=list(LEDGER_DTYPES)).astype(LEDGER_DTYPES)
+    joined_rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    return joined_rows.reindex(columns=list(LEDGER_DTYPES)).astype(LEDGER_DTYPES)
 
 
 def benchmarks_of(joined: pd.DataFrame) -> list[Benchmark]:
@@ -250,20 +217,93 @@ def _of_base(samples: pd.DataFrame, base: MeasuredModel) -> pd.DataFrame:
     return found
 
 
-def _of(samples: pd.DataFrame, subject: MeasuredModel) -> pd.DataFrame:
+def _of(samples: pd.DataFrame, model: MeasuredModel) -> pd.DataFrame:
     """The rows of one model, by its ID, or by its digest where it goes by another name."""
-    found = samples[samples["model_id"] == subject.model_id]
+    found = samples[samples["model_id"] == model.model_id]
     if not len(found) and "model_digest" in samples.columns:
-        found = samples[samples["model_digest"] == subject.digest]
+        found = samples[samples["model_digest"] == model.digest]
         found = found[found["model_id"] == found["model_id"].iloc[0]] if len(found) else found
     columns = dict.fromkeys([*found.columns, *LOGLIKS])
     return found.reindex(columns=list(columns))
 
 
-def _named(one: Metric) -> dict[str, Any]:
-    return {"metric": one.name, "metric_version": one.version, "unit": one.unit}
-
-
-def has_rows(samples: pd.DataFrame, subject: MeasuredModel) -> bool:
+def has_rows(samples: pd.DataFrame, model: MeasuredModel) -> bool:
     """Whether the evaluation has rows of the model."""
-    return bool(len(_of(samples, subject)))
+    return bool(len(_of(samples, model)))
+
+
+_EVALUATE = 'run `mlflow run . -e evaluate -P set="run=RUN_ID"`'
+
+
+def evaluated_capabilities(
+    base: MeasuredModel,
+    checkpoints: Sequence[MeasuredModel],
+    metrics: Iterable[str],
+    samples: pd.DataFrame | str | Path | None = None,
+) -> pd.DataFrame:
+    """The tidy table of the group `capabilities`, from what was evaluated before.
+
+    Without `samples` (rows of one evaluation, or their Parquet file) they come from MLflow: from
+    the newest finished evaluation of each checkpoint's run that has rows of it and of the base.
+
+    Raises ScalpelError where there are none.
+    """
+    names = list(metrics)
+    if samples is not None:
+        rows = samples if isinstance(samples, pd.DataFrame) else _read(Path(samples))
+        return capability_table(rows, base, checkpoints, names)
+    for one in checkpoints:
+        if one.run_id is None:
+            raise ScalpelError(
+                f"checkpoint {one.model_id}: belongs to no MLflow run, so it has no evaluation to "
+                "be found; name it by its models:/ URI, or give the rows (samples=..., "
+                "--samples FILE)"
+            )
+    runs = dict.fromkeys(str(one.run_id) for one in checkpoints)
+    return pd.concat(
+        [
+            table
+            for run_id in runs
+            for table in _of_run(
+                base, [c for c in checkpoints if c.run_id == run_id], run_id, names
+            )
+        ],
+        ignore_index=True,
+    )
+
+
+def _of_run(
+    base: MeasuredModel, checkpoints: list[MeasuredModel], run_id: str, names: list[str]
+) -> Iterator[pd.DataFrame]:
+    left = checkpoints
+    newest: tuple[pd.DataFrame, str | None] | None = None
+    for evaluation in evaluations_of(ClientSource(), get_run(run_id)):
+        rows = stored_samples(evaluation.info.run_id)
+        if rows is None or not has_rows(rows, base):
+            continue
+        dtype = evaluation.data.params.get("dtype")
+        newest = newest or (rows, dtype)
+        found = [one for one in left if has_rows(rows, one)]
+        if found:
+            yield capability_table(rows, base, found, names, dtype=dtype)
+        left = [one for one in left if one not in found]
+        if not left:
+            return
+    if newest is None or len(left) == len(checkpoints):
+        raise ScalpelError(
+            f"run {run_id}: has no finished evaluation with rows of the base {base.model_id} and "
+            f"of {checkpoints[0].model_id}, so there is nothing to compare; {_EVALUATE}, or give "
+            "the rows (samples=..., --samples FILE)"
+        )
+    rows, dtype = newest  # says of each that it was not evaluated
+    yield capability_table(rows, base, left, names, dtype=dtype)
+
+
+def _read(file: Path) -> pd.DataFrame:
+    try:
+        return read_bounded(file, None)
+    except (OSError, ValueError, ScalpelError) as error:  # pyarrow's errors are either
+        raise ScalpelError(
+            f"samples = {file}: cannot be read as Parquet ({error}); give scalpel/samples.parquet "
+            f"of an evaluation run, or make one: {_EVALUATE}"
+        ) from error

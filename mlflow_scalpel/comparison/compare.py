@@ -16,14 +16,14 @@ from mlflow_scalpel.chat import (
     stored_template,
     template_of,
 )
-from mlflow_scalpel.checkpoints.opening import errors_told, read_config
-from mlflow_scalpel.checkpoints.resolve import expand
-from mlflow_scalpel.comparison.engine import ON_TEXTS, STANDARD, Comparison
-from mlflow_scalpel.comparison.evaluated import evaluated_capabilities
-from mlflow_scalpel.comparison.forward import MEASURED
-from mlflow_scalpel.comparison.measured_models import MeasuredModel, readable_subject, subject_from
-from mlflow_scalpel.comparison.probes import Probe, build_probe, failed_probe, read_texts
-from mlflow_scalpel.comparison.samples import Sampling
+from mlflow_scalpel.checkpoints.models.opening import one_line_errors, read_config
+from mlflow_scalpel.checkpoints.reading.addresses import expand
+from mlflow_scalpel.comparison.capabilities import evaluated_capabilities
+from mlflow_scalpel.comparison.engine import STANDARD, TEXT_GROUPS, Comparison
+from mlflow_scalpel.comparison.forward.divergence_variants import Sampling
+from mlflow_scalpel.comparison.forward.probes import Probe, build_probe, failed_probe, read_texts
+from mlflow_scalpel.comparison.measured_models import MeasuredModel, model_from, readable_model
+from mlflow_scalpel.comparison.runner import MEASURED
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import choose_metrics
 
@@ -73,7 +73,7 @@ def compare(
     """
     names = [metrics] if isinstance(metrics, str) else list(metrics)
     chosen = choose_metrics(names)
-    needing = [one.name for one in chosen if one.group in ON_TEXTS]
+    needing = [one.name for one in chosen if one.group in TEXT_GROUPS]
     if texts is None and needing and names != list(STANDARD):
         raise ScalpelError(
             f"metrics = {needing[0]}: is measured on texts; give a JSONL file with the fields "
@@ -89,29 +89,29 @@ def compare(
     expanded = [one for source in sources for one in expand(source)]
     # What was evaluated is in MLflow; all else reads the models' files.
     files = texts is not None or any(one.group != "capabilities" for one in chosen)
-    subject = subject_from(base, files=files)
-    subjects = [readable_subject(one, files=files, base=subject) for one in expanded]
-    problems = [one.problem for one in subjects if one.problem is not None]
-    if problems and len(problems) == len(subjects):
+    start = model_from(base, files=files)
+    models = [readable_model(one, files=files, base=start) for one in expanded]
+    problems = [one.problem for one in models if one.problem is not None]
+    if problems and len(problems) == len(models):
         raise ScalpelError(problems[0])  # there is nothing to measure
     probes = []
     if texts is not None:
         name, pairs = _named(texts)
         try:
-            with errors_told():
+            with one_line_errors():
                 probe = probe_of(
                     name,
                     pairs,
-                    subject,
-                    subjects,
+                    start,
+                    models,
                     system_prompt=system_prompt,
                     template_date=template_date,
                 )
         except ScalpelError as error:  # what tokenizer and template cannot render
-            probe = failed_probe(name, pairs, f"{subject.directory}: {error}")
+            probe = failed_probe(name, pairs, f"{start.directory}: {error}")
         probes = [probe]
     comparison = Comparison(
-        subject,
+        start,
         probes,
         names,
         dtype=dtype,
@@ -121,12 +121,12 @@ def compare(
         sampling=Sampling(sample_seed, max_new_tokens),
         token_tables=on_tokens is not None,
     )
-    table = comparison.measure(*subjects)
+    table = comparison.measure(*models)
     if on_tokens is not None:
         on_tokens(list(comparison.tokens.values()))
     if not capabilities:
         return table
-    evaluated = evaluated_capabilities(subject, subjects, names, samples)
+    evaluated = evaluated_capabilities(start, models, names, samples)
     return pd.concat([table, evaluated], ignore_index=True)
 
 
@@ -179,19 +179,19 @@ def probe_of(
     That is the one that all of them have, where they have one; else the base's. Prints what may be
     wrong with them. Raises ScalpelError as `build_probe` does.
     """
-    whole = base.whole(MEASURED)
-    tokenizer = load_tokenizer(whole, template_date, local_files_only=True)
-    own = template_of(tokenizer)
+    complete = base.complete(MEASURED)
+    tokenizer = load_tokenizer(complete, template_date, local_files_only=True)
+    template = template_of(tokenizer)
     found = {stored_template(one.directory) for one in checkpoints} - {None}
     if len(found) == 1:
         tokenizer.chat_template = found.pop()
-    elif found - {own}:
+    elif found - {template}:
         print(
             f"WARNING: the checkpoints have {len(found)} chat templates, so that the texts of "
-            f"{name} are rendered with {'that of the base' if own else 'none of them'}",
+            f"{name} are rendered with {'that of the base' if template else 'none of them'}",
             flush=True,
         )
-    context = context_of(read_config(whole))
+    context = context_of(read_config(complete))
     probe = build_probe(name, pairs, tokenizer, system_prompt=system_prompt, context=context)
     for message in probe.warnings.values():
         print(f"WARNING: {message}", flush=True)

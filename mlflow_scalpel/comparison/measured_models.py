@@ -1,4 +1,4 @@
-"""What is measured: models with their files on this machine, and where they come from."""
+"""Models that are measured, with their files on this machine, and where they come from."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mlflow_scalpel.checkpoints import cache
-from mlflow_scalpel.checkpoints.layout import checkpoint_files
+from mlflow_scalpel.checkpoints.atomic import write_atomically
+from mlflow_scalpel.checkpoints.files import checkpoint_files
 from mlflow_scalpel.checkpoints.manifest import content_digest, read_manifest
+from mlflow_scalpel.checkpoints.reading import cache
 from mlflow_scalpel.checkpoints.search import step_of
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.adapters import check_adapter
@@ -35,16 +36,16 @@ class MeasuredModel:
     learning_rate_sum: float | None = None
     """Sum of the learning rates of all steps so far."""
     adapted: Path | None = None
-    """The model that it is an adapter of; None where it is a whole model."""
+    """The model that it is an adapter of; None where it is a complete model."""
     adapted_digest: str = ""
     """Content digest of that."""
     problem: str | None = None
     """Why nothing of it can be measured, though it is there."""
     merged: list[Path] = field(default_factory=list, compare=False, repr=False)
-    """Directories that `whole` made of it."""
+    """Directories that `complete` made of it."""
 
-    def whole(self, dtype: str | None = None) -> Path:
-        """A directory with the whole model, an adapter merged into its base.
+    def complete(self, dtype: str | None = None) -> Path:
+        """A directory with the complete model, an adapter merged into its base.
 
         `dtype` is that of the merged weights; None is the base's. Raises ScalpelError where the two
         cannot be merged.
@@ -53,9 +54,9 @@ class MeasuredModel:
             raise ScalpelError(self.problem)
         if self.adapted is None:
             return self.directory
-        from mlflow_scalpel.checkpoints.adapters import merged
+        from mlflow_scalpel.checkpoints.models.merging import merge_adapter
 
-        directory = merged(
+        directory = merge_adapter(
             self.directory,
             self.adapted,
             dtype=dtype,
@@ -67,7 +68,20 @@ class MeasuredModel:
         return directory
 
 
-def subject_from(
+def model_cells(base: MeasuredModel, checkpoint: MeasuredModel) -> dict[str, Any]:
+    """The cells by which a row of the tidy table names its models."""
+    return {
+        "base": base.model_id,
+        "base_digest": base.digest,
+        "model_id": checkpoint.model_id,
+        "model_digest": checkpoint.digest,
+        "run_id": checkpoint.run_id,
+        "algorithm": checkpoint.algorithm,
+        "step": checkpoint.step,
+    }
+
+
+def model_from(
     source: str, *, files: bool = True, base: MeasuredModel | None = None
 ) -> MeasuredModel:
     """The model that `source` names: a directory, a hub name, or any URI of one checkpoint.
@@ -80,7 +94,8 @@ def subject_from(
     """
     from mlflow import MlflowClient
 
-    from mlflow_scalpel.checkpoints.resolve import model_id_of, stored_files
+    from mlflow_scalpel.checkpoints.reading.addresses import model_id_of
+    from mlflow_scalpel.checkpoints.reading.download import stored_files
 
     model_id = model_id_of(source)
     if model_id is None:
@@ -90,58 +105,58 @@ def subject_from(
         return with_adapted(
             MeasuredModel(directory, source, digest_of(directory), step), None, base
         )
-    model = MlflowClient().get_logged_model(model_id)
-    rates = model.params.get("learning_rate_sum")
+    logged = MlflowClient().get_logged_model(model_id)
+    rates = logged.params.get("learning_rate_sum")
     directory = stored_files(source)[0] if files else Path(source)
-    subject = MeasuredModel(
+    model = MeasuredModel(
         directory,
         model_id,
-        model.params.get("digest") or digest_of(stored_files(source)[0]),
-        step_of(model) if "step" in model.params else None,
-        model.source_run_id,
-        model.params.get("algorithm"),
+        logged.params.get("digest") or digest_of(stored_files(source)[0]),
+        step_of(logged) if "step" in logged.params else None,
+        logged.source_run_id,
+        logged.params.get("algorithm"),
         float(rates) if rates else None,
     )
-    return with_adapted(subject, model, base) if files else subject
+    return with_adapted(model, logged, base) if files else model
 
 
-def readable_subject(
+def readable_model(
     source: str, *, files: bool = True, base: MeasuredModel | None = None
 ) -> MeasuredModel:
-    """What `subject_from` gives; a directory that cannot be read is a subject with a `problem`.
+    """As `model_from`; a directory that cannot be read is a model with a `problem`.
 
     Raises ScalpelError where there is no such model.
     """
     try:
-        return subject_from(source, files=files, base=base)
+        return model_from(source, files=files, base=base)
     except ScalpelError as error:
         directory = Path(source)
         if not directory.is_dir():
             raise
-        said = str(error)
-        digest = hashlib.sha256(said.encode()).hexdigest()
-        return MeasuredModel(directory, source, digest, step_of_path(directory), problem=said)
+        problem = str(error)
+        digest = hashlib.sha256(problem.encode()).hexdigest()
+        return MeasuredModel(directory, source, digest, step_of_path(directory), problem=problem)
 
 
 def with_adapted(
-    subject: MeasuredModel, model: LoggedModel | None, base: MeasuredModel | None
+    model: MeasuredModel, logged: LoggedModel | None, base: MeasuredModel | None
 ) -> MeasuredModel:
-    """The subject, and what it is an adapter of where it is one."""
-    if not is_adapter(subject.directory):
-        return subject
-    from mlflow_scalpel.checkpoints.adapter_base import Base, base_of
+    """The model, with what it is an adapter of where it is one."""
+    if not is_adapter(model.directory):
+        return model
+    from mlflow_scalpel.checkpoints.reading.pull import Base, base_of
 
     given = None if base is None or base.adapted else Base(base.directory, base.digest)
     try:
-        check_adapter(subject.directory)
-        found = base_of(subject.directory, model, given)
+        check_adapter(model.directory)
+        found = base_of(model.directory, logged, given)
         return replace(
-            subject,
+            model,
             adapted=found.directory,
             adapted_digest=found.digest or digest_of(found.directory),
         )
     except ScalpelError as error:
-        return replace(subject, problem=str(error))
+        return replace(model, problem=str(error))
 
 
 def digest_of(directory: Path) -> str:
@@ -159,5 +174,5 @@ def digest_of(directory: Path) -> str:
     if kept.is_file():
         return kept.read_text()
     digest = content_digest(directory)
-    cache.write_whole(kept, digest.encode())
+    write_atomically(kept, digest.encode())
     return digest

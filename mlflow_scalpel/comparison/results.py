@@ -11,10 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from mlflow_scalpel.checkpoints import cache
+from mlflow_scalpel.checkpoints.reading import cache
 from mlflow_scalpel.comparison.measured_models import MeasuredModel
-from mlflow_scalpel.comparison.table import read_table, write_table
-from mlflow_scalpel.comparison.token_files import read_tokens, write_tokens
+from mlflow_scalpel.comparison.table import read_table, read_tokens, write_table, write_tokens
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import Metric
 

@@ -1,14 +1,26 @@
-"""What the runs of MLflow hold of comparisons, and how it is put together; imports no torch."""
+"""Which runs, tables and files of MLflow belong together, whoever asks: the server or a process.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
+import io
+import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol, TypeVar
 
 import pandas as pd
-from mlflow.entities import Run
+from mlflow import MlflowClient
+from mlflow.entities import Experiment, LoggedModel, Run
+from mlflow.exceptions import MlflowException
+from mlflow.store.entities import PagedList
 
+from mlflow_scalpel.checkpoints.search import all_experiments, every, made_by
 from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.credentials import shortened
 from mlflow_scalpel.errors import ScalpelError
@@ -17,19 +29,168 @@ from mlflow_scalpel.run_warnings import warnings_of
 TABLE = "scalpel/table.parquet"
 SAMPLES = "scalpel/samples.parquet"
 LEDGER = "scalpel/ledger.parquet"
-TOKENS = "scalpel/tokens"  # folder of a table a step: step-000100.parquet
+TOKENS = "scalpel/tokens"  # folder with one table per step: step-000100.parquet
 ARGUMENTS = "training_arguments.json"
 EVALUATED_RUN_TAG = "scalpel.evaluated_run"
 COMPARISON_PREFIX = "scalpel.comparison."
 
-#: MLflow's filter for the finished runs that measured others: the stage and the command `compare`.
-COMPARISONS_WHERE = "tags.`scalpel.stage` = 'compare' AND status = 'FINISHED'"
+# MLflow's filter for the finished runs that measured others: the stage and the command `compare`.
+_COMPARISONS = "tags.`scalpel.stage` = 'compare' AND status = 'FINISHED'"
 
-# Params that differ between any two runs and say nothing about what was done.
-_UNTOLD = {"output_dir", "run_name", "logging_dir", "recipe", "set", "_name_or_path"}
+# Params that differ between any two runs and do not show what was done.
+_OMITTED_PARAMS = {"output_dir", "run_name", "logging_dir", "recipe", "set", "_name_or_path"}
 
+RUNS_PER_PAGE = 1000
 _NO_PROMPT = "none"  # as the param `system_prompt` of a run says it
 _EMPTY_PROMPT = '""'
+
+
+T = TypeVar("T")
+
+
+class NotReadable(ScalpelError):
+    """There is no such run, or the user may not read it: the message does not say which."""
+
+
+class Source(Protocol):
+    """What one user may read of one MLflow server. Nothing here changes anything."""
+
+    user: str
+    """The same for two sources that may read the same; for keys of caches only."""
+
+    def experiments(self) -> list[Experiment]:
+        """Every experiment that is not deleted, the last changed first."""
+
+    def runs(self, experiment_id: str, where: str = "") -> list[Run]:
+        """The runs of an experiment, the newest first, that match MLflow's filter `where`."""
+
+    def run(self, run_id: str) -> Run:
+        """A run; raises NotReadable."""
+
+    def models(self, run: Run) -> list[LoggedModel]:
+        """The LoggedModels that a run made."""
+
+    def files(self, run_id: str, folder: str) -> dict[str, int]:
+        """Path -> bytes of the files in a folder of a run's artifacts; {} without the folder."""
+
+    def artifact(self, run_id: str, path: str) -> bytes:
+        """The content of a file of the run's artifacts."""
+
+
+class ClientSource:
+    """A server, or a store, as MLflow's public client sees it with this process's credentials."""
+
+    user = ""
+
+    def __init__(self, tracking_uri: str | None = None) -> None:
+        """Open the server; None is the one that MLflow uses anyway."""
+        self._uri = tracking_uri
+        self._client = MlflowClient(tracking_uri)
+
+    def experiments(self) -> list[Experiment]:
+        """See `Source`."""
+        return sorted(all_experiments(self._client), key=last_changed, reverse=True)
+
+    def runs(self, experiment_id: str, where: str = "") -> list[Run]:
+        """See `Source`."""
+        return every(
+            lambda token: self._client.search_runs(
+                [experiment_id], where, max_results=RUNS_PER_PAGE, page_token=token
+            )
+        )
+
+    def run(self, run_id: str) -> Run:
+        """See `Source`."""
+        return _readable(run_id, lambda: self._client.get_run(run_id))
+
+    def models(self, run: Run) -> list[LoggedModel]:
+        """See `Source`."""
+        return made_by(self._client, run)
+
+    def files(self, run_id: str, folder: str) -> dict[str, int]:
+        """See `Source`."""
+        found = self._client.list_artifacts(run_id, folder)
+        return {file.path: int(file.file_size or 0) for file in found if not file.is_dir}
+
+    def artifact(self, run_id: str, path: str) -> bytes:
+        """See `Source`."""
+        from mlflow.artifacts import download_artifacts
+
+        with tempfile.TemporaryDirectory() as scratch:
+            file = download_artifacts(
+                run_id=run_id, artifact_path=path, dst_path=scratch, tracking_uri=self._uri
+            )
+            return Path(file).read_bytes()
+
+
+def last_changed(experiment: Experiment) -> int:
+    """When somebody last changed an experiment, in milliseconds; 0 where that is not known."""
+    return int(experiment.last_update_time or experiment.creation_time or 0)
+
+
+def not_readable(run_id: str) -> NotReadable:
+    """The error for a run that is not there, or that the user may not read."""
+    return NotReadable(
+        f"run {run_id}: there is no such run, or you may not read it; choose runs on the start page"
+    )
+
+
+def _readable(run_id: str, get: Callable[[], Run]) -> Run:
+    try:
+        return get()
+    except MlflowException as error:
+        if error.get_http_status_code() in (403, 404) or "403" in str(error):
+            raise not_readable(run_id) from error
+        raise
+
+
+def paged(page: Callable[[str | None], tuple[Sequence[T], str | None]]) -> list[T]:
+    """The results of all pages; `page` takes a token, and gives results and the next token."""
+
+    def as_mlflow(token: str | None) -> PagedList[T]:
+        results, following = page(token)
+        return PagedList(list(results), following or None)
+
+    return every(as_mlflow)
+
+
+def read_artifact(source: Source, run_id: str, path: str, read: Callable[[IO[bytes]], T]) -> T:
+    """A file of a run; raises ScalpelError that names it where it cannot be read."""
+    try:
+        return read(io.BytesIO(source.artifact(run_id, path)))
+    except NotReadable:
+        raise
+    except (ScalpelError, ValueError, TypeError) as error:
+        raise ScalpelError(damage(run_id, path, error)) from error
+
+
+def training_arguments(source: Source, run_id: str) -> dict[str, object]:
+    """Every training argument that was logged on a run; none where nothing was."""
+    if ARGUMENTS not in source.files(run_id, ""):
+        return {}
+    return dict(read_artifact(source, run_id, ARGUMENTS, json.load))
+
+
+def evaluations_of(source: Source, run: Run) -> list[Run]:
+    """Finished evaluation runs of a training run, the newest first."""
+    where = f"tags.`{EVALUATED_RUN_TAG}` = '{run.info.run_id}' AND status = 'FINISHED'"
+    return source.runs(run.info.experiment_id, where)
+
+
+def comparisons_of(source: Source, runs: Sequence[Run]) -> list[Run]:
+    """Finished comparisons that measured any of these runs, the newest first."""
+    ids = {run.info.run_id for run in runs}
+    experiments = sorted({str(run.info.experiment_id) for run in runs})
+    found = [one for each in experiments for one in source.runs(each, _COMPARISONS)]
+    found.sort(key=lambda one: -one.info.start_time)
+    return [one for one in found if compared_by(one) & ids and one.info.run_id not in ids]
+
+
+def ledger_run(source: Source, run: Run) -> str | None:
+    """ID of the run that holds the ledger of a training run, or of an evaluation: the newest."""
+    folder = LEDGER.rsplit("/", 1)[0]
+    ids = [one.info.run_id for one in (run, *evaluations_of(source, run))]
+    return next((one for one in ids if LEDGER in source.files(one, folder)), None)
 
 
 def stated_prompt(system_prompt: str | None) -> str:
@@ -43,11 +204,6 @@ def trained_prompt(run: Run) -> str | None:
     """The system prompt that a run was trained with, by its param."""
     stated: str = run.data.params.get("system_prompt", _NO_PROMPT)
     return {_NO_PROMPT: None, _EMPTY_PROMPT: ""}.get(stated, stated)
-
-
-def evaluations_where(run_id: str) -> str:
-    """MLflow's filter for the finished evaluation runs of a training run."""
-    return f"tags.`{EVALUATED_RUN_TAG}` = '{run_id}' AND status = 'FINISHED'"
 
 
 def compared_by(run: Run) -> set[str]:
@@ -73,7 +229,7 @@ class Claim:
     counts_for: frozenset[str]
     """IDs of the runs that it counts for."""
     note: str
-    """What is to be said of it; empty where all of these runs name it."""
+    """A sentence about it for readers; empty where all of these runs name it."""
 
 
 def claims(comparisons: Iterable[Run], runs: Sequence[Run]) -> list[Claim]:
@@ -94,16 +250,16 @@ def claims(comparisons: Iterable[Run], runs: Sequence[Run]) -> list[Claim]:
             f"The comparison {one.info.run_name} (run {one.info.run_id}, by "
             f"{one.data.tags.get('mlflow.user') or one.info.user_id or 'nobody that it names'})"
         )
-        said = []
+        notes = []
         if near:
-            said.append(f"measured {_names(near)}, whose own record does not name it")
+            notes.append(f"measured {_names(near)}, whose own record does not name it")
         if far:
-            said.append(
+            notes.append(
                 f"says that it measured {_names(far)}, of another experiment and without a tag "
                 "that names it, and is left out there"
             )
         left = frozenset(run.info.run_id for run in measured if run not in far)
-        found.append(Claim(one, left, f"{whose} {'; it '.join(said)}." if said else ""))
+        found.append(Claim(one, left, f"{whose} {'; it '.join(notes)}." if notes else ""))
     return found
 
 
@@ -112,7 +268,7 @@ def _names(runs: Sequence[Run]) -> str:
 
 
 def damage(run_id: str, path: str, error: Exception) -> str:
-    """That a file of a run cannot be read, and what to do."""
+    """The message for a file of a run that cannot be read, with what to do."""
     why = shortened(error, 300)
     if not isinstance(error, ScalpelError):
         why = f"{type(error).__name__}: {why}"
@@ -154,15 +310,15 @@ def joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """
     if not tables:
         return tidy([])
-    whole = pd.concat(tables, ignore_index=True)
+    every = pd.concat(tables, ignore_index=True)
     keys = ["step", "metric", "layer", "head", "other", "matrix", "bin", "texts"]
-    unnamed = whole["run_id"].isna() & whole["step"].ne(0).fillna(True)
-    owner = whole["run_id"].mask(unnamed, whole["model_id"])
-    return whole[~whole[keys].assign(owner=owner).duplicated()].reset_index(drop=True)
+    unnamed = every["run_id"].isna() & every["step"].ne(0).fillna(True)
+    owner = every["run_id"].mask(unnamed, every["model_id"])
+    return every[~every[keys].assign(owner=owner).duplicated()].reset_index(drop=True)
 
 
 def description(run: Run, arguments: Mapping[str, object]) -> dict[str, object]:
-    """What a run was: its name, algorithm, learning_rate, steps, dtype, data, seed and warnings.
+    """A run in columns: its name, algorithm, learning_rate, steps, dtype, data, seed and warnings.
 
     Warnings are one text, a line each. Then every parameter, and every count of its cost.
     `arguments` are its training arguments.
@@ -178,7 +334,7 @@ def description(run: Run, arguments: Mapping[str, object]) -> dict[str, object]:
         "seed": params.get("seed"),
         "warnings": "\n".join(warnings_of(run.data.tags)),
     }
-    told = {key: str(value) for key, value in arguments.items()} | params
-    others = {key: value for key, value in told.items() if key not in _UNTOLD}
+    stated = {key: str(value) for key, value in arguments.items()} | params
+    others = {key: value for key, value in stated.items() if key not in _OMITTED_PARAMS}
     counts = {key: f"{value:.6g}" for key, value in metrics.items() if key.startswith("cost/")}
     return known | {k: v for k, v in {**others, **counts}.items() if k not in known}

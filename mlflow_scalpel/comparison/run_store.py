@@ -1,14 +1,16 @@
-"""Keeps tidy tables in MLflow, and finds them again."""
+"""Keeps tables in MLflow and finds them again, with the few numbers that MLflow's charts show.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import mlflow
 import pandas as pd
@@ -16,36 +18,37 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
-from mlflow_scalpel.checkpoints import Checkpoint, checkpoints_of_run
-from mlflow_scalpel.checkpoints.cache import release
-from mlflow_scalpel.checkpoints.resolve import stored_files
-from mlflow_scalpel.comparison.capabilities import LEDGER_DTYPES
-from mlflow_scalpel.comparison.engine import Comparison
-from mlflow_scalpel.comparison.measured_models import MeasuredModel, with_adapted
 from mlflow_scalpel.comparison.parquet import read_bounded
 from mlflow_scalpel.comparison.run_queries import (
-    ARGUMENTS,
-    COMPARISONS_WHERE,
     LEDGER,
     SAMPLES,
     TABLE,
-    claims,
-    compared_by,
+    TOKENS,
+    ClientSource,
     compared_params,
     comparison_tag,
-    damage,
     description,
-    evaluations_where,
-    with_comparisons,
+    ledger_run,
+    read_artifact,
+    training_arguments,
 )
-from mlflow_scalpel.comparison.summary import summarise
-from mlflow_scalpel.comparison.table import read_table, tidy, write_table
+from mlflow_scalpel.comparison.table import (
+    LEDGER_DTYPES,
+    read_ledger,
+    read_table,
+    read_tokens,
+    token_file_name,
+    token_step,
+    write_table,
+    write_tokens,
+)
 from mlflow_scalpel.credentials import without_credentials
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 from mlflow_scalpel.server_errors import check_answered
+from mlflow_scalpel.tensors.places import LAYER_PARTS, SMALL_PARTS
 
-_METRICS_A_BATCH = 1000  # MLflow takes no more at once
+_METRICS_PER_BATCH = 1000  # MLflow takes no more at once
 
 
 def log_table(table: pd.DataFrame, run_id: str) -> None:
@@ -73,8 +76,8 @@ def log_summary(table: pd.DataFrame, run_id: str) -> None:
             for key, value in summarise(rows).items()
         ]
     client = MlflowClient()
-    for start in range(0, len(metrics), _METRICS_A_BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + _METRICS_A_BATCH])
+    for start in range(0, len(metrics), _METRICS_PER_BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_BATCH])
 
 
 def log_comparison(table: pd.DataFrame) -> str:
@@ -141,156 +144,29 @@ def stored_table(run_id: str) -> pd.DataFrame | None:
 
 def stored_samples(run_id: str) -> pd.DataFrame | None:
     """The evaluation rows that were logged on the run, or None where there are none."""
-    return _stored(run_id, SAMPLES, lambda path: read_bounded(path, None))
+    return _stored(run_id, SAMPLES, lambda file: read_bounded(file, None))
 
 
 def stored_ledger(run_id: str) -> pd.DataFrame:
     """The ledger of a training run, out of its newest evaluation that has one.
 
-    A row a problem, checkpoint and benchmark (comparison/capabilities.py has the columns); without
-    rows where the run was not evaluated. Takes the ID of an evaluation run, too.
+    A row a problem, checkpoint and benchmark, with the columns `LEDGER_DTYPES`; without rows where
+    the run was not evaluated. Takes the ID of an evaluation run, too.
     """
-    run = get_run(run_id)
-    for one in (run, *evaluations_of(run)):
-        found = _stored(one.info.run_id, LEDGER, lambda path: read_bounded(path, LEDGER_DTYPES))
-        if found is not None:
-            return found
-    return pd.DataFrame(columns=list(LEDGER_DTYPES)).astype(LEDGER_DTYPES)
+    source = ClientSource()
+    owner = ledger_run(source, get_run(run_id))
+    if owner is None:
+        return pd.DataFrame(columns=list(LEDGER_DTYPES)).astype(LEDGER_DTYPES)
+    return read_artifact(source, owner, LEDGER, read_ledger)
 
 
-def _stored(run_id: str, artifact: str, read: Callable[[str], pd.DataFrame]) -> pd.DataFrame | None:
-    client = MlflowClient()
-    folder, _ = artifact.rsplit("/", 1)
-    if artifact not in {file.path for file in client.list_artifacts(run_id, folder)}:
+def _stored(
+    run_id: str, path: str, read: Callable[[IO[bytes]], pd.DataFrame]
+) -> pd.DataFrame | None:
+    source = ClientSource()
+    if path not in source.files(run_id, path.rsplit("/", 1)[0]):
         return None
-    with tempfile.TemporaryDirectory() as scratch:
-        path = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{artifact}", dst_path=scratch)
-        try:
-            return read(path)
-        except ScalpelError as error:
-            raise ScalpelError(damage(run_id, artifact, error)) from error
-
-
-def gather(run_ids: list[str], notes: list[str] | None = None) -> pd.DataFrame:
-    """One tidy table of training runs: what was measured as they trained, evaluations, comparisons.
-
-    A run that has logged checkpoints but no table (one that another trainer made) has its weights
-    measured now. A table that cannot be read is left out; that, and whose comparisons are shown
-    that a run does not name, is added to `notes`, a sentence each, and printed.
-
-    Raises ScalpelError for a run that does not exist or has no checkpoint.
-    """
-    said: list[str] = []
-
-    def readable_table(run_id: str) -> pd.DataFrame | None:
-        try:
-            return stored_table(run_id)
-        except ScalpelError as error:
-            said.append(str(error))
-            return tidy([])
-
-    tables = []
-    runs = [get_run(run_id) for run_id in run_ids]
-    for run in runs:
-        table = readable_table(run.info.run_id)
-        tables.append(measure_run(run) if table is None else table)
-        evaluated = [readable_table(one.info.run_id) for one in evaluations_of(run)]
-        tables += [one for one in evaluated if one is not None]
-    compared = []
-    for claim in claims(comparisons_of(runs), runs):
-        table = readable_table(claim.run.info.run_id) if claim.counts_for else None
-        if table is not None:
-            compared.append((table, claim.counts_for))
-        if claim.note:
-            said.append(claim.note)
-    for note in said:
-        print(f"WARNING: {note}", file=sys.stderr)
-    if notes is not None:
-        notes += said
-    return with_comparisons(tables, compared, set(run_ids))
-
-
-def measure_run(run: Run) -> pd.DataFrame:
-    """The weight metrics of every checkpoint of a run against the base that it began with.
-
-    A checkpoint that cannot be read is a gap, and printed with its reason.
-    """
-    base, checkpoints = checkpoints_of_run(run.info.run_id)
-    if base is None:
-        raise ScalpelError(
-            f"run {run.info.run_id} ({run.info.run_name}) names no base among its inputs, so its "
-            "checkpoints have nothing to be compared with; log them with base=..."
-        )
-    whole = readable(checkpoints, run.info.run_id)
-    comparison = Comparison(subject_of(base, run), [])
-    measured = []
-    for checkpoint in whole:
-        with opened(checkpoint, run) as subject:
-            measured.append(comparison.measure(subject))
-    return pd.concat(measured, ignore_index=True)
-
-
-def pair_table(run_ids: list[str]) -> pd.DataFrame:
-    """The group `pairs` of the last checkpoints of training runs that began with one base.
-
-    Runs without a checkpoint that can be read (imported ones) are left out. A table without rows
-    where fewer than two are left, or where their bases differ, which is printed.
-    """
-    bases, subjects = {}, []
-    for run_id in run_ids:
-        run = get_run(run_id)
-        base, checkpoints = checkpoints_of_run(run_id)
-        whole = [checkpoint for checkpoint in checkpoints if checkpoint.status == "READY"]
-        if base is not None and whole:
-            bases[base.digest] = subject_of(base, run)
-            subjects.append(subject_of(whole[-1], run))
-    if len(bases) > 1:
-        print("the runs began with different bases, so their updates are not compared")
-    if len(bases) != 1 or len(subjects) < 2:
-        return tidy([])
-    return Comparison(next(iter(bases.values())), [], ["pairs"]).measure(*subjects)
-
-
-def readable(checkpoints: list[Checkpoint], run_id: str) -> list[Checkpoint]:
-    """Those whose files can be read; prints why the others cannot.
-
-    Raises ScalpelError where none can be.
-    """
-    whole = [checkpoint for checkpoint in checkpoints if checkpoint.status == "READY"]
-    gaps = [
-        f"step {checkpoint.step} is {checkpoint.status} ({checkpoint.reason or 'not stored yet'})"
-        for checkpoint in checkpoints
-        if checkpoint.status != "READY"
-    ]
-    for gap in gaps:
-        print(f"run {run_id}: {gap}, and is left out")
-    if not whole:
-        raise ScalpelError(
-            f"run {run_id}: none of its {len(checkpoints)} checkpoints can be read; {gaps[-1]}"
-        )
-    return whole
-
-
-def evaluations_of(run: Run) -> list[Run]:
-    """Finished evaluation runs of a training run, the newest first."""
-    return list(
-        MlflowClient().search_runs(
-            [run.info.experiment_id],
-            evaluations_where(run.info.run_id),
-            order_by=["start_time DESC"],
-        )
-    )
-
-
-def comparisons_of(runs: Sequence[Run]) -> list[Run]:
-    """Finished comparisons that measured any of these runs, the newest first."""
-    found = MlflowClient().search_runs(
-        list({run.info.experiment_id for run in runs}),
-        COMPARISONS_WHERE,
-        order_by=["start_time DESC"],
-    )
-    ids = {run.info.run_id for run in runs}
-    return [one for one in found if compared_by(one) & ids and one.info.run_id not in ids]
+    return read_artifact(source, run_id, path, read)
 
 
 def describe_runs(run_ids: list[str]) -> pd.DataFrame:
@@ -299,15 +175,12 @@ def describe_runs(run_ids: list[str]) -> pd.DataFrame:
     These are name, algorithm, learning_rate, steps, dtype, data, seed, warnings (one per line),
     then every parameter, and every count of its cost.
     """
-    rows = {run_id: description(get_run(run_id), _arguments(run_id)) for run_id in run_ids}
+    source = ClientSource()
+    rows = {
+        run_id: description(get_run(run_id), training_arguments(source, run_id))
+        for run_id in run_ids
+    }
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def _arguments(run_id: str) -> dict[str, object]:
-    """Every training argument that was logged on the run; none where nothing was."""
-    if ARGUMENTS not in {file.path for file in MlflowClient().list_artifacts(run_id)}:
-        return {}
-    return dict(mlflow.artifacts.load_dict(f"runs:/{run_id}/{ARGUMENTS}"))
 
 
 def get_run(run_id: str) -> Run:
@@ -322,33 +195,120 @@ def get_run(run_id: str) -> Run:
         ) from error
 
 
-@contextmanager
-def opened(checkpoint: Checkpoint, run: Run) -> Iterator[MeasuredModel]:
-    """A checkpoint of a run with its files on this machine, as long as it is open.
+def log_tokens(tables: Sequence[pd.DataFrame], run_id: str) -> None:
+    """Store tables on a run, one file per step; models without a step are numbered in order.
 
-    (All of a run at once may be more than the cache can hold.)
+    Tables of models at the same step share its file.
     """
-    subject = subject_of(checkpoint, run)
-    try:
-        yield subject
-    finally:
-        for directory in (subject.directory, *subject.merged):
-            release(directory)
+    if not tables:
+        return
+    by_step: dict[int, list[pd.DataFrame]] = {}
+    for number, table in enumerate(tables):
+        step = table["step"].iloc[0]
+        by_step.setdefault(number if pd.isna(step) else int(step), []).append(table)
+    with tempfile.TemporaryDirectory() as scratch:
+        for step, same in by_step.items():
+            write_tokens(pd.concat(same, ignore_index=True), Path(scratch) / token_file_name(step))
+        MlflowClient().log_artifacts(run_id, scratch, TOKENS)
 
 
-def subject_of(checkpoint: Checkpoint, run: Run, *, files: bool = True) -> MeasuredModel:
-    """A checkpoint of a run with its files on this machine; brought there if they are elsewhere.
+def token_steps(run_id: str) -> list[int]:
+    """Steps of which the run has a table, in order."""
+    steps = map(token_step, ClientSource().files(run_id, TOKENS))
+    return sorted(step for step in steps if step is not None)
 
-    Without `files` they stay where they are, and `directory` holds nothing.
+
+def stored_tokens(run_id: str, step: int) -> pd.DataFrame:
+    """The table that the run has of a step.
+
+    A table that was written as training went on does not name the model, which was still on its way
+    to MLflow; it is taken from the run's tidy table. Raises ScalpelError where there is no table.
     """
-    directory, model = stored_files(checkpoint.uri) if files else (Path(checkpoint.uri), None)
-    subject = MeasuredModel(
-        directory,
-        checkpoint.model_id,
-        checkpoint.digest,
-        checkpoint.step,
-        run.info.run_id,
-        run.data.params.get("algorithm"),
-        checkpoint.learning_rate_sum,
+    known = token_steps(run_id)
+    if step not in known:
+        raise ScalpelError(
+            f"run {run_id}: has no table of tokens for step {step}; there is one for "
+            f"{', '.join(map(str, known)) or 'no step'}"
+        )
+    table = read_artifact(ClientSource(), run_id, f"{TOKENS}/{token_file_name(step)}", read_tokens)
+    if table["model_id"].isna().any():
+        tidy = stored_table(run_id)
+        models = {} if tidy is None else dict(zip(tidy["step"], tidy["model_id"], strict=True))
+        table["model_id"] = table["model_id"].fillna(_named(models, step))
+    return table
+
+
+def _named(models: Mapping[Any, Any], step: int) -> str:
+    name = models.get(step)
+    return "" if name is None or pd.isna(name) else str(name)
+
+
+# Rows of these have no value though one was to be had; others are as they should be.
+FAILED = (
+    "not comparable", "not finite", "not measured", "not readable", "not supported", "refused",
+)  # fmt: skip
+CAPABILITIES = ("capabilities/in_domain_gain", "capabilities/out_of_domain_loss")
+
+
+def coverage(table: pd.DataFrame) -> tuple[int, int, float | None]:
+    """How many of a model's tensors were measured, of how many, and what share of its parameters.
+
+    Measured are those too that are 0 in the base, which have no relative norm. The share is None
+    where the elements of a row are not known, as of imported ones.
+    """
+    every = table[table["metric"] == "weights/relative_frobenius"]
+    known = every[every["value"].notna() | (every["status"] == "undefined")]
+    counted = len(every) > 0 and bool(every["n"].notna().all())
+    share = float(known["n"].sum() / every["n"].sum()) if counted else None
+    return len(known), len(every), share
+
+
+def summarise(table: pd.DataFrame) -> dict[str, float]:
+    """About 20 metrics of one checkpoint's tidy table, named so that the UI groups them.
+
+    Mean over layers (and experts) of the relative Frobenius norm for each matrix, over all of them,
+    and for each part outside of them that is large (embeddings, head, vision ...); the share of
+    the parameters that was measured, where it is not all; the mean over the layers' matrices of the
+    other weight metrics; each KL (`kl/all_tokens/<probe>`); each score (`eval/...`); in-domain gain
+    and out-of-domain loss where the table has them. What has no value is left out.
+    """
+    ok = table[table["status"] == "ok"]
+    norms = ok[ok["metric"] == "weights/relative_frobenius"]
+    kind = norms["matrix"].str.replace(r"experts\.\d+\.", "experts.", regex=True)
+    inside = ok["part"].isna() | ok["part"].isin(LAYER_PARTS)
+    key = kind.where(inside[norms.index], norms["part"])
+    summary = {
+        f"weights/relative_frobenius/{name}": float(values.mean())
+        for name, values in norms.groupby(key, sort=False)["value"]
+        if name not in SMALL_PARTS
+    }
+    measured, tensors, share = coverage(table)
+    if measured < tensors and share is not None:
+        summary["weights/measured_share"] = share
+    weights = ok[ok["metric"].str.startswith("weights/") & inside]
+    for metric, values in weights.groupby("metric")["value"]:
+        summary[f"{metric}/mean"] = float(values.mean())
+    for row in ok[ok["metric"].isin(("kl/all_tokens", "kl/answer_tokens"))].itertuples():
+        summary[f"{row.metric}/{str(row.texts).split()[0]}"] = float(row.value)
+    scores = ok["metric"].str.startswith("eval/") | ok["metric"].isin(CAPABILITIES)
+    for row in ok[scores].itertuples():
+        summary[str(row.metric)] = float(row.value)
+    return summary
+
+
+def unmeasured(table: pd.DataFrame) -> str | None:
+    """Parts of a run's tidy table that could not be measured, with steps and reasons; or None."""
+    bad = table[table["status"].isin(FAILED)]
+    group = bad["metric"].str.split("/").str[0]
+    reasons = []
+    for (name, reason), rows in bad.groupby([group, "reason"], sort=False, dropna=False):
+        steps = ", ".join(str(step) for step in sorted(rows["step"].dropna().unique()))
+        about = "" if str(reason).startswith(f"{name}: ") else f"{name}: "
+        reasons.append(f"at step {steps}: {about}{reason}")
+    if not reasons:
+        return None
+    more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+    return (
+        f"not all could be measured: {'; '.join(reasons[:3])}{more}; the rest is there, and so are "
+        "the checkpoints, which `mlflow-scalpel compare` can measure again"
     )
-    return with_adapted(subject, model, None) if files else subject

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pandas as pd
 
 from mlflow_scalpel.comparison.parquet import read_bounded
 from mlflow_scalpel.credentials import without_credentials
+
+if TYPE_CHECKING:
+    from mlflow_scalpel.metrics.registry import Metric
 
 DTYPES = {
     "base": "string",  # model ID or name of the base
@@ -26,7 +30,7 @@ DTYPES = {
     "head": "Int64",
     "other": "string",  # model ID of the second checkpoint, where a metric is of two
     "matrix": "string",  # q_proj, k_proj, ...
-    "part": "string",  # what the matrix is for: one of `tensors.parts.PARTS`
+    "part": "string",  # what the matrix is for: one of `tensors.places.PARTS`
     "bin": "Float64",
     "value": "Float64",  # null where status is not ok
     "stderr": "Float64",
@@ -44,7 +48,7 @@ IMPORTED = " (imported)"
 
 
 def tidy(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows as a tidy table; what a row leaves out is null, and `status` is ok unless said.
+    """Rows as a tidy table; what a row leaves out is null, and `status` is then ok.
 
     A value that is NaN or infinite loses its `ok`: the table says why there is none. Raises
     ValueError for a column that the table does not have.
@@ -68,6 +72,11 @@ def tidy(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     return frame.astype(DTYPES)
 
 
+def metric_cells(metric: Metric) -> dict[str, Any]:
+    """The cells by which a row names its metric."""
+    return {"metric": metric.name, "metric_version": metric.version, "unit": metric.unit}
+
+
 def write_table(table: pd.DataFrame, path: str | Path) -> Path:
     """Write the table as Parquet."""
     table.to_parquet(path, index=False)
@@ -81,3 +90,89 @@ def read_table(path: str | Path | IO[bytes]) -> pd.DataFrame:
     no tidy table does.
     """
     return read_bounded(path, DTYPES)
+
+
+# Columns of the tables of single tokens (forward/divergence.py makes them).
+TOKEN_DTYPES = {
+    "model_id": "string",
+    "step": "Int64",
+    "texts": "string",  # as in the tidy table
+    "problem": "Int64",  # its number in the texts, from 0
+    "position": "Int64",  # in the text, from 0
+    "token": "string",  # what follows there
+    "token_id": "Int64",
+    "answer": "bool",  # whether the token is of the answer
+    "kl": "Float64",  # KL(base || checkpoint) in nats, as are reverse and base_entropy
+    "reverse": "Float64",
+    "base_entropy": "Float64",
+    "rank": "Int64",  # 1 for the largest KL over all texts; null beyond 200
+    "context": "string",  # the last 160 characters before the token; ranked tokens only
+    "base_top": "object",  # the 5 most likely tokens as texts, and their probabilities
+    "checkpoint_top": "object",
+    "base_top_p": "object",
+    "checkpoint_top_p": "object",
+    "right_p_base": "Float64",  # probability of the token that follows
+    "right_p_checkpoint": "Float64",
+}
+
+
+def token_file_name(step: int) -> str:
+    """Name of a step's table of tokens in the run's folder `scalpel/tokens`."""
+    return f"step-{step:06d}.parquet"
+
+
+def token_step(path: str) -> int | None:
+    """The step of a table of tokens by its path; None where the path is not one of such a table."""
+    found = re.fullmatch(r"step-(\d+)\.parquet", path.rsplit("/", 1)[-1])
+    return int(found[1]) if found else None
+
+
+def write_tokens(table: pd.DataFrame, path: Path) -> Path:
+    """Write a table as Parquet."""
+    table.to_parquet(path, index=False)
+    return path
+
+
+def read_tokens(path: str | Path | IO[bytes]) -> pd.DataFrame:
+    """Read a table that `write_tokens` wrote; raises ScalpelError as `read_table` does."""
+    table = read_bounded(path, TOKEN_DTYPES)
+    for name, dtype in TOKEN_DTYPES.items():
+        if dtype == "object":
+            table[name] = [[] if values is None else list(values) for values in table[name]]
+    return table
+
+
+# Columns of the ledger of problems (capabilities.py makes it).
+LEDGER_DTYPES = {
+    "model_id": "string",
+    "step": "Int64",
+    "domain": "string",
+    "label": "string",
+    "kind": "string",
+    "problem_id": "string",
+    "k": "Int64",  # samples that the base has of the problem
+    "base_right": "Int64",  # how many of them are right
+    "right": "Int64",  # how many of the checkpoint's are
+    "status": "string",  # kept, gained, lost, never; or why it is not one of these: LEFT_OUT
+    "problem": "string",
+    "gold": "string",
+    "base_completion": "string",  # the first sample, by which the status goes
+    "completion": "string",
+    "gold_loglik_base": "Float64",  # of lost problems, in nats; null elsewhere
+    "gold_loglik": "Float64",
+    "gold_loglik_after_opening_base": "Float64",
+    "gold_loglik_after_opening": "Float64",
+}
+
+LEFT_OUT = {
+    "ungraded": "not graded, because the gold answer cannot be read",
+    "not graded": "not graded, because comparing an answer takes too long",
+    "only base": "answered by the base only",
+    "only checkpoint": "answered by the checkpoint only",
+}
+"""Statuses of problems that no number counts, and what they mean."""
+
+
+def read_ledger(path: str | Path | IO[bytes]) -> pd.DataFrame:
+    """Read a ledger; raises ScalpelError as `read_table` does."""
+    return read_bounded(path, LEDGER_DTYPES)

@@ -30,14 +30,19 @@ import transformers
 from lm_eval.api.instance import Instance
 
 from mlflow_scalpel.chat import DEFAULT_DATE, Messages, check_system_prompt
-from mlflow_scalpel.checkpoints.resolve import hub_snapshot
-from mlflow_scalpel.evaluation.generation import BatchedLM
-from mlflow_scalpel.evaluation.groups import GroupScore, group_score
-from mlflow_scalpel.evaluation.opening import check_tokenizer, open_model, open_tokenizer
+from mlflow_scalpel.checkpoints.reading.formats import hub_snapshot
+from mlflow_scalpel.evaluation.hf_engine import (
+    BatchedLM,
+    check_tokenizer,
+    open_model,
+    open_tokenizer,
+)
 from mlflow_scalpel.evaluation.scoring import (
     UNREADABLE,
+    GroupScore,
     gold_within,
     grades_of,
+    group_score,
     left_out_words,
     target_of,
 )

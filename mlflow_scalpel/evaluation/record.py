@@ -17,20 +17,16 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from mlflow_scalpel.chat import DEFAULT_DATE, stored_eos, stored_template, with_chat
-from mlflow_scalpel.checkpoints import Checkpoint, checkpoints_of_run, log_base, resolve
-from mlflow_scalpel.comparison import MeasuredModel, tidy
+from mlflow_scalpel.checkpoints.logging.log import log_base
+from mlflow_scalpel.checkpoints.reading.pull import resolve
+from mlflow_scalpel.checkpoints.search import Checkpoint, checkpoints_of_run
 from mlflow_scalpel.comparison.capabilities import capability_table, ledger
-from mlflow_scalpel.comparison.probes import text_digest
+from mlflow_scalpel.comparison.forward.probes import text_digest
+from mlflow_scalpel.comparison.gather import measured_checkpoint, opened, readable
+from mlflow_scalpel.comparison.measured_models import MeasuredModel, model_cells
 from mlflow_scalpel.comparison.run_queries import EVALUATED_RUN_TAG, LEDGER, SAMPLES, trained_prompt
-from mlflow_scalpel.comparison.run_store import (
-    get_run,
-    log_rows,
-    log_summary,
-    log_table,
-    opened,
-    readable,
-    subject_of,
-)
+from mlflow_scalpel.comparison.run_store import get_run, log_rows, log_summary, log_table
+from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.recipes.measuring import EvaluateRecipe
 
@@ -55,11 +51,14 @@ class Plan:
     """In order of step."""
 
     @property
-    def subjects(self) -> list[MeasuredModel]:
+    def models(self) -> list[MeasuredModel]:
         """All models; the files of the checkpoints may be elsewhere."""
         if self.run is None:
             return [self.base]
-        return [self.base, *(subject_of(c, self.run, files=False) for c in self.checkpoints)]
+        return [
+            self.base,
+            *(measured_checkpoint(c, self.run, files=False) for c in self.checkpoints),
+        ]
 
     @contextmanager
     def opened(self, number: int) -> Iterator[MeasuredModel]:
@@ -68,8 +67,8 @@ class Plan:
             yield self.base
             return
         assert self.run is not None  # whose checkpoint it is
-        with opened(self.checkpoints[number - 1], self.run) as subject:
-            yield subject
+        with opened(self.checkpoints[number - 1], self.run) as model:
+            yield model
 
 
 def plan_evaluation(recipe: EvaluateRecipe, output: Path) -> Plan:
@@ -81,11 +80,10 @@ def plan_evaluation(recipe: EvaluateRecipe, output: Path) -> Plan:
     if recipe.run is not None:
         return _plan_run(recipe, recipe.run, output)
     if recipe.model is not None:
-        model = log_base(recipe.model)
-        subject = MeasuredModel(
-            resolve(recipe.model), model.model_id, model.params["digest"], step=0
-        )
-        return Plan(subject, recipe.system_prompt, recipe.template_date or DEFAULT_DATE)
+        logged = log_base(recipe.model)
+        digest = logged.params["digest"]
+        model = MeasuredModel(resolve(recipe.model), logged.model_id, digest, step=0)
+        return Plan(model, recipe.system_prompt, recipe.template_date or DEFAULT_DATE)
     raise RecipeError(
         "neither model nor run is given, so there is nothing to evaluate; "
         'give one with -P set="run=RUN_ID" or -P set="model=models:/NAME/VERSION"'
@@ -97,8 +95,8 @@ def _plan_run(recipe: EvaluateRecipe, run_id: str, output: Path) -> Plan:
     base, found = checkpoints_of_run(run_id)
     if base is None:
         raise ScalpelError(f"run {run_id} ({run.info.run_name}) names no base among its inputs")
-    whole = readable(found, run_id)
-    chosen = _choose(len(whole), recipe.checkpoints)
+    complete = readable(found, run_id)
+    chosen = _choose(len(complete), recipe.checkpoints)
     system_prompt = recipe.system_prompt
     if system_prompt is None:
         system_prompt = trained_prompt(run)
@@ -107,9 +105,9 @@ def _plan_run(recipe: EvaluateRecipe, run_id: str, output: Path) -> Plan:
         DEFAULT_DATE if trained is None else date.fromisoformat(trained)
     )
     mlflow.set_tag(EVALUATED_RUN_TAG, run_id)
-    checkpoints = [whole[index] for index in chosen]
-    subject = _as_trained(subject_of(base, run), run, checkpoints, output / "base")
-    return Plan(subject, system_prompt, template_date, run, checkpoints)
+    checkpoints = [complete[index] for index in chosen]
+    model = _as_trained(measured_checkpoint(base, run), run, checkpoints, output / "base")
+    return Plan(model, system_prompt, template_date, run, checkpoints)
 
 
 def _as_trained(
@@ -120,12 +118,12 @@ def _as_trained(
         return base  # the run says that they are the base's
     for one in checkpoints:
         try:
-            with opened(one, run) as subject:
-                whole = subject.whole()
-                template, eos = stored_template(whole), stored_eos(whole)
+            with opened(one, run) as model:
+                complete = model.complete()
+                template, eos = stored_template(complete), stored_eos(complete)
         except ScalpelError:
             continue  # it will be a gap
-        of_base = base.whole()
+        of_base = base.complete()
         other = template if template != stored_template(of_base) else None
         end = eos if eos != stored_eos(of_base) else None
         return replace(base, directory=with_chat(of_base, into, other, end), adapted=None)
@@ -144,9 +142,9 @@ def _choose(count: int, which: str | int) -> list[int]:
     return sorted({round((number + 1) * count / wanted) - 1 for number in range(wanted)})
 
 
-def result_file(folder: Path, subject: MeasuredModel) -> Path:
+def result_file(folder: Path, model: MeasuredModel) -> Path:
     """Where in a folder of results that of a model is, or will be."""
-    return folder / f"{subject.model_id}.parquet"
+    return folder / f"{model.model_id}.parquet"
 
 
 def log_suite(suite: Suite, plan: Plan, engine: str = "hf") -> None:
@@ -154,7 +152,7 @@ def log_suite(suite: Suite, plan: Plan, engine: str = "hf") -> None:
     mlflow.log_dict(_settings(suite, plan, engine), SUITE)
 
 
-def take_up_suite(suite: Suite, plan: Plan, run_id: str, engine: str = "hf") -> Plan:
+def resume_suite(suite: Suite, plan: Plan, run_id: str, engine: str = "hf") -> Plan:
     """The plan that the run was begun with, for `plan`, which was made anew.
 
     (Training may have added checkpoints since.) Raises ScalpelError where a result would not be
@@ -166,7 +164,7 @@ def take_up_suite(suite: Suite, plan: Plan, run_id: str, engine: str = "hf") -> 
         return plan
     before = yaml.safe_load(mlflow.artifacts.load_text(f"runs:/{run_id}/{SUITE}"))
     begun = before["models"]
-    known = {subject.model_id: number for number, subject in enumerate(plan.subjects)}
+    known = {model.model_id: number for number, model in enumerate(plan.models)}
     missing = [model for model in begun if model not in known]
     if missing or begun[0] != plan.base.model_id:
         raise ScalpelError(
@@ -197,10 +195,10 @@ def _settings(suite: Suite, plan: Plan, engine: str) -> dict[str, Any]:
         **suite.model_dump(mode="json"),
         "system_prompt": plan.system_prompt,
         "template_date": plan.template_date.isoformat(),
-        "chat_template": text_digest(stored_template(plan.base.whole()) or ""),
+        "chat_template": text_digest(stored_template(plan.base.complete()) or ""),
         "engine": engine,
         "versions": versions,
-        "models": [subject.model_id for subject in plan.subjects],
+        "models": [model.model_id for model in plan.models],
     }
 
 
@@ -216,7 +214,7 @@ def _difference(before: dict[str, Any], now: dict[str, Any], name: str) -> str:
 
 
 def score_table(
-    evaluation: Evaluation, subject: MeasuredModel, plan: Plan, dtype: str
+    evaluation: Evaluation, model: MeasuredModel, plan: Plan, dtype: str
 ) -> pd.DataFrame:
     """The scores of one model as a tidy table; one that graded no problem says so.
 
@@ -224,22 +222,27 @@ def score_table(
     """
     rows = []
     for score in evaluation.scores:
-        own = {"metric": score.metric, "unit": score.unit, "n": score.n}
+        cells = {"metric": score.metric, "unit": score.unit, "n": score.n}
         if not score.chat_template:
-            own["reason"] = "prompts without the chat template"
+            cells["reason"] = "prompts without the chat template"
         if score.n:
-            own |= {"value": score.value, "stderr": score.stderr}
+            cells |= {"value": score.value, "stderr": score.stderr}
         else:
             why = f"none of the {score.ungraded + score.not_graded} problems was graded"
-            own |= {"status": "undefined", "reason": why}
-        rows.append({**_origin(subject, plan, dtype), **own})
+            cells |= {"status": "undefined", "reason": why}
+        rows.append({**_shared_cells(model, plan, dtype), **cells})
         if score.n and score.group is not None:
             one = score.group
             name = lm_eval_name(score.metric)
-            said = f"as lm-eval makes one number of {one.tasks} tasks; {score.metric} is the mean"
-            said += " over all problems, with its error over them"
-            as_lm_eval = {"metric": name, "value": one.value, "stderr": one.stderr, "reason": said}
-            rows.append({**_origin(subject, plan, dtype), **own, **as_lm_eval})
+            reason = f"as lm-eval makes one number of {one.tasks} tasks; {score.metric} is the mean"
+            reason += " over all problems, with its error over them"
+            as_lm_eval = {
+                "metric": name,
+                "value": one.value,
+                "stderr": one.stderr,
+                "reason": reason,
+            }
+            rows.append({**_shared_cells(model, plan, dtype), **cells, **as_lm_eval})
     return tidy(rows)
 
 
@@ -249,50 +252,44 @@ def lm_eval_name(metric: str) -> str:
 
 
 def gap_table(
-    suite: Suite, reason: str, subject: MeasuredModel, plan: Plan, dtype: str
+    suite: Suite, reason: str, model: MeasuredModel, plan: Plan, dtype: str
 ) -> pd.DataFrame:
-    """The rows of a checkpoint that could not be measured, a row a score that it lacks."""
+    """The rows of a checkpoint that could not be measured, one row per score that is missing."""
     gap = {"unit": "accuracy", "status": "not measured", "reason": reason}
-    origin = _origin(subject, plan, dtype)
-    return tidy({**origin, "metric": task.metric_name, **gap} for task in suite.tasks)
+    shared = _shared_cells(model, plan, dtype)
+    return tidy({**shared, "metric": task.metric_name, **gap} for task in suite.tasks)
 
 
-def _origin(subject: MeasuredModel, plan: Plan, dtype: str) -> dict[str, Any]:
+def _shared_cells(model: MeasuredModel, plan: Plan, dtype: str) -> dict[str, Any]:
     return {
-        "base": plan.base.model_id,
-        "base_digest": plan.base.digest,
-        "model_id": subject.model_id,
-        "model_digest": subject.digest,
-        "run_id": subject.run_id,
-        "algorithm": subject.algorithm,
-        "step": subject.step,
+        **model_cells(plan.base, model),
         "metric_version": METRIC_VERSION,
         "dtype": dtype,
     }
 
 
-def rows_of(evaluation: Evaluation, subject: MeasuredModel) -> pd.DataFrame:
+def rows_of(evaluation: Evaluation, model: MeasuredModel) -> pd.DataFrame:
     """The evaluation's rows with the model that answered."""
     return evaluation.samples.assign(
-        step=subject.step, model_id=subject.model_id, model_digest=subject.digest
+        step=model.step, model_id=model.model_id, model_digest=model.digest
     )
 
 
 def log_results(
     scores: list[pd.DataFrame],
     samples: list[pd.DataFrame],
-    subjects: list[MeasuredModel],
+    models: list[MeasuredModel],
     dtype: str,
 ) -> None:
     """Store scores, evaluation rows, and what base and checkpoints can do, on the active run.
 
-    `samples` and `subjects` have an entry a model that was measured, the base first; with the base
+    `samples` and `models` have an entry a model that was measured, the base first; with the base
     alone there is no ledger.
     """
     run = mlflow.active_run()
     assert run is not None  # the stage has opened one
     rows = pd.concat(samples, ignore_index=True)
-    base, checkpoints = subjects[0], subjects[1:]
+    base, checkpoints = models[0], models[1:]
     if checkpoints:
         capabilities = capability_table(rows, base, checkpoints, dtype=dtype)
         scores = [*scores, capabilities]

@@ -1,19 +1,26 @@
-"""Scores of a task's completions: lm-eval's graders one by one, this project's in one batch."""
+"""Scores of a task's completions: lm-eval's graders one by one, this project's in one batch.
+
+Scores of a group of tasks stand beside them as lm-eval itself makes one number of its tasks.
+"""
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from lm_eval.api.group import Group
 from lm_eval.api.instance import Instance
 
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation import grading
-from mlflow_scalpel.evaluation.answers import last_boxed
 from mlflow_scalpel.evaluation.grading import Verdict, fallback_of, grade_many
+from mlflow_scalpel.evaluation.grading.answers import last_boxed
 from mlflow_scalpel.evaluation.suite import SuiteTask
+from mlflow_scalpel.metrics.capabilities.success_rate import clustered_mean
 
 UNREADABLE = "ungraded"
 TOO_LONG = "not graded"
@@ -56,7 +63,7 @@ def grades_of(task: Any, entry: SuiteTask) -> tuple[Grades, dict[tuple[int, int]
 
 
 def target_of(task: Any, doc: dict[str, Any], entry: SuiteTask) -> str:
-    """What the task says a document's answer is, which may be a whole solution."""
+    """A document's answer as the task gives it, which may be a complete solution."""
     target = doc.get("answer") if entry.generation is not None else None
     if target is None:
         target = task.doc_to_target(doc)
@@ -125,3 +132,39 @@ def _by_task(
             )
         scores[number] = [float(v) for v in values]
     return scores
+
+
+@dataclass(frozen=True)
+class GroupScore:
+    """Value and standard error of a group by lm-eval's own aggregation."""
+
+    value: float
+    stderr: float
+    """NaN where a task of the group has a single problem."""
+    tasks: int
+
+
+def group_score(
+    group: Group, entry: SuiteTask, scores: Mapping[str, Sequence[Sequence[float]]]
+) -> GroupScore | None:
+    """The number that lm-eval reports for a group; `scores` has a list for each problem of a task.
+
+    By default that is the mean weighted by the tasks' sizes, with the standard errors of the tasks
+    pooled (lm_eval.api.metrics.pooled_sample_stderr), which leaves out how far the tasks lie apart:
+    it is smaller than the error over all problems. A group may ask for the plain mean of its tasks
+    (`weight_by_size: false`), which is another value. None where the group's file asks for no
+    number of this metric.
+    """
+    key = f"{entry.metric},{entry.filter}"
+    results = {}
+    for task, problems in scores.items():
+        value, stderr = clustered_mean(problems)
+        if problems:
+            error = "N/A" if math.isnan(stderr) else stderr
+            error_cell = {f"{entry.metric}_stderr,{entry.filter}": error}
+            results[task] = {key: value, **error_cell, "sample_len": len(problems)}
+    found = dict(group.aggregate(results))  # type: ignore[arg-type]  # keys are the metrics' names
+    if key not in found:
+        return None
+    error = found[f"{entry.metric}_stderr,{entry.filter}"]
+    return GroupScore(float(found[key]), math.nan if error == "N/A" else float(error), len(results))

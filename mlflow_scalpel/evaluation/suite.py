@@ -19,8 +19,10 @@ from pydantic import (
 )
 
 from mlflow_scalpel.errors import RecipeError
+from mlflow_scalpel.extras import require
 from mlflow_scalpel.recipes.fields import Data, Strict, check_pattern
 from mlflow_scalpel.recipes.load import find_recipe, read_yaml, validate
+from mlflow_scalpel.recipes.measuring import EvaluateRecipe
 from mlflow_scalpel.recipes.places import existing_file
 
 NamePart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=60)]
@@ -152,7 +154,7 @@ class Suite(Strict):
     @classmethod
     def _exists(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_dir():
-            raise ValueError("is no folder; write it as seen from the suite's file")
+            raise ValueError("is not a folder; write it as seen from the suite's file")
         return value
 
     @model_validator(mode="after")
@@ -223,3 +225,14 @@ def _override_data(fields: dict[str, Any], label: str, data: dict[str, Any], pat
         )
     for task in hit:
         task["data"] = data
+
+
+def check_installed(recipe: EvaluateRecipe) -> None:
+    """Raise MissingPackage where the recipe's engine is not there; imports nothing heavy."""
+    if recipe.engine == "vllm":
+        require(
+            "vllm",
+            "vllm",
+            "engine = vllm",
+            instead="engine=hf, which generates with Transformers and takes far longer on a GPU",
+        )

@@ -20,20 +20,20 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mlflow_scalpel.checkpoints.opening import errors_told
-from mlflow_scalpel.comparison import MeasuredModel
+from mlflow_scalpel.checkpoints.models.opening import one_line_errors
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.record import Plan, result_file
 from mlflow_scalpel.evaluation.suite import Suite
 from mlflow_scalpel.recipes.measuring import EvaluateRecipe
-from mlflow_scalpel.runs.signals import end_with_parent, interrupt_is_heard
+from mlflow_scalpel.runs.signals import end_with_parent, interrupt_was_caught
 
 _GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
 class Order:
-    """All that a worker needs to know of an evaluation."""
+    """An evaluation, as a worker is given it."""
 
     recipe: EvaluateRecipe
     suite: Suite
@@ -51,7 +51,7 @@ class Measurer:
         recipe = order.recipe
         self._order = order
         self._evaluator = Evaluator(
-            order.plan.base.whole(),
+            order.plan.base.complete(),
             order.suite,
             system_prompt=order.plan.system_prompt,
             template_date=order.plan.template_date,
@@ -70,31 +70,31 @@ class Measurer:
         base, without which there is nothing to compare with, is raised.
         """
         try:
-            told = nullcontext() if number == 0 else errors_told()
-            with self._order.plan.opened(number) as subject, told:
-                self._measure(subject, is_base=number == 0)
+            errors = nullcontext() if number == 0 else one_line_errors()
+            with self._order.plan.opened(number) as model, errors:
+                self._measure(model, is_base=number == 0)
         except ScalpelError as error:
             if number == 0:
                 raise
             return str(error)
         return None
 
-    def _measure(self, subject: MeasuredModel, is_base: bool) -> None:
+    def _measure(self, model: MeasuredModel, is_base: bool) -> None:
         from mlflow_scalpel.evaluation.gold import score_gold_answers
         from mlflow_scalpel.evaluation.harness import Evaluation
         from mlflow_scalpel.evaluation.results import Result, now
 
         recipe = self._order.recipe
-        self._evaluator.load_weights(subject.whole())
+        self._evaluator.load_weights(model.complete())
         # With the base's seed an unchanged checkpoint would give the base's own samples.
-        step = subject.step or 0
+        step = model.step or 0
         found = self._evaluator.run(seed=recipe.seed + step, title=f"step {step}")
         finished = now()
         if recipe.gold_loglik and self._order.plan.run is not None:
             base = None if is_base else self._base_rows()
             rows = score_gold_answers(self._evaluator, found.samples, base)
             found = Evaluation(found.scores, rows)
-        Result(found, finished).write(result_file(self._order.folder, subject))
+        Result(found, finished).write(result_file(self._order.folder, model))
 
     def _base_rows(self) -> Any:
         from mlflow_scalpel.evaluation.results import Result
@@ -146,7 +146,7 @@ def measure_all(
             done(futures[future], future.result())
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
-            interrupt_is_heard()
+            interrupt_was_caught()
         for child in multiprocessing.active_children():
             child.terminate()
         if isinstance(error, BrokenProcessPool):

@@ -80,7 +80,7 @@ class EvaluateRecipe(Recipe):
         return self
 
     @model_validator(mode="after")
-    def _one_subject(self) -> EvaluateRecipe:
+    def _one_model(self) -> EvaluateRecipe:
         if self.model is not None and self.run is not None:
             raise ValueError(
                 f"both model = {self.model} and run = {self.run} are given; set one of them to null"

@@ -43,13 +43,12 @@ def _add_pages(app: Any) -> list[str]:
     from flask import request
     from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
 
-    from mlflow_scalpel.server.local_source import Inside, static_prefix
-    from mlflow_scalpel.server.routes import add_pages
-    from mlflow_scalpel.server.warming import warm_in_background
+    from mlflow_scalpel.server.local_source import LocalSource, static_prefix
+    from mlflow_scalpel.server.routes import add_pages, warm_in_background
 
     paths = add_pages(
         app,
-        lambda: Inside(app, request),
+        lambda: LocalSource(app, request),
         prefix=static_prefix(),
         workspaces=bool(MLFLOW_ENABLE_WORKSPACES.get()),
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import re
 import threading
 import time
@@ -17,17 +15,21 @@ from mlflow.entities import Run
 from mlflow_scalpel.comparison.run_queries import (
     ARGUMENTS,
     TABLE,
+    NotReadable,
+    Source,
     claims,
+    comparisons_of,
     damage,
     description,
-    evaluations_where,
+    evaluations_of,
+    read_artifact,
+    training_arguments,
     with_comparisons,
 )
 from mlflow_scalpel.comparison.table import read_table
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.run_warnings import warnings_of
 from mlflow_scalpel.server.caching import Cache
-from mlflow_scalpel.server.client_source import Source, comparisons_of
 
 MOST_RUNS = 24
 """Runs on one page; more make no figure that can be read."""
@@ -45,7 +47,7 @@ class Selection:
 
     runs: tuple[Run, ...]
     version: Version
-    """UpdateCounts where anything of it does."""
+    """Changes where anything of it does."""
     table: pd.DataFrame
     """The tidy table of them all; empty where nothing was measured."""
     described: pd.DataFrame
@@ -53,7 +55,7 @@ class Selection:
     unmeasured: tuple[str, ...]
     """Names of the runs of which nothing was measured."""
     notes: tuple[str, ...]
-    """What of the runs could not be read, and whose comparisons are shown, a sentence each."""
+    """Sentences about what could not be read of the runs, and whose comparisons are shown."""
 
 
 class Tables:
@@ -73,7 +75,7 @@ class Tables:
     def select(self, source: Source, run_ids: Sequence[str]) -> Selection:
         """What was measured of these runs.
 
-        Raises ScalpelError for a text that is no run ID and for too many runs, NotReadable for a
+        Raises ScalpelError for a text that is not a run ID and for too many runs, NotReadable for a
         run that the user may not read.
         """
         runs = self.readable(source, run_ids)
@@ -86,8 +88,8 @@ class Tables:
         known = set(table["run_id"])
         unmeasured = tuple(
             str(run.info.run_name)
-            for run, parts in zip(runs, versions, strict=True)
-            if run.info.run_id not in known and not any(part[1] == TABLE for part in parts)
+            for run, files in zip(runs, versions, strict=True)
+            if run.info.run_id not in known and not any(part[1] == TABLE for part in files)
         )
         return Selection(runs, version, table, described, unmeasured, notes)
 
@@ -98,8 +100,8 @@ class Tables:
         for run_id in ids:
             if not re.fullmatch(r"[0-9a-f]{32}", run_id):
                 raise ScalpelError(
-                    f"run {run_id[:80]!r}: is no run ID, which has 32 hexadecimal digits; choose "
-                    "runs on the start page"
+                    f"run {run_id[:80]!r}: is not a run ID, which has 32 hexadecimal digits; "
+                    "choose runs on the start page"
                 )
         if len(ids) > MOST_RUNS:
             raise ScalpelError(f"{len(ids)} runs: choose at most {MOST_RUNS} of them")
@@ -112,10 +114,8 @@ class Tables:
         key = (source.user, run.info.run_id)
         if (known := self._known(key)) is not None:
             return known
-        where = evaluations_where(run.info.run_id)
-        evaluations = source.runs(run.info.experiment_id, where)
         found: list[Version] = []
-        for one in [run, *evaluations]:
+        for one in [run, *evaluations_of(source, run)]:
             run_id = one.info.run_id
             # A table is written anew as its run goes on; each time metrics are logged with it.
             logged = max((metric.timestamp for metric in one.data._metric_objs), default=0)
@@ -187,13 +187,13 @@ class Tables:
         damaged = [one for one in (*found, *compared) if isinstance(one, str)]
         damaged += [str(part[-1]) for part in comparisons if part[-1]]
         rows = {}
-        for run, own in zip(runs, versions, strict=True):
+        for run, files in zip(runs, versions, strict=True):
             arguments = {}
-            if any(part[1] == ARGUMENTS for part in own):
+            if any(part[1] == ARGUMENTS for part in files):
                 try:
-                    arguments = dict(json.loads(source.artifact(run.info.run_id, ARGUMENTS)))
-                except (TypeError, ValueError) as error:
-                    damaged.append(damage(run.info.run_id, ARGUMENTS, error))
+                    arguments = training_arguments(source, run.info.run_id)
+                except ScalpelError as error:
+                    damaged.append(str(error))
             rows[run.info.run_id] = description(run, arguments)
         clean = read(table)
         for column in [name for name in table.columns if name not in clean.columns]:
@@ -207,10 +207,12 @@ class Tables:
             return damage(run_id, TABLE, ScalpelError(f"it has {size} bytes, too many to be read"))
         try:
             return self._stored.get(
-                version, lambda: read_table(io.BytesIO(source.artifact(run_id, TABLE)))
+                version, lambda: read_artifact(source, run_id, TABLE, read_table)
             )
-        except ScalpelError as error:
+        except NotReadable as error:
             return damage(run_id, TABLE, error)
+        except ScalpelError as error:
+            return str(error)
 
 
 def frame_bytes(frame: pd.DataFrame) -> int:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
 import pandas as pd
 from mlflow.entities import Run
 
-from mlflow_scalpel.comparison.parquet import read_bounded
-from mlflow_scalpel.comparison.run_queries import LEDGER, TOKENS, claims, damage, evaluations_where
-from mlflow_scalpel.comparison.token_files import read_tokens
+from mlflow_scalpel.comparison.run_queries import (
+    LEDGER,
+    TOKENS,
+    Source,
+    claims,
+    comparisons_of,
+    ledger_run,
+    read_artifact,
+)
+from mlflow_scalpel.comparison.table import read_ledger, read_tokens, token_step
 from mlflow_scalpel.credentials import shortened
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.server.client_source import NotReadable, Source, comparisons_of
 
 NO_TOKENS = (
     "No tokens are stored of these runs. Training with the stages of this project stores them, and "
     "mlflow-scalpel compare BASE runs:/RUN --metrics kl --texts FILE --log."
 )
 NO_LEDGER = "No problems are stored of these runs. They come from: mlflow run . -e evaluate."
-_NAME = re.compile(re.escape(TOKENS) + r"/step-(\d+)\.parquet")
 _STATUSES = (
     ("", "all"),
     ("lost", "lost"),
@@ -55,15 +58,15 @@ def tokens(source: Source, runs: Sequence[Run], wanted: Mapping[str, str]) -> di
     texts = fields.choose(
         "texts", "texts", [(one, one.split()[0]) for one in _distinct(table, "texts")]
     )
-    own = table[table["texts"] == texts]
-    numbers = [(str(number), f"problem {number}") for number in sorted(set(own["problem"]))]
+    rows = table[table["texts"] == texts]
+    numbers = [(str(number), f"problem {number}") for number in sorted(set(rows["problem"]))]
     problem = fields.choose("problem", "show", [_RANKING, *numbers])
     html = (
         token_reader(table, problem=int(problem), texts=texts)
         if problem
         else token_ranking(table, texts=texts)
     )
-    return {"fields": fields.told, "html": str(html)}
+    return {"fields": fields.shown, "html": str(html)}
 
 
 def problems(source: Source, runs: Sequence[Run], wanted: Mapping[str, str]) -> dict[str, Any]:
@@ -73,22 +76,23 @@ def problems(source: Source, runs: Sequence[Run], wanted: Mapping[str, str]) -> 
     """
     from mlflow_scalpel.views.problems import problem_table
 
-    stored = {run.info.run_id: _ledger(source, run) for run in runs}
+    owners = {run.info.run_id: ledger_run(source, run) for run in runs}
     fields = _Fields(wanted)
-    run_id = fields.choose("run", "run", _names(run for run in runs if stored[run.info.run_id]))
-    if run_id is None:
+    run_id = fields.choose("run", "run", _names(run for run in runs if owners[run.info.run_id]))
+    owner = owners.get(run_id or "")
+    if owner is None:
         return {"empty": NO_LEDGER}
-    table = _read(source, stored[run_id], LEDGER, lambda file: read_bounded(file, None))
+    table = read_artifact(source, owner, LEDGER, read_ledger)
     keys = table["domain"] + "/" + table["label"] + "/" + table["kind"]
     benchmark = fields.choose("benchmark", "benchmark", [(key, key) for key in dict.fromkeys(keys)])
-    own = table[keys == benchmark]
-    steps = [(f"{step:g}", f"step {step:g}") for step in sorted(set(own["step"].dropna()))]
+    rows = table[keys == benchmark]
+    steps = [(f"{step:g}", f"step {step:g}") for step in sorted(set(rows["step"].dropna()))]
     step = fields.choose("step", "checkpoint", steps, last=True)
     status = fields.choose("status", "problems", _STATUSES)
     html = problem_table(
         table, status=status or None, benchmark=benchmark, step=float(step) if step else None
     )
-    return {"fields": fields.told, "html": str(html)}
+    return {"fields": fields.shown, "html": str(html)}
 
 
 DETAILS: dict[str, Callable[[Source, Sequence[Run], Mapping[str, str]], dict[str, Any]]] = {
@@ -102,7 +106,7 @@ class _Fields:
 
     def __init__(self, wanted: Mapping[str, str]) -> None:
         self._wanted = wanted
-        self.told: list[dict[str, Any]] = []
+        self.shown: list[dict[str, Any]] = []
 
     def choose(self, name: str, label: str, choices: Choices, *, last: bool = False) -> str | None:
         """The value that was asked for, where it is among the choices; the first (last) else."""
@@ -111,7 +115,7 @@ class _Fields:
             return None
         wanted = self._wanted.get(name, "")
         value = wanted if wanted in values else values[-1 if last else 0]
-        self.told.append(
+        self.shown.append(
             {
                 "name": name,
                 "label": label,
@@ -131,13 +135,14 @@ def _distinct(table: pd.DataFrame, column: str) -> list[str]:
 
 
 def _token_files(source: Source, run: Run) -> dict[int, list[tuple[str, str]]]:
-    """Step -> (run ID, path) of the tables of tokens: the run's own, then those of comparisons."""
+    """Step -> (run ID, path) of the tables of tokens: the run's rows, then those of comparisons."""
     files: dict[int, list[tuple[str, str]]] = {}
     compared = claims(comparisons_of(source, [run]), [run])
     for one in (run, *(claim.run for claim in compared if claim.counts_for)):
         for path in source.files(one.info.run_id, TOKENS):
-            if found := _NAME.fullmatch(path):
-                files.setdefault(int(found[1]), []).append((one.info.run_id, path))
+            step = token_step(path)
+            if step is not None:
+                files.setdefault(step, []).append((one.info.run_id, path))
     return files
 
 
@@ -148,7 +153,7 @@ def _token_table(source: Source, run: Run, files: Sequence[tuple[str, str]]) -> 
     bad: ScalpelError | None = None
     for run_id, path in files:
         try:
-            table = _read(source, run_id, path, read_tokens)
+            table = read_artifact(source, run_id, path, read_tokens)
         except ScalpelError as error:  # the others are shown
             bad = error
             continue
@@ -161,37 +166,17 @@ def _token_table(source: Source, run: Run, files: Sequence[tuple[str, str]]) -> 
     return pd.concat(tables, ignore_index=True)
 
 
-def _read(
-    source: Source, run_id: str, path: str, read: Callable[[IO[bytes]], pd.DataFrame]
-) -> pd.DataFrame:
-    """A table of a run; raises ScalpelError that names it."""
-    try:
-        return read(io.BytesIO(source.artifact(run_id, path)))
-    except NotReadable:
-        raise
-    except ScalpelError as error:
-        raise ScalpelError(damage(run_id, path, error)) from error
-
-
-def _ledger(source: Source, run: Run) -> str:
-    """ID of the newest evaluation run that holds a ledger; "" for none."""
-    found = source.runs(run.info.experiment_id, evaluations_where(run.info.run_id))
-    folder = LEDGER.rsplit("/", 1)[0]
-    ids = [one.info.run_id for one in [*found, run]]
-    return next((one for one in ids if LEDGER in source.files(one, folder)), "")
-
-
 def details(
     kind: str, source: Source, runs: Sequence[Run], wanted: Mapping[str, str]
 ) -> dict[str, Any]:
     """One of DETAILS; raises ScalpelError for another name, and for a file that cannot be read."""
     if kind not in DETAILS:
-        raise ScalpelError(f"details {kind[:40]!r}: are none; there are {', '.join(DETAILS)}")
+        raise ScalpelError(f"details {kind[:40]!r}: do not exist; there are {', '.join(DETAILS)}")
     try:
         return DETAILS[kind](source, runs, wanted)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ScalpelError(
-            f"the {kind} of this run cannot be shown: their file is damaged, or of a version that "
-            f"lacks something ({type(error).__name__}: {shortened(error, 200)}); measure the run "
-            "anew, or choose another one"
+            f"the {kind} of this run cannot be shown: their file is damaged, or of a version in "
+            f"which something is missing ({type(error).__name__}: {shortened(error, 200)}); "
+            "measure the run anew, or choose another one"
         ) from error

@@ -7,11 +7,10 @@ import re
 from flask import Flask, Response, redirect, request
 from werkzeug.serving import BaseWSGIServer, make_server
 
+from mlflow_scalpel.comparison.run_queries import ClientSource
 from mlflow_scalpel.credentials import without_credentials
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.server.client_source import ByClient
-from mlflow_scalpel.server.routes import ROOT, add_pages
-from mlflow_scalpel.server.warming import warm_in_background
+from mlflow_scalpel.server.routes import ROOT, add_pages, warm_in_background
 
 HOST = "127.0.0.1"
 # A page of another site that has its own name point here still sends that name as the host.
@@ -21,7 +20,7 @@ _HOSTS = re.compile(r"(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,5})?", re.IG
 def make_app(tracking_uri: str) -> Flask:
     """The pages of one tracking server as an app of their own."""
     app = Flask(__name__, static_folder=None)
-    source = ByClient(tracking_uri)
+    source = ClientSource(tracking_uri)
 
     @app.before_request
     def check_host() -> Response | None:
@@ -39,7 +38,7 @@ def make_app(tracking_uri: str) -> Flask:
 def open_server(tracking_uri: str, port: int) -> BaseWSGIServer:
     """The server, listening on loopback but not answering yet; raises ScalpelError for the port."""
     if not 0 <= port < 1 << 16:  # a larger one would be cut to sixteen bits, without a word
-        raise ScalpelError(f"--port {port}: is no port; give one up to 65535, or 0 for any")
+        raise ScalpelError(f"--port {port}: is not a port; give one up to 65535, or 0 for any")
     try:
         return make_server(HOST, port, make_app(tracking_uri), threaded=True)
     except (OSError, SystemExit) as error:

@@ -10,15 +10,16 @@ import functools
 import hashlib
 import importlib.resources
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
 from flask import Blueprint, Flask, Response, redirect, request
 from mlflow.exceptions import MlflowException
 
+from mlflow_scalpel.comparison.run_queries import NotReadable, Source
 from mlflow_scalpel.credentials import without_credentials
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.server.client_source import NotReadable, Source
 from mlflow_scalpel.server.data import MOST_RUNS, Tables
 from mlflow_scalpel.server.details import details
 from mlflow_scalpel.server.figures import Figures, table_stem
@@ -200,10 +201,10 @@ def _json(content: Any) -> Response:
 
 
 def _refusing(view: Callable[[], Response]) -> Callable[[], Response]:
-    """The view, with what it refuses told as JSON."""
+    """The view, with what it refuses answered as JSON."""
 
     @functools.wraps(view)
-    def told() -> Response:
+    def guarded() -> Response:
         try:
             return view()
         except NotReadable as error:
@@ -216,7 +217,7 @@ def _refusing(view: Callable[[], Response]) -> Callable[[], Response]:
         response.status_code = status
         return response
 
-    return told
+    return guarded
 
 
 def _secure(response: Response) -> Response:
@@ -229,3 +230,30 @@ def _secure(response: Response) -> Response:
 
 def _listed(text: str) -> list[str]:
     return [part for part in text.split(",") if part]
+
+
+def warm_in_background() -> threading.Thread:
+    """Warm this process in a thread, while it answers requests already."""
+    thread = threading.Thread(target=warm, name="scalpel-warm", daemon=True)
+    thread.start()
+    return thread
+
+
+def warm() -> None:
+    """Read and draw a table of one row, as a request for a page does."""
+    import io
+
+    from plotly.io.json import to_json_plotly
+
+    from mlflow_scalpel.comparison.table import read_table, tidy
+    from mlflow_scalpel.server import routes
+    from mlflow_scalpel.views import pages
+    from mlflow_scalpel.views.kl import kl_over_training
+
+    for page in pages.PAGES:
+        routes.shell(page.name, stock="", workspaces=False)
+    row = {"run_id": "warm", "step": 1, "metric": "kl/all_tokens", "value": 1.0, "texts": "warm"}
+    stored = io.BytesIO()
+    tidy([row]).to_parquet(stored)
+    stored.seek(0)
+    to_json_plotly(kl_over_training(read_table(stored)))

@@ -6,11 +6,10 @@ from typing import Any
 
 from mlflow.entities import Run
 
-from mlflow_scalpel.checkpoints.layout import FAILURE_TAG, PRUNED_TAG
-from mlflow_scalpel.checkpoints.search import by_step, check_run_id, state_of, step_of
-from mlflow_scalpel.comparison.run_queries import EVALUATED_RUN_TAG, compared_by
+from mlflow_scalpel.checkpoints.search import PRUNED_TAG, by_step, check_run_id, state_of, step_of
+from mlflow_scalpel.comparison.run_queries import EVALUATED_RUN_TAG, Source, compared_by
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.server.client_source import Source
+from mlflow_scalpel.run_warnings import FAILURE_TAG
 
 MOST_SHOWN = 500
 """Runs of an experiment that the page lists, the newest."""
@@ -29,7 +28,9 @@ def run_rows(source: Source, experiment_id: str) -> dict[str, Any]:
     belong to the runs that they measured and are not listed.
     """
     if not experiment_id.isdecimal():
-        raise ScalpelError(f"experiment {experiment_id[:80]!r}: is no experiment's ID, a number")
+        raise ScalpelError(
+            f"experiment {experiment_id[:80]!r}: is not an experiment's ID, a number"
+        )
     every = source.runs(experiment_id)
     later: dict[str, set[str]] = {}  # run ID -> groups that other runs measured of it
     for one in every:
@@ -78,8 +79,8 @@ def _measured(run: Run) -> set[str]:
 def _row(run: Run, later: set[str]) -> dict[str, Any]:
     params, tags = run.data.params, run.data.tags
     made = run.outputs.model_outputs if run.outputs else []
-    told = ("base_name", "base_model", "base", "base_model_id")
-    base = next((params[name] for name in told if params.get(name)), "")
+    names = ("base_name", "base_model", "base", "base_model_id")
+    base = next((params[name] for name in names if params.get(name)), "")
     return {
         "id": run.info.run_id,
         "name": _cut(run.info.run_name or run.info.run_id),

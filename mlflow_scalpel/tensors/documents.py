@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ _LARGEST = 256 * 1024 * 1024  # bytes; a trainer's history of a million steps is
 def read_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
-    Raises ScalpelError that names the file where it cannot be read, is no JSON, or is something
+    Raises ScalpelError that names the file where it cannot be read, is not JSON, or is something
     else than an object.
     """
     try:
@@ -33,3 +34,19 @@ def read_object(file: Path) -> dict[str, Any]:
             "checkpoint again"
         )
     return content
+
+
+CONFIG = "config.json"
+
+
+def read_config(directory: Path, name: str = CONFIG) -> Mapping[str, Any]:
+    """The content of config.json, or of another file; empty where there is none to read.
+
+    Without it no tensor is cut and none is taken for tied: the weights are measured as they are
+    stored. Whoever opens the model gets the fault of the file from Transformers.
+    """
+    try:
+        config = json.loads((directory / name).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}

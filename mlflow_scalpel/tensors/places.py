@@ -4,19 +4,38 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow_scalpel.tensors.cuts import Cut, Family, Shape
 from mlflow_scalpel.tensors.families import part_rules, pattern
-from mlflow_scalpel.tensors.headers import BITS, FLOATS, Header
+from mlflow_scalpel.tensors.files import BITS, FLOATS, Header
 from mlflow_scalpel.tensors.names import Location, located
-from mlflow_scalpel.tensors.parts import CLASSICAL
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+#: The matrices that most decoder layers have, in the order in which a layer applies them.
+CLASSICAL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+#: What does the work of the language model's layers. A mean over matrices is over these.
+LAYER_PARTS = ("attention", "mlp", "experts", "router", "convolution", "state space")
+#: What holds next to none of a model's parameters.
+SMALL_PARTS = ("norm", "bias", "vector")
+#: Every part, in the order in which it is shown.
+PARTS = (
+    *LAYER_PARTS,
+    "embeddings",
+    "head",
+    *SMALL_PARTS,
+    "vision",
+    "other",
+)
+
 
 Place = tuple[int | None, str]
 """Layer, null for a tensor outside of the layers, and matrix as in `q_proj`."""
-
 # The seven classical matrices, and what several of them are where they are one and are not cut.
 _ATTENTION = (
     *CLASSICAL[:4], "qkv_proj", "query_key_value", "c_attn", "Wqkv", "wqkv", "W_pack"
@@ -56,7 +75,7 @@ def places(headers: Mapping[str, Header], config: Mapping[str, Any]) -> dict[Pla
     """Every weight of a model by its place, sorted by `in_order`.
 
     Each element of a floating-point tensor is in one piece and no more, but for buffers that are
-    computed from the configuration (`inv_freq`). Whole numbers that are no codes of quantised
+    computed from the configuration (`inv_freq`). Whole numbers that are not codes of quantised
     weights are left out.
 
     Args:
@@ -118,7 +137,7 @@ def _cut(where: Location, header: Header, family: Family) -> Iterator[tuple[str,
 def _short(path: str) -> str:
     """`self_attn.q_proj` as `q_proj`, `mlp.experts.3.w1` as `experts.3.gate_proj`.
 
-    A name that a layer may have twice stays a path: `self_attn.gate_proj`, `cross_attn.q_proj`.
+    A name that a layer may have twice is left a path: `self_attn.gate_proj`, `cross_attn.q_proj`.
     """
     if match := _EXPERT.search(path):
         before, last = path[: match.start()], match[2]
@@ -145,3 +164,54 @@ def _part(where: Location, path: str, shape: Shape) -> str:
         if rule.name.search(path):
             return rule.part
     return "other"
+
+
+def tied_head(
+    pieces: Mapping[Place, Piece], config: Mapping[str, Any], read: Callable[[str], Tensor]
+) -> tuple[Place, Place] | None:
+    """Place of the head and of the embeddings that it is; None where it is a matrix of its own.
+
+    They are one where they are stored with the same bits, and where the configuration ties them
+    and no head is stored. A head that is stored and differs is one of its own, whatever the
+    configuration says.
+
+    Args:
+        pieces: all weights of a model.
+        config: what its config.json holds.
+        read: gives a stored tensor by its name.
+    """
+    embeddings = _first(pieces, "embeddings")
+    if embeddings is None:
+        return None
+    head = _first(pieces, "head")
+    if head is None:
+        return ((None, "lm_head"), embeddings) if ties_embeddings(config) else None
+    one, other = pieces[head], pieces[embeddings]
+    if one.shape != other.shape:
+        return None
+    first, second = read(one.tensor), read(other.tensor)
+    if first.dtype != second.dtype or not _same_bits(first[:1], second[:1]):
+        return None
+    return (head, embeddings) if _same_bits(first, second) else None
+
+
+def _first(pieces: Mapping[Place, Piece], which: str) -> Place | None:
+    for place, piece in pieces.items():
+        if place[0] is None and len(piece.shape) == 2 and pattern("tied", which).match(place[1]):
+            return place
+    return None
+
+
+def ties_embeddings(config: Mapping[str, Any], *, silent: bool = False) -> bool:
+    """Whether config.json ties output and input embeddings; `silent` where it does not tell."""
+    inner = config.get("text_config")
+    tied = config.get("tie_word_embeddings")
+    if tied is None and isinstance(inner, Mapping):
+        tied = inner.get("tie_word_embeddings")
+    return silent if tied is None else tied is True
+
+
+def _same_bits(first: Tensor, second: Tensor) -> bool:
+    import torch
+
+    return torch.equal(first.contiguous().view(torch.uint8), second.contiguous().view(torch.uint8))

@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import plotly.graph_objects as go
 
-from mlflow_scalpel.tensors.parts import PARTS
+from mlflow_scalpel.tensors.places import PARTS
 from mlflow_scalpel.views.norm_words import NORM, NOT_TRAINED
 from mlflow_scalpel.views.style import Run, hover, in_rows, nothing, panels, styles
 from mlflow_scalpel.views.tidy import last_step, ordered, read, reasons

@@ -15,7 +15,6 @@ from mlflow_scalpel.views.attention import attention_heatmaps
 from mlflow_scalpel.views.before_after import scores_before_after
 from mlflow_scalpel.views.card import card, card_table
 from mlflow_scalpel.views.costs import cost
-from mlflow_scalpel.views.findings import NORM, PER_RATE
 from mlflow_scalpel.views.heatmaps import weight_heatmaps
 from mlflow_scalpel.views.histograms import change_by_magnitude, change_histogram
 from mlflow_scalpel.views.in_out import in_versus_out
@@ -23,6 +22,7 @@ from mlflow_scalpel.views.kl import kl_concentration, kl_on_base_samples, kl_ove
 from mlflow_scalpel.views.kl_bins import kl_by_entropy, kl_by_position
 from mlflow_scalpel.views.kl_statistics import kl_statistics
 from mlflow_scalpel.views.ledger import ledger
+from mlflow_scalpel.views.norm_words import NORM, PER_RATE
 from mlflow_scalpel.views.norms import norms_over_training, weights_over_training
 from mlflow_scalpel.views.over_training import scores_over_training
 from mlflow_scalpel.views.pairs import pair_cosines, pair_overlap

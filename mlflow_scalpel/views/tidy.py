@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlflow_scalpel.tensors.parts import CLASSICAL, LAYER_PARTS
+from mlflow_scalpel.tensors.places import CLASSICAL, LAYER_PARTS
 
 #: The columns that views read; the tidy table has a few more.
 COLUMNS = (

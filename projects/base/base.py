@@ -4,11 +4,11 @@ from pathlib import Path
 
 from mlflow_scalpel.runs.lifecycle import open_stage
 
-with open_stage("base", Path(__file__).parent / "recipes") as stage:
+with open_stage("base", Path(__file__).parent / "recipes", extra="train") as stage:
     import mlflow
     import transformers
 
-    from mlflow_scalpel.checkpoints import log_base
+    from mlflow_scalpel.checkpoints.logging.log import log_base
     from mlflow_scalpel.training.tiny_base import make_model, make_tokenizer, pretrain
 
     recipe = stage.recipe

@@ -8,15 +8,10 @@ from mlflow_scalpel.runs.lifecycle import open_stage
 with open_stage("compare", Path(__file__).parent / "recipes") as stage:
     import mlflow
 
-    from mlflow_scalpel.comparison import write_table
+    from mlflow_scalpel.comparison.gather import gather, pair_table
     from mlflow_scalpel.comparison.run_queries import compared_params, joined
-    from mlflow_scalpel.comparison.run_store import (
-        describe_runs,
-        gather,
-        name_on_runs,
-        pair_table,
-        stored_ledger,
-    )
+    from mlflow_scalpel.comparison.run_store import describe_runs, name_on_runs, stored_ledger
+    from mlflow_scalpel.comparison.table import write_table
     from mlflow_scalpel.views.report import write_figures, write_report
 
     recipe = stage.recipe

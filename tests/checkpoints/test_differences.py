@@ -50,40 +50,40 @@ INV = {"model.layers.0.self_attn.rotary_emb.inv_freq": (4,)}
     [
         (model(), model(), None),
         (model() | MTP, model(), "without multi-token prediction heads"),
-        (model() | NEXTN, model(), "without the base's last 1 layers"),
+        (model() | NEXTN, model(), "without multi-token prediction heads"),
         (model(), model(vocabulary=22), "the vocabulary has 22 rows, and the base's 20"),
         (experts(False), experts(True), "experts are stored as 2 tensors, and the base's as 12"),
         (experts(True), experts(False), "experts are stored as 12 tensors, and the base's as 2"),
         (
             model(prefix="language_model.model."),
             model(prefix="model.language_model."),
-            "tensors are named otherwise",
+            "the prefix of the tensors' names differs",
         ),
         (model(), model() | INV, "buffers that are computed anew"),
         (model(), model() | {"v_head.summary.weight": (1, 8)}, "a value or reward head"),
-        (model(), model(prefix="_orig_mod.model."), "tensors are named otherwise"),
+        (model(), model(prefix="_orig_mod.model."), "the prefix of the tensors' names differs"),
         (model() | {"visual.blocks.0.attn.qkv.weight": (9, 3)}, model(), "without a vision tower"),
     ],
 )
 def test_differences_of_right_checkpoints_are_notes(base, checkpoint, said):
     found = differences(tensors(**base), tensors(**checkpoint))
-    assert found.foreign is None
+    assert found.unrelated is None
     assert not found.missing
     assert (said is None and not found.notes) or any(said in note for note in found.notes)
 
 
 def test_a_tied_head_may_be_stored_once():
     found = differences(tensors(**model()), tensors(**model(head=False)))
-    assert (found.missing, found.heads, found.foreign) == ((), ("lm_head.weight",), None)
+    assert (found.missing, found.heads, found.unrelated) == ((), ("lm_head.weight",), None)
 
 
 def test_layers_that_are_missing_are_told():
     found = differences(tensors(**model(layers=4)), tensors(**model(layers=2)))
-    assert found.foreign is None
+    assert found.unrelated is None
     assert len(found.missing) == 6
     assert found.missing[0].startswith("model.layers.2.")
 
 
-def test_a_model_of_other_shapes_is_foreign():
+def test_a_model_of_other_shapes_is_unrelated():
     found = differences(tensors(**model()), tensors(**model(hidden=16)))
-    assert "has name and shape of one of the base's" in found.foreign
+    assert "has name and shape of one of the base's" in found.unrelated

@@ -27,8 +27,9 @@ from mlflow.store.tracking.dbmodels.models import (
 )
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-from mlflow_scalpel.checkpoints import checkpoints_of_run, log_base, log_checkpoint
-from mlflow_scalpel.checkpoints.listing import COLUMNS, checkpoints
+from mlflow_scalpel.checkpoints.listing import COLUMNS, list_checkpoints
+from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
+from mlflow_scalpel.checkpoints.search import checkpoints_of_run
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
 from tests.servers import Proxy, Server
@@ -46,7 +47,7 @@ def two_runs(tracking: str, first_model: Path, tmp_path: Path) -> tuple[str, str
         weights = cut_off / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-10])
         for step, directory in ((20, first_model), (40, first_model), (10, cut_off)):
-            delivery = log_checkpoint(
+            upload = log_checkpoint(
                 directory,
                 step=step,
                 base=base.model_id,
@@ -55,9 +56,9 @@ def two_runs(tracking: str, first_model: Path, tmp_path: Path) -> tuple[str, str
             )
             if step == 10:
                 with pytest.raises(ScalpelError):
-                    delivery.wait()
+                    upload.wait()
                 continue
-            model_id = delivery.wait().model_id
+            model_id = upload.wait().model_id
             now = int(time.time() * 1000)
             values = [("accuracy", step / 100, step), ("loss", 9.0, 0), ("step", 5.0, step)]
             values = [Metric(k, v, now, at, model_id=model_id) for k, v, at in values]
@@ -72,7 +73,7 @@ def two_runs(tracking: str, first_model: Path, tmp_path: Path) -> tuple[str, str
 
 def test_a_row_says_all_that_is_known_of_a_checkpoint(two_runs):
     sft, grpo = two_runs
-    table = checkpoints()
+    table = list_checkpoints()
     assert list(table["step"]) == [10, 20, 40, 7]
     assert list(table["run_id"]) == [sft, sft, sft, grpo]
     assert list(table["run_name"]) == ["sft"] * 3 + ["grpo"]
@@ -99,30 +100,30 @@ def test_a_row_says_all_that_is_known_of_a_checkpoint(two_runs):
 
 
 def test_the_newest_version_and_every_alias_are_shown(two_runs):
-    table = checkpoints()
+    table = list_checkpoints()
     # By hand, as the UI does: without the run's ID.
     mlflow.register_model(table["uri"][1], "shown")
     MlflowClient().set_registered_model_alias("tiny", "chosen", "1")
     MlflowClient().set_registered_model_alias("shown", "paper", "1")
-    row = checkpoints().iloc[1]
+    row = list_checkpoints().iloc[1]
     assert (row["name"], row["version"], row["aliases"]) == ("shown", 1, "chosen, paper")
-    row = checkpoints(model="tiny").iloc[0]
+    row = list_checkpoints(model="tiny").iloc[0]
     assert (row["name"], row["version"], row["aliases"]) == ("tiny", 1, "chosen")
 
 
 def test_filters_choose(two_runs):
     sft, grpo = two_runs
     mlflow.set_experiment("another")
-    assert list(checkpoints().columns) == list(COLUMNS)
-    assert len(checkpoints()) == 0
-    assert list(checkpoints("tests")["step"]) == [10, 20, 40, 7]
+    assert list(list_checkpoints().columns) == list(COLUMNS)
+    assert len(list_checkpoints()) == 0
+    assert list(list_checkpoints("tests")["step"]) == [10, 20, 40, 7]
     tests = mlflow.get_experiment_by_name("tests").experiment_id
-    assert list(checkpoints(tests)["step"]) == [10, 20, 40, 7]
-    assert list(checkpoints(run_id=grpo)["step"]) == [7]
-    assert list(checkpoints(run_id=[grpo, sft])["step"]) == [10, 20, 40, 7]
-    assert list(checkpoints(model="tiny")["step"]) == [20, 40]
-    assert list(checkpoints(model="the-base")["step"]) == []
-    assert list(checkpoints(run_id=grpo, model="tiny")["step"]) == []
+    assert list(list_checkpoints(tests)["step"]) == [10, 20, 40, 7]
+    assert list(list_checkpoints(run_id=grpo)["step"]) == [7]
+    assert list(list_checkpoints(run_id=[grpo, sft])["step"]) == [10, 20, 40, 7]
+    assert list(list_checkpoints(model="tiny")["step"]) == [20, 40]
+    assert list(list_checkpoints(model="the-base")["step"]) == []
+    assert list(list_checkpoints(run_id=grpo, model="tiny")["step"]) == []
 
 
 def test_the_environment_names_the_experiment_and_listing_never_makes_one(
@@ -147,11 +148,11 @@ def test_what_is_not_there_is_named(two_runs):
     for wanted, said in (
         ({"experiment": "test"}, "experiment 'test': .*did you mean tests?"),
         ({"run_id": "0" * 32}, "there is no such run at sqlite"),
-        ({"run_id": "x' OR ''='"}, "is no run ID, which has 32 hexadecimal digits"),
+        ({"run_id": "x' OR ''='"}, "is not a run ID, which has 32 hexadecimal digits"),
         ({"model": "tinny"}, "registered model 'tinny': .*did you mean tiny?"),
     ):
         with pytest.raises(ScalpelError, match=said):
-            checkpoints(**wanted)
+            list_checkpoints(**wanted)
 
 
 def test_the_command_prints_a_table_that_fits_and_the_reason_of_what_failed(
@@ -163,9 +164,9 @@ def test_the_command_prints_a_table_that_fits_and_the_reason_of_what_failed(
     assert header.split()[:5] == ["run_name", "run", "algorithm", "step", "state"]
     assert "uri" in header
     assert max(len(row) for row in [header, *rows[:4]]) <= 100
-    first_digits = checkpoints()["run_id"][2][:8]
+    first_digits = list_checkpoints()["run_id"][2][:8]
     assert rows[2].split()[:5] == ["sft", first_digits, "sft", "40", "READY"]
-    assert rows[2].endswith(checkpoints()["uri"][2])
+    assert rows[2].endswith(list_checkpoints()["uri"][2])
     assert rows[4].startswith("step 10 of run sft: ")
     assert main(["checkpoints", "--metrics", "acc*", "--columns", "step,accuracy"]) == 0
     assert capsys.readouterr().out.splitlines()[2].split() == ["20", "0.2"]
@@ -174,7 +175,7 @@ def test_the_command_prints_a_table_that_fits_and_the_reason_of_what_failed(
 
 
 def test_csv_and_json_hold_everything(two_runs, capsys, tmp_path):
-    table = checkpoints()
+    table = list_checkpoints()
     assert main(["checkpoints", "--format", "json"]) == 0
     records = json.loads(capsys.readouterr().out)
     assert [record["step"] for record in records] == [10, 20, 40, 7]
@@ -285,10 +286,10 @@ def filled(tmp_path: Path, track_at: Callable[[str], str]) -> Server:
 def test_a_thousand_checkpoints_are_listed_in_seconds_and_in_few_requests(filled):
     proxy = Proxy(filled.uri)
     mlflow.set_tracking_uri(proxy.uri)
-    assert len(checkpoints("few")) == 250
+    assert len(list_checkpoints("few")) == 250
     few = len(proxy.exchanges())
     proxy.forget()
-    assert len(checkpoints("many")) == 1000
+    assert len(list_checkpoints("many")) == 1000
     many = len(proxy.exchanges())
     proxy.close()
     # Models come 500 a page; all else takes one request each.
@@ -297,7 +298,7 @@ def test_a_thousand_checkpoints_are_listed_in_seconds_and_in_few_requests(filled
 
     mlflow.set_tracking_uri(filled.uri)
     started = time.monotonic()
-    table = checkpoints("many")
+    table = list_checkpoints("many")
     seconds = time.monotonic() - started
     assert (table.shape, table["fraction"].iloc[-1]) == ((1000, len(COLUMNS) + 15), 1.0)
     assert seconds < 6  # 2.5 on two idle cores, most of them in the server

@@ -12,10 +12,11 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_scalpel.checkpoints import checkpoints_of_run, log_base, log_checkpoint
 from mlflow_scalpel.checkpoints.artifact_store import LocalStore, local_directory
-from mlflow_scalpel.checkpoints.listing import checkpoints
+from mlflow_scalpel.checkpoints.listing import list_checkpoints
+from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
 from mlflow_scalpel.checkpoints.prune import Plan, plan_prune, prune
+from mlflow_scalpel.checkpoints.search import checkpoints_of_run
 from mlflow_scalpel.checkpoints.verify import verify
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
@@ -36,7 +37,7 @@ def run_id(tracking: str, first_model: Path, make_model: Callable[..., Path]) ->
 
 
 def steps(plan: Plan) -> tuple[list[int], list[int]]:
-    return [doomed.step for doomed in plan.goes], [kept.step for kept in plan.stays]
+    return [checkpoint.step for checkpoint in plan.to_delete], [kept.step for kept in plan.to_keep]
 
 
 def directories(run_id: str) -> dict[int, Path]:
@@ -51,7 +52,7 @@ def bytes_under(directory: Path) -> int:
 
 
 def test_rules_unite(run_id):
-    for rules, goes in (
+    for rules, to_delete in (
         ({"keep": 1}, [20, 40, 60]),
         ({"keep": 9}, []),
         ({"keep_every": 40}, [20, 60]),
@@ -59,8 +60,8 @@ def test_rules_unite(run_id):
         ({"keep_best": "loss", "minimize": True}, [20, 40, 80]),
         ({"keep": 1, "keep_every": 60, "keep_best": "loss"}, [20]),
     ):
-        stays = [step for step in STEPS if step not in goes]
-        assert steps(plan_prune(run_id, **rules)) == (goes, stays), rules
+        to_keep = [step for step in STEPS if step not in to_delete]
+        assert steps(plan_prune(run_id, **rules)) == (to_delete, to_keep), rules
 
 
 def test_rules_that_say_nothing_are_refused(run_id):
@@ -76,43 +77,43 @@ def test_rules_that_say_nothing_are_refused(run_id):
 
 
 def test_bytes_are_freed_and_everything_else_stays(run_id, tmp_path):
-    before = checkpoints(run_id=run_id)
+    before = list_checkpoints(run_id=run_id)
     base, _ = checkpoints_of_run(run_id)
     content = {f.name: f.read_bytes() for f in directories(run_id)[80].iterdir()}
     on_disk = bytes_under(tmp_path / "artifacts")
     plan = plan_prune(run_id, keep=1)
     assert plan.bytes == plan.bytes_free == before["bytes"][:3].sum()
     assert bytes_under(tmp_path / "artifacts") == on_disk
-    assert [doomed.step for doomed in prune(plan)] == [20, 40, 60]
+    assert [checkpoint.step for checkpoint in prune(plan)] == [20, 40, 60]
     assert bytes_under(tmp_path / "artifacts") == on_disk - plan.bytes_free
     left = directories(run_id)
     assert {f.name: f.read_bytes() for f in left.pop(80).iterdir()} == content
     for directory in left.values():
         assert {file.name for file in directory.iterdir()} == {"MLmodel", "manifest.json"}
 
-    after = checkpoints(run_id=run_id)
+    after = list_checkpoints(run_id=run_id)
     assert list(after["state"]) == ["PRUNED"] * 3 + ["READY"]
     same = [column for column in before.columns if column != "state"]
     assert after[same].equals(before[same])
     assert checkpoints_of_run(run_id)[0] == base
     assert [c.status for c in checkpoints_of_run(run_id)[1]] == list(after["state"])
     assert list(verify(run_id)["result"]) == ["ok", "pruned", "pruned", "pruned", "ok"]
-    assert plan_prune(run_id, keep=1).goes == ()
+    assert plan_prune(run_id, keep=1).to_delete == ()
 
 
 def test_what_has_an_alias_stays_even_if_it_got_it_a_moment_ago(run_id):
     client = MlflowClient()
-    table = checkpoints(run_id=run_id)
+    table = list_checkpoints(run_id=run_id)
     # Registered by hand, so that the version does not know the run.
     mlflow.register_model(table["uri"][0], "chosen")
     client.set_registered_model_alias("chosen", "paper", "1")
     plan = plan_prune(run_id, keep=1)
     assert steps(plan) == ([40, 60], [20, 80])
-    assert plan.stays[0].reasons == ("has the alias paper",)
+    assert plan.to_keep[0].reasons == ("has the alias paper",)
     mlflow.register_model(table["uri"][1], "chosen")
     client.set_registered_model_alias("chosen", "late", "2")
-    assert [doomed.step for doomed in prune(plan)] == [60]
-    assert list(checkpoints(run_id=run_id)["state"]) == ["READY", "READY", "PRUNED", "READY"]
+    assert [checkpoint.step for checkpoint in prune(plan)] == [60]
+    assert list(list_checkpoints(run_id=run_id)["state"]) == ["READY", "READY", "PRUNED", "READY"]
 
 
 def test_hard_links_are_not_counted_as_free(tracking, first_model, tmp_path, capsys):
@@ -141,7 +142,7 @@ def test_hard_links_are_not_counted_as_free(tracking, first_model, tmp_path, cap
 
 def test_a_prune_that_is_cut_off_says_pruned_and_is_ended_by_the_next(run_id, monkeypatch):
     plan = plan_prune(run_id, keep=3)
-    (doomed,) = plan.goes
+    (checkpoint,) = plan.to_delete
     delete = LocalStore.delete
     left = [2]
 
@@ -155,11 +156,11 @@ def test_a_prune_that_is_cut_off_says_pruned_and_is_ended_by_the_next(run_id, mo
     with pytest.raises(ScalpelError, match=r"step 20.*the disk went away.*is PRUNED already"):
         prune(plan)
     monkeypatch.undo()
-    assert list(checkpoints(run_id=run_id)["state"]) == ["PRUNED"] + ["READY"] * 3
+    assert list(list_checkpoints(run_id=run_id)["state"]) == ["PRUNED"] + ["READY"] * 3
     assert "is still there" in verify(run_id)["problem"][1]
     again = plan_prune(run_id, keep=3)
-    assert [d.step for d in again.goes] == [20]
-    assert len(again.goes[0].files) == len(doomed.files) - 2
+    assert [d.step for d in again.to_delete] == [20]
+    assert len(again.to_delete[0].files) == len(checkpoint.files) - 2
     prune(again)
     assert {f.name for f in directories(run_id)[20].iterdir()} == {"MLmodel", "manifest.json"}
 
@@ -175,7 +176,7 @@ def test_what_is_under_way_or_failed_is_left_alone(run_id):
             client.finalize_logged_model(model.model_id, end)
     plan = plan_prune(run_id, keep=1)
     assert steps(plan) == ([20, 40, 60], [5, 10, 80])
-    assert [kept.reasons for kept in plan.stays[:2]] == [("is FAILED",), ("is PENDING",)]
+    assert [kept.reasons for kept in plan.to_keep[:2]] == [("is FAILED",), ("is PENDING",)]
 
 
 def test_the_command_asks_and_refuses_without_a_terminal(run_id, capsys, monkeypatch):
@@ -183,13 +184,13 @@ def test_the_command_asks_and_refuses_without_a_terminal(run_id, capsys, monkeyp
     assert main(["prune", run_id, "--keep", "1"]) == 2
     printed = capsys.readouterr()
     assert "give --yes to agree" in printed.err
-    assert "  stays  step 80      one of the 1 newest" in printed.out
-    assert "  goes   step 20 " in printed.out
+    assert "  keep    step 80      one of the 1 newest" in printed.out
+    assert "  delete  step 20 " in printed.out
     assert main(["prune", run_id, "--keep", "1", "--dry-run"]) == 0
-    assert set(checkpoints(run_id=run_id)["state"]) == {"READY"}
+    assert set(list_checkpoints(run_id=run_id)["state"]) == {"READY"}
     assert main(["prune", run_id, "--keep", "1", "--yes"]) == 0
     assert "of steps 20, 40, 60" in capsys.readouterr().out
-    assert list(checkpoints(run_id=run_id)["state"]) == ["PRUNED"] * 3 + ["READY"]
+    assert list(list_checkpoints(run_id=run_id)["state"]) == ["PRUNED"] * 3 + ["READY"]
     assert main(["prune", run_id, "--keep", "1", "--yes"]) == 0
     assert "nothing to delete" in capsys.readouterr().out
 
@@ -202,7 +203,7 @@ def test_at_a_terminal_the_answer_counts(run_id, monkeypatch):
             monkeypatch.setattr("sys.stdin", terminal)
             assert main(["prune", run_id, "--keep", "3"]) == (0 if answer == "y" else 1)
         os.close(leader)
-        assert list(checkpoints(run_id=run_id)["state"]).count("READY") == left
+        assert list(list_checkpoints(run_id=run_id)["state"]).count("READY") == left
 
 
 def test_a_remote_store_is_freed_through_the_server(mlflow_server, track_at, make_model):

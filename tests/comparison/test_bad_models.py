@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mlflow_scalpel
-from mlflow_scalpel.comparison.summary import summarise
+from mlflow_scalpel.comparison.run_store import summarise
 
 TEXTS = [("1+1=?", "2"), ("what is the capital", "a long answer of many letters"), ("a", "b")]
 
@@ -83,7 +83,7 @@ def test_a_problem_longer_than_the_context_is_a_row_and_the_rest_is_measured(mod
 
 def test_what_was_not_supported_is_asked_again(models, monkeypatch):
     from mlflow_scalpel.comparison import engine
-    from mlflow_scalpel.comparison.forward import UnsupportedModel
+    from mlflow_scalpel.comparison.runner import UnsupportedModel
 
     def refuse(*_):
         raise UnsupportedModel("not by this version")
@@ -125,7 +125,7 @@ def test_a_tensor_that_the_base_lacks_is_refused(models):
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (lambda tensors, name: tensors.pop(name), "lacks the tensor"),
+        (lambda tensors, name: tensors.pop(name), "is missing the tensor"),
         (lambda tensors, name: tensors.update({name: torch.ones(3, 3)}), "has shape"),
     ],
 )

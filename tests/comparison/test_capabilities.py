@@ -10,17 +10,14 @@ import pandas as pd
 import pytest
 
 import mlflow_scalpel
-from mlflow_scalpel.checkpoints import log_base, log_checkpoint
+from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
 from mlflow_scalpel.cli import main
-from mlflow_scalpel.comparison import MeasuredModel
-from mlflow_scalpel.comparison.capabilities import LEDGER_DTYPES, capability_table, ledger
+from mlflow_scalpel.comparison.capabilities import capability_table, ledger
+from mlflow_scalpel.comparison.gather import gather
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.comparison.run_queries import EVALUATED_RUN_TAG
-from mlflow_scalpel.comparison.run_store import (
-    gather,
-    stored_ledger,
-    stored_samples,
-)
-from mlflow_scalpel.comparison.table import COLUMNS
+from mlflow_scalpel.comparison.run_store import stored_ledger, stored_samples
+from mlflow_scalpel.comparison.table import COLUMNS, LEDGER_DTYPES
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.record import log_results
 
@@ -214,7 +211,9 @@ def evaluated(tracking, make_model) -> dict:
 
 
 def test_compare_finds_the_newest_evaluation(evaluated, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(mlflow_scalpel.checkpoints, "resolve", None)  # no model's files are needed
+    monkeypatch.setattr(
+        "mlflow_scalpel.checkpoints.reading.pull.resolve", None
+    )  # no model's files are needed
     base, run = f"models:/{evaluated['base']}", f"runs:/{evaluated['run']}"
     table = mlflow_scalpel.compare(base, run, metrics=["capabilities"])
     by_step = dict(list(table.groupby("step")))

@@ -15,11 +15,13 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 
 import mlflow_scalpel
-from mlflow_scalpel.checkpoints import log_base, log_checkpoint
+from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
 from mlflow_scalpel.cli import main
-from mlflow_scalpel.comparison import divergence, engine, weights
-from mlflow_scalpel.comparison.run_store import gather
-from mlflow_scalpel.comparison.tokens import stored_tokens, token_steps
+from mlflow_scalpel.comparison import engine
+from mlflow_scalpel.comparison.forward import divergence
+from mlflow_scalpel.comparison.gather import gather
+from mlflow_scalpel.comparison.run_store import stored_tokens, token_steps
+from mlflow_scalpel.comparison.weights import files as weights
 from mlflow_scalpel.errors import ScalpelError
 
 TEXTS = [("1+1=?", "2"), ("what is the capital", "a long answer of many letters"), ("a", "b")]
@@ -195,7 +197,7 @@ def test_a_checkpoint_of_another_model_is_rows_with_a_reason(models):
     table = mlflow_scalpel.compare(base, [odd, fine], metrics=["kl/all_tokens"], texts=TEXTS)
     kl = table.set_index("model_id")
     assert kl.loc[odd, "status"] == "not comparable"
-    assert "lacks the tensor model.norm.weight" in kl.loc[odd, "reason"]
+    assert "is missing the tensor model.norm.weight" in kl.loc[odd, "reason"]
     assert kl.loc[fine, "status"] == "ok"
 
 
@@ -382,7 +384,7 @@ def test_what_the_views_say_to_run_is_a_command(monkeypatch, tmp_path):
 
     def compared(base, checkpoints, *, metrics, texts, **settings):
         groups = {one.group for one in choose_metrics(metrics)}
-        assert texts is not None or not groups & set(engine.ON_TEXTS), metrics
+        assert texts is not None or not groups & engine.TEXT_GROUPS.keys(), metrics
         asked.append(metrics)
         raise ScalpelError("enough")
 

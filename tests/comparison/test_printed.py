@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mlflow_scalpel.cli.compare import lines
-from mlflow_scalpel.comparison import tidy
+from mlflow_scalpel.comparison.table import tidy
 
 
 def row(metric: str, value: float, **fields) -> dict:

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import mlflow_scalpel
-from mlflow_scalpel.comparison.forward import ForwardModel
-from mlflow_scalpel.comparison.summary import unmeasured
+from mlflow_scalpel.comparison.forward.model import ForwardModel
+from mlflow_scalpel.comparison.run_store import unmeasured
 from mlflow_scalpel.errors import ScalpelError
-from tests.comparison.test_quantised_models import own_kl
+from tests.comparison.weights.test_quantised_models import own_kl
 from tests.conftest import make_tokenizer
 
 TEXTS = [("1+1=?", "2"), ("what is the capital", "a long answer of many letters"), ("a", "b")]
@@ -200,7 +200,7 @@ def test_a_grown_vocabulary(models, tmp_path):
 
 
 def own_kl_unnormalised(first, second) -> float:
-    from mlflow_scalpel.comparison.probes import build_probe
+    from mlflow_scalpel.comparison.forward.probes import build_probe
 
     found = []
     for item in build_probe("p", TEXTS, make_tokenizer()).items:

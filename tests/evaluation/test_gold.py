@@ -10,9 +10,9 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mlflow_scalpel.evaluation import load_suite
 from mlflow_scalpel.evaluation.gold import opening_of, score_gold_answers
 from mlflow_scalpel.evaluation.harness import Evaluator
+from mlflow_scalpel.evaluation.suite import load_suite
 
 TASKS = Path(__file__).parents[2] / "projects" / "evaluate" / "tasks"
 

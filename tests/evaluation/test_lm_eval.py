@@ -14,12 +14,12 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mlflow_scalpel.comparison import MeasuredModel
+from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.evaluation import load_suite
 from mlflow_scalpel.evaluation.harness import Evaluator
 from mlflow_scalpel.evaluation.record import Plan, score_table
 from mlflow_scalpel.evaluation.results import Result
+from mlflow_scalpel.evaluation.suite import load_suite
 
 SIZES = {"few": 5, "many": 14}
 SYSTEM = "Be brief"
@@ -118,11 +118,13 @@ def test_a_group_of_choices(make_model, tmp_path: Path, weight_by_size: bool) ->
     assert score.stderr == pytest.approx(plain.std(ddof=1) / 19**0.5)
     assert not ours.samples["chat_template"].any()
 
-    subject = MeasuredModel(model, "m", "sha256:a", 0)
+    measured_model = MeasuredModel(model, "m", "sha256:a", 0)
     Result(ours, 5).write(tmp_path / "kept.parquet")
     kept = Result.read(tmp_path / "kept.parquet").evaluation
     assert kept.scores == ours.scores
-    table = score_table(kept, subject, Plan(subject, SYSTEM), "float32").set_index("metric")
+    table = score_table(kept, measured_model, Plan(measured_model, SYSTEM), "float32").set_index(
+        "metric"
+    )
     assert table.loc["lm_eval/in/both/plain", "stderr"] == pytest.approx(result["acc_stderr,none"])
     assert "without the chat template" in table.loc["eval/in/both/plain", "reason"]
     assert "2 tasks" in table.loc["lm_eval/in/both/plain", "reason"]

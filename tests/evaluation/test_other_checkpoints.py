@@ -14,8 +14,8 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.evaluation import load_suite
 from mlflow_scalpel.evaluation.harness import Evaluator
+from mlflow_scalpel.evaluation.suite import load_suite
 
 SUITE = """
 tasks_folder: {tasks}

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mlflow_scalpel.errors import RecipeError
-from mlflow_scalpel.evaluation import load_suite
+from mlflow_scalpel.evaluation.suite import load_suite
 
 PROJECT = Path(__file__).parents[2] / "projects" / "evaluate"
 SUITES = PROJECT / "suites"
@@ -44,7 +44,8 @@ def test_suites_of_the_project_are_sound(name: str) -> None:
 
 def test_loading_a_suite_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from pathlib import Path; from mlflow_scalpel.evaluation import load_suite;"
+        "import sys; from pathlib import Path;"
+        "from mlflow_scalpel.evaluation.suite import load_suite;"
         f"load_suite('tiny', Path({str(SUITES)!r}));"
         "print([m for m in ('torch', 'lm_eval', 'mlflow', 'datasets') if m in sys.modules])"
     )

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_scalpel.checkpoints.weights import check_same_tensors
-from mlflow_scalpel.errors import RecipeError, ScalpelError
-from mlflow_scalpel.evaluation.needs import check_installed
+from mlflow_scalpel.checkpoints.models.swapping import check_same_tensors
+from mlflow_scalpel.errors import MissingPackage, RecipeError, ScalpelError
+from mlflow_scalpel.evaluation.suite import check_installed
 from mlflow_scalpel.evaluation.vllm_engine import sampling
 from mlflow_scalpel.recipes import load_recipe
 
@@ -40,7 +40,7 @@ def test_weights_that_vllm_would_pass_over_are_refused(make_model):
     with pytest.raises(ScalpelError, match=r"tensor \S+ has shape"):
         check_same_tensors(make_model(1, hidden=16), base)
     tied = make_model(1, tied=True)
-    with pytest.raises(ScalpelError, match=r"lacks the tensor lm_head\.weight"):
+    with pytest.raises(ScalpelError, match=r"is missing the tensor lm_head\.weight"):
         check_same_tensors(tied, base)
     with pytest.raises(ScalpelError, match=r"tensor lm_head\.weight is none of the base"):
         check_same_tensors(base, tied)
@@ -63,7 +63,9 @@ def test_settings_that_vllm_would_keep_are_refused(make_model, tmp_path, setting
 def test_without_vllm_a_recipe_that_wants_it_stops_at_once(monkeypatch):
     monkeypatch.setattr("mlflow_scalpel.extras.find_spec", lambda name: None)
     check_installed(recipe("engine=hf"))
-    with pytest.raises(RecipeError, match=r"vllm is not installed; .*\[vllm\].*engine=hf"):
+    with pytest.raises(
+        MissingPackage, match=r"vllm, which is not installed: .*\[vllm\].*engine=hf"
+    ):
         check_installed(recipe("engine=vllm"))
     with pytest.raises(RecipeError, match="CUDA_VISIBLE_DEVICES"):
         recipe("engine=vllm device=cuda:1")

@@ -7,8 +7,8 @@ import re
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_scalpel.checkpoints import checkpoints_of_run
-from mlflow_scalpel.runs.resume import FAILURE_TAG
+from mlflow_scalpel.checkpoints.search import checkpoints_of_run
+from mlflow_scalpel.run_warnings import FAILURE_TAG
 from tests.projects.test_resume import SHORT, environment, home, newest_run, stage  # noqa: F401
 
 pytestmark = pytest.mark.slow

@@ -11,15 +11,11 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mlflow_scalpel.checkpoints import checkpoints_of_run, resolve
-from mlflow_scalpel.comparison.run_store import (
-    evaluations_of,
-    get_run,
-    stored_samples,
-    stored_table,
-)
-from mlflow_scalpel.run_warnings import warnings_of
-from mlflow_scalpel.runs.resume import FAILURE_TAG
+from mlflow_scalpel.checkpoints.reading.pull import resolve
+from mlflow_scalpel.checkpoints.search import checkpoints_of_run
+from mlflow_scalpel.comparison.run_queries import ClientSource, evaluations_of
+from mlflow_scalpel.comparison.run_store import get_run, stored_samples, stored_table
+from mlflow_scalpel.run_warnings import FAILURE_TAG, warnings_of
 from tests.interpreters import Interpreter
 
 pytestmark = pytest.mark.slow
@@ -117,7 +113,7 @@ def test_a_model_learns_to_stop_with_the_recipes_template_and_end_token(home, tr
     for one in (evaluation, run_id):
         assert "at step 60" not in str(warnings_of(get_run(one).data.tags))
         assert "at step 0: 0 of 8" in str(warnings_of(get_run(one).data.tags))
-    assert len(evaluations_of(get_run(run_id))) == 1
+    assert len(evaluations_of(ClientSource(), get_run(run_id))) == 1
 
 
 def test_an_end_of_turn_that_is_no_end_token_is_told_from_the_start_to_the_end(

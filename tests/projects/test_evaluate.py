@@ -14,17 +14,14 @@ import pytest
 import yaml
 
 import mlflow_scalpel
-from mlflow_scalpel.checkpoints import checkpoints_of_run, log_base, log_checkpoint, resolve
-from mlflow_scalpel.comparison.run_store import (
-    evaluations_of,
-    get_run,
-    stored_ledger,
-    stored_samples,
-    stored_table,
-)
-from mlflow_scalpel.evaluation import load_suite
+from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
+from mlflow_scalpel.checkpoints.reading.pull import resolve
+from mlflow_scalpel.checkpoints.search import checkpoints_of_run
+from mlflow_scalpel.comparison.run_queries import ClientSource, evaluations_of
+from mlflow_scalpel.comparison.run_store import get_run, stored_ledger, stored_samples, stored_table
 from mlflow_scalpel.evaluation.harness import Evaluator
-from mlflow_scalpel.runs.resume import SEAMS_TAG
+from mlflow_scalpel.evaluation.suite import load_suite
+from mlflow_scalpel.runs.resume import RESUMED_TAG
 from tests.interpreters import Interpreter
 
 pytestmark = pytest.mark.slow
@@ -64,9 +61,9 @@ from mlflow_scalpel.evaluation.results import Results
 
 store, stored = Results.store, []
 
-def store_and_die(self, subject):
-    result = store(self, subject)
-    stored.append(subject)
+def store_and_die(self, model):
+    result = store(self, model)
+    stored.append(model)
     if len(stored) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     return result
@@ -102,7 +99,7 @@ def trained(tracking, make_model, tmp_path) -> tuple[str, Path]:
 
 
 def newest(run_id: str) -> str:
-    runs = evaluations_of(get_run(run_id))
+    runs = evaluations_of(ClientSource(), get_run(run_id))
     return max(runs, key=lambda run: run.info.start_time).info.run_id
 
 
@@ -135,7 +132,9 @@ def test_a_killed_evaluation_goes_on_and_ends_as_if_nobody_had_killed_it(
     said = evaluate(training_python, tmp_path, "--resume", killed)
     assert "2 models to measure" in said
     assert mlflow.MlflowClient().get_run(killed).info.status == "FINISHED"
-    assert mlflow.MlflowClient().get_run(killed).data.tags[SEAMS_TAG] == "2 of 4 models were there"
+    assert (
+        mlflow.MlflowClient().get_run(killed).data.tags[RESUMED_TAG] == "2 of 4 models were there"
+    )
     pd.testing.assert_frame_equal(stored_samples(killed), stored_samples(whole))
     assert points(killed) == points(whole)
     assert all(len(history) == 4 for history in points(whole).values())
@@ -267,7 +266,7 @@ def test_an_evaluation_ends_in_a_ledger(tracking, make_model, training_python, t
     sampled = ledger[ledger["kind"] == "sampled"]
     assert set(sampled["k"]) == {4}
 
-    rows = stored_samples(evaluations_of(get_run(run.info.run_id))[0].info.run_id)
+    rows = stored_samples(evaluations_of(ClientSource(), get_run(run.info.run_id))[0].info.run_id)
     draws = {
         step: list(part["completion"])
         for step, part in rows[rows["kind"] == "sampled"].groupby("step")

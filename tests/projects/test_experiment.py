@@ -21,11 +21,17 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mlflow_scalpel.checkpoints import checkpoints_of_run, resolve
-from mlflow_scalpel.comparison.run_store import stored_ledger, stored_table
+from mlflow_scalpel.checkpoints.reading.pull import resolve
+from mlflow_scalpel.checkpoints.search import checkpoints_of_run
+from mlflow_scalpel.comparison.run_store import (
+    stored_ledger,
+    stored_table,
+    stored_tokens,
+    token_steps,
+)
 from mlflow_scalpel.comparison.table import COLUMNS
-from mlflow_scalpel.comparison.tokens import stored_tokens, token_steps
-from mlflow_scalpel.runs.resume import FAILURE_TAG, SEAMS_TAG
+from mlflow_scalpel.run_warnings import FAILURE_TAG
+from mlflow_scalpel.runs.resume import RESUMED_TAG
 
 pytestmark = pytest.mark.slow
 
@@ -205,7 +211,7 @@ def test_what_had_finished_is_not_done_again_and_the_killed_arm_goes_on(experime
     for name, run in killed.items():
         assert experiment["runs"][name].info.run_id == run.info.run_id
     sft = experiment["runs"]["sft"]
-    assert sft.data.tags[SEAMS_TAG].startswith("from step 2")
+    assert sft.data.tags[RESUMED_TAG].startswith("from step 2")
     steps = [one.step for one in checkpoints_of_run(sft.info.run_id)[1]]
     assert steps == [2, 4]
 
@@ -363,7 +369,7 @@ def test_a_second_run_in_the_same_directory_works_and_shares_the_base(experiment
 @pytest.mark.parametrize(
     ("parameters", "said"),
     [
-        (["learning_rate=-1"], 'learning_rate is no parameter.*-P set="train.learning_rate=-1'),
+        (["learning_rate=-1"], 'learning_rate is not a parameter.*set="train.learning_rate=-1'),
         (["set=model=models:/nothing/latest"], "no version of nothing is registered"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_scalpel.comparison.run_store import stored_table
-from mlflow_scalpel.runs.resume import FAILURE_TAG
+from mlflow_scalpel.run_warnings import FAILURE_TAG
 from tests.projects.test_resume import SHORT, environment, home, newest_run, stage  # noqa: F401
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,8 @@ import pytest
 from mlflow import MlflowClient
 from transformers import AutoConfig
 
-from mlflow_scalpel.checkpoints import checkpoints_of_run, resolve
+from mlflow_scalpel.checkpoints.reading.pull import resolve
+from mlflow_scalpel.checkpoints.search import checkpoints_of_run
 from mlflow_scalpel.recipes import load_recipe
 from mlflow_scalpel.training.planning import model_size, plan_run
 from tests.projects.test_resume import SHORT, home, stage  # noqa: F401

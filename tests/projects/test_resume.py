@@ -1,4 +1,4 @@
-"""Training processes that are killed, and taken up: nothing lost, nothing twice."""
+"""Training processes that are killed, and resumed: nothing lost, nothing twice."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from mlflow_scalpel.checkpoints import checkpoints_of_run
+from mlflow_scalpel.checkpoints.search import checkpoints_of_run
 from mlflow_scalpel.comparison.run_store import stored_table
-from mlflow_scalpel.runs.resume import SEAMS_TAG
+from mlflow_scalpel.runs.resume import RESUMED_TAG
 from tests.interpreters import Interpreter
 
 pytestmark = pytest.mark.slow
@@ -87,8 +87,8 @@ elif place == "before its recipe is stored":
     import mlflow
     mlflow.log_text = lambda *_: die()
 elif place == "before its base is opened":
-    from mlflow_scalpel.training import session
-    session.open_base = lambda *_: die()
+    from mlflow_scalpel.training import base
+    base.open_base = lambda *_: die()
 sys.argv = sys.argv[3:]
 runpy.run_path(script, run_name="__main__")
 """
@@ -217,7 +217,7 @@ def test_a_killed_run_ends_as_if_nobody_had_killed_it(
 
     run = MlflowClient().get_run(run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.tags[SEAMS_TAG].startswith(f"from step {goes_on_from}")
+    assert run.data.tags[RESUMED_TAG].startswith(f"from step {goes_on_from}")
     _, checkpoints = checkpoints_of_run(run_id)
     assert [(c.step, c.status) for c in checkpoints] == [(s, "READY") for s in (2, 4, 6, 8)]
     assert sorted(o.step for o in run.outputs.model_outputs) == [2, 4, 6, 8]
@@ -254,13 +254,13 @@ def test_what_cannot_be_taken_up_says_why(home, training_python, uninterrupted):
     assert "has FINISHED, so nothing of it is left to do" in resume(
         training_python, home, "sft", run_id, code=2
     )
-    assert "is a run of sft; take it up with" in resume(
+    assert "is a run of sft; resume it with" in resume(
         training_python, home, "grpo", run_id, code=2
     )
     assert "there is no such run" in resume(training_python, home, "sft", "0" * 32, code=2)
 
 
-def test_what_nobody_can_take_up_is_ended(home, training_python, uninterrupted):
+def test_what_cannot_be_resumed_is_ended(home, training_python, uninterrupted):
     run_id = train(training_python, home, "sft", kill=("between saves", 5))
     shutil.move(home / "outputs" / run_id, home / "elsewhere")
     said = resume(training_python, home, "sft", run_id, code=2)

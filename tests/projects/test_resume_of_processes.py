@@ -1,4 +1,4 @@
-"""A run of two training processes that is killed as a whole, and taken up."""
+"""A run of two training processes that is killed as a whole, and resumed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_scalpel.checkpoints import checkpoints_of_run, resolve
 from mlflow_scalpel.checkpoints.manifest import sha256
+from mlflow_scalpel.checkpoints.reading.pull import resolve
+from mlflow_scalpel.checkpoints.search import checkpoints_of_run
 from mlflow_scalpel.comparison.run_store import stored_table
-from mlflow_scalpel.runs.resume import SEAMS_TAG
+from mlflow_scalpel.runs.resume import RESUMED_TAG
 from tests.interpreters import Interpreter
 from tests.projects.test_resume import (  # noqa: F401
     SHORT,
@@ -188,7 +189,7 @@ def test_killed_processes_are_taken_up_as_if_nobody_had_killed_them(
 
     run = client.get_run(run_id)
     assert (run.info.status, run.data.params["processes"]) == ("FINISHED", "2")
-    assert run.data.tags[SEAMS_TAG].startswith(f"from step {goes_on_from}")
+    assert run.data.tags[RESUMED_TAG].startswith(f"from step {goes_on_from}")
     _, checkpoints = checkpoints_of_run(run_id)
     assert [(c.step, c.status) for c in checkpoints] == [(s, "READY") for s in (2, 4, 6, 8)]
     assert sorted(o.step for o in run.outputs.model_outputs) == [2, 4, 6, 8]

@@ -11,7 +11,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_scalpel.checkpoints import checkpoints_of_run
+from mlflow_scalpel.checkpoints.search import checkpoints_of_run
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.comparison.run_store import stored_table
 from tests.interpreters import Child, Interpreter
@@ -91,7 +91,7 @@ def test_a_server_that_comes_back_gets_everything(home, training_python, restart
     server.start()
     rest, _ = process.communicate()
     assert process.returncode == 0, output + rest
-    assert "training goes on" in output
+    assert "training continues" in output
     assert "takes what is sent again" in output + rest
     whole(run_of(server.uri))
 

@@ -17,10 +17,10 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from mlflow_scalpel.checkpoints import checkpoints_of_run
+from mlflow_scalpel.checkpoints.search import checkpoints_of_run
 from mlflow_scalpel.comparison.run_store import stored_samples
 from mlflow_scalpel.evaluation.record import SUITE
-from mlflow_scalpel.runs.resume import FAILURE_TAG
+from mlflow_scalpel.run_warnings import FAILURE_TAG
 
 pytestmark = [
     pytest.mark.slow,

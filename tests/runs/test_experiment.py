@@ -1,4 +1,4 @@
-"""Which stages an experiment that is taken up begins, goes on with, or leaves as they are."""
+"""Which stages an experiment that is resumed begins, goes on with, or leaves as they are."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_PROJECT_ENTRY_POINT
 
+from mlflow_scalpel.run_warnings import FAILURE_TAG
 from mlflow_scalpel.runs.experiment import Experiment
-from mlflow_scalpel.runs.resume import FAILURE_TAG
 
 STAGE = "import os, sys; print(os.environ['MLFLOW_RUN_ID'], *sys.argv[1:])"
 

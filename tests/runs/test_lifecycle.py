@@ -14,7 +14,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_scalpel.runs.resume import FAILURE_TAG
+from mlflow_scalpel.run_warnings import FAILURE_TAG
 
 RECIPE = "stage: compare\nruns: [a, b]\n"
 SCRIPT = """
@@ -121,8 +121,11 @@ def test_killed_by_a_signal_even_by_two(start, number):
     [
         (["--set", "titel=x"], "Did you mean title"),
         (["--recipe", "tinny"], "Did you mean tiny"),
-        (["--learning_rate", "1e-5"], 'learning_rate is no parameter.*-P set="train.learning_rate'),
-        (["--max_steps=5"], r"max_steps is no parameter.*train\.max_steps"),
+        (
+            ["--learning_rate", "1e-5"],
+            'learning_rate is not a parameter.*-P set="train.learning_rate',
+        ),
+        (["--max_steps=5"], r"max_steps is not a parameter.*train\.max_steps"),
     ],
 )
 def test_a_refused_recipe_fails_the_waiting_run_with_the_same_words(start, arguments, said):

@@ -14,11 +14,19 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from flask import Flask
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
 
-from mlflow_scalpel.comparison.run_queries import EVALUATED_RUN_TAG, LEDGER, TABLE, TOKENS
+from mlflow_scalpel.comparison.run_queries import (
+    EVALUATED_RUN_TAG,
+    LEDGER,
+    TABLE,
+    TOKENS,
+    comparison_tag,
+)
 from mlflow_scalpel.comparison.table import tidy
+from mlflow_scalpel.server.loopback import make_app
 from tests.servers import Server, _running
 from tests.views.conftest import ARMS, rows_of
 from tests.views.whole import capability_rows, ledger_of
@@ -163,6 +171,46 @@ class Shown:
     @property
     def query(self) -> str:
         return "runs=" + ",".join(self.runs)
+
+
+def log_compared(logged, rows, **others):
+    """A finished run of the command `compare` that measured a run (and others: texts, a table)."""
+    client, experiment_id, run_id = logged
+    tags = {"scalpel.stage": "compare"}
+    comparison = client.create_run(experiment_id, tags=tags, run_name="compare").info.run_id
+    client.log_param(comparison, "run_0", run_id)
+    for key, value in comparison_tag(comparison).items():
+        client.set_tag(run_id, key, value)
+    log_parquet(client, comparison, tidy(rows), TABLE)
+    for artifact, table in others.items():
+        log_parquet(client, comparison, table, f"{TOKENS}/{artifact.replace('_', '-')}.parquet")
+    client.set_terminated(comparison)
+
+
+@pytest.fixture
+def logged(tracking) -> tuple[MlflowClient, str, str]:
+    """A client, an experiment and its run."""
+    client = MlflowClient(tracking)
+    experiment_id = client.get_experiment_by_name("tests").experiment_id
+    return client, experiment_id, log_run(client, experiment_id, "aaaa1111", name=f"run {ODD}")
+
+
+@pytest.fixture
+def app(tracking) -> Flask:
+    return make_app(tracking)
+
+
+@pytest.fixture
+def get(app):
+    """`get(path)` asks as a browser on this machine would."""
+    client = app.test_client()
+    return lambda path, host="127.0.0.1:5005": client.get(
+        f"/scalpel/{path}", headers={"Host": host}
+    )
+
+
+def lines(response):
+    return [json.loads(line) for line in response.text.splitlines()]
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mlflow_scalpel.tensors.cuts import Cut
-from mlflow_scalpel.tensors.headers import Header
+from mlflow_scalpel.tensors.files import Header
 from mlflow_scalpel.tensors.places import places
 from tests.tensors.tiny_families import tiny_model
 

@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mlflow_scalpel.comparison.weights import StoredWeights, weight_rows
+from mlflow_scalpel.comparison.weights.files import StoredWeights
+from mlflow_scalpel.comparison.weights.rows import weight_rows
 from mlflow_scalpel.metrics import choose_metrics
 from mlflow_scalpel.metrics.update_sums import Training
-from mlflow_scalpel.tensors.parts import PARTS
+from mlflow_scalpel.tensors.places import PARTS
 from tests.tensors.tiny_families import FAMILIES, LEFT_OUT, tiny_model
 
 # Dense, mixtures in three layouts, fused and interleaved projections, state spaces, convolutions,

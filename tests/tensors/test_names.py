@@ -7,11 +7,10 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
 )
 
-from mlflow_scalpel.checkpoints.selection import select
-from mlflow_scalpel.comparison.weights import StoredWeights
+from mlflow_scalpel.comparison.weights.files import StoredWeights
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.tensors.names import Location, counterparts, located
-from mlflow_scalpel.tensors.parts import LAYER_PARTS
+from mlflow_scalpel.tensors.names import Location, counterparts, located, select
+from mlflow_scalpel.tensors.places import LAYER_PARTS
 from tests.tensors.tiny_families import tiny_config
 
 PREFIXES = (

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from mlflow_scalpel.checkpoints.selection import select
 from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.recipes import load_recipe
-from mlflow_scalpel.recipes.freezing import Freeze, parse_layers
+from mlflow_scalpel.recipes.trainers import Freeze
+from mlflow_scalpel.tensors.names import parse_layers, select
 from mlflow_scalpel.training.freezing import (
     apply_freeze,
     changed_elements,

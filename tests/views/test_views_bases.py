@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from mlflow_scalpel.comparison import tidy
+from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.views.bases import base_words
 
 DIGEST, OTHER = "sha256:" + "a5" * 32, "sha256:" + "b6" * 32

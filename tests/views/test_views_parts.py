@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlflow_scalpel.comparison.summary import summarise
+from mlflow_scalpel.comparison.run_store import summarise
 from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.views import (
     findings,

@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from mlflow_scalpel import views
 from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.metrics import all_metrics
-from mlflow_scalpel.tensors.parts import CLASSICAL as MATRICES
+from mlflow_scalpel.tensors.places import CLASSICAL as MATRICES
 from mlflow_scalpel.views import png_traces
 from mlflow_scalpel.views.plotlyjs import plotly_js
 from mlflow_scalpel.views.report import gap_words

@@ -1,0 +1,1 @@
+"""Checkpoints of other tools: where trainers leave them, and what they noted."""

@@ -1,0 +1,1 @@
+"""Checkpoints as models in memory: opened, swapped, merged, restored."""

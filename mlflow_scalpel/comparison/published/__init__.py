@@ -1,0 +1,1 @@
+"""Published results as runs: files that are read, checked and logged."""
