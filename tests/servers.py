@@ -91,6 +91,7 @@ class Server:
         options: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         prefix: str = "",
+        python: Path = Path(sys.executable),
     ) -> None:
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}{prefix}"
@@ -99,13 +100,14 @@ class Server:
         """Where the server keeps the files."""
         self.log = folder / "server.log"
         self._folder = folder
+        self._python = python
         self._options = [*options, *(["--static-prefix", prefix] if prefix else [])]
         self._environment = dict(environment or {})
         self._process: Process | None = None
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+        command = [str(self._python), "-m", "mlflow", "server", "--host", "127.0.0.1"]
         command += ["--port", str(self.port), "--workers", "1"]
         command += ["--backend-store-uri", self.store_uri]
         command += ["--artifacts-destination", str(self.artifacts), *self._options]

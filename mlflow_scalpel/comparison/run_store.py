@@ -118,7 +118,7 @@ def name_on_runs(comparison_id: str, run_ids: Sequence[str]) -> None:
 
 
 def _title(table: pd.DataFrame, compared: Sequence[Run]) -> str:
-    """What was measured of what; MLflow's list of runs shows little else of it."""
+    """The groups and the runs measured; MLflow's list of runs shows little else of a comparison."""
     groups = ", ".join(dict.fromkeys(one.split("/")[0] for one in table["metric"].unique()))
     if compared:
         return f"{groups} of {', '.join(str(run.info.run_name) for run in compared)}"[:200]

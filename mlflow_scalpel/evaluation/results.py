@@ -36,7 +36,7 @@ RESULTS = "scalpel/results"
 
 @dataclass(frozen=True)
 class Result:
-    """What was found of one model."""
+    """The result of one model."""
 
     evaluation: Evaluation
     """Its samples may have the columns of gold.py too."""
@@ -57,7 +57,7 @@ class Result:
 
     @classmethod
     def read(cls, path: Path) -> Result:
-        """What `write` wrote; raises ValueError or OSError for a file that was cut off."""
+        """Read what `write` wrote; raises ValueError or OSError for a file that was cut off."""
         rows = pd.read_parquet(path)
         about, rows.attrs = rows.attrs, {}
         scores = [_score(fields) for fields in about["scores"]]
@@ -97,7 +97,7 @@ class Results:
                 path.unlink()
 
     def path(self, model: MeasuredModel) -> Path:
-        """Where the result of a model is, or will be."""
+        """The path of a model's result, there or not."""
         return result_file(self.folder, model)
 
     def read(self, model: MeasuredModel) -> Result:

@@ -77,7 +77,7 @@ class SuiteTask(Strict):
     grader: Literal["task", "math_verify", "math_verify_or_number"] = "task"
     """`task` leaves it to lm-eval. `math_verify` compares the completion's answer as mathematics:
     in <answer> tags, boxed, or else LaTeX after the word "answer"; `math_verify_or_number` takes
-    the last number where there is none of these. docs/grading.md says it all."""
+    the last number where there is none of these. docs/explanation/grading.md says it all."""
     gold_pattern: str | None = None
     """Regular expression whose first group is the answer within the task's target."""
     filter: str = "none"
@@ -90,11 +90,11 @@ class SuiteTask(Strict):
     limit: PositiveInt | None = None
     """At most so many problems, the first ones; of a group, so many from each of its tasks."""
     samples: PositiveInt = 1
-    """Completions a problem."""
+    """Completions per problem."""
     generation: Generation | None = None
     """Null for tasks that compare likelihoods, such as multiple choice."""
     data: Data | None = None
-    """Where the problems come from; null leaves it to the task."""
+    """Source of the problems; null leaves it to the task."""
 
     @property
     def metric_name(self) -> str:
@@ -103,7 +103,7 @@ class SuiteTask(Strict):
 
     @property
     def work(self) -> str:
-        """What decides the completions: tasks that agree on it are run once."""
+        """All that decides the completions: tasks that agree on it are run once."""
         return self.model_dump_json(exclude=_OF_GRADING)
 
     @field_validator("gold_pattern")

@@ -73,7 +73,7 @@ class Tables:
         self._lock = threading.Lock()
 
     def select(self, source: Source, run_ids: Sequence[str]) -> Selection:
-        """What was measured of these runs.
+        """These runs, with everything that was measured of them.
 
         Raises ScalpelError for a text that is not a run ID and for too many runs, NotReadable for a
         run that the user may not read.

@@ -1,4 +1,4 @@
-"""What the start page lists: experiments, runs, checkpoints. No artifact is read for it."""
+"""Lists of the start page: experiments, runs, checkpoints. No artifact is read for it."""
 
 from __future__ import annotations
 

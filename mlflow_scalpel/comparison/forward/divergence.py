@@ -23,8 +23,8 @@ from mlflow_scalpel.comparison.table import (
 )
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.compiling import compiled
-from mlflow_scalpel.metrics.kl.tokens import TokenDivergence, token_divergence
 from mlflow_scalpel.metrics.registry import Metric
+from mlflow_scalpel.metrics.token_divergence import TokenDivergence, token_divergence
 
 # Logits formed at once, whatever the vocabulary: 4 MB in float32, which fit the cache of the many
 # eager passes; the compiled pass is one, and the products before it are faster when they are large.
@@ -65,7 +65,7 @@ class Divergence:
         self.model = model
         self.probes = list(probes)
         self.last: list[Measured] = []
-        """What `rows` measured last, a probe each."""
+        """The last result of `rows`, one for each probe."""
         model.load_base()
         for item in [item for probe in self.probes for item in probe.items][:1]:
             model.check_head(item)
@@ -190,7 +190,7 @@ PROBLEMS, RANKED, TOP, CONTEXT = 8, 200, 5, 160
 
 @torch.inference_mode()
 def token_table(measured: Sequence[Measured], tokenizer: Any) -> pd.DataFrame:
-    """What base and checkpoint say of single tokens; `named` fills in model_id and step.
+    """Divergences and most likely tokens at single positions; `named` fills in model_id and step.
 
     A row is a position of a text: `token` is what the text goes on with there (null after the last
     position), and the divergences are those of the two models' distributions over it. There are all

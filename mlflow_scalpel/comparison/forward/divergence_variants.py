@@ -22,7 +22,7 @@ from mlflow_scalpel.comparison.forward.model import ForwardModel, Head, keep
 from mlflow_scalpel.comparison.forward.probes import Probe, ProbeText
 from mlflow_scalpel.comparison.runner import Progress, place
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.metrics.kl_paper_compat.all_tokens import bfloat16_divergence
+from mlflow_scalpel.metrics.paper_compat import bfloat16_divergence
 from mlflow_scalpel.metrics.registry import Metric
 
 BATCH = 64  # answers sampled at once; a batch runs until its longest ends

@@ -1,4 +1,4 @@
-"""What runs texts through models: one model whose weights are swapped, and who measures by it."""
+"""The model that texts are run through, whose weights are swapped, and how it makes logits."""
 
 from __future__ import annotations
 

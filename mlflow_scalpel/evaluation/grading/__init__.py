@@ -24,7 +24,7 @@ REMEMBERED = 50_000  # verdicts on pairs
 
 
 class Verdict(Enum):
-    """What grading a completion found."""
+    """The result of grading a completion."""
 
     RIGHT = "right"
     WRONG = "wrong"
@@ -142,7 +142,7 @@ def math_answer_or_number(doc: dict[str, Any], results: list[str]) -> dict[str, 
 
 
 def fallback_of(grader: str) -> Fallback:
-    """What the graders `math_verify` and `math_verify_or_number` do without a stated answer."""
+    """The fallback of the graders `math_verify` and `math_verify_or_number`."""
     return "last_number" if grader == "math_verify_or_number" else "none"
 
 

@@ -16,7 +16,7 @@ from mlflow_scalpel.comparison.forward import attention
 from mlflow_scalpel.comparison.forward import model as forward
 from mlflow_scalpel.comparison.forward.probes import Probe, ProbeText, build_probe
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.metrics.attention.js import js
+from mlflow_scalpel.metrics.attention import js
 from mlflow_scalpel.metrics.registry import choose_metrics
 from tests.conftest import make_tokenizer
 from tests.tensors.tiny_families import tiny_model
