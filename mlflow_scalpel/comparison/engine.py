@@ -27,7 +27,7 @@ from mlflow_scalpel.comparison.results import (
     key_of,
 )
 from mlflow_scalpel.comparison.runner import (
-    MEASURED,
+    MERGE_DTYPE,
     Bars,
     Runner,
     failed_rows,
@@ -249,7 +249,7 @@ class Comparison:
             try:
                 with one_line_errors():
                     self._models[dtype] = ForwardModel(
-                        self.base.complete(MEASURED), dtype=dtype, device=self._device
+                        self.base.complete(MERGE_DTYPE), dtype=dtype, device=self._device
                     )
             except ScalpelError as error:
                 # Without its traceback, which would hold on to what was opened of the model.
@@ -275,7 +275,7 @@ class Comparison:
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        complete = self.base.complete(MEASURED)
+        complete = self.base.complete(MERGE_DTYPE)
         with refused(complete):
             return AutoTokenizer.from_pretrained(
                 complete, trust_remote_code=False, local_files_only=True

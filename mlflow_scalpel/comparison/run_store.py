@@ -40,7 +40,6 @@ from mlflow_scalpel.comparison.table import (
     token_file_name,
     token_step,
     write_table,
-    write_tokens,
 )
 from mlflow_scalpel.credentials import without_credentials
 from mlflow_scalpel.errors import ScalpelError
@@ -208,7 +207,7 @@ def log_tokens(tables: Sequence[pd.DataFrame], run_id: str) -> None:
         by_step.setdefault(number if pd.isna(step) else int(step), []).append(table)
     with tempfile.TemporaryDirectory() as scratch:
         for step, same in by_step.items():
-            write_tokens(pd.concat(same, ignore_index=True), Path(scratch) / token_file_name(step))
+            write_table(pd.concat(same, ignore_index=True), Path(scratch) / token_file_name(step))
         MlflowClient().log_artifacts(run_id, scratch, TOKENS)
 
 

@@ -31,7 +31,7 @@ from mlflow_scalpel.metrics.token_divergence import TokenDivergence, token_diver
 # 32 MB are the most that glibc hands out without asking the kernel for pages each time.
 SLICE_LOGITS, COMPILED_SLICE_LOGITS = 1 << 20, 1 << 23
 FLOOR = "/floor/"  # in the names of the metrics that are of the base alone
-NEVER = -1e30  # logit of a token without probability: infinity times that would be NaN
+IMPOSSIBLE_LOGIT = -1e30  # logit of a token without probability: infinity times that would be NaN
 COMPILED_FROM = 1 << 27  # logits of a probe from which compiling (seconds) is worth its time
 
 
@@ -150,7 +150,9 @@ def divergences(probe: Probe, base: Side, checkpoint: Side) -> list[TokenDiverge
 def _grown(logits: Tensor, vocabulary: int) -> Tensor:
     """The base's logits (T, V), with tokens that it does not know and so never says."""
     missing = vocabulary - logits.shape[-1]
-    return torch.nn.functional.pad(logits, (0, missing), value=NEVER) if missing else logits
+    return (
+        torch.nn.functional.pad(logits, (0, missing), value=IMPOSSIBLE_LOGIT) if missing else logits
+    )
 
 
 def _slices(states: Sequence[Tensor], size: int) -> Iterator[Tensor]:

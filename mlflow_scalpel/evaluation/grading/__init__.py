@@ -20,7 +20,7 @@ from mlflow_scalpel.evaluation.grading.quick import may_be_read, same
 
 SECONDS_PER_BATCH = 20.0
 SECONDS_PER_PAIR = 0.05  # added for each pair of the batch that has to be computed
-REMEMBERED = 50_000  # verdicts on pairs
+MOST_REMEMBERED = 50_000  # verdicts on pairs
 
 
 class Verdict(Enum):
@@ -194,5 +194,5 @@ def _remembered(pair: tuple[str | None, str]) -> Verdict | None:
 
 def _remember(pair: tuple[str | None, str], verdict: Verdict) -> None:
     _memory[pair] = verdict
-    while len(_memory) > REMEMBERED:
+    while len(_memory) > MOST_REMEMBERED:
         _memory.popitem(last=False)
