@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -99,15 +98,10 @@ def rows_of(run_id: str) -> list[dict[str, Any]]:
     return rows
 
 
-@functools.cache
-def measured() -> pd.DataFrame:
-    return frame([one for run_id in ARMS for one in rows_of(run_id)])
-
-
 @pytest.fixture
 def table() -> pd.DataFrame:
     """The tidy table of the three runs."""
-    return measured().copy()
+    return frame([one for run_id in ARMS for one in rows_of(run_id)])
 
 
 @pytest.fixture
@@ -143,17 +137,12 @@ def make() -> Make:
     return Make()
 
 
-@functools.cache
-def measured_and_evaluated() -> pd.DataFrame:
+@pytest.fixture
+def whole(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the capabilities, the concentration of KL and what was frozen."""
     rows = [
         row(**one)
         for run_id, (algorithm, *_) in ARMS.items()
         for one in capability_rows(run_id, algorithm, STEPS)
     ]
-    return pd.concat([measured(), frame(rows)], ignore_index=True)
-
-
-@pytest.fixture
-def whole() -> pd.DataFrame:
-    """The table with the capabilities, the concentration of KL and what was frozen."""
-    return measured_and_evaluated().copy()
+    return pd.concat([table, frame(rows)], ignore_index=True)
