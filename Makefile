@@ -4,8 +4,8 @@ PYTHON ?= $(shell .ci/python)
 VENV := .venv
 VERSIONS := -c constraints.txt
 BIN := $(VENV)/bin
-# Each file of tests in one process, since what it makes first serves all of it.
-PYTEST := $(BIN)/python -m pytest --dist loadfile -n auto
+# Each file of tests in one process, since what it makes first serves all of it; longest files first.
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder -n auto
 FAST := $(PYTEST) -m "not slow" --maxprocesses 4
 export PATH := $(abspath $(BIN)):$(PATH)
 
@@ -23,7 +23,7 @@ test: install  ## Fast tests
 
 test-all: install  ## Slow tests too: real training, servers, whole experiments
 	$(FAST)
-	$(PYTEST) -m slow --maxprocesses 2 --durations=25
+	$(PYTEST) -m "slow or hypothesis" --hypothesis-profile many --maxprocesses 2 --durations=25
 
 test-newest:  ## Fast tests with the newest packages that pyproject.toml allows, in .venv-newest
 	@rm -f .venv-newest/.installed

@@ -30,7 +30,9 @@ print([str(one.message) for one in told if "torch.compile" in str(one.message)])
 """
 
 
-@pytest.mark.parametrize("usable_for", ["nothing", "telling its version"])
+@pytest.mark.parametrize(
+    "usable_for", [pytest.param("nothing", marks=pytest.mark.slow), "telling its version"]
+)
 def test_with_a_compiler_that_fails_the_function_runs_as_it_is(usable_for, tmp_path: Path):
     compiler = tmp_path / "c++"
     version = 'case "$1" in -v|--version) exec g++ --version;; esac\n'

@@ -154,13 +154,14 @@ def test_an_answer_may_be_lost_in_every_position(
                 sent[kind_of(exchange)] += 1
             elif exchange.status is None:
                 lost[kind_of(exchange)] += 1
-    assert sum(sent.values()) > 25
-    assert {kind: number for kind, number in sent.items() if lost[kind] < number} == {}
+    assert sum(lost.values()) > 25
+    # An alias that is set late, after its neighbour's answer was lost, is not set twice.
+    assert {kind: n for kind, n in sent.items() if lost[kind] < max(1, n - 1)} == {}
 
 
 def kind_of(exchange: Exchange) -> str:
     """A pattern of the requests that are like this one in another run."""
-    ids = r"(?<=artifacts/)\d+|\d{9,}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}"
+    ids = r"(?<=artifacts/)\d+|[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d{13}"
     path = re.escape(re.sub(ids, "ID", exchange.path)).replace("ID", "[^/]+")
     return f"^{exchange.method} {path}$"
 
