@@ -7,19 +7,23 @@ import math
 import pandas as pd
 import plotly.graph_objects as go
 
-from mlflow_scalpel.views.lines import draw, gaps_listed, mean_line, say_why
-from mlflow_scalpel.views.norms import listed, members, share_y
-from mlflow_scalpel.views.style import esc, nothing, panels, styles
-from mlflow_scalpel.views.tidy import kind_of, last_step, of_layers, read
-from mlflow_scalpel.views.wording import absent, words
+from mlflow_scalpel.views.common.axis import scale_text, share_y
+from mlflow_scalpel.views.common.panels import empty_figure, panels
+from mlflow_scalpel.views.common.table import Measurements, at_step, kind_of, of_layers
+from mlflow_scalpel.views.common.text import esc
+from mlflow_scalpel.views.common.traces import draw, gaps_listed, mean_line
+from mlflow_scalpel.views.common.view import Placement, compare, view
+from mlflow_scalpel.views.common.wording import no_checkpoint, not_measured, titles_of
+from mlflow_scalpel.views.weights.norms import listed, members
 
 ULPS = "histograms/ulp_change"
 MAGNITUDES = "histograms/change_by_magnitude"
+DETAILS = compare("histograms spectra")
 
 
+@view(Placement("update", 2, "histograms of the change", ULPS, DETAILS))
 def change_histogram(
-    table: pd.DataFrame,
-    runs: pd.DataFrame | None = None,
+    data: Measurements,
     *,
     step: int | None = None,
     layer: int | None = None,
@@ -28,21 +32,21 @@ def change_histogram(
 ) -> go.Figure:
     """By how many units in the last place elements moved: fraction of elements in each bin.
 
-    A panel a run at its last checkpoint (or at `step`), a line a matrix, mean over layers and
+    A panel per run at its last checkpoint (or at `step`), a line per matrix, mean over layers and
     experts; `layer` and `matrix` choose one. A bin that a matrix does not have is a fraction of 0.
     Bins double and go by their lower edge: 0 is unchanged, 1, 2 (and 3), 4 (to 7), 8, ... Reads
     `run_id, step, layer, matrix, bin, value, n, status, reason` of `histograms/ulp_change`.
 
     Raises ValueError if columns are missing.
     """
-    figure = histogram(table, runs, ULPS, step, layer, matrix, log_y)
+    figure = histogram(data, ULPS, step, layer, matrix, log_y)
     figure.update_xaxes(title_text="units in the last place")
     return figure
 
 
+@view(Placement("update", 3, "change by magnitude", MAGNITUDES, DETAILS))
 def change_by_magnitude(
-    table: pd.DataFrame,
-    runs: pd.DataFrame | None = None,
+    data: Measurements,
     *,
     step: int | None = None,
     layer: int | None = None,
@@ -51,7 +55,7 @@ def change_by_magnitude(
 ) -> go.Figure:
     """Which elements changed: fraction that changed of the elements of each size in the base.
 
-    A panel a run at its last checkpoint (or at `step`), a line a matrix, mean over layers and
+    A panel per run at its last checkpoint (or at `step`), a line per matrix, mean over layers and
     experts weighted by their elements of that size; `layer` and `matrix` choose one.
 
     Reads `run_id, step, layer, matrix, bin, value, n, status, reason` of
@@ -59,14 +63,13 @@ def change_by_magnitude(
 
     Raises ValueError if columns are missing.
     """
-    figure = histogram(table, runs, MAGNITUDES, step, layer, matrix, log_y)
+    figure = histogram(data, MAGNITUDES, step, layer, matrix, log_y)
     figure.update_xaxes(title_text="log\u2082 |W\u2080| of the element")
     return figure
 
 
 def histogram(
-    table: pd.DataFrame,
-    runs: pd.DataFrame | None,
+    data: Measurements,
     metric: str,
     step: int | None,
     layer: int | None,
@@ -74,38 +77,29 @@ def histogram(
     log_y: bool,
 ) -> go.Figure:
     """The figure of either metric, but for its x axis."""
-    clean = read(table)
-    looks = styles(clean, runs)
-    rows = clean[(clean["metric"] == metric) & clean["run_id"].isin(looks) & (clean["step"] > 0)]
-    rows = of_layers(rows)
+    rows = of_layers(data.checkpoints(metric))
     where = ""
     if layer is not None:
         rows, where = rows[rows["layer"] == layer], f" for layer {layer}"
     if matrix is not None:
         rows, where = rows[rows["matrix"] == matrix], f"{where} for {matrix}"
-    title, axis_title = words(metric)
+    title, axis_title = titles_of(metric)
     if not len(rows):
-        return nothing(title, absent(metric, where))
-    shown = []
-    for run in looks.values():
-        own = rows[rows["run_id"] == run.run_id]
-        at_step = last_step(own) if step is None else float(step)
-        own = own[own["step"] == at_step]
-        if len(own):
-            own = own.assign(edge=pd.to_numeric(own["bin"]), cell=own["matrix"])
-            own = own.assign(matrix=kind_of(own["matrix"])) if matrix is None else own
-            shown.append((run, at_step, own))
-    if not shown:
-        return nothing(title, f"No run has a checkpoint at step {step}.")
-    rows = pd.concat([own for _, _, own in shown])
+        return empty_figure(title, not_measured(metric, where))
+    rows = at_step(rows, step)
+    if not len(rows):
+        return empty_figure(title, no_checkpoint(step))
+    rows = rows.assign(edge=pd.to_numeric(rows["bin"]), cell=rows["matrix"])
+    rows = rows.assign(matrix=kind_of(rows["matrix"])) if matrix is None else rows
+    shown = data.runs_in(rows)
+    steps = rows.groupby("run_id")["step"].first()
     lines = members(rows, "matrix")
-    whole = layer is None
     grid = panels(
-        [f"{run.label}, step {at_step:g}" for run, at_step, _ in shown],
+        [f"{run.label}, step {steps[run.run_id]:g}" for run in shown],
         title=title + esc(where.replace(" for ", ": ", 1).replace(" for ", ", ")),
-        subtitle=("mean over layers, by matrix; " if whole else "")
-        + ("logarithmic axis" if log_y else "linear axis")
-        + ", the same for every run"
+        names=[run.name for run in shown],
+        subtitle=("mean over layers, by matrix; " if layer is None else "")
+        + f"{scale_text(log_y)}, the same for every run"
         + ("; bins double and go by their lower edge, 0 is unchanged" if metric == ULPS else ""),
         row_height=300,
         gap=90,
@@ -114,26 +108,24 @@ def histogram(
         bottom=74,
         legend=[*listed(lines), *gaps_listed(rows)],
     )
-    legend = set[str]()
-    edges = sorted(set(rows["edge"].dropna()))
-    for (run, at_step, own), at in zip(shown, grid.at, strict=True):
-        for key, look in lines.items():
+    for run, panel in zip(shown, grid, strict=True):
+        own = rows[rows["run_id"] == run.run_id]
+        for key, style in lines.items():
             cells = own[(own["matrix"] == key) & own["edge"].notna()]
-            head = (f"{run.name}, step {at_step:g}: {key}",)
+            head = f"{run.name}, step {steps[run.run_id]:g}: {key}"
             over = "matrices" if "*" in key else "layers"
             if metric == ULPS:
                 cells = _with_empty_bins(cells)
                 line = mean_line(cells, "edge", head, over=over, name="units from")
-                line.x = [edge_name(edge) for edge in line.x]  # type: ignore[misc]
+                line.x = [edge_name(edge) for edge in line.x]
             else:
                 name = "log\u2082 of the size in the base:"
                 line = mean_line(cells, "edge", head, over=over, weight="n", name=name)
-            if line.x:
-                draw(grid.figure, at, line, panel=run.name, legend=legend, **look)
-        say_why(grid.figure, own, at)
-    share_y(grid.figure, grid.at, axis_title, log_y)
+            draw(panel, line, **style)
+        panel.note_reasons(own)
+    share_y(grid, axis_title, log_y)
     if metric == ULPS:
-        names = [edge_name(edge) for edge in edges]
+        names = [edge_name(edge) for edge in sorted(set(rows["edge"].dropna()))]
         grid.figure.update_xaxes(
             type="category", categoryorder="array", categoryarray=names, tickangle=-90
         )

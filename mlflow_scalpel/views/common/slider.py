@@ -1,4 +1,4 @@
-"""One slider over the checkpoints of all panels, a step a moment of training.
+"""One slider over the checkpoints of all panels, one step per moment of training.
 
 Its data stand in the figure itself, so the slider works in a notebook, in a report without network
 and in a page alike. Runs of different length meet at the same fraction of their training.
@@ -15,18 +15,20 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from mlflow_scalpel.views.maps import (
+from mlflow_scalpel.views.common.axis import check_choice
+from mlflow_scalpel.views.common.heatmaps import (
     NUMBERED,
     Cells,
     cells_of,
     colour_bar,
-    heat,
+    heat_map,
     parts_of,
-    plain_axes,
     scale_of,
+    set_cell_axes,
 )
-from mlflow_scalpel.views.style import GRID_COLOUR, LINE_COLOUR, NARROW, esc, panels, wrapped
-from mlflow_scalpel.views.tidy import reasons
+from mlflow_scalpel.views.common.panels import NARROW, Grid, panels
+from mlflow_scalpel.views.common.style import GRID_COLOUR, LINE_COLOUR
+from mlflow_scalpel.views.common.text import esc, reasons, wrapped
 
 BY = ("fraction", "step")
 ROOM = 84  # pixels that the slider takes
@@ -35,11 +37,11 @@ LAST = "last of each"
 
 @dataclass(frozen=True)
 class Series:
-    """What one panel shows over training."""
+    """The rows of one panel over training."""
 
     name: str  # plain text
     label: str  # the same, safe and short
-    rows: pd.DataFrame  # layer, value, reason, step and `at` (fraction of the run), and the columns
+    rows: pd.DataFrame  # layer, value, reason, step, `x` (fraction of the run), and the column across
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def moments(series: Sequence[Series], by: str = "fraction") -> list[Moment]:
     apart = []
     for i, one in enumerate(series):
         own = one.rows.drop_duplicates("step").sort_values("step")
-        where = own["at" if by == "fraction" else "step"].to_numpy(dtype=float)
+        where = own["x" if by == "fraction" else "step"].to_numpy(dtype=float)
         points += [(at, i, step) for at, step in zip(where, own["step"], strict=True)]
         if len(where) > 1:
             apart.append(float(np.median(np.diff(where))))
@@ -97,44 +99,42 @@ def label_of(at: float, by: str, digits: int = 2) -> str:
     return f"{100 * at:.{digits if at < 0.99 else 4}g} %"
 
 
-def missing_words(one: Series, moment: Moment, by: str) -> str:
+def missing_text(one: Series, moment: Moment, by: str) -> str:
     """Why a panel is empty at a moment, as plain text."""
-    place = "at" if by == "fraction" else "step"
+    place = "x" if by == "fraction" else "step"
     nearest = one.rows.iloc[(one.rows[place] - moment.at).abs().argmin()]
     when = f"near {moment.label} of the run" if by == "fraction" else f"at step {moment.label}"
     return (
         f"no checkpoint {when}; the nearest is of step {nearest['step']:g}, "
-        f"at {label_of(nearest['at'], 'fraction', 3)}"
+        f"at {label_of(nearest['x'], 'fraction', 3)}"
     )
 
 
 def slider_maps(
     series: Sequence[Series],
     column: str,
-    down: Sequence[float],
     across: Sequence[Any],
     *,
     title: str,
     axis_title: str,
-    where: str,
     signed: bool,
     shared_scale: bool,
     by: str = "fraction",
-    columns: int = 3,
     across_title: str | None = None,
 ) -> go.Figure:
-    """A heat map a panel, `layer` (in the order `down`) by `column` (`across`), over training.
+    """A heat map per panel, layer by `column` (in the order `across`), over training.
 
     The figure shows the last checkpoints; its slider holds every moment. Colours span all moments,
-    so that they keep their meaning while the slider moves. `title`, `axis_title` are safe text,
-    `where` the hover template of a cell's place.
+    so that they keep their meaning while the slider moves. `title`, `axis_title` are safe text.
 
     Raises ValueError for another `by`.
     """
-    if by not in BY:
-        raise ValueError(f"by is {by!r}: pass one of {', '.join(map(repr, BY))}")
+    check_choice("by", by, BY)
     all_moments = moments(series, by)
     sliding = len(all_moments) > 1
+    everything = pd.concat([one.rows for one in series])
+    down = sorted(set(everything["layer"]))
+    where = "layer %{y}, %{x}" if across_title is None else f"layer %{{y}}, {across_title} %{{x}}"
     subtitle = (
         "one colour scale for all panels and checkpoints: compare "
         + ("the values" if signed else "how far")
@@ -142,12 +142,11 @@ def slider_maps(
         else "a colour scale for each panel, of all its checkpoints: compare where, not how far"
     )
     # Three panels abreast are too narrow for a name and a step on one line.
-    between = "<br>" if min(columns, len(series)) > 2 and len(series) != 4 else ", "
+    between = "<br>" if len(series) > 2 and len(series) != 4 else ", "
     grid = panels(
         [f"{one.label}{between}" for one in series],
         title=title,
         subtitle=subtitle,
-        columns=columns,
         row_height=min(560, max(190, 22 * len(down))),
         gap=190 + 16 * (between == "<br>"),
         spacing=0.07,
@@ -156,49 +155,48 @@ def slider_maps(
     )
     figure = grid.figure
     # three panels abreast leave a cell narrower than its number
-    digits = max(column for _, column in grid.at) <= 2 and len(down) * len(across) <= NUMBERED
-    everything = pd.concat([one.rows["value"] for one in series])
-    for one, at in zip(series, grid.at, strict=True):
-        scale = scale_of(everything if shared_scale else one.rows["value"], signed=signed)
-        empty = Cells(np.full((len(down), len(across)), np.nan), {})
-        names = [f"{item:g}" for item in down], [name_of(item) for item in across]
-        figure.add_trace(
-            heat(parts_of(empty, one.name, where, digits=digits), *names, scale, one.name),
-            row=at[0],
-            col=at[1],
-        )
-        trace = figure.data[-1]
-        x_axis = figure.layout["xaxis" + (trace.xaxis or "x")[1:]]
-        y_axis = figure.layout["yaxis" + (trace.yaxis or "y")[1:]]
-        whose = "shared scale" if shared_scale else "own scale"
-        bar = f"{axis_title}<br>{whose} {scale.span}"
-        trace.colorbar = colour_bar(x_axis.domain, y_axis.domain[0], bar)
-        figure.update_yaxes(title_text="layer" if at[1] == 1 else None, row=at[0], col=at[1])
-    plain_axes(figure)
+    abreast = max(panel.column for panel in grid)
+    digits = abreast <= 2 and len(down) * len(across) <= NUMBERED
+    names = [f"{layer:g}" for layer in down], [name_of(item) for item in across]
+    blank = np.full((len(down), len(across)), np.nan)
+    whose = "shared scale" if shared_scale else "own scale"
+    for one, panel in zip(series, grid, strict=True):
+        values = everything["value"] if shared_scale else one.rows["value"]
+        scale = scale_of(values, signed=signed)
+        parts = parts_of(Cells(blank, {}), one.name, where, digits=digits)
+        trace = heat_map(parts, *names, scale, one.name)
+        x, y = panel.domain
+        trace.colorbar = colour_bar(x, y[0], f"{axis_title}<br>{whose} {scale.span}")
+        figure.add_trace(trace, row=panel.row, col=panel.column)
+        panel.y(title_text="layer" if panel.first else None)
+    set_cell_axes(figure)
     if across_title:
         figure.update_xaxes(title_text=across_title, tickangle=0)
-    remarks(figure)
-    held = [dict(list(one.rows.groupby("step"))) for one in series]
+    add_notes(grid)
+    at_step = [dict(list(one.rows.groupby("step"))) for one in series]
     quantity = axis_title.replace("%{", "%\u200b{")  # in a template it would be filled in
     made = []
     for moment in all_moments:
-        parts, notes = [], []
-        for one, own, step in zip(series, held, moment.steps, strict=True):
+        drawn, notes = [], []
+        for one, own, step in zip(series, at_step, moment.steps, strict=True):
             if step is None:
-                why = missing_words(one, moment, by)
-                everywhere = dict.fromkeys(np.ndindex(len(down), len(across)), why)
-                cells, said = Cells(np.full((len(down), len(across)), np.nan), everywhere), why
+                why = missing_text(one, moment, by)
+                cells = Cells(blank, dict.fromkeys(np.ndindex(blank.shape), why))
                 head, name = one.label, one.name
             else:
                 cells = cells_of(own[step], down, across, column)
                 name = f"{one.name}, step {step:g}"
                 unknown = own[step]["value"].isna().all()
-                said = f"no value: {reasons(own[step]['reason'])}" if unknown else ""
+                why = f"no value: {reasons(own[step]['reason'])}" if unknown else ""
                 head = f"{one.label}{between}step {step:g}"
-            parts.append(parts_of(cells, name, f"{where}<br>{quantity}", digits=digits))
-            notes.append((head, said))
-        made.append((moment, parts, notes_of(figure, notes)))
-    show(figure, made[-1][1], made[-1][2])
+            drawn.append(parts_of(cells, name, f"{where}<br>{quantity}", digits=digits))
+            notes.append((head, why))
+        made.append((moment, drawn, annotations(grid, notes)))
+    # The figure itself shows the last moment.
+    _, drawn, last = made[-1]
+    for trace, own in zip(figure.data, drawn, strict=True):
+        trace.update(own)
+    figure.layout.annotations = last
     if sliding:
         add_slider(figure, made, by)
     return figure
@@ -209,12 +207,11 @@ def name_of(item: Any) -> str:
     return f"{item:g}" if isinstance(item, (int, float)) else str(item)
 
 
-def remarks(figure: go.Figure) -> None:
+def add_notes(grid: Grid) -> None:
     """An empty note in the middle of each panel, which a moment may fill."""
-    for trace in list(figure.data):
-        x = figure.layout["xaxis" + (trace.xaxis or "x")[1:]].domain or (0, 1)
-        y = figure.layout["yaxis" + (trace.yaxis or "y")[1:]].domain or (0, 1)
-        figure.add_annotation(
+    for panel in grid:
+        x, y = panel.domain
+        grid.figure.add_annotation(
             text=" ",
             x=sum(x) / 2,
             y=sum(y) / 2,
@@ -227,22 +224,15 @@ def remarks(figure: go.Figure) -> None:
         )
 
 
-def notes_of(figure: go.Figure, notes: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """All annotations of a moment: each panel's title, then what stands in its middle."""
-    made = [note.to_plotly_json() for note in figure.layout.annotations]
-    for i, (head, said) in enumerate(notes):
-        made[i]["text"] = head
-        x = figure.layout["xaxis" + (figure.data[i].xaxis or "x")[1:]].domain or (0, 1)
+def annotations(grid: Grid, notes: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """All annotations of a moment: each panel's title, then the note in its middle."""
+    made = [note.to_plotly_json() for note in grid.figure.layout.annotations]
+    for i, ((head, note), panel) in enumerate(zip(notes, grid, strict=True)):
+        x, _ = panel.domain
         width = min(44, max(16, int((x[1] - x[0]) * NARROW / 9)))
-        made[len(notes) + i]["text"] = "<br>".join(map(esc, wrapped(said[:160], width))) or " "
+        made[i]["text"] = head
+        made[len(notes) + i]["text"] = "<br>".join(map(esc, wrapped(note[:160], width))) or " "
     return made
-
-
-def show(figure: go.Figure, parts: Sequence[dict[str, Any]], notes: list[dict[str, Any]]) -> None:
-    """Make the figure itself show a moment: what it opens with, and what a PNG draws."""
-    for trace, own in zip(figure.data, parts, strict=True):
-        trace.update(own)
-    figure.layout.annotations = notes
 
 
 def packed(z: np.ndarray) -> dict[str, str]:
@@ -295,3 +285,19 @@ def add_slider(
             }
         ]
     )
+
+
+def without_slider(figure: go.Figure) -> list[dict[str, Any]]:
+    """Take the slider and its room out of a figure, which then shows the last checkpoints.
+
+    Returns its steps: label, and the changes of traces and layout; none without a slider.
+    """
+    if not figure.layout.sliders:
+        return []
+    steps = [{"label": step.label, "args": step.args} for step in figure.layout.sliders[0].steps]
+    for trace, z in zip(figure.data, steps[-1]["args"][0]["z"], strict=True):
+        trace.z = z  # digit for digit as the slider's last step has it
+    figure.layout.sliders = []
+    figure.layout.height -= ROOM
+    figure.layout.margin.b -= ROOM
+    return steps

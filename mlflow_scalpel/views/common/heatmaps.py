@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from mlflow_scalpel.views.style import esc, hover
+from mlflow_scalpel.views.common.text import esc, hover, short
 
 COLOURS = "Viridis"
 #: For metrics of either sign: blue below, yellow above, grey at 0. Lightness rises throughout, so
@@ -18,11 +18,6 @@ COLOURS = "Viridis"
 DIVERGING = ((0, "#0A2F6B"), (0.25, "#4677B5"), (0.5, "#A3A7AD"), (0.75, "#E2B741"), (1, "#FFF2A8"))
 #: Up to so many cells a heat map has room for a number in each.
 NUMBERED = 100
-
-
-def short(value: float) -> str:
-    """Two digits, for a cell: 0.012, 5.1e-5."""
-    return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e")
 
 
 @dataclass(frozen=True)
@@ -93,8 +88,8 @@ def parts_of(cells: Cells, name: str, where: str, *, digits: bool = False) -> di
     parts: dict[str, Any] = {"z": cells.z, "hovertemplate": head + "%{z:.6~g}<extra></extra>"}
     reasons = {cells.why.get(place, "not in the table") for place in np.ndindex(*cells.z.shape)}
     if gaps.all() and len(reasons) == 1:
-        said = template_of(f"no value: {reasons.pop()}")
-        parts["hovertemplate"] = f"{head}{said}<extra></extra>"
+        why = template_of(f"no value: {reasons.pop()}")
+        parts["hovertemplate"] = f"{head}{why}<extra></extra>"
     elif gaps.any():
         each = np.empty(cells.z.shape, dtype=object)
         for i, j in np.ndindex(*cells.z.shape):
@@ -109,7 +104,7 @@ def parts_of(cells: Cells, name: str, where: str, *, digits: bool = False) -> di
     return parts
 
 
-def heat(
+def heat_map(
     parts: dict[str, Any],
     down: Sequence[str],
     across: Sequence[str],
@@ -154,7 +149,7 @@ def colour_bar(domain: Sequence[float], y: float, title: str) -> dict[str, objec
     }
 
 
-def plain_axes(figure: go.Figure) -> None:
-    """Categories on both axes, without a grid: a heat map's cells are its grid."""
+def set_cell_axes(figure: go.Figure) -> None:
+    """Make both axes categories, without a grid: a heat map's cells are its grid."""
     figure.update_xaxes(type="category", showgrid=False, showline=False, ticks="", tickangle=-35)
     figure.update_yaxes(type="category", showgrid=False, showline=False, ticks="")
