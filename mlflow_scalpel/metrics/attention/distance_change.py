@@ -9,7 +9,13 @@ from mlflow_scalpel.metrics.measured_on import ROWS
 from mlflow_scalpel.metrics.registry import metric
 
 
-@metric("attention/distance_change", unit="tokens", on=ROWS)
+@metric(
+    "attention/distance_change",
+    title="Attention: change of the mean distance",
+    signed=True,
+    unit="tokens",
+    on=ROWS,
+)
 def distance_change(before: Tensor, after: Tensor) -> Tensor:
     """Mean distance looked back by the checkpoint minus that by the base, in tokens.
 

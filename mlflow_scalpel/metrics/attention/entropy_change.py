@@ -9,7 +9,13 @@ from mlflow_scalpel.metrics.measured_on import ROWS
 from mlflow_scalpel.metrics.registry import metric
 
 
-@metric("attention/entropy_change", unit="nats", on=ROWS)
+@metric(
+    "attention/entropy_change",
+    title="Attention: change of the rows' entropy",
+    signed=True,
+    unit="nats",
+    on=ROWS,
+)
 def entropy_change(before: Tensor, after: Tensor) -> Tensor:
     """Entropy of the checkpoint's attention rows minus that of the base's, in nats.
 

@@ -9,7 +9,14 @@ from mlflow_scalpel.metrics.measured_on import ROWS
 from mlflow_scalpel.metrics.registry import metric
 
 
-@metric("attention/first_token_change", unit="probability", on=ROWS)
+@metric(
+    "attention/first_token_change",
+    title="Attention: change of the weight on the first token",
+    axis="attention weight",
+    signed=True,
+    unit="probability",
+    on=ROWS,
+)
 def first_token_change(before: Tensor, after: Tensor) -> Tensor:
     """Weight that the checkpoint's rows give to the first token, minus the base's: q_t0 - p_t0.
 

@@ -11,7 +11,13 @@ from mlflow_scalpel.metrics.registry import metric
 _NEAR = 0.0625  # r^2 below which f(r) is taken from its series, which keeps its digits
 
 
-@metric("attention/js", unit="nats", on=ROWS)
+@metric(
+    "attention/js",
+    title="Attention: divergence of the rows",
+    axis="Jensen-Shannon, nats",
+    unit="nats",
+    on=ROWS,
+)
 def js(before: Tensor, after: Tensor) -> Tensor:
     """Jensen-Shannon divergence of base's and checkpoint's attention rows in nats (Lin 1991).
 

@@ -28,7 +28,12 @@ def _share(benchmark: Benchmark, members: np.ndarray, said: str) -> list[Finding
     return [Finding(share, math.sqrt(share * (1 - share) / n), n, reason=said.format(k=k))]
 
 
-@benchmark_metric("capabilities/amplified", unit="fraction")
+@benchmark_metric(
+    "capabilities/amplified",
+    title="Gained problems that the base had solved at least once",
+    axis="fraction of gained problems",
+    unit="fraction",
+)
 def amplified(benchmark: Benchmark) -> list[Finding]:
     """Of the gained problems, the share that the base solved at least once in its k samples.
 
@@ -40,7 +45,12 @@ def amplified(benchmark: Benchmark) -> list[Finding]:
     )
 
 
-@benchmark_metric("capabilities/new", unit="fraction")
+@benchmark_metric(
+    "capabilities/new",
+    title="Gained problems that the base had not solved in k samples",
+    axis="fraction of gained problems",
+    unit="fraction",
+)
 def new(benchmark: Benchmark) -> list[Finding]:
     """Of the gained problems, the share that the base did not solve in its k samples.
 

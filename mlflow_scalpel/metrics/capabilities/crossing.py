@@ -112,7 +112,13 @@ def _crossing(benchmark: Benchmark, end: str) -> list[Finding]:
     return [none(why, n, NONE_FOUND)]
 
 
-@benchmark_metric("capabilities/crossing_k", unit="samples", version=2)
+@benchmark_metric(
+    "capabilities/crossing_k",
+    title="k at which the pass@k curves cross",
+    axis="k",
+    unit="samples",
+    version=2,
+)
 def crossing_k(benchmark: Benchmark) -> list[Finding]:
     """Smallest k at which the order of pass@k of base and checkpoint is the reverse of that before.
 
@@ -125,7 +131,13 @@ def crossing_k(benchmark: Benchmark) -> list[Finding]:
     return _crossing(benchmark, "k")
 
 
-@benchmark_metric("capabilities/crossing_k_low", unit="samples", version=2)
+@benchmark_metric(
+    "capabilities/crossing_k_low",
+    title="k at which the pass@k curves cross, lower end of its interval",
+    axis="k",
+    unit="samples",
+    version=2,
+)
 def crossing_k_low(benchmark: Benchmark) -> list[Finding]:
     """Lower end of the 95 % interval of capabilities/crossing_k.
 
@@ -134,7 +146,13 @@ def crossing_k_low(benchmark: Benchmark) -> list[Finding]:
     return _crossing(benchmark, "low")
 
 
-@benchmark_metric("capabilities/crossing_k_high", unit="samples", version=2)
+@benchmark_metric(
+    "capabilities/crossing_k_high",
+    title="k at which the pass@k curves cross, upper end of its interval",
+    axis="k",
+    unit="samples",
+    version=2,
+)
 def crossing_k_high(benchmark: Benchmark) -> list[Finding]:
     """Upper end of the 95 % interval of capabilities/crossing_k.
 

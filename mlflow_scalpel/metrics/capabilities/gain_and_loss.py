@@ -91,7 +91,9 @@ def _mean_change(
     return [Finding(low if part == "low" else high, n=n, texts=texts)]
 
 
-@metric("capabilities/in_domain_gain", unit="accuracy", version=2)
+@metric(
+    "capabilities/in_domain_gain", title="In-domain gain", signed=True, unit="accuracy", version=2
+)
 def in_domain_gain(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Rise of the success rate since the base, mean over the in-domain benchmarks.
 
@@ -102,7 +104,12 @@ def in_domain_gain(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     return _mean_change(benchmarks, "in", 1)
 
 
-@metric("capabilities/in_domain_gain_low", unit="accuracy")
+@metric(
+    "capabilities/in_domain_gain_low",
+    title="In-domain gain, lower end of its interval",
+    signed=True,
+    unit="accuracy",
+)
 def in_domain_gain_low(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Lower end of the 95 % interval of capabilities/in_domain_gain.
 
@@ -113,13 +120,23 @@ def in_domain_gain_low(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     return _mean_change(benchmarks, "in", 1, "low")
 
 
-@metric("capabilities/in_domain_gain_high", unit="accuracy")
+@metric(
+    "capabilities/in_domain_gain_high",
+    title="In-domain gain, upper end of its interval",
+    signed=True,
+    unit="accuracy",
+)
 def in_domain_gain_high(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Upper end of the 95 % interval of capabilities/in_domain_gain, as in_domain_gain_low."""
     return _mean_change(benchmarks, "in", 1, "high")
 
 
-@metric("capabilities/in_domain_gain_p", unit="probability")
+@metric(
+    "capabilities/in_domain_gain_p",
+    title="In-domain gain: p against no change",
+    axis="p",
+    unit="probability",
+)
 def in_domain_gain_p(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Two-sided p of the exact sign-flip test that capabilities/in_domain_gain is 0.
 
@@ -130,7 +147,13 @@ def in_domain_gain_p(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     return _mean_change(benchmarks, "in", 1, "p")
 
 
-@metric("capabilities/out_of_domain_loss", unit="accuracy", version=2)
+@metric(
+    "capabilities/out_of_domain_loss",
+    title="Out-of-domain loss",
+    signed=True,
+    unit="accuracy",
+    version=2,
+)
 def out_of_domain_loss(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Fall of the success rate since the base, mean over the out-of-domain benchmarks.
 
@@ -139,19 +162,34 @@ def out_of_domain_loss(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     return _mean_change(benchmarks, "out", -1)
 
 
-@metric("capabilities/out_of_domain_loss_low", unit="accuracy")
+@metric(
+    "capabilities/out_of_domain_loss_low",
+    title="Out-of-domain loss, lower end of its interval",
+    signed=True,
+    unit="accuracy",
+)
 def out_of_domain_loss_low(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Lower end of the 95 % interval of capabilities/out_of_domain_loss, as in_domain_gain_low."""
     return _mean_change(benchmarks, "out", -1, "low")
 
 
-@metric("capabilities/out_of_domain_loss_high", unit="accuracy")
+@metric(
+    "capabilities/out_of_domain_loss_high",
+    title="Out-of-domain loss, upper end of its interval",
+    signed=True,
+    unit="accuracy",
+)
 def out_of_domain_loss_high(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Upper end of the 95 % interval of capabilities/out_of_domain_loss."""
     return _mean_change(benchmarks, "out", -1, "high")
 
 
-@metric("capabilities/out_of_domain_loss_p", unit="probability")
+@metric(
+    "capabilities/out_of_domain_loss_p",
+    title="Out-of-domain loss: p against no change",
+    axis="p",
+    unit="probability",
+)
 def out_of_domain_loss_p(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Two-sided p of the exact sign-flip test that capabilities/out_of_domain_loss is 0."""
     return _mean_change(benchmarks, "out", -1, "p")
@@ -183,7 +221,13 @@ def _ratio(benchmarks: Sequence[Benchmark], bound: int | None) -> list[Finding]:
     return [Finding(ends[bound] + 0.0, n=n, texts=texts)]
 
 
-@metric("capabilities/gain_loss_ratio", unit="lost per gained", version=2)
+@metric(
+    "capabilities/gain_loss_ratio",
+    title="Out-of-domain loss for each point of in-domain gain",
+    signed=True,
+    unit="lost per gained",
+    version=2,
+)
 def gain_loss_ratio(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Out-of-domain loss for each point of in-domain gain: loss / gain.
 
@@ -193,7 +237,13 @@ def gain_loss_ratio(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     return _ratio(benchmarks, None)
 
 
-@metric("capabilities/gain_loss_ratio_low", unit="lost per gained", version=2)
+@metric(
+    "capabilities/gain_loss_ratio_low",
+    title="Out-of-domain loss for each point of in-domain gain, lower end of its interval",
+    signed=True,
+    unit="lost per gained",
+    version=2,
+)
 def gain_loss_ratio_low(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Lower end of the 95 % interval of capabilities/gain_loss_ratio (Donner and Zou 2012).
 
@@ -203,7 +253,13 @@ def gain_loss_ratio_low(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     return _ratio(benchmarks, 0)
 
 
-@metric("capabilities/gain_loss_ratio_high", unit="lost per gained", version=2)
+@metric(
+    "capabilities/gain_loss_ratio_high",
+    title="Out-of-domain loss for each point of in-domain gain, upper end of its interval",
+    signed=True,
+    unit="lost per gained",
+    version=2,
+)
 def gain_loss_ratio_high(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Upper end of the 95 % interval of capabilities/gain_loss_ratio."""
     return _ratio(benchmarks, 1)

@@ -34,7 +34,12 @@ def _change(benchmark: Benchmark, before: np.ndarray, after: np.ndarray) -> list
     return [Finding(float(changes.mean()), error, n, reason=said)]
 
 
-@benchmark_metric("capabilities/gold_loglik_change", unit="nats")
+@benchmark_metric(
+    "capabilities/gold_loglik_change",
+    title="Change of the gold answer's log-likelihood, after the prompt",
+    signed=True,
+    unit="nats",
+)
 def gold_loglik_change(benchmark: Benchmark) -> list[Finding]:
     """Change of the gold answer's log-likelihood right after the prompt, mean over lost problems.
 
@@ -46,7 +51,12 @@ def gold_loglik_change(benchmark: Benchmark) -> list[Finding]:
     return _change(benchmark, benchmark.gold_loglik_base, benchmark.gold_loglik)
 
 
-@benchmark_metric("capabilities/gold_loglik_change_after_opening", unit="nats")
+@benchmark_metric(
+    "capabilities/gold_loglik_change_after_opening",
+    title="Change of the gold answer's log-likelihood, after the base's opening",
+    signed=True,
+    unit="nats",
+)
 def gold_loglik_change_after_opening(benchmark: Benchmark) -> list[Finding]:
     r"""Change of the gold answer's log-likelihood after the base's opening, mean over lost ones.
 

@@ -23,7 +23,7 @@ def _count(members: np.ndarray) -> Finding:
     return Finding(count, error, n)
 
 
-@benchmark_metric("capabilities/kept", unit="problems")
+@benchmark_metric("capabilities/kept", title="Kept problems", unit="problems")
 def kept(benchmark: Benchmark) -> list[Finding]:
     """Problems that both models get right, by the first sample of each.
 
@@ -32,7 +32,7 @@ def kept(benchmark: Benchmark) -> list[Finding]:
     return [_count(benchmark.base_first & benchmark.first)]
 
 
-@benchmark_metric("capabilities/gained", unit="problems")
+@benchmark_metric("capabilities/gained", title="Gained problems", unit="problems")
 def gained(benchmark: Benchmark) -> list[Finding]:
     """Problems that the base gets wrong and the checkpoint right, by the first sample of each.
 
@@ -42,7 +42,7 @@ def gained(benchmark: Benchmark) -> list[Finding]:
     return [_count(benchmark.gained)]
 
 
-@benchmark_metric("capabilities/lost", unit="problems")
+@benchmark_metric("capabilities/lost", title="Lost problems", unit="problems")
 def lost(benchmark: Benchmark) -> list[Finding]:
     """Problems that the base gets right and the checkpoint wrong, by the first sample of each.
 
@@ -52,7 +52,7 @@ def lost(benchmark: Benchmark) -> list[Finding]:
     return [_count(benchmark.lost)]
 
 
-@benchmark_metric("capabilities/never", unit="problems")
+@benchmark_metric("capabilities/never", title="Problems that neither model solves", unit="problems")
 def never(benchmark: Benchmark) -> list[Finding]:
     """Problems that both models get wrong, by the first sample of each.
 
@@ -61,7 +61,7 @@ def never(benchmark: Benchmark) -> list[Finding]:
     return [_count(~benchmark.base_first & ~benchmark.first)]
 
 
-@benchmark_metric("capabilities/left_out", unit="problems")
+@benchmark_metric("capabilities/left_out", title="Problems left out", unit="problems")
 def left_out(benchmark: Benchmark) -> list[Finding]:
     """Problems that no number of this group counts: not graded, or answered by one model only."""
     why = "; ".join(f"{number} {reason}" for reason, number in benchmark.left_out)

@@ -22,7 +22,12 @@ def mcnemar(gained: int, lost: int) -> float:
     return float(binomtest(gained, changed, 0.5).pvalue) if changed else 1.0
 
 
-@benchmark_metric("capabilities/mcnemar_p", unit="probability")
+@benchmark_metric(
+    "capabilities/mcnemar_p",
+    title="p of McNemar's test of gained against lost problems",
+    axis="p",
+    unit="probability",
+)
 def mcnemar_p(benchmark: Benchmark) -> list[Finding]:
     """p of McNemar's exact two-sided test of the gained against the lost problems.
 

@@ -28,7 +28,12 @@ def against_chance(benchmarks: list[Benchmark], part: str, *, lost: bool) -> lis
     return [Finding(getattr(found, part), n=n, reason=said)]
 
 
-@benchmark_metric("capabilities/gained_null", unit="problems", version=2)
+@benchmark_metric(
+    "capabilities/gained_null",
+    title="Gained problems expected by chance",
+    unit="problems",
+    version=2,
+)
 def gained_null(benchmark: Benchmark) -> list[Finding]:
     """Problems that the base would gain against itself with another sample.
 
@@ -41,19 +46,32 @@ def gained_null(benchmark: Benchmark) -> list[Finding]:
     return against_chance([benchmark], "expected", lost=False)
 
 
-@benchmark_metric("capabilities/gained_null_low", unit="problems")
+@benchmark_metric(
+    "capabilities/gained_null_low",
+    title="Fewest gained problems that chance may give",
+    unit="problems",
+)
 def gained_null_low(benchmark: Benchmark) -> list[Finding]:
     """Least number of gained problems that chance may give on a benchmark (5 %, two-sided)."""
     return against_chance([benchmark], "low", lost=False)
 
 
-@benchmark_metric("capabilities/gained_null_high", unit="problems")
+@benchmark_metric(
+    "capabilities/gained_null_high",
+    title="Most gained problems that chance may give",
+    unit="problems",
+)
 def gained_null_high(benchmark: Benchmark) -> list[Finding]:
     """Largest number of gained problems that chance may give on a benchmark (5 %, two-sided)."""
     return against_chance([benchmark], "high", lost=False)
 
 
-@benchmark_metric("capabilities/gained_p", unit="probability")
+@benchmark_metric(
+    "capabilities/gained_p",
+    title="p of the gained problems against chance",
+    axis="p",
+    unit="probability",
+)
 def gained_p(benchmark: Benchmark) -> list[Finding]:
     """p of an exact permutation test: is capabilities/gained what no change would give?
 
@@ -64,7 +82,9 @@ def gained_p(benchmark: Benchmark) -> list[Finding]:
     return against_chance([benchmark], "p", lost=False)
 
 
-@benchmark_metric("capabilities/lost_null", unit="problems", version=2)
+@benchmark_metric(
+    "capabilities/lost_null", title="Lost problems expected by chance", unit="problems", version=2
+)
 def lost_null(benchmark: Benchmark) -> list[Finding]:
     """Problems that the base would lose against itself with another sample.
 
@@ -74,19 +94,28 @@ def lost_null(benchmark: Benchmark) -> list[Finding]:
     return against_chance([benchmark], "expected", lost=True)
 
 
-@benchmark_metric("capabilities/lost_null_low", unit="problems")
+@benchmark_metric(
+    "capabilities/lost_null_low", title="Fewest lost problems that chance may give", unit="problems"
+)
 def lost_null_low(benchmark: Benchmark) -> list[Finding]:
     """Least number of lost problems that chance may give on a benchmark (5 %, two-sided)."""
     return against_chance([benchmark], "low", lost=True)
 
 
-@benchmark_metric("capabilities/lost_null_high", unit="problems")
+@benchmark_metric(
+    "capabilities/lost_null_high", title="Most lost problems that chance may give", unit="problems"
+)
 def lost_null_high(benchmark: Benchmark) -> list[Finding]:
     """Largest number of lost problems that chance may give on a benchmark (5 %, two-sided)."""
     return against_chance([benchmark], "high", lost=True)
 
 
-@benchmark_metric("capabilities/lost_p", unit="probability")
+@benchmark_metric(
+    "capabilities/lost_p",
+    title="p of the lost problems against chance",
+    axis="p",
+    unit="probability",
+)
 def lost_p(benchmark: Benchmark) -> list[Finding]:
     """p of an exact permutation test: is capabilities/lost what no change would give?
 

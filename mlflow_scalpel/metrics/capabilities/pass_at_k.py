@@ -55,7 +55,7 @@ def _curve(benchmark: Benchmark, right: np.ndarray, samples: np.ndarray) -> list
     return [Finding(float(means[one - 1]), float(errors[one - 1]), n, one) for one in shown(k)]
 
 
-@benchmark_metric("capabilities/pass_at_k", unit="probability")
+@benchmark_metric("capabilities/pass_at_k", title="pass@k", unit="probability")
 def checkpoint_pass_at_k(benchmark: Benchmark) -> list[Finding]:
     """pass@k of the checkpoint, mean over problems; `bin` is k, error over problems.
 
@@ -65,7 +65,7 @@ def checkpoint_pass_at_k(benchmark: Benchmark) -> list[Finding]:
     return _curve(benchmark, benchmark.right, benchmark.samples)
 
 
-@benchmark_metric("capabilities/base_pass_at_k", unit="probability")
+@benchmark_metric("capabilities/base_pass_at_k", title="pass@k of the base", unit="probability")
 def base_pass_at_k(benchmark: Benchmark) -> list[Finding]:
     """pass@k of the base on the same problems; `bin` is k, error over problems."""
     return _curve(benchmark, benchmark.base_right, benchmark.base_samples)

@@ -56,7 +56,7 @@ def _findings(right: np.ndarray, samples: np.ndarray, bound: int | None) -> list
     return [Finding(share_interval(rate, stderr, n)[bound], n=n)]
 
 
-@benchmark_metric("capabilities/success_rate", unit="accuracy")
+@benchmark_metric("capabilities/success_rate", title="Success rate", unit="accuracy")
 def success_rate(benchmark: Benchmark) -> list[Finding]:
     """Share of the checkpoint's samples that are right, over the problems that both models have.
 
@@ -65,7 +65,12 @@ def success_rate(benchmark: Benchmark) -> list[Finding]:
     return _findings(benchmark.right, benchmark.samples, None)
 
 
-@benchmark_metric("capabilities/success_rate_low", unit="accuracy", version=2)
+@benchmark_metric(
+    "capabilities/success_rate_low",
+    title="Success rate, lower end of its interval",
+    unit="accuracy",
+    version=2,
+)
 def success_rate_low(benchmark: Benchmark) -> list[Finding]:
     """Lower end of the 95 % exact interval of capabilities/success_rate.
 
@@ -74,25 +79,42 @@ def success_rate_low(benchmark: Benchmark) -> list[Finding]:
     return _findings(benchmark.right, benchmark.samples, 0)
 
 
-@benchmark_metric("capabilities/success_rate_high", unit="accuracy", version=2)
+@benchmark_metric(
+    "capabilities/success_rate_high",
+    title="Success rate, upper end of its interval",
+    unit="accuracy",
+    version=2,
+)
 def success_rate_high(benchmark: Benchmark) -> list[Finding]:
     """Upper end of the 95 % exact interval of capabilities/success_rate."""
     return _findings(benchmark.right, benchmark.samples, 1)
 
 
-@benchmark_metric("capabilities/base_success_rate", unit="accuracy")
+@benchmark_metric(
+    "capabilities/base_success_rate", title="Success rate of the base", unit="accuracy"
+)
 def base_success_rate(benchmark: Benchmark) -> list[Finding]:
     """Share of the base's samples that are right, on the same problems."""
     return _findings(benchmark.base_right, benchmark.base_samples, None)
 
 
-@benchmark_metric("capabilities/base_success_rate_low", unit="accuracy", version=2)
+@benchmark_metric(
+    "capabilities/base_success_rate_low",
+    title="Success rate of the base, lower end of its interval",
+    unit="accuracy",
+    version=2,
+)
 def base_success_rate_low(benchmark: Benchmark) -> list[Finding]:
     """Lower end of the 95 % exact interval of capabilities/base_success_rate."""
     return _findings(benchmark.base_right, benchmark.base_samples, 0)
 
 
-@benchmark_metric("capabilities/base_success_rate_high", unit="accuracy", version=2)
+@benchmark_metric(
+    "capabilities/base_success_rate_high",
+    title="Success rate of the base, upper end of its interval",
+    unit="accuracy",
+    version=2,
+)
 def base_success_rate_high(benchmark: Benchmark) -> list[Finding]:
     """Upper end of the 95 % exact interval of capabilities/base_success_rate."""
     return _findings(benchmark.base_right, benchmark.base_samples, 1)

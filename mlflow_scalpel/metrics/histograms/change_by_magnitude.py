@@ -8,7 +8,12 @@ from mlflow_scalpel.metrics.registry import metric
 from mlflow_scalpel.metrics.update_counts import Bin, UpdateCounts
 
 
-@metric("histograms/change_by_magnitude", unit="fraction")
+@metric(
+    "histograms/change_by_magnitude",
+    title="Which elements changed, by their size in the base",
+    axis="fraction changed",
+    unit="fraction",
+)
 def change_by_magnitude(changes: UpdateCounts) -> list[Bin]:
     """Fraction of the elements of each exponent of |W_0| whose stored bits changed.
 

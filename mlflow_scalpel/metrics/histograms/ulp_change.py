@@ -8,7 +8,12 @@ from mlflow_scalpel.metrics.registry import metric
 from mlflow_scalpel.metrics.update_counts import Bin, UpdateCounts
 
 
-@metric("histograms/ulp_change", unit="fraction")
+@metric(
+    "histograms/ulp_change",
+    title="By how many units in the last place elements moved",
+    axis="fraction of elements",
+    unit="fraction",
+)
 def ulp_change(changes: UpdateCounts) -> list[Bin]:
     """Fraction of a matrix's elements by the units in the last place that they moved.
 

@@ -9,7 +9,7 @@ from mlflow_scalpel.metrics.estimates import Estimate, mean_over_problems
 from mlflow_scalpel.metrics.kl.tokens import Texts, token_metric
 
 
-@token_metric("kl/by_base_entropy", unit="nats/token")
+@token_metric("kl/by_base_entropy", title="KL by how sure the base is", unit="nats/token")
 def by_base_entropy(texts: Texts) -> list[Estimate]:
     """KL(base || checkpoint) of the tokens in each decile of the base's entropy; `bin` is 1 to 10.
 

@@ -6,7 +6,7 @@ from mlflow_scalpel.metrics.estimates import Estimate, mean_over_problems
 from mlflow_scalpel.metrics.kl.tokens import Texts, token_metric
 
 
-@token_metric("kl/by_position", unit="nats/token")
+@token_metric("kl/by_position", title="KL by position in the text", unit="nats/token")
 def by_position(texts: Texts) -> list[Estimate]:
     """KL(base || checkpoint) of positions 0, 1, 2-3, 4-7, 8-15, ...; `bin` is the first of them.
 

@@ -6,7 +6,7 @@ from mlflow_scalpel.metrics.estimates import Estimate, mean_over_problems
 from mlflow_scalpel.metrics.kl.tokens import Texts, token_metric
 
 
-@token_metric("kl/floor", unit="nats/token")
+@token_metric("kl/floor", title="Noise floor of the KL", unit="nats/token")
 def floor(texts: Texts) -> list[Estimate]:
     """KL(base in float32 || base in the dtype in use), the noise under KL there; 0 in float32.
 

@@ -6,7 +6,7 @@ from mlflow_scalpel.metrics.estimates import Estimate, mean_over_problems
 from mlflow_scalpel.metrics.kl.tokens import Texts, token_metric
 
 
-@token_metric("kl", unit="nats/token")
+@token_metric("kl", title="KL(base ‖ checkpoint)", unit="nats/token")
 def forward(texts: Texts) -> list[Estimate]:
     """KL(base || checkpoint) in nats a token, mean within a problem and then over problems.
 

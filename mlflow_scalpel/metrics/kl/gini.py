@@ -11,7 +11,12 @@ from mlflow_scalpel.metrics.estimates import Estimate
 from mlflow_scalpel.metrics.kl.tokens import Texts, over_problems, token_metric
 
 
-@token_metric("kl/gini", unit="coefficient")
+@token_metric(
+    "kl/gini",
+    title="How concentrated the KL is",
+    axis="Gini coefficient over tokens",
+    unit="coefficient",
+)
 def gini(texts: Texts) -> list[Estimate]:
     """Gini coefficient of KL(base || checkpoint) over all problems' tokens.
 

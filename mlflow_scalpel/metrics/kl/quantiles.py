@@ -10,7 +10,7 @@ from mlflow_scalpel.metrics.kl.tokens import Texts, over_problems, token_metric
 QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.5, 0.9, 0.95, 0.99, 0.999, 1.0)
 
 
-@token_metric("kl/quantile", unit="nats/token")
+@token_metric("kl/quantile", title="KL of single tokens, by quantile", unit="nats/token")
 def quantiles(texts: Texts) -> list[Estimate]:
     """Quantiles of KL(base || checkpoint) over all problems' tokens; `bin` is the quantile.
 

@@ -6,7 +6,7 @@ from mlflow_scalpel.metrics.estimates import Estimate, mean_over_problems
 from mlflow_scalpel.metrics.kl.tokens import Texts, token_metric
 
 
-@token_metric("kl/reverse", unit="nats/token")
+@token_metric("kl/reverse", title="KL(checkpoint ‖ base)", unit="nats/token")
 def reverse(texts: Texts) -> list[Estimate]:
     """KL(checkpoint || base) in nats a token, mean within a problem and then over problems.
 

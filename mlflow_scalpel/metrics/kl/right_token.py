@@ -14,7 +14,12 @@ def _change(text: TokenDivergence) -> torch.Tensor:
     return change[~(torch.isnan(text.base_right) & torch.isfinite(text.base_entropy))]
 
 
-@token_metric("kl/right_token_change", unit="probability")
+@token_metric(
+    "kl/right_token_change",
+    title="Mean change of the right token's probability",
+    signed=True,
+    unit="probability",
+)
 def right_token_change(texts: Texts) -> list[Estimate]:
     """Mean of q(x) - p(x) for the token x that follows, as llama-perplexity's mean change of p.
 
@@ -24,7 +29,9 @@ def right_token_change(texts: Texts) -> list[Estimate]:
     return [mean_over_problems([_change(text) for text in texts])]
 
 
-@token_metric("kl/right_token_rms", unit="probability")
+@token_metric(
+    "kl/right_token_rms", title="RMS change of the right token's probability", unit="probability"
+)
 def right_token_rms(texts: Texts) -> list[Estimate]:
     """Root mean square of q(x) - p(x) for the token x that follows, as llama-perplexity's RMS.
 

@@ -6,7 +6,12 @@ from mlflow_scalpel.metrics.estimates import Estimate, mean_over_problems
 from mlflow_scalpel.metrics.kl.tokens import Texts, token_metric
 
 
-@token_metric("kl/same_top", unit="fraction")
+@token_metric(
+    "kl/same_top",
+    title="Tokens whose most likely next token is the same",
+    axis="fraction of tokens",
+    unit="fraction",
+)
 def same_top(texts: Texts) -> list[Estimate]:
     """Fraction of tokens whose most likely next token is the same, as llama-perplexity prints it.
 

@@ -129,12 +129,18 @@ def _sum(terms: Tensor) -> Tensor:
 Texts = Sequence[TokenDivergence]
 
 
-def token_metric(prefix: str, *, unit: str, version: int = 3) -> Callable[[Any], Any]:
-    """Register a function of `Texts` as `prefix/all_tokens` and as `prefix/answer_tokens`."""
+def token_metric(
+    prefix: str, *, title: str, version: int = 3, **declared: Any
+) -> Callable[[Any], Any]:
+    """Register a function of `Texts` as `prefix/all_tokens` and as `prefix/answer_tokens`.
+
+    `declared` is what `metric` takes beside that; the titles say which tokens.
+    """
 
     def add(function: Callable[[Texts], list[Estimate]]) -> Callable[[Texts], list[Estimate]]:
         for tokens, on in TOKEN_SETS.items():
-            metric(f"{prefix}/{tokens}", unit=unit, version=version, on=on)(function)
+            name, called = f"{prefix}/{tokens}", f"{title}, {tokens.replace('_', ' ')}"
+            metric(name, title=called, version=version, on=on, **declared)(function)
         return function
 
     return add

@@ -8,7 +8,12 @@ from mlflow_scalpel.metrics.measured_on import SAMPLED_ANSWER
 from mlflow_scalpel.metrics.registry import metric
 
 
-@metric("kl_on_base_samples/answer_tokens", unit="nats/token", on=SAMPLED_ANSWER)
+@metric(
+    "kl_on_base_samples/answer_tokens",
+    title="KL(base ‖ checkpoint) on the base's own samples",
+    unit="nats/token",
+    on=SAMPLED_ANSWER,
+)
 def answer_tokens(texts: Texts) -> list[Estimate]:
     """KL(base || checkpoint) over tokens that the base sampled itself for the problems.
 

@@ -32,7 +32,13 @@ def bfloat16_divergence(base: Tensor, checkpoint: Tensor) -> Tensor:
     return (p * (p.log() - q.log())).sum(-1)
 
 
-@metric("kl_paper_compat/all_tokens", unit="nats/token", version=2, on=ALL_BFLOAT16)
+@metric(
+    "kl_paper_compat/all_tokens",
+    title="KL(base ‖ checkpoint), in bfloat16 as the paper's authors compute it",
+    unit="nats/token",
+    version=2,
+    on=ALL_BFLOAT16,
+)
 def all_tokens(problems: Sequence[Tensor]) -> list[Estimate]:
     """KL(base || checkpoint) in nats a token, the way of arXiv 2507.10616: bfloat16 throughout.
 

@@ -9,7 +9,12 @@ from mlflow_scalpel.metrics.registry import metric
 from mlflow_scalpel.metrics.update_counts import Bin
 
 
-@metric("pairs/changed_overlap", unit="ratio to chance")
+@metric(
+    "pairs/changed_overlap",
+    title="Elements that both runs changed, against chance",
+    axis="overlap / expected by chance",
+    unit="ratio to chance",
+)
 def changed_overlap(paired: PairSums) -> list[Bin]:
     """Elements that both checkpoints changed, divided by what chance would give, for each exponent.
 

@@ -9,7 +9,12 @@ from mlflow_scalpel.metrics.registry import metric
 from mlflow_scalpel.metrics.update_counts import Bin
 
 
-@metric("pairs/changed_overlap_total", unit="ratio to chance")
+@metric(
+    "pairs/changed_overlap_total",
+    title="Elements that both runs changed, against chance, over all sizes",
+    axis="overlap / expected by chance",
+    unit="ratio to chance",
+)
 def changed_overlap_total(paired: PairSums) -> list[Bin]:
     """Elements that both checkpoints changed, divided by what chance within the bins would give.
 

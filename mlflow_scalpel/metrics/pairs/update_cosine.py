@@ -9,7 +9,13 @@ from mlflow_scalpel.metrics.registry import metric
 from mlflow_scalpel.metrics.update_counts import Bin
 
 
-@metric("pairs/update_cosine", unit="cosine")
+@metric(
+    "pairs/update_cosine",
+    title="Cosine of two runs' updates",
+    axis="cosine of the updates",
+    signed=True,
+    unit="cosine",
+)
 def update_cosine(paired: PairSums) -> list[Bin]:
     """cos(W_a - W_0, W_b - W_0) of two updates as vectors, in [-1, 1]; NaN where one of them is 0.
 

@@ -10,7 +10,12 @@ from mlflow_scalpel.metrics.registry import metric
 from mlflow_scalpel.metrics.singular_values import Spectra
 
 
-@metric("spectra/effective_rank", unit="directions")
+@metric(
+    "spectra/effective_rank",
+    title="Effective rank of the update",
+    axis="effective rank",
+    unit="directions",
+)
 def effective_rank(spectra: Spectra) -> float:
     """exp(H(p)), p_i = s_i / sum_j s_j of the update's singular values s; NaN where it is 0.
 

@@ -10,7 +10,12 @@ from mlflow_scalpel.metrics.registry import metric
 from mlflow_scalpel.metrics.singular_values import Spectra
 
 
-@metric("spectra/singular_value_drift", unit="ratio")
+@metric(
+    "spectra/singular_value_drift",
+    title="Drift of the singular values",
+    axis="relative drift",
+    unit="ratio",
+)
 def singular_value_drift(spectra: Spectra) -> float:
     """||s(W_t) - s(W_0)||_2 / ||s(W_0)||_2, s in falling order; NaN where W_0 is 0.
 

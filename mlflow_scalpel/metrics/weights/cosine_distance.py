@@ -8,7 +8,12 @@ from mlflow_scalpel.metrics.registry import metric
 from mlflow_scalpel.metrics.update_sums import Training, UpdateSums
 
 
-@metric("weights/cosine_distance", unit="1 - cosine")
+@metric(
+    "weights/cosine_distance",
+    title="Cosine distance of the weights",
+    axis="1 − cos(Wₜ, W₀)",
+    unit="1 - cosine",
+)
 def cosine_distance(moments: UpdateSums, training: Training) -> float:
     """1 - cos(W_0, W_t) of the matrices as vectors, in [0, 2]; NaN where one of them is zero.
 

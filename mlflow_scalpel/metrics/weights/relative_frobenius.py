@@ -8,7 +8,12 @@ from mlflow_scalpel.metrics.registry import metric
 from mlflow_scalpel.metrics.update_sums import Training, UpdateSums
 
 
-@metric("weights/relative_frobenius", unit="ratio")
+@metric(
+    "weights/relative_frobenius",
+    title="Relative norm of the update",
+    axis="‖Wₜ − W₀‖ / ‖W₀‖",
+    unit="ratio",
+)
 def relative_frobenius(moments: UpdateSums, training: Training) -> float:
     """||W_t - W_0||_F / ||W_0||_F (arXiv 2507.10616), a ratio; NaN for a matrix of zeros.
 

@@ -7,7 +7,12 @@ from mlflow_scalpel.metrics.update_sums import NotKnown, Training, UpdateSums
 from mlflow_scalpel.metrics.weights.relative_frobenius import relative_frobenius
 
 
-@metric("weights/relative_frobenius_per_lr", unit="1/learning rate")
+@metric(
+    "weights/relative_frobenius_per_lr",
+    title="Relative norm, divided by the sum of learning rates so far",
+    axis="relative norm / Σ lr",
+    unit="1/learning rate",
+)
 def relative_frobenius_per_lr(moments: UpdateSums, training: Training) -> float | None:
     """||W_t - W_0||_F / ||W_0||_F divided by the sum of the learning rates of all steps so far.
 

@@ -8,7 +8,12 @@ from mlflow_scalpel.metrics.registry import metric
 from mlflow_scalpel.metrics.update_sums import Training, UpdateSums
 
 
-@metric("weights/unchanged", unit="fraction")
+@metric(
+    "weights/unchanged",
+    title="Elements that did not change",
+    axis="fraction of elements",
+    unit="fraction",
+)
 def unchanged(moments: UpdateSums, training: Training) -> float:
     """Fraction of a matrix's elements with the same bits before and after, as stored (2505.11711).
 

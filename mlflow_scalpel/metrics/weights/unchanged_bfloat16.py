@@ -8,7 +8,12 @@ from mlflow_scalpel.metrics.registry import metric
 from mlflow_scalpel.metrics.update_sums import Training, UpdateSums
 
 
-@metric("weights/unchanged_bfloat16", unit="fraction")
+@metric(
+    "weights/unchanged_bfloat16",
+    title="Elements that did not change, rounded to bfloat16",
+    axis="fraction of elements",
+    unit="fraction",
+)
 def unchanged_bfloat16(moments: UpdateSums, training: Training) -> float:
     """Fraction of a matrix's elements with the same bits after rounding both to bfloat16.
 

@@ -13,7 +13,12 @@ from mlflow_scalpel.metrics.registry import metric
 SLICE = 1 << 27  # elements whose difference is made at once
 
 
-@metric("weights_paper_compat/relative_frobenius", unit="ratio")
+@metric(
+    "weights_paper_compat/relative_frobenius",
+    title="Relative norm of the update, in bfloat16 as the paper's authors compute it",
+    axis="‖Wₜ − W₀‖ / ‖W₀‖",
+    unit="ratio",
+)
 def relative_frobenius(base: Tensor, checkpoint: Tensor) -> float:
     """||W_t - W_0||_F / ||W_0||_F with both matrices, their difference and both norms in bfloat16.
 
