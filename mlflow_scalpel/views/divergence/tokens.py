@@ -15,19 +15,19 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from mlflow_scalpel.views.maps import short
-from mlflow_scalpel.views.style import DIRECTIONS
-from mlflow_scalpel.views.tidy import probe
-from mlflow_scalpel.views.tokens_page import RANKING, READER, STYLE
-from mlflow_scalpel.views.wording import to_run
+from mlflow_scalpel.views.common.text import DIRECTIONS, probe, short
+from mlflow_scalpel.views.common.view import public
+from mlflow_scalpel.views.common.wording import command_for
+from mlflow_scalpel.views.divergence.tokens_html import RANKING, READER, STYLE
 
 #: Nats from which a token takes the next colour. Fixed, so that texts and checkpoints compare.
 LEVELS = (0.001, 0.01, 0.1, 0.3, 1.0, 3.0)
 #: A token of more characters is cut: tokenizers make none, other files may.
 LONGEST = 200
-NEEDED = ("problem", "position", "token", "kl", "texts")
+REQUIRED = ("problem", "position", "token", "kl", "texts")
 
 
+@public
 def token_reader(
     tokens: pd.DataFrame,
     *,
@@ -37,7 +37,7 @@ def token_reader(
 ) -> Markup:
     """A problem's text, each token coloured by KL(base || checkpoint) where it was predicted.
 
-    `tokens` is one step's table of single tokens (`scalpel/tokens/...`), a row a position with the
+    `tokens` is one step's table of single tokens (`scalpel/tokens/...`), one row per position with the
     token that follows there. On hover or focus a token shows its KL, the base's entropy, its
     probability and the five most likely tokens under both models. `problem` is its number in the
     probe set; `texts` and `model_id` choose where the table has several, the first by default. Of
@@ -69,10 +69,11 @@ def token_reader(
         others=others,
         limits=limits(),
         empty=not len(tokens),
-        command=to_run("kl") + " --log",
+        command=command_for("kl") + " --log",
     )
 
 
+@public
 def token_ranking(
     tokens: pd.DataFrame,
     *,
@@ -99,7 +100,7 @@ def token_ranking(
         head=own.iloc[0].to_dict() if len(own) else {},
         others=others,
         limits=limits(),
-        command=to_run("kl") + " --log",
+        command=command_for("kl") + " --log",
     )
 
 
@@ -107,10 +108,10 @@ def selected(
     tokens: pd.DataFrame, texts: str | None, model_id: str | None
 ) -> tuple[pd.DataFrame, str]:
     """The rows of one probe set and one model, and words for what else the table holds."""
-    missing = [column for column in NEEDED if column not in tokens.columns]
+    missing = [column for column in REQUIRED if column not in tokens.columns]
     if missing and len(tokens):
         raise ValueError(
-            f"the table of tokens lacks the columns {missing}: pass one that a comparison stored "
+            f"the table of tokens is missing the columns {missing}: pass one that a comparison stored "
             "under scalpel/tokens"
         )
     own = tokens.reindex(columns=[*tokens.columns, *missing])
