@@ -1,4 +1,4 @@
-"""What a view says of itself: `@view` makes a function of measurements a public function of a table.
+"""The declaration of a view: `@view` makes a function of measurements one of the tidy table.
 
 A view is declared once, at its function: what it is called, which metrics it requires, what to run
 for them, and where it stands. The report's sections, the pages, and the names that
@@ -178,6 +178,7 @@ def exported() -> dict[str, Callable[..., Any]]:
     return dict(sorted(_PUBLIC.items()))
 
 
+@functools.cache
 def figures_in(section: str) -> dict[str, Placement]:
     """The figures of a section by stem, in their order."""
     load()

@@ -1,4 +1,4 @@
-"""The static report: one HTML file that needs no network, and the same figures as files."""
+"""The static report: one HTML file that needs no network."""
 
 from __future__ import annotations
 
@@ -11,26 +11,24 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.io import to_html
 
-from mlflow_scalpel.views.bases import base_words
-from mlflow_scalpel.views.confounding import SHOWN, confounder_table, confounders
-from mlflow_scalpel.views.findings import READING, findings, seed_words, warning_words
-from mlflow_scalpel.views.keys import SLIDER_KEYS
-from mlflow_scalpel.views.numbers import numbers
-from mlflow_scalpel.views.plotlyjs import plotly_js
-from mlflow_scalpel.views.png import to_png
-from mlflow_scalpel.views.problems import lost_problems
-from mlflow_scalpel.views.report_page import PAGE
-from mlflow_scalpel.views.report_sections import SECTIONS
-from mlflow_scalpel.views.style import styles, unbroken
-from mlflow_scalpel.views.tidy import read, reasons
+from mlflow_scalpel.views.capabilities.problems import lost_problems
+from mlflow_scalpel.views.common.table import Measurements
+from mlflow_scalpel.views.common.text import reasons, unbroken
+from mlflow_scalpel.views.common.view import public
+from mlflow_scalpel.views.report.browser import SLIDER_KEYS, plotly_js
+from mlflow_scalpel.views.report.template import PAGE
+from mlflow_scalpel.views.sections import SECTIONS, section
+from mlflow_scalpel.views.summary.differences import SHOWN, base_text, confounder_table
+from mlflow_scalpel.views.summary.findings import findings, seed_text, warning_texts
 
 REASONS = 2  # of one metric's gaps, in words
-#: Statuses without a value that are results: looked for and not there, or nothing to measure.
+#: Statuses without a value that are results: looked for and not found, or nothing to measure.
 RESULTS = ("none found", "not applicable")
 
 
+@public
 def write_report(
-    table: pd.DataFrame,
+    table: pd.DataFrame | Measurements,
     runs: pd.DataFrame | None,
     path: str | Path,
     *,
@@ -48,47 +46,41 @@ def write_report(
 
     Raises ValueError if columns of the table are missing, OSError if the file cannot be written.
     """
-    clean = read(table)
-    names = {run.run_id: run.name for run in styles(clean, runs).values()}
-    drawn, unmeasured = figures_of(clean, runs)
-    sections = []
-    for section in SECTIONS:
-        figures = {stem: drawn[stem] for stem in section.figures if stem in drawn}
-        below = section.table(clean, runs) if section.table is not None else ""
-        if section.stem == "capabilities":
+    data = Measurements.of(table, runs)
+    names = {run.run_id: run.name for run in data.styles.values()}
+    drawn, unmeasured = figures_of(data)
+    shown = []
+    for one in SECTIONS:
+        figures = {stem: drawn[stem] for stem in one.figures if stem in drawn}
+        below = one.table(data) if one.table is not None else Markup("")
+        if one.stem == "capabilities":
             below = lost_problems(ledgers or {}, names)
-        if figures or (below and section.stem != "card"):
-            sections.append(
-                {
-                    "stem": section.stem,
-                    "heading": section.heading,
-                    "how": section.how,
-                    "figures": [fragment(figure, stem) for stem, figure in figures.items()],
-                    "table": below,
-                }
-            )
-    known = runs is not None and len(runs) > 0
+        if figures or (below and one.stem != "card"):
+            html = [fragment(figure, stem) for stem, figure in figures.items()]
+            shown.append({"section": one, "figures": html, "table": below})
+    known = data.runs is not None and len(data.runs) > 0
+    parameters = Markup("")
+    if data.runs is not None and known:
+        columns = [name for name in data.runs.columns if name in ("name", "algorithm", *SHOWN)]
+        parameters = confounder_table(data.runs[columns])
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(PAGE)
     text = page.render(
         title=title,
         plotly_js=Markup(plotly_js()),
         slider_keys=Markup(SLIDER_KEYS),
-        bases=base_words(clean, runs),
+        bases=base_text(data),
         names=list(names.values()),
-        parameters=confounder_table(
-            runs[[c for c in runs.columns if c in ("name", "algorithm", *SHOWN)]]
-        )
-        if runs is not None and known
-        else "",
-        seeds=seed_words(runs, list(names.values())),
-        warnings=warning_words(runs),
-        findings=findings(clean, runs),
-        reading=READING,
-        notes=[*notes, *stepless_words(clean)],
-        gaps=gap_words(clean),
-        sections=sections,
+        parameters=parameters,
+        seeds=seed_text(data.runs, list(names.values())),
+        warnings=warning_texts(data.runs),
+        findings=findings(data),
+        reading=section("findings").how,
+        notes=[*notes, *stepless_texts(data.table)],
+        gaps=gap_texts(data.table),
+        shown=shown,
         unmeasured={unbroken(remedy): names for remedy, names in unmeasured.items()},
-        confounders=confounder_table(runs) if runs is not None and known else "",
+        differences=section("confounders"),
+        confounders=confounder_table(data.runs) if data.runs is not None and known else "",
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,22 +88,18 @@ def write_report(
     return path
 
 
-def figures_of(
-    table: pd.DataFrame, runs: pd.DataFrame | None
-) -> tuple[dict[str, go.Figure], dict[str, list[str]]]:
+def figures_of(data: Measurements) -> tuple[dict[str, go.Figure], dict[str, list[str]]]:
     """The report's figures with something to show, by stem; of the others the names, by remedy."""
-    clean = read(table)
-    metrics = list(clean["metric"].unique())
     drawn: dict[str, go.Figure] = {}
     unmeasured: dict[str, list[str]] = {}
-    for section in SECTIONS:
-        for stem, shown in section.figures.items():
-            if any(metric.startswith(shown.needs) for metric in metrics):
-                figure = shown.view(clean, runs)
+    for one in SECTIONS:
+        for stem, placed in one.figures.items():
+            if placed.has_rows(data.metrics):
+                figure = placed.draw(data)
                 if figure.data:
                     drawn[stem] = figure
                     continue
-            unmeasured.setdefault(shown.remedy, []).append(shown.name)
+            unmeasured.setdefault(placed.remedy, []).append(placed.name)
     return drawn, unmeasured
 
 
@@ -130,8 +118,8 @@ def fragment(figure: go.Figure, stem: str) -> Markup:
     return Markup(text)
 
 
-def stepless_words(clean: pd.DataFrame) -> list[str]:
-    """What to do about values that belong to no step of training, which no figure draws."""
+def stepless_texts(clean: pd.DataFrame) -> list[str]:
+    """Advice about values that belong to no step of training, which no figure draws."""
     count = int((clean["value"].notna() & clean["step"].isna()).sum())
     if not count:
         return []
@@ -141,13 +129,13 @@ def stepless_words(clean: pd.DataFrame) -> list[str]:
     ]
 
 
-def gap_words(clean: pd.DataFrame, needs: Sequence[str] = ("",)) -> list[str]:
+def gap_texts(clean: pd.DataFrame, starts: Sequence[str] = ("",)) -> list[str]:
     """For each metric with missing values, how many and why; of the metrics that begin so.
 
     That something was looked for and not found, or that a statistic does not apply, is a result and
     no gap (see RESULTS); nor is the base against itself (step 0), which nobody measures.
     """
-    own = clean[(clean["step"] != 0) & clean["metric"].str.startswith(tuple(needs))]
+    own = clean[(clean["step"] != 0) & clean["metric"].str.startswith(tuple(starts))]
     missing = own[own["value"].isna() & ~own["status"].isin(RESULTS)]
     words = []
     for metric, rows in missing.groupby("metric", sort=True):
@@ -159,27 +147,3 @@ def gap_words(clean: pd.DataFrame, needs: Sequence[str] = ("",)) -> list[str]:
             why += f"; and {len(distinct) - REASONS} more reasons"
         words.append(f"{metric}: {len(rows)} of {total} values ({why})")
     return words
-
-
-def write_figures(
-    table: pd.DataFrame, runs: pd.DataFrame | None, directory: str | Path
-) -> list[Path]:
-    """Write every figure of the report as PNG, its numbers as CSV beside it; return all paths.
-
-    `STEM.png` has `STEM.csv` (see `numbers`); a figure without data is not written. Where `runs`
-    is given, `confounders.csv` holds the parameters in which the runs differ. The folder is made
-    if it is not there.
-
-    Raises ValueError if columns of the table are missing, OSError if a file cannot be written.
-    """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    written = []
-    for stem, figure in figures_of(table, runs)[0].items():
-        written.append(to_png(figure, directory / f"{stem}.png"))
-        written.append(directory / f"{stem}.csv")
-        numbers(figure).to_csv(written[-1], index=False)
-    if runs is not None and len(runs):
-        written.append(directory / "confounders.csv")
-        confounders(runs, always=SHOWN).to_csv(written[-1])
-    return written

@@ -1,4 +1,4 @@
-"""The report's page. A string, not a data file, so that it comes along however it is installed."""
+"""The report's page. A string, not a data file: it comes along however the package is installed."""
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -69,7 +69,7 @@ addEventListener("click", (event) => {
 {{ names | length }} run{{ "" if names | length == 1 else "s" }}{{ ": " if names else "" -}}
 {{ names | join(", ") }}.</p>
 <noscript><p class="card missing">The figures need JavaScript. The same figures as PNG files, with
-their numbers as CSV, come from <code>mlflow_scalpel.views.write_figures</code>.</p></noscript>
+their numbers as CSV, come from <code>mlflow-scalpel report --figures</code>.</p></noscript>
 {% if parameters %}<div class="table">{{ parameters }}</div>{% endif %}
 <p>{{ seeds }}</p>
 {% if warnings %}<div class="card warning"><strong>Warnings</strong>
@@ -83,20 +83,18 @@ their numbers as CSV, come from <code>mlflow_scalpel.views.write_figures</code>.
 {% if gaps %}<details class="card missing"><summary>{{ gaps | length }}
 metric{{ " has" if gaps | length == 1 else "s have" }} values missing</summary>
 <ul>{% for gap in gaps %}<li>{{ gap }}</li>{% endfor %}</ul></details>{% endif %}
-<p class="contents">{% for section in sections %}
-<a href="#{{ section.stem }}">{{ section.heading }}</a>{% endfor %}
-<a href="#confounders">In what the runs differ</a></p>
-{% for section in sections %}
-<h2 id="{{ section.stem }}">{{ section.heading }}</h2>
-<p>{{ section.how }}</p>
-{% for figure in section.figures -%}
+<p class="contents">{% for one in shown %}
+<a href="#{{ one.section.stem }}">{{ one.section.heading }}</a>{% endfor %}
+<a href="#confounders">{{ differences.heading }}</a></p>
+{% for one in shown %}
+<h2 id="{{ one.section.stem }}">{{ one.section.heading }}</h2>
+<p>{{ one.section.how }}</p>
+{% for figure in one.figures -%}
 <div class="figure">{{ figure }}</div>{% endfor %}
-{% if section.table %}<div class="table">{{ section.table }}</div>{% endif %}
+{% if one.table %}<div class="table">{{ one.table }}</div>{% endif %}
 {% endfor %}
-<h2 id="confounders">In what the runs differ</h2>
-<p>Every recorded parameter and count in which the runs differ, and the five that always count. In
-bold is what the comparison is not about: a difference in results can come from any of these rows.
-</p>
+<h2 id="confounders">{{ differences.heading }}</h2>
+<p>{{ differences.how }}</p>
 {% if confounders %}<div class="table">{{ confounders }}</div>
 {% else %}<p class="card missing">Nothing was recorded about the runs: pass their parameters
 as <code>runs</code>.</p>{% endif %}

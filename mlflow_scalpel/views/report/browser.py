@@ -1,4 +1,18 @@
-"""The sliders of figures by keyboard. A string, to be put into any page that shows figures."""
+"""Scripts for pages and reports: Plotly, and the sliders of figures by keyboard.
+
+Plotly is its build for cartesian figures, which the views are. The build that comes with the Python package draws maps and globes too, is three times as large,
+and takes a browser twice as long to read: most of what a page takes. It is the file of npm's
+`plotly.js-cartesian-dist-min`, unchanged, of the version that the Python package has (a test
+compares them); to renew it: `npm pack plotly.js-cartesian-dist-min@VERSION`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+
+FILE = "plotly-cartesian.min.js"
+
 
 #: Plotly's slider takes no focus. This makes a figure with one focusable (by Tab): the arrow keys
 #: go to the checkpoint before and after, Home and End to the first and the last. A page that adds
@@ -28,3 +42,10 @@ function scalpelKeys() {
 }
 window.addEventListener("load", scalpelKeys);
 """
+
+
+@functools.cache
+def plotly_js() -> str:
+    """Plotly, which loads nothing else."""
+    static = importlib.resources.files("mlflow_scalpel.views") / "static"
+    return (static / FILE).read_text("utf-8")
