@@ -17,7 +17,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--figures",
         type=Path,
         metavar="FOLDER",
-        help="write each figure as PNG too, with its numbers as CSV beside it",
+        help="write each figure as HTML too (and as PNG where a browser is found), with its numbers "
+        "as CSV beside it",
     )
     parser.add_argument("--title", help="of the report; the names of the runs unless given")
 
@@ -26,7 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Gather the runs' tables, and write the report."""
     from mlflow_scalpel.comparison.run_store import describe_runs, gather, stored_ledger
     from mlflow_scalpel.errors import ScalpelError
-    from mlflow_scalpel.views.report import write_figures, write_report
+    from mlflow_scalpel.views.report.files import write_figures
+    from mlflow_scalpel.views.report.report import write_report
 
     if arguments.out.suffix not in (".html", ".htm"):
         raise ScalpelError(f"--out {arguments.out}: give a file that ends in .html")
@@ -39,8 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
         path = write_report(table, runs, arguments.out, title=title, notes=notes, ledgers=ledgers)
         print(f"report: {path.resolve()}")
         if arguments.figures is not None:
-            written = write_figures(table, runs, arguments.figures)
+            written, no_png = write_figures(table, runs, arguments.figures)
             print(f"{len(written)} files in {arguments.figures.resolve()}")
+            if no_png:
+                print(no_png)
     except OSError as error:
         raise ScalpelError(f"{error.filename}: cannot be written ({error.strerror})") from error
     return 0

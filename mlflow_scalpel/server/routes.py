@@ -150,7 +150,7 @@ def static_file(name: str) -> Response:
 @functools.cache
 def _static(name: str) -> tuple[bytes, str]:
     if name == "plotly.js":
-        from mlflow_scalpel.views.plotlyjs import plotly_js
+        from mlflow_scalpel.views.report.browser import plotly_js
 
         content = plotly_js().encode()
     else:

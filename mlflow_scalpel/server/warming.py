@@ -25,7 +25,7 @@ def warm() -> None:
     from mlflow_scalpel.comparison.table import read_table, tidy
     from mlflow_scalpel.server import routes
     from mlflow_scalpel.views import pages
-    from mlflow_scalpel.views.kl import kl_over_training
+    from mlflow_scalpel.views.divergence.kl import kl_over_training
 
     for page in pages.PAGES:
         routes.shell(page.name, stock="", workspaces=False)

@@ -7,14 +7,17 @@ functions are those that are declared with `@view`, `@section_table` or `@public
 
 from typing import Any
 
-from mlflow_scalpel.views.common.view import exported
-
 
 def __getattr__(name: str) -> Any:
+    # Plotly is imported where a view is asked for.
+    from mlflow_scalpel.views.common.view import exported
+
     if not name.startswith("_") and name in (found := exported()):
         return found[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
+    from mlflow_scalpel.views.common.view import exported
+
     return list(exported())
