@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from mlflow_scalpel import views
-from mlflow_scalpel.views.tokens import LEVELS, LONGEST
+from mlflow_scalpel.views.divergence.tokens import LEVELS, LONGEST
 
 EVIL = "<script>alert(\"x\")</script> ' onmouseover='x"
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 import dataclasses
 import html.parser
 import re
+import sys
 import time
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from mlflow_scalpel import views
 from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.metrics import all_metrics
 from mlflow_scalpel.tensors.parts import CLASSICAL as MATRICES
-from mlflow_scalpel.views import png_traces
-from mlflow_scalpel.views.plotlyjs import plotly_js
-from mlflow_scalpel.views.report import gap_words
-from mlflow_scalpel.views.tidy import read
+from mlflow_scalpel.views.common.slider import ROOM
+from mlflow_scalpel.views.common.table import clean_table
+from mlflow_scalpel.views.report.browser import plotly_js
+from mlflow_scalpel.views.report.report import gap_texts
 from tests.metrics.test_capabilities import benchmark
 from tests.views.whole import ledger_of
 
@@ -175,7 +177,7 @@ def test_missing_values_are_listed(write, table, runs):
 
 
 def test_what_does_not_apply_is_no_gap():
-    """Of one sample a problem, with nothing gained or lost: only what was not done."""
+    """Of one sample per problem, with nothing gained or lost: only what was not done."""
     same, more = benchmark([[0], [1]], [[0], [1]]), benchmark([[0], [1]], [[1], [0]])
     outside = dataclasses.replace(same, domain="out")
     rows = [
@@ -186,14 +188,14 @@ def test_what_does_not_apply_is_no_gap():
         for number, arms in enumerate(([same, outside], [more, outside]))
         for i, found in enumerate(one.function(arms))
     ]  # fmt: skip
-    table = read(tidy(rows))
+    table = clean_table(tidy(rows))
     assert {"no problem was gained", "no problem was lost"} < set(table["reason"])
-    assert [line.split(":")[0] for line in gap_words(table)] == [
+    assert [line.split(":")[0] for line in gap_texts(table)] == [
         "capabilities/gold_loglik_change",
         "capabilities/gold_loglik_change_after_opening",
     ]
-    assert "set gold_loglik" in gap_words(table)[0]
-    assert gap_words(table, ["kl/"]) == []
+    assert "set gold_loglik" in gap_texts(table)[0]
+    assert gap_texts(table, ["kl/"]) == []
 
 
 def test_many_reasons_are_counted(write, table, runs):
@@ -212,8 +214,8 @@ def test_values_without_a_step_are_counted(write, table):
 
 
 def test_figures_as_files(table, runs, tmp_path):
-    written = views.write_figures(table, runs, tmp_path / "figures")
-    stems = {path.stem for path in written if path.suffix == ".png"}
+    written, _ = views.write_figures(table, runs, tmp_path / "figures")
+    stems = {path.stem for path in written if path.suffix == ".html"}
     assert len(stems) == FIGURES
     assert stems == {p.stem for p in written if p.suffix == ".csv"} - {"confounders"}
     assert all(path.stat().st_size for path in written)
@@ -226,6 +228,35 @@ def test_figures_as_files(table, runs, tmp_path):
     row = kl[(kl["panel"] == "base_style: all tokens") & (kl["series"] == "sft") & (kl["x"] == 1)]
     assert row["y"].iloc[0] == pytest.approx(0.09)
     assert row["half_y"].iloc[0] == pytest.approx(1.96 * 0.009)
+
+
+def test_without_kaleido_there_are_no_pictures_and_it_is_said(table, runs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kaleido", None)
+    written, why = views.write_figures(table[table["metric"] == "cost/flops"], runs, tmp_path)
+    assert why == 'no PNG files: they need kaleido, pip install "mlflow-scalpel[png]"'
+    assert {path.name for path in written} == {
+        "cost.csv",
+        "cost.html",
+        "confounders.csv",
+        "plotly-cartesian.min.js",
+    }
+
+
+def test_figures_as_pictures(table, runs, tmp_path):
+    pytest.importorskip("kaleido")
+    rows = table[table["metric"].isin(["cost/flops", "weights/relative_frobenius"])]
+    written, why = views.write_figures(rows, runs, tmp_path)
+    if "no Chrome" in why:
+        pytest.skip(why)
+    assert why == ""
+    pictures = {path.stem: Image.open(path) for path in written if path.suffix == ".png"}
+    assert set(pictures) == {path.stem for path in written if path.suffix == ".html"}
+    figure = views.weight_heatmaps(rows, runs)
+    height = figure.layout.height - ROOM  # a picture has no slider
+    assert pictures["weight_heatmaps"].size == (2800, 2 * height)
+    pixels = np.asarray(pictures["cost"].convert("RGB")).astype(int)
+    for colour in ((0, 0x72, 0xB2), (0xE6, 0x9F, 0), (255, 255, 255)):
+        assert (np.abs(pixels - colour).max(axis=-1) <= 3).mean() > 1e-4
 
 
 def test_confounders(runs):
@@ -325,5 +356,5 @@ def test_plotlys_script_is_of_the_version_of_the_package_and_draws_what_the_view
     versions = [re.search(r"plotly\.js.* v(\d\S+)", text[:200])[1] for text in
                 (plotly_js(), get_plotlyjs())]  # fmt: skip
     assert versions[0] == versions[1]
-    for kind in png_traces.DRAW:
+    for kind in ("scatter", "bar", "heatmap"):
         assert f'name:"{kind}"' in plotly_js()

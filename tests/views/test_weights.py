@@ -1,4 +1,4 @@
-"""Heat maps and their slider, trajectories, histograms, spectra, pairs and attention."""
+"""Heat maps and their slider, trajectories, histograms, spectra, pairs, parts and attention."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 
 from mlflow_scalpel import views
+from mlflow_scalpel.comparison.summary import summarise
 from mlflow_scalpel.comparison.table import tidy
-from mlflow_scalpel.views.lines import NO_VALUE
-from mlflow_scalpel.views.slider import LAST, ROOM
+from mlflow_scalpel.views.common.slider import LAST
+from mlflow_scalpel.views.common.traces import NO_VALUE
 from tests.views.detailed import ARMS, LAYERS, MATRICES, detailed_table, norm
 
 EVIL = "<script>alert(1)</script> %{z} <b>\u05e9\u05dc\u05d5\u05dd</b>"
@@ -112,11 +113,6 @@ def test_one_checkpoint_needs_no_slider(table, runs):
     assert not figure.layout.sliders
     assert len(figure.data) == 2
     assert not views.weight_heatmaps(table, runs, step=20).layout.sliders
-
-
-def test_a_picture_has_no_room_for_the_slider(table, runs):
-    figure = views.weight_heatmaps(table, runs)
-    assert views.to_image(figure, width=800).size == (800, figure.layout.height - ROOM)
 
 
 def test_heat_maps_of_ranks_span_their_values(table, runs):
@@ -268,11 +264,10 @@ def test_pairs_name_both_runs(table, runs):
         (views.weight_heatmaps, "weights/relative_frobenius"),
     ],
 )
-def test_gaps_have_their_reason_and_pictures(view, metric, table, runs):
+def test_gaps_have_their_reason(view, metric, table, runs):
     gone = failed(table, (table["metric"] == metric) & (table["step"].isin([20, 40])), EVIL)
     figure = view(gone, runs)
     assert "<script" not in figure.to_json().replace("\\u003c", "<")
-    assert views.to_image(figure, width=800).size[0] == 800
     all_gone = view(failed(table, table["value"].notna(), EVIL), runs)
     assert "<script" not in all_gone.to_json().replace("\\u003c", "<")
     notes = [note.text.replace("<br>", " ") for note in all_gone.layout.annotations]
@@ -304,3 +299,75 @@ def test_maps_of_the_full_size_are_small(runs):
     assert len(figure.layout.sliders[0].steps) == 20
     assert len(figure.to_json()) < 250_000
     assert math.isfinite(cells(figure.layout.sliders[0].steps[3], 1).sum())
+
+
+#: layer, matrix, part, elements, relative norm, status
+TENSORS = (
+    (0, "q_proj", "attention", 100, 0.1, "ok"),
+    (0, "experts.0.up_proj", "experts", 300, 0.3, "ok"),
+    (0, "experts.1.up_proj", "experts", 300, 0.5, "ok"),
+    (0, "o_proj", "attention", 100, 0.0, "not trained"),
+    (0, "input_layernorm", "norm", 10, 40.0, "ok"),
+    (None, "embed_tokens", "embeddings", 150, 60.0, "ok"),
+    (None, "vision_tower.proj", "vision", 40, None, "missing"),
+)
+MEAN = (0.1 + 0.3 + 0.5) / 3
+
+
+@pytest.fixture(scope="module")
+def parts():
+    own = {"base": "b", "model_id": "m-1", "run_id": "r1", "algorithm": "grpo", "step": 10}
+    return tidy(
+        {
+            **own,
+            "metric": "weights/relative_frobenius",
+            "layer": layer,
+            "matrix": matrix,
+            "part": part,
+            "n": n,
+            "value": value,
+            "status": status,
+            "reason": None if status == "ok" else f"because of {matrix}",
+        }
+        for layer, matrix, part, n, value, status in TENSORS
+    )
+
+
+def test_the_report_says_over_what_the_mean_is(parts):
+    (sentence,) = views.findings(parts)
+    assert f"mean relative norm {MEAN:.3g} at step 10" in sentence
+    assert "over 3 matrices (1 more are not trained), 70 % of the parameters" in sentence
+
+
+def test_figures_of_matrices_leave_out_norms_and_embeddings(parts):
+    heat = views.weight_heatmaps(parts)
+    assert "input_layernorm" not in str(heat.to_plotly_json()["data"])
+    assert sorted(heat.data[0].x) == ["experts.*.up_proj", "o_proj", "q_proj"]
+    by_layer = views.weights_over_training(parts, by="layer")
+    assert list(by_layer.data[0].y) == pytest.approx([MEAN])
+
+
+def test_every_part_has_its_mean_and_its_share(parts):
+    figure = views.norms_by_part(parts)
+    found = dict(zip(figure.data[0].y, figure.data[0].x, strict=True))
+    assert found == {
+        "attention (20 %)": 0.1,
+        "experts (60 %)": pytest.approx(0.4),
+        "embeddings (15 %)": 60.0,
+        "norm (1 %)": 40.0,
+        "vision (4 %), no value": None,
+    }
+    assert "because of vision_tower.proj" in figure.data[0].customdata[-1]
+    assert to_png(figure / "parts.png").stat().st_size > 1000
+
+
+def test_the_summary_of_a_checkpoint(parts):
+    assert summarise(parts) == pytest.approx(
+        {
+            "weights/relative_frobenius/q_proj": 0.1,
+            "weights/relative_frobenius/experts.up_proj": 0.4,
+            "weights/relative_frobenius/embeddings": 60.0,
+            "weights/relative_frobenius/mean": MEAN,
+            "weights/measured_share": 0.96,
+        }
+    )
