@@ -21,9 +21,9 @@ HOW_TO_MEASURE = (
     "`mlflow-scalpel compare BASE runs:/RUN_ID --log`."
 )
 if TYPE_CHECKING:  # plotly is imported where a figure is asked for
+    from mlflow_scalpel.views.common.view import Placement
     from mlflow_scalpel.views.controls import Choices, Control
     from mlflow_scalpel.views.pages import Page
-    from mlflow_scalpel.views.common.view import Placement
 
 _FIGURE_BYTES = 128 << 20
 _MOST_OFFERS = 200  # selections of which the controls' choices are kept

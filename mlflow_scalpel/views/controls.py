@@ -50,7 +50,9 @@ class Control:
 def choice(name: str, label: str, choices: Choices, keyword: str = "") -> Control:
     """One of a few values; a figure takes it if its default is one of them."""
     values = [value for value, _ in choices]
-    return Control(name, label, keyword or name, lambda *_: choices, lambda default: default in values)
+    return Control(
+        name, label, keyword or name, lambda *_: choices, lambda default: default in values
+    )
 
 
 def yes(name: str, label: str, default: bool) -> Control:
@@ -104,7 +106,11 @@ def is_absent(default: Any) -> bool:
 
 
 METRIC = Control(
-    "metric", "metric", "metric", metrics, lambda default: isinstance(default, str) and "/" in default
+    "metric",
+    "metric",
+    "metric",
+    metrics,
+    lambda default: isinstance(default, str) and "/" in default,
 )
 SCALE = Control(
     "shared_scale",

@@ -49,7 +49,10 @@ def test_a_clean_table_is_not_cleaned_again(table):
 def test_pairs_with_different_seconds_are_not_doubles():
     one = {"run_id": "a", "step": 1, "metric": "pairs/update_cosine", "value": 0.1, "other": "m-1"}
     table = tidy([one, {**one, "other": "m-2"}, {**one, "value": 0.3}])
-    assert list(clean_table(table)["value"]) == [0.1, 0.3] or list(clean_table(table)["value"]) == [0.3, 0.1]
+    assert list(clean_table(table)["value"]) == [0.1, 0.3] or list(clean_table(table)["value"]) == [
+        0.3,
+        0.1,
+    ]
     assert set(clean_table(table)["other"]) == {"m-1", "m-2"}
     older = table.drop(columns="other")
     assert list(clean_table(older)["value"]) == [0.3]

@@ -41,7 +41,9 @@ class Series:
 
     name: str  # plain text
     label: str  # the same, safe and short
-    rows: pd.DataFrame  # layer, value, reason, step, `x` (fraction of the run), and the column across
+    rows: (
+        pd.DataFrame
+    )  # layer, value, reason, step, `x` (fraction of the run), and the column across
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def slider_maps(
                 head = f"{one.label}{between}step {step:g}"
             drawn.append(parts_of(cells, name, f"{where}<br>{quantity}", digits=digits))
             notes.append((head, why))
-        made.append((moment, drawn, annotations(grid, notes)))
+        made.append((moment, drawn, annotations_of(grid, notes)))
     # The figure itself shows the last moment.
     _, drawn, last = made[-1]
     for trace, own in zip(figure.data, drawn, strict=True):
@@ -224,7 +226,7 @@ def add_notes(grid: Grid) -> None:
         )
 
 
-def annotations(grid: Grid, notes: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+def annotations_of(grid: Grid, notes: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     """All annotations of a moment: each panel's title, then the note in its middle."""
     made = [note.to_plotly_json() for note in grid.figure.layout.annotations]
     for i, ((head, note), panel) in enumerate(zip(notes, grid, strict=True)):

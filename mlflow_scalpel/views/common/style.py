@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -46,8 +47,8 @@ class Run:
     pattern: str
 
     @property
-    def line(self) -> dict[str, str]:
-        """Its line, as `traces.draw` takes it."""
+    def line(self) -> dict[str, Any]:
+        """The keywords of its line, as `traces.draw` takes them."""
         return {
             "name": self.label,
             "series": self.name,

@@ -65,7 +65,9 @@ class Measurements:
     """A row per run (index: run ID): the column `name`, and any parameters."""
 
     @classmethod
-    def of(cls, table: pd.DataFrame | Measurements, runs: pd.DataFrame | None = None) -> Measurements:
+    def of(
+        cls, table: pd.DataFrame | Measurements, runs: pd.DataFrame | None = None
+    ) -> Measurements:
         """The measurements in a tidy table; measurements come back as they are.
 
         Raises ValueError if columns are missing.
@@ -102,7 +104,7 @@ class Measurements:
         return rows[(rows["step"] > 0) & (rows["run_id"] != "")]
 
     def matrices(self, metric: str) -> pd.DataFrame:
-        """The rows of a metric of the checkpoints that are of one matrix of one layer as a whole."""
+        """The rows of a metric that are of one matrix of one layer of a checkpoint as a whole."""
         return whole_matrices(self.checkpoints(metric))
 
     def runs_in(self, rows: pd.DataFrame) -> list[Run]:
@@ -140,8 +142,8 @@ def clean_table(table: pd.DataFrame) -> pd.DataFrame:
 
     A row whose status is not `ok`, or whose value is not finite, keeps its row with `value` NaN and
     a `reason`. Of rows that measure the same thing twice, a value wins over a gap, then the later
-    row wins. A row without a run is filed under its model. A clean table, or rows of one, comes back
-    as it is.
+    row wins. A row without a run is filed under its model. A clean table, or rows of one, is given
+    back as it is.
 
     Raises ValueError if columns are missing.
     """

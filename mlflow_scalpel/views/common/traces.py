@@ -58,7 +58,9 @@ def negated(ends: Iterable[Interval]) -> list[Interval]:
 def cross(**settings: Any) -> go.Scatter:
     """The marks of places without a value."""
     line = {"width": 2, "color": LINE_COLOUR}
-    return go.Scatter(mode="markers", marker={"symbol": "x-thin", "size": 8, "line": line}, **settings)
+    return go.Scatter(
+        mode="markers", marker={"symbol": "x-thin", "size": 8, "line": line}, **settings
+    )
 
 
 @dataclass

@@ -70,7 +70,7 @@ class Placement:
     """The name of its files; that of the function unless given."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Keywords that differ from the function's own defaults."""
-    view: View[..., go.Figure] = field(kw_only=True, default=None)  # type: ignore[assignment]
+    view: View[..., go.Figure] = field(kw_only=True, default=None)  # type: ignore[assignment,arg-type]
     """The public function; set by the decorator."""
 
     @property

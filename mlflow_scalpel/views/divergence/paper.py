@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -97,7 +99,11 @@ def paper_compat(
                 else:
                     heads = [(head, f"step {step:g}") for step in own["step"]]
                     line = line_of(own, own["x"], heads)
-                style = {"colour": run.colour, "dash": dash, "symbol": run.symbol + mark}
+                style: dict[str, Any] = {
+                    "colour": run.colour,
+                    "dash": dash,
+                    "symbol": run.symbol + mark,
+                }
                 draw(panel, line, name=f"{run.label}, {way}", series=head, **style)
         panel.y(title_text=NATS if name.startswith("KL") else "relative norm", **y_axis(log_y))
     set_x(grid.figure, x, log_x=log_x)

@@ -1,4 +1,4 @@
-"""The KL of single tokens taken apart: quantiles, by position in the text, by the base's entropy."""
+"""The KL of single tokens taken apart: quantiles, by position, by the base's entropy."""
 
 from __future__ import annotations
 
@@ -160,9 +160,7 @@ def statistic_text(row: Any) -> str:
 
 
 @view(Placement("divergence", 3, "KL by position", "kl/by_position", TEXTS))
-def kl_by_position(
-    data: Measurements, *, step: int | None = None, log_y: bool = True
-) -> go.Figure:
+def kl_by_position(data: Measurements, *, step: int | None = None, log_y: bool = True) -> go.Figure:
     """KL(base || checkpoint) by position in the text, a line per run at its last checkpoint.
 
     Bins of positions double (0, 1, 2-3, 4-7, ...) and go by their first. A panel for each token
@@ -184,9 +182,7 @@ def kl_by_position(
 
 
 @view(Placement("divergence", 4, "KL by entropy", "kl/by_base_entropy", TEXTS))
-def kl_by_entropy(
-    data: Measurements, *, step: int | None = None, log_y: bool = True
-) -> go.Figure:
+def kl_by_entropy(data: Measurements, *, step: int | None = None, log_y: bool = True) -> go.Figure:
     """KL(base || checkpoint) by decile of the base's entropy, at each run's last checkpoint.
 
     A line per run. Decile 10 holds the tokens at which the base is least sure. Otherwise as

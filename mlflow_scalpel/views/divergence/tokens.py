@@ -37,8 +37,8 @@ def token_reader(
 ) -> Markup:
     """A problem's text, each token coloured by KL(base || checkpoint) where it was predicted.
 
-    `tokens` is one step's table of single tokens (`scalpel/tokens/...`), one row per position with the
-    token that follows there. On hover or focus a token shows its KL, the base's entropy, its
+    `tokens` is one step's table of single tokens (`scalpel/tokens/...`), a row per position with
+    the token that follows there. On hover or focus a token shows its KL, the base's entropy, its
     probability and the five most likely tokens under both models. `problem` is its number in the
     probe set; `texts` and `model_id` choose where the table has several, the first by default. Of
     problems that the table holds in part, what is there stands with its context. Colours have fixed
@@ -111,8 +111,8 @@ def selected(
     missing = [column for column in REQUIRED if column not in tokens.columns]
     if missing and len(tokens):
         raise ValueError(
-            f"the table of tokens is missing the columns {missing}: pass one that a comparison stored "
-            "under scalpel/tokens"
+            f"the table of tokens is missing the columns {missing}: pass one that a comparison "
+            "stored under scalpel/tokens"
         )
     own = tokens.reindex(columns=[*tokens.columns, *missing])
     others = []

@@ -1,9 +1,10 @@
 """Scripts for pages and reports: Plotly, and the sliders of figures by keyboard.
 
-Plotly is its build for cartesian figures, which the views are. The build that comes with the Python package draws maps and globes too, is three times as large,
-and takes a browser twice as long to read: most of what a page takes. It is the file of npm's
-`plotly.js-cartesian-dist-min`, unchanged, of the version that the Python package has (a test
-compares them); to renew it: `npm pack plotly.js-cartesian-dist-min@VERSION`.
+Plotly is its build for cartesian figures, which the views are. The one that comes with the Python
+package draws maps and globes too, is three times as large, and takes a browser twice as long to
+read: most of what a page takes. It is the file of npm's `plotly.js-cartesian-dist-min`, unchanged,
+of the version that the Python package has (a test compares them); to renew it: `npm pack
+plotly.js-cartesian-dist-min@VERSION`.
 """
 
 from __future__ import annotations

@@ -114,7 +114,9 @@ def norms_over_training(
     return weights_over_training(data, metric=metric, x=x, log_x=log_x, log_y=log_y)
 
 
-@view(Placement("cell", 1, "one matrix over training", "weights/", COMPARE, stem="cell", settings=X))
+@view(
+    Placement("cell", 1, "one matrix over training", "weights/", COMPARE, stem="cell", settings=X)
+)
 def weight_trajectory(
     data: Measurements,
     *,
