@@ -7,13 +7,19 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import pandas as pd
 import plotly.graph_objects as go
 from markupsafe import Markup
 
-from mlflow_scalpel.views.bars import error_bars, negated
-from mlflow_scalpel.views.capabilities import CHANCE_COLOUR, STATUS_LOOKS
-from mlflow_scalpel.views.card_points import (
+from mlflow_scalpel.views.capabilities.scores import CHANCE_COLOUR, STATUS_STYLES, score_rows
+from mlflow_scalpel.views.common.panels import NARROW, Panel, empty_figure, panels
+from mlflow_scalpel.views.common.style import LINE_COLOUR, TEXT_COLOUR, Run, filled
+from mlflow_scalpel.views.common.table import Measurements
+from mlflow_scalpel.views.common.text import esc, hover, isolated, unbroken
+from mlflow_scalpel.views.common.traces import error_bars, negated
+from mlflow_scalpel.views.common.view import COMPARE, EVALUATE, Placement, section_table, view
+from mlflow_scalpel.views.summary.differences import FIRST, text_of
+from mlflow_scalpel.views.summary.norms import mean_norms
+from mlflow_scalpel.views.summary.points import (
     GINI_BASES,
     KL_BASES,
     MISSING,
@@ -24,24 +30,7 @@ from mlflow_scalpel.views.card_points import (
     norm,
     of_first,
 )
-from mlflow_scalpel.views.confounding import FIRST, text_of
-from mlflow_scalpel.views.scores import scores
-from mlflow_scalpel.views.style import (
-    LINE_COLOUR,
-    NARROW,
-    TEXT_COLOUR,
-    Run,
-    column_of,
-    esc,
-    filled,
-    hover,
-    isolated,
-    nothing,
-    panels,
-    styles,
-    unbroken,
-)
-from mlflow_scalpel.views.tidy import read
+from mlflow_scalpel.views.weights.norms import NORM, PER_RATE
 
 TITLE = "Scalpel or hammer?"
 BALANCE = "Problems lost against gained"
@@ -72,42 +61,49 @@ AXES = (
 )  # fmt: skip
 
 
-def points(
-    table: pd.DataFrame, runs: pd.DataFrame | None = None
-) -> tuple[list[Run], dict[str, dict[str, Point]], dict[str, Balance]]:
+@dataclass(frozen=True)
+class Card:
     """The runs, their points by axis and run ID, and their balances of lost against gained."""
-    clean = read(table)
-    looks = styles(clean, runs)
-    rows = scores(clean)
-    dtypes = dtypes_of(clean)
-    read_as: dict[str, Callable[[Run], Point]] = {
-        "gain": lambda run: accuracy_change(clean, rows, run, runs, "in"),
-        "loss": lambda run: accuracy_change(clean, rows, run, runs, "out"),
-        "kl": lambda run: of_first(clean, run, runs, KL_BASES, "KL", "nats/token"),
-        "gini": lambda run: of_first(clean, run, runs, GINI_BASES, "The concentration of KL", ""),
-        "norm": lambda run: norm(clean, run, runs, dtypes),
+
+    runs: list[Run]
+    points: dict[str, dict[str, Point]]
+    balances: dict[str, Balance]
+
+    def measured(self, axis: Axis) -> bool:
+        """Whether any run has a value on an axis."""
+        if axis.key == "balance":
+            return any(one.n > 0 for one in self.balances.values())
+        return any(point.known for point in self.points[axis.key].values())
+
+
+def card_of(data: Measurements) -> Card:
+    """The card of a table; all its p values are one family."""
+    rows = score_rows(data)
+    norms, rates = mean_norms(data, NORM), mean_norms(data, PER_RATE)
+    dtypes = data.rows(NORM)
+    dtypes = dtypes[dtypes["dtype"] != ""].groupby("run_id")["dtype"].last()
+    read_as: dict[str, Callable[[str], Point]] = {
+        "gain": lambda i: accuracy_change(data, rows, i, "in"),
+        "loss": lambda i: accuracy_change(data, rows, i, "out"),
+        "kl": lambda i: of_first(data, i, KL_BASES, "KL", "nats/token"),
+        "gini": lambda i: of_first(data, i, GINI_BASES, "The concentration of KL", ""),
+        "norm": lambda i: norm(data, i, norms.get(i), rates.get(i), dtypes.get(i, "not recorded")),
     }
-    shown = list(looks.values())
-    found = {key: {run.run_id: how(run) for run in shown} for key, how in read_as.items()}
-    balances = {run.run_id: balance(clean, run, runs) for run in shown}
-    # All p values of the card are one family.
+    found = {key: {i: how(i) for i in data.styles} for key, how in read_as.items()}
+    balances = {i: balance(data, i) for i in data.styles}
     tests = sum(not math.isnan(point.p) for own in found.values() for point in own.values())
     tests += sum(one.shown for one in balances.values())
-    found = {
-        key: {run_id: replace(point, tests=tests) for run_id, point in own.items()}
+    points = {
+        key: {i: replace(point, tests=tests) for i, point in own.items()}
         for key, own in found.items()
     }
-    return shown, found, {i: replace(one, tests=tests) for i, one in balances.items()}
+    balances = {i: replace(one, tests=tests) for i, one in balances.items()}
+    return Card(list(data.styles.values()), points, balances)
 
 
-def dtypes_of(clean: pd.DataFrame) -> dict[str, str]:
-    """The dtype of each run's norms, where the table says it."""
-    norms = clean[(clean["metric"] == "weights/relative_frobenius") & (clean["dtype"] != "")]
-    return dict(norms.groupby("run_id")["dtype"].last())
-
-
-def card(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.Figure:
-    """Where each run lies beside the others and the imported ones: a panel an axis, a row a run.
+@view(Placement("card", 1, "the card", "", f"{COMPARE}; {EVALUATE}"))
+def card(data: Measurements) -> go.Figure:
+    """Where each run lies beside the others and the imported ones: a panel per axis, a row per run.
 
     In-domain gain; out-of-domain loss; KL from the base (on the base's own samples where that was
     measured, else on answer tokens, else on all: said beside each point); its concentration (Gini
@@ -119,16 +115,12 @@ def card(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.Figure:
 
     Raises ValueError if columns are missing.
     """
-    shown, found, balances = points(table, runs)
-    some = any(point.known for own in found.values() for point in own.values())
-    if not some and not any(one.n > 0 for one in balances.values()):
-        return nothing(TITLE, "This table has no scores, no KL and no norms: compare and evaluate.")
-    axes = [
-        axis
-        for axis in AXES
-        if any(p.known for p in found.get(axis.key, {}).values())
-        or (axis.key == "balance" and any(one.n > 0 for one in balances.values()))
-    ]
+    made = card_of(data)
+    shown, found, balances = made.runs, made.points, made.balances
+    axes = [axis for axis in AXES if made.measured(axis)]
+    if not axes:
+        why = "This table has no scores, no KL and no norms: compare and evaluate."
+        return empty_figure(TITLE, why)
     empty = [axis.title for axis in AXES if axis not in axes]
     longest = max(len(run.label) for run in shown)
     some_open = any(p.known and p.open for own in found.values() for p in own.values())
@@ -140,6 +132,7 @@ def card(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.Figure:
     grid = panels(
         [f"{axis.title}<br>{axis.reading}" for axis in axes],
         title=TITLE,
+        names=[axis.title for axis in axes],
         subtitle="at the last measured checkpoint; bars: 95 % intervals over problems, "
         "not over seeds. Each axis by itself: there is no total and no threshold"
         + (f". Not measured for any run: {', '.join(empty)}" if empty else ""),
@@ -152,41 +145,33 @@ def card(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> go.Figure:
         legend=[*([CLAIM] if some_open else []), *([CHANCE] if some_chance else []),
                 *(["lost", "gained"] if BALANCE not in empty else [])],
     )  # fmt: skip
-    figure, listed = grid.figure, set[str]()
     rows = [run.label for run in reversed(shown)]  # upwards
-    for axis, at in zip(axes, grid.at, strict=True):
+    for axis, panel in zip(axes, grid, strict=True):
         if axis.key == "balance":
-            balance_panel(figure, at, shown, balances, listed)
+            balance_panel(panel, shown, balances)
         else:
-            axis_panel(figure, at, axis, shown, found[axis.key])
-        figure.update_yaxes(
+            axis_panel(panel, axis, shown, found[axis.key])
+        panel.y(
             type="category",
             categoryorder="array",
             categoryarray=rows,
             range=[-0.5, len(rows) - 0.3],
             ticks="",
-            showticklabels=at[1] == 1,
-            row=at[0],
-            col=at[1],
+            showticklabels=panel.first,
         )
         zero = {"zeroline": True, "zerolinecolor": LINE_COLOUR, "zerolinewidth": 1.5}
-        figure.update_xaxes(
+        panel.x(
             title_text="<br>".join([axis.unit, *below[axis.key]]),
             dtick="D2" if axis.log else None,
             type="log" if axis.log else "linear",
-            row=at[0],
-            col=at[1],
             **(zero if axis.zero else {}),
         )
     if some_open:
-        figure.add_trace(
-            go.Scatter(x=[None], y=[rows[0]], mode="markers", name=CLAIM,
-                       marker={"symbol": "circle-open", "size": 10, "color": TEXT_COLOUR},
-                       meta={"panel": AXES[0].title, "series": CLAIM}),
-            row=1, col=1,
-        )  # fmt: skip
-    figure.update_layout(barmode="overlay", bargap=0.55)
-    return figure
+        marker = {"symbol": "circle-open", "size": 10, "color": TEXT_COLOUR}
+        none = go.Scatter(x=[None], y=[rows[0]], mode="markers", marker=marker)
+        grid[0].add(none, [""], series=CLAIM, name=CLAIM)
+    grid.figure.update_layout(barmode="overlay", bargap=0.55)
+    return grid.figure
 
 
 def basis_lines(axis: Axis, own: dict[str, Point], width: int) -> list[str]:
@@ -197,46 +182,34 @@ def basis_lines(axis: Axis, own: dict[str, Point], width: int) -> list[str]:
     return [esc(line) for line in lines]
 
 
-def axis_panel(
-    figure: go.Figure, at: tuple[int, int], axis: Axis, shown: list[Run], own: dict[str, Point]
-) -> None:
-    """One mark a run, with its interval and what it rests on."""
+def axis_panel(panel: Panel, axis: Axis, shown: list[Run], own: dict[str, Point]) -> None:
+    """One mark per run, with its interval and what it rests on."""
     shared = shared_basis(axis, own)
     for run in shown:
         point = own[run.run_id]
         if not point.known or (axis.log and point.value <= 0):
             continue
-        ends = [(point.low, point.high)]
-        bars = error_bars([point.value], ends, thickness=1.5, width=5)
         decided = f"decides nothing by itself: {point.open}" if point.open else ""
-        figure.add_trace(
-            go.Scatter(
-                x=[point.value],
-                y=[run.label],
-                error_x=bars,
-                mode="markers" if shared else "markers+text",
-                text=None if shared else [esc(point.basis, 34)],
-                textposition="top center",
-                textfont={"size": 11},
-                cliponaxis=False,
-                showlegend=False,
-                marker={
-                    "color": run.colour,
-                    "symbol": "circle-open" if point.open else "circle",
-                    "size": 11,
-                    "line": {"width": 2, "color": run.colour},
-                },
-                line={"color": run.colour},
-                customdata=[
-                    hover(run.name, f"{axis.title}: {point.words()}", point.rests, decided)
-                ],
-                hovertemplate="%{customdata}<extra></extra>",
-                meta={"panel": axis.title, "series": run.name},
-            ),
-            row=at[0],
-            col=at[1],
+        mark = go.Scatter(
+            x=[point.value],
+            y=[run.label],
+            error_x=error_bars([point.value], [(point.low, point.high)], thickness=1.5, width=5),
+            mode="markers" if shared else "markers+text",
+            text=None if shared else [esc(point.basis, 34)],
+            textposition="top center",
+            textfont={"size": 11},
+            cliponaxis=False,
+            marker={
+                "color": run.colour,
+                "symbol": "circle-open" if point.open else "circle",
+                "size": 11,
+                "line": {"width": 2, "color": run.colour},
+            },
+            line={"color": run.colour},
         )
-    room(figure, at, axis, [own[run.run_id] for run in shown])
+        text = hover(run.name, f"{axis.title}: {point.text()}", point.rests, decided)
+        panel.add(mark, [text], series=run.name)
+    leave_room(panel, axis, [own[run.run_id] for run in shown])
 
 
 def shared_basis(axis: Axis, own: dict[str, Point]) -> str:
@@ -245,13 +218,13 @@ def shared_basis(axis: Axis, own: dict[str, Point]) -> str:
     return bases.pop() if len(bases) == 1 and axis.key != "norm" else ""
 
 
-def room(figure: go.Figure, at: tuple[int, int], axis: Axis, own: list[Point]) -> None:
+def leave_room(panel: Panel, axis: Axis, own: list[Point]) -> None:
     """Leave the words beside the outermost points their room."""
     known = [p for p in own if p.known and (p.value > 0 or not axis.log)]
     if not known:
         return
     if axis.key == "gini":
-        figure.update_xaxes(range=[0, 1], row=at[0], col=at[1])
+        panel.x(range=[0, 1])
         return
     ends = [p.value if end != end else end for p in known for end in (p.low, p.high)]
     if axis.log:
@@ -262,103 +235,75 @@ def room(figure: go.Figure, at: tuple[int, int], axis: Axis, own: list[Point]) -
         low, high = min(0.0, *ends), max(0.0, *ends)
         pad = 0.25 * (high - low or 1.0)
         bounds = [low - pad, high + pad]
-    figure.update_xaxes(range=bounds, row=at[0], col=at[1])
+    panel.x(range=bounds)
 
 
-def balance_panel(
-    figure: go.Figure,
-    at: tuple[int, int],
-    shown: list[Run],
-    balances: dict[str, Balance],
-    listed: set[str],
-) -> None:
+def balance_panel(panel: Panel, shown: list[Run], balances: dict[str, Balance]) -> None:
     """Bars to the left for what was lost and to the right for what was gained, and chance."""
-    known = [run for run in shown if balances[run.run_id].n > 0]
-    said = [
-        hover(run.name, balances[run.run_id].words(), balances[run.run_id].rests,
-              balances[run.run_id].open and f"decides nothing: {balances[run.run_id].open}")
-        for run in known
-    ]  # fmt: skip
+    known = [(run, balances[run.run_id]) for run in shown if balances[run.run_id].n > 0]
+    by_chance = [(run, one) for run, one in known if one.chance > 0]
+    text = [
+        hover(run.name, one.text(), one.rests, one.open and f"decides nothing: {one.open}")
+        for run, one in known
+    ]
     for sign, name in ((-1, "lost"), (1, "gained")):
-        shares = [getattr(balances[run.run_id], name) / balances[run.run_id].n for run in known]
+        shares = [sign * getattr(one, name) / one.n for _, one in known]
         ends = [
-            (low / balances[run.run_id].n, high / balances[run.run_id].n)
-            for run in known
-            for low, high in [balances[run.run_id].interval(name)]
+            (low / one.n, high / one.n) for _, one in known for low, high in [one.interval(name)]
         ]
-        drawn = [sign * share for share in shares]
-        bars = error_bars(drawn, ends if sign > 0 else negated(ends))
-        figure.add_trace(
-            go.Bar(
-                x=drawn,
-                y=[run.label for run in known],
-                orientation="h",
-                error_x=bars,
-                name=name,
-                legendgroup=name,
-                showlegend=name not in listed,
-                marker=filled(*STATUS_LOOKS[name]),
-                customdata=said,
-                hovertemplate="%{customdata}<extra></extra>",
-                meta={"panel": BALANCE, "series": name},
-            ),
-            row=at[0],
-            col=at[1],
+        bars = go.Bar(
+            x=shares,
+            y=[run.label for run, _ in known],
+            orientation="h",
+            error_x=error_bars(shares, ends if sign > 0 else negated(ends)),
+            marker=filled(*STATUS_STYLES[name]),
         )
-        listed.add(name)
-        chances = [(run, balances[run.run_id]) for run in known if balances[run.run_id].chance > 0]
-        if not chances:
+        panel.add(bars, text, series=name, name=name)
+        if not by_chance:
             continue
         usual = [
             (low / one.n, high / one.n)
-            for _, one in chances
+            for _, one in by_chance
             for low, high in [getattr(one, f"{name}_null")]
         ]
-        middles = [sign * one.chance / one.n for _, one in chances]
-        look = {"thickness": 1.5, "width": 4, "color": CHANCE_COLOUR}
-        figure.add_trace(
-            go.Scatter(
-                x=middles,
-                y=[run.label for run, _ in chances],
-                error_x=error_bars(middles, usual if sign > 0 else negated(usual), **look),
-                mode="markers",
-                name=CHANCE,
-                legendgroup=CHANCE,
-                showlegend=CHANCE not in listed,
-                marker={"symbol": "diamond", "size": 8, "color": CHANCE_COLOUR},
-                customdata=[hover(run.name, one.words()) for run, one in chances],
-                hovertemplate="%{customdata}<extra></extra>",
-                meta={"panel": BALANCE, "series": f"{name} {CHANCE}"},
-            ),
-            row=at[0],
-            col=at[1],
+        middles = [sign * one.chance / one.n for _, one in by_chance]
+        style = {"thickness": 1.5, "width": 4, "color": CHANCE_COLOUR}
+        marks = go.Scatter(
+            x=middles,
+            y=[run.label for run, _ in by_chance],
+            error_x=error_bars(middles, usual if sign > 0 else negated(usual), **style),
+            mode="markers",
+            marker={"symbol": "diamond", "size": 8, "color": CHANCE_COLOUR},
         )
-        listed.add(CHANCE)
-    figure.update_xaxes(tickformat=".0%", row=at[0], col=at[1])
+        chance_text = [hover(run.name, one.text()) for run, one in by_chance]
+        panel.add(marks, chance_text, series=f"{name} {CHANCE}", name=CHANCE)
+    panel.x(tickformat=".0%")
 
 
-def card_table(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> Markup:
+@section_table("card")
+def card_table(data: Measurements) -> Markup:
     """The card in words, as an HTML table: for each axis and run the value, what it rests on, and
 
     whether it decides anything; above them what the runs were trained with. All text is escaped.
 
     Raises ValueError if columns are missing.
     """
-    shown, found, balances = points(table, runs)
+    made = card_of(data)
+    shown = made.runs
     if not shown:
         return Markup("")
     head = Markup("").join(Markup("<th>{}</th>").format(isolated(run.name)) for run in shown)
     body = Markup("")
     for parameter in FIRST:
-        said = [text_of(column_of(runs, run.run_id, parameter)) for run in shown]
-        body += row_of(parameter, [isolated(text) for text in said], "given")
+        texts = [text_of(data.parameter(run.run_id, parameter)) for run in shown]
+        body += row_of(parameter, [isolated(text) for text in texts], "given")
     for axis in AXES:
-        own = balances if axis.key == "balance" else found[axis.key]
+        own = made.balances if axis.key == "balance" else made.points[axis.key]
         cells = []
         for run in shown:
             point = own[run.run_id]
             basis = getattr(point, "basis", "")
-            lead = f"{point.words()}{f' ({basis})' if axis.key == 'norm' and basis else ''}"
+            lead = f"{point.text()}{f' ({basis})' if axis.key == 'norm' and basis else ''}"
             rests = unbroken(point.rests)
             cell = Markup("<b>{}</b><br><span class='soft'>{}</span>").format(lead, rests)
             if point.open and point.open != MISSING:

@@ -1,23 +1,28 @@
-"""In what the runs differ besides their algorithm."""
+"""The differences of the runs besides their algorithm, and the bases they were compared with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 from markupsafe import Markup, escape
 
 from mlflow_scalpel.units import cost_words
-from mlflow_scalpel.views.style import column_of, isolated, unique
-from mlflow_scalpel.views.tidy import number
+from mlflow_scalpel.views.common.table import Measurements
+from mlflow_scalpel.views.common.text import column_of, isolated, number, unique
+from mlflow_scalpel.views.common.view import public, section_table
 
-#: What every comparison must show, whether it differs or not.
+#: Shown in every comparison, whether they differ or not.
 FIRST = ("learning_rate", "steps", "dtype", "data", "seed")
-#: And where any of the runs was imported, from where.
+#: And the source of imported runs.
 SHOWN = (*FIRST, "imported_from")
 ABSENT = "not recorded"
-#: What says which weights a run left alone.
+#: The parameters that say which weights a run left alone.
 FROZEN = ("frozen", "freeze", "parameters_frozen", "parameters_trained", "tensors_frozen")
+
+_MODEL_ID = re.compile(r"(models:/)?m-[0-9a-f]{32}")
+_DIGITS = 8  # of a digest, which tell models apart
 
 
 def names_of(runs: pd.DataFrame) -> list[str]:
@@ -40,11 +45,12 @@ def text_of(value: object) -> str:
     return str(value) if parsed is None else f"{parsed:.15g}"
 
 
+@public
 def confounders(runs: pd.DataFrame, *, always: Sequence[str] = ()) -> pd.DataFrame:
-    """Every parameter in which the runs differ: parameters as rows, a column a run.
+    """Every parameter in which the runs differ: parameters as rows, a column per run.
 
-    `runs` has a row a run (index: run id), the column `name` and any parameters. Numbers are
-    compared as numbers; a parameter that one run lacks reads "not recorded" and counts as a
+    `runs` has a row per run (index: run id), the column `name` and any parameters. Numbers are
+    compared as numbers; a parameter that is missing in one run reads "not recorded" and counts as a
     difference. learning_rate, steps, dtype, data and seed come first, the rest by name. `always`
     names parameters to show even where all runs agree.
     """
@@ -74,6 +80,7 @@ def question(runs: pd.DataFrame) -> tuple[str, ...]:
     return ()
 
 
+@public
 def confounder_table(runs: pd.DataFrame, *, about: Sequence[str] | None = None) -> Markup:
     """`confounders` as an HTML table, with learning rate, steps, dtype, data and seed in any case.
 
@@ -85,14 +92,14 @@ def confounder_table(runs: pd.DataFrame, *, about: Sequence[str] | None = None) 
     frame = confounders(runs, always=SHOWN)
     # SFT and GRPO each have dozens of settings that the other does not know: those stand apart.
     partial = (frame == ABSENT).any(axis=1) & ~frame.index.isin(SHOWN)
-    own = frame[partial]
+    some = frame[partial]
     about = question(runs) if about is None else about
     shown = _html_table(frame[~partial], about)
-    if own.empty:
+    if some.empty:
         return shown
     return shown + Markup(
         "<details><summary>{} more that only some of the runs record</summary>{}</details>"
-    ).format(len(own), _html_table(own, about))
+    ).format(len(some), _html_table(some, about))
 
 
 def _with_unit(parameter: str, text: str) -> str:
@@ -118,3 +125,40 @@ def _html_table(frame: pd.DataFrame, about: Sequence[str]) -> Markup:
         '<table class="confounders"><thead><tr><th>parameter</th>{}</tr></thead>'
         "<tbody>{}</tbody></table>"
     ).format(head, body)
+
+
+@section_table("confounders")
+def differences(data: Measurements) -> Markup:
+    """`confounder_table` of a table's runs; "" where nothing is known of them."""
+    known = data.runs is not None and len(data.runs)
+    return confounder_table(data.runs) if known else Markup("")  # type: ignore[arg-type]
+
+
+def base_text(data: Measurements) -> list[str]:
+    """Each base of a table once, with its name and the first digits of its digest.
+
+    One base that was logged in several experiments has an ID in each; its digest is one. The name
+    is what the runs call it (`base_name`, else `base_model`), the ID where they only know that.
+    Reads `base, base_digest, run_id`.
+    """
+    rows = data.table[data.table["base"] != ""]
+    known = rows[rows["base_digest"] != ""]
+    found, seen = [], set()
+    for digest, own in known.groupby("base_digest", sort=False):
+        ids = list(own["base"].unique())
+        seen |= set(ids)
+        names = [
+            data.parameter(run_id, column)
+            for column in ("base_name", "base_model")
+            for run_id in own["run_id"].unique()
+        ]
+        name = _first_name([*names, *ids]) or ids[0]
+        kind, _, digits = str(digest).rpartition(":")
+        short = f"{kind}:{digits[:_DIGITS]}" if kind else digits[:_DIGITS]
+        found.append(f"{name} ({short})")
+    return [*found, *(base for base in rows["base"].unique() if base not in seen)]
+
+
+def _first_name(names: Iterable[str]) -> str | None:
+    """The first that is not an ID."""
+    return next((name for name in names if name and not _MODEL_ID.fullmatch(name)), None)

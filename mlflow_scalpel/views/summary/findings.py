@@ -1,4 +1,4 @@
-"""What the table says, in sentences, whichever way it comes out.
+"""The findings: a table in sentences, whichever way it comes out.
 
 Each sentence gives numbers with their intervals and no cause. Where a number is absent, the
 sentence says so.
@@ -6,93 +6,86 @@ sentence says so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
+from markupsafe import Markup
 
-from mlflow_scalpel.views.confounding import ABSENT, FIRST, names_of, text_of
-from mlflow_scalpel.views.kl import TOKEN_SETS, reading
-from mlflow_scalpel.views.norm_words import (
-    NORM,
-    PER_RATE,
-    mean_norms,
-    norm_ratios,
-    norm_words,
-    when,
-)
-from mlflow_scalpel.views.score_change import WHY, Change, last_change
-from mlflow_scalpel.views.scores import DOMAINS, after, before, scores
-from mlflow_scalpel.views.style import Run, styles, unturned
-from mlflow_scalpel.views.tidy import Z, last_step, probe, read, reasons
-
-#: How the sentences are to be read.
-READING = (
-    "Intervals of 95 % and tests are over problems, not over seeds. A paired change has the exact "
-    "sign-flip test of the changes of single problems, and its interval includes 0 where and only "
-    "where p is above 0.05; an unpaired one takes the two evaluations as independent. \u00b1 "
-    "of a KL is 1.96 standard errors. P values are not corrected for their number."
-)
+from mlflow_scalpel.views.capabilities.changes import WHY, Change, last_change
+from mlflow_scalpel.views.capabilities.scores import DOMAINS, after, before, score_rows
+from mlflow_scalpel.views.common.table import Measurements, last_step
+from mlflow_scalpel.views.common.text import Z, one_line, probe, reasons
+from mlflow_scalpel.views.common.view import section_table, view
+from mlflow_scalpel.views.divergence.kl import TOKEN_SETS, reading
+from mlflow_scalpel.views.summary.differences import ABSENT, FIRST, names_of, text_of
+from mlflow_scalpel.views.summary.norms import mean_norms, norm_ratios, norm_text, when
+from mlflow_scalpel.views.weights.norms import NORM, PER_RATE
 
 
-def findings(table: pd.DataFrame, runs: pd.DataFrame | None = None) -> list[str]:
+@view()
+def findings(data: Measurements) -> list[str]:
     """A sentence for each run, then one for each pair's norms, as plain text (not escaped)."""
-    clean = read(table)
-    looks = list(styles(clean, runs).values())
-    rows = scores(clean)
-    norms, rates = mean_norms(clean, looks, NORM), mean_norms(clean, looks, PER_RATE)
-    tokens = clean[clean["metric"].isin(TOKEN_SETS)]
+    rows = score_rows(data)
+    norms, rates = mean_norms(data, NORM), mean_norms(data, PER_RATE)
     changes = {
-        run.run_id: {domain: last_change(clean, rows, run.run_id, domain) for domain in DOMAINS}
-        for run in looks
+        run_id: {domain: last_change(data, rows, run_id, domain) for domain in DOMAINS}
+        for run_id in data.styles
     }
     tests = sum(one.paired for own in changes.values() for one in own.values())
     sentences = []
-    for run in looks:
-        norm = norms[run.run_id]
+    for run_id, run in data.styles.items():
+        norm = norms.get(run_id)
         parts = [
-            *score_words(clean, rows, run, changes[run.run_id], tests, runs),
-            kl_words(clean, tokens, run, runs),
-            norm_words(norm, rates[run.run_id], when(norm.step, run, clean, runs) if norm else ""),
+            *score_texts(data, rows, run_id, changes[run_id], tests),
+            kl_text(data, run_id),
+            norm_text(norm, rates.get(run_id), when(data, run_id, norm.step) if norm else ""),
         ]
         sentences.append(f"{run.name}: " + "; ".join(parts) + ".")
-    sentences = once([*sentences, *norm_ratios(looks, norms, rates, runs)], WHY)
-    return [unturned(one) for one in sentences]
+    return [one_line(one) for one in once([*sentences, *norm_ratios(data, norms, rates)], WHY)]
+
+
+@section_table("findings")
+def findings_html(data: Measurements) -> Markup:
+    """Warnings, seeds and findings, sentence by sentence, as HTML; all text is escaped."""
+    names = [run.name for run in data.styles.values()]
+    warnings = _list("card warning", warning_texts(data.runs))
+    return warnings + _list("card", [seed_text(data.runs, names), *findings(data)])
+
+
+def _list(style: str, sentences: Sequence[str]) -> Markup:
+    items = Markup("").join(Markup("<li>{}</li>").format(one) for one in sentences if one)
+    return Markup('<ul class="{}">{}</ul>').format(style, items) if items else Markup("")
 
 
 def once(sentences: Sequence[str], words: str) -> list[str]:
     """The sentences with these words where they stand first, and nowhere else."""
     first = next((i for i, one in enumerate(sentences) if words in one), len(sentences))
-    told = [one.replace(words, "") for one in sentences]
+    found = [one.replace(words, "") for one in sentences]
     if first < len(sentences):
         start, _, end = sentences[first].partition(words)
-        told[first] = start + words + end.replace(words, "")
-    return told
+        found[first] = start + words + end.replace(words, "")
+    return found
 
 
-def score_words(
-    clean: pd.DataFrame,
-    rows: pd.DataFrame,
-    run: Run,
-    changes: Mapping[str, Change],
-    tests: int,
-    runs: pd.DataFrame | None,
+def score_texts(
+    data: Measurements, rows: pd.DataFrame, run_id: str, changes: Mapping[str, Change], tests: int
 ) -> list[str]:
     """The change in-domain and out-of-domain from the base to the last evaluated checkpoint."""
     if not any(one.known for one in changes.values()):
-        if not len(after(rows, run.run_id)):
+        if not len(after(rows, run_id)):
             return ["no checkpoint was evaluated"]
-        if not len(before(rows, run.run_id)):
+        if not len(before(rows, run_id)):
             return ["no scores of its base, hence no change"]
-    said = {
-        domain: "" if one.step != one.step else when(one.step, run, clean, runs)
-        for domain, one in changes.items()
-    }
-    return [
-        change_words(changes[domain], name, said[domain], tests) for domain, name in DOMAINS.items()
-    ]
+    found = []
+    for domain, name in DOMAINS.items():
+        step = changes[domain].step
+        at = "" if math.isnan(step) else when(data, run_id, step)
+        found.append(change_text(changes[domain], name, at, tests))
+    return found
 
 
-def change_words(found: Change, name: str, at: str, tests: int = 1) -> str:
+def change_text(found: Change, name: str, at: str, tests: int = 1) -> str:
     """One change as words: `in-domain sampled accuracy 0.600 -> 0.800 (+0.200, ...) at step 60`.
 
     `at` says of which checkpoint it is.
@@ -104,19 +97,17 @@ def change_words(found: Change, name: str, at: str, tests: int = 1) -> str:
     text = f"{name} {kind} accuracy ({skills}) "
     if found.before == found.before:
         text += f"{found.before:.3f} \u2192 {found.after:.3f} "
-    return f"{text}({found.words(tests)}) {at}"
+    return f"{text}({found.text(tests)}) {at}"
 
 
-def kl_words(clean: pd.DataFrame, tokens: pd.DataFrame, run: Run, runs: pd.DataFrame | None) -> str:
-    """The KL from the base at the last measured checkpoint: answer tokens where known, else all.
-
-    `tokens` are the rows of TOKEN_SETS.
-    """
-    rows = tokens[(tokens["run_id"] == run.run_id) & (tokens["step"] > 0)]
+def kl_text(data: Measurements, run_id: str) -> str:
+    """The KL from the base at the last measured checkpoint: answer tokens where known, else all."""
+    rows = data.checkpoints(*TOKEN_SETS)
+    rows = rows[rows["run_id"] == run_id]
     rows = rows[rows["step"] == last_step(rows)]
     if not len(rows):
         return "KL from the base not measured"
-    at = when(rows["step"].iloc[0], run, clean, runs)
+    at = when(data, run_id, rows["step"].iloc[0])
     why = reasons(rows["reason"])
     rows = rows[rows["value"].notna()]
     if not len(rows):
@@ -124,25 +115,25 @@ def kl_words(clean: pd.DataFrame, tokens: pd.DataFrame, run: Run, runs: pd.DataF
     metric = "kl/answer_tokens"
     if not (rows["metric"] == metric).any():
         metric = "kl/all_tokens"
-    said = []
+    texts = []
     for row in rows[rows["metric"] == metric].itertuples():
         within = "" if pd.isna(row.stderr) else f" \u00b1 {Z * row.stderr:.2g}"  # type: ignore[operator]
-        beside = reading(clean, row)
+        beside = reading(data, row)
         dtype = f", {beside.dtype}" if beside.dtype else ""
         why = beside.undecided
         if row.value <= Z * row.stderr:
             why = why or "the interval includes 0"
-        nothing = f", which decides nothing: {why}" if why else ""
-        said.append(f"{row.value:.3g}{within} ({probe(str(row.texts))}{dtype}{nothing})")
-    return f"KL, {TOKEN_SETS[metric]}, {', '.join(said)} nats/token {at}"
+        undecided = f", which decides nothing: {why}" if why else ""
+        texts.append(f"{row.value:.3g}{within} ({probe(str(row.texts))}{dtype}{undecided})")
+    return f"KL, {TOKEN_SETS[metric]}, {', '.join(texts)} nats/token {at}"
 
 
-def warning_words(runs: pd.DataFrame | None) -> list[str]:
-    """What may be wrong with the runs: each warning of each run, the run's name before it."""
+def warning_texts(runs: pd.DataFrame | None) -> list[str]:
+    """Each warning of each run, the run's name before it."""
     if runs is None or "warnings" not in runs.columns:
         return []
     return [
-        unturned(f"{name}: {line}")
+        one_line(f"{name}: {line}")
         for name, text in zip(names_of(runs), runs["warnings"], strict=True)
         if isinstance(text, str)
         for line in text.splitlines()
@@ -150,7 +141,7 @@ def warning_words(runs: pd.DataFrame | None) -> list[str]:
     ]
 
 
-def seed_words(runs: pd.DataFrame | None, names: Sequence[str]) -> str:
+def seed_text(runs: pd.DataFrame | None, names: Sequence[str]) -> str:
     """How many seeds stand behind each arm: runs that agree in all but their seed.
 
     `names` are the runs of the table, for when nothing is known of them.
@@ -180,4 +171,4 @@ def seed_words(runs: pd.DataFrame | None, names: Sequence[str]) -> str:
         text = f"One seed{each} ({'; '.join(single)}): {spread}"
     if unknown:
         text += f" Seed not recorded: {'; '.join(unknown)}."
-    return unturned(text) or "Every arm has more than one seed; each is drawn as a run of its own."
+    return one_line(text) or "Every arm has more than one seed; each is drawn as a run of its own."

@@ -1,4 +1,4 @@
-"""What the card shows of a run: a value an axis, with its interval and what it rests on."""
+"""The card's points: a value per axis and run, with its interval and what it rests on."""
 
 from __future__ import annotations
 
@@ -10,31 +10,28 @@ import pandas as pd
 
 from mlflow_scalpel.metrics.capabilities.intervals import UNKNOWN, Interval, share_interval
 from mlflow_scalpel.metrics.capabilities.sign_flip import ALPHA
-from mlflow_scalpel.views.bars import between, corrected, p_text, p_words
-from mlflow_scalpel.views.capabilities import (
+from mlflow_scalpel.views.capabilities.changes import PAIRED, last_change
+from mlflow_scalpel.views.capabilities.scores import (
     GROUP,
-    benchmark_words,
+    benchmark_text,
     capability_rows,
     cell,
     last_evaluated,
 )
-from mlflow_scalpel.views.kl import reading
-from mlflow_scalpel.views.norm_words import NORM, PER_RATE, mean_norms, over_words, when
-from mlflow_scalpel.views.score_change import PAIRED, last_change
-from mlflow_scalpel.views.style import Run, column_of
-from mlflow_scalpel.views.tidy import Z, last_step, probe, reasons
-from mlflow_scalpel.views.xaxis import end_of
+from mlflow_scalpel.views.common.table import Measurements, last_step
+from mlflow_scalpel.views.common.text import Z, between, corrected, p_text, probe, reasons
+from mlflow_scalpel.views.common.view import EVALUATE
+from mlflow_scalpel.views.divergence.kl import BASE_SAMPLES, reading
+from mlflow_scalpel.views.summary.norms import Norm, over_text, when
 
 #: Where KL is read, the first that there is: what predicts forgetting comes first.
-ON_SAMPLES = "kl_on_base_samples/answer_tokens"
 KL_BASES = {
-    ON_SAMPLES: "on the base's own samples",
+    BASE_SAMPLES: "on the base's own samples",
     "kl/answer_tokens": "on answer tokens",
     "kl/all_tokens": "on all tokens",
 }
 GINI_BASES = {"kl/gini/answer_tokens": "answer tokens", "kl/gini/all_tokens": "all tokens"}
 MISSING = "missing"
-EVALUATE = "mlflow run . -e evaluate"
 COMPARE = "mlflow-scalpel compare --metrics weights kl"
 SIDES = ("lost", "gained")
 PARTS = ("", "_null", "_null_low", "_null_high", "_p")
@@ -59,7 +56,7 @@ class Point:
         """Whether there is a value."""
         return not math.isnan(self.value)
 
-    def words(self) -> str:
+    def text(self) -> str:
         """The value with its interval and its test."""
         if not self.known:
             return "not measured"
@@ -68,7 +65,7 @@ class Point:
         if within := between(self.low, self.high):
             text += f" ({within})"
         text += f" {self.unit}" if self.unit else ""
-        return text if math.isnan(self.p) else f"{text}, {p_words(self.p, self.tests)}"
+        return text if math.isnan(self.p) else f"{text}, {p_text(self.p)}, {corrected(self.tests)}"
 
 
 def absent(what: str, remedy: str, why: str = "") -> Point:
@@ -77,22 +74,20 @@ def absent(what: str, remedy: str, why: str = "") -> Point:
                  open=MISSING)  # fmt: skip
 
 
-def older(step: float, run: Run, clean: pd.DataFrame, runs: pd.DataFrame | None) -> str:
+def older(data: Measurements, run_id: str, step: float) -> str:
     """To stand beside a point that is not of the run's last checkpoint: of which it is."""
-    end = end_of(clean, run.run_id, runs)
+    end = data.end(run_id)
     return f", step {step:g} of {end:g}" if step < end else ""
 
 
-def accuracy_change(
-    clean: pd.DataFrame, rows: pd.DataFrame, run: Run, runs: pd.DataFrame | None, domain: str
-) -> Point:
+def accuracy_change(data: Measurements, rows: pd.DataFrame, run_id: str, domain: str) -> Point:
     """In-domain gain, or out-of-domain loss, as the findings have it."""
-    found = last_change(clean, rows, run.run_id, domain)
+    found = last_change(data, rows, run_id, domain)
     if not found.known:
         return absent({"in": "In-domain gain", "out": "Out-of-domain loss"}[domain], EVALUATE,
                       found.why)  # fmt: skip
     basis = f"{', '.join(found.skills)} ({' and '.join(found.kinds)})"
-    at = when(found.step, run, clean, runs)
+    at = when(data, run_id, found.step)
     if found.paired:
         rests = f"{basis}; {found.problems}, paired, {at}"
     else:
@@ -101,21 +96,14 @@ def accuracy_change(
         rests += f"; {found.before:.3f} before"
     sign = PAIRED[domain][1]
     low, high = sorted((sign * found.low, sign * found.high))
-    basis += older(found.step, run, clean, runs)
+    basis += older(data, run_id, found.step)
     return Point(sign * found.change + 0.0, low, high, basis, rests, found.undecided, p=found.p)
 
 
-def of_first(
-    clean: pd.DataFrame,
-    run: Run,
-    runs: pd.DataFrame | None,
-    bases: dict[str, str],
-    what: str,
-    unit: str,
-) -> Point:
+def of_first(data: Measurements, run_id: str, bases: dict[str, str], what: str, unit: str) -> Point:
     """The value at the run's last measured checkpoint of the first of some metrics that has one."""
-    own = clean[(clean["run_id"] == run.run_id) & (clean["step"] > 0) & (clean["bin"] == "")]
-    own = own[own["metric"].isin(bases)]
+    own = data.checkpoints(*bases)
+    own = own[(own["run_id"] == run_id) & (own["bin"] == "")]
     for metric, words in bases.items():
         rows = own[own["metric"] == metric]
         rows = rows[(rows["step"] == last_step(rows)) & rows["value"].notna()]
@@ -124,17 +112,17 @@ def of_first(
         rows = rows.sort_values("texts")
         row: Any = next(rows.itertuples())
         half = Z * float(row.stderr)
-        beside = reading(clean, row)
-        basis = words if metric == ON_SAMPLES else f"{words}, {probe(row.texts)}"
+        beside = reading(data, row)
+        basis = words if metric == BASE_SAMPLES else f"{words}, {probe(row.texts)}"
         if beside.dtype:
             basis += f", {beside.dtype}"
-        rests = f"{basis}; {when(row.step, run, clean, runs)}"
+        rests = f"{basis}; {when(data, run_id, row.step)}"
         if pd.notna(row.n):
             rests += f", {row.n:g} problems"
         if len(rows) > 1:
             others = [probe(text) for text in rows["texts"] if text != row.texts]
             rests += f"; measured on {', '.join(sorted(others))} too"
-        basis += older(row.step, run, clean, runs)
+        basis += older(data, run_id, row.step)
         why = beside.undecided
         if math.isnan(half):
             why = why or "no interval in the table"
@@ -144,25 +132,26 @@ def of_first(
     last = own[own["step"] == last_step(own)]
     why = reasons(last["reason"]) if len(last) else ""
     if len(last):
-        why = f"no value {when(last_step(last) or 0, run, clean, runs)}: {why}"
+        why = f"no value {when(data, run_id, last_step(last) or 0)}: {why}"
     return absent(what, COMPARE, why)
 
 
-def norm(clean: pd.DataFrame, run: Run, runs: pd.DataFrame | None, dtypes: dict[str, str]) -> Point:
+def norm(
+    data: Measurements, run_id: str, found: Norm | None, per_rate: Norm | None, dtype: str
+) -> Point:
     """The mean relative norm, with the learning rate and the dtype that it depends on."""
-    found, per_rate = (mean_norms(clean, [run], one)[run.run_id] for one in (NORM, PER_RATE))
     if found is None:
         return absent("Norm of the update", COMPARE)
-    at = when(found.step, run, clean, runs)
+    at = when(data, run_id, found.step)
     if not found.known:
         return absent("Norm of the update", COMPARE, f"no value {at}: {found.why}")
-    rate = column_of(runs, run.run_id, "learning_rate") or "not recorded"
-    dtype = column_of(runs, run.run_id, "dtype") or dtypes.get(run.run_id, "not recorded")
-    rests = f"mean {over_words(found)}, {at}"
+    rate = data.parameter(run_id, "learning_rate") or "not recorded"
+    dtype = data.parameter(run_id, "dtype") or dtype
+    rests = f"mean {over_text(found)}, {at}"
     if per_rate is not None and per_rate.known and per_rate.step == found.step:
         rests += f"; {per_rate.value:.3g} per unit of summed learning rate"
     why = "" if rate != "not recorded" else "without the learning rate it says little"
-    basis = f"lr {rate}, {dtype}{older(found.step, run, clean, runs)}"
+    basis = f"lr {rate}, {dtype}{older(data, run_id, found.step)}"
     return Point(found.value, basis=basis, rests=rests, open=why)
 
 
@@ -211,19 +200,19 @@ class Balance:
         first = enough.index(False) if False in enough else len(known)
         return {name for _, name in known[:first]}
 
-    def words(self) -> str:
+    def text(self) -> str:
         """Both numbers, each against chance, and one against the other."""
         if math.isnan(self.lost):
             return "not measured"
-        said = [self.side_words(side) for side in SIDES]
+        parts = [self.side_text(side) for side in SIDES]
         if math.isnan(self.chance):
-            said.append(f"what chance gives is not known: {self.unknown}")
-        said.append(self.balance_words())
+            parts.append(f"what chance gives is not known: {self.unknown}")
+        parts.append(self.balance_text())
         if self.shown:
-            said.append(corrected(self.tests))
-        return "; ".join(said)
+            parts.append(corrected(self.tests))
+        return "; ".join(parts)
 
-    def side_words(self, side: str) -> str:
+    def side_text(self, side: str) -> str:
         """`101 lost of 210 (88 to 115), more than by chance (12 to 34), p = 1e-20`."""
         count, p = getattr(self, side), getattr(self, f"{side}_p")
         text = f"{count:g} {side} of {self.n:g} ({between(*self.interval(side))})"
@@ -237,7 +226,7 @@ class Balance:
         verdict += "more" if count > self.chance else "fewer"
         return f"{text}, {verdict} than by chance {band}"
 
-    def balance_words(self) -> str:
+    def balance_text(self) -> str:
         """Which of the two is more, if that is told apart from chance."""
         if math.isnan(self.balance_p):
             return "gained against lost not tested"
@@ -249,12 +238,12 @@ class Balance:
         return f"{verdict}more {more} than {fewer}, {p}"
 
 
-def balance(clean: pd.DataFrame, run: Run, runs: pd.DataFrame | None = None) -> Balance:
+def balance(data: Measurements, run_id: str) -> Balance:
     """Lost against gained at the run's last evaluated checkpoint, one kind of each benchmark."""
     metrics = [f"overall_{side}{part}" for side in SIDES for part in PARTS]
-    rows = capability_rows(clean, *metrics, "overall_mcnemar_p", "lost")
-    step = last_evaluated(clean, run.run_id)
-    rows = rows[(rows["run_id"] == run.run_id) & (rows["step"] == step)]
+    rows = capability_rows(data, *metrics, "overall_mcnemar_p", "lost")
+    step = last_evaluated(data, run_id)
+    rows = rows[(rows["run_id"] == run_id) & (rows["step"] == step)]
     found = {name: cell(rows, name)[0] for name in (*metrics, "overall_mcnemar_p")}
     if any(math.isnan(found[f"overall_{side}"]) for side in SIDES):
         why = reasons(rows.loc[rows["metric"] == GROUP + "overall_lost", "reason"])
@@ -276,7 +265,7 @@ def balance(clean: pd.DataFrame, run: Run, runs: pd.DataFrame | None = None) -> 
         gained_p=found["overall_gained_p"],
         balance_p=found["overall_mcnemar_p"],
         n=n,
-        rests=f"{benchmark_words(key)}, {when(step or 0.0, run, clean, runs)}; exact tests",
+        rests=f"{benchmark_text(key)}, {when(data, run_id, step or 0.0)}; exact tests",
         unknown=unknown,
     )
     return replace(made, tests=made.shown, open=undecided(made))

@@ -13,10 +13,21 @@ from mlflow_scalpel.metrics.capabilities.intervals import (
     share_interval,
     unpaired_interval,
 )
-from mlflow_scalpel.views.bars import negated, p_words, signed
-from mlflow_scalpel.views.capabilities import benchmark_of, capability_rows, cell, last_evaluated
-from mlflow_scalpel.views.scores import DOMAINS, Cell, after, before, cells, chosen_kinds
-from mlflow_scalpel.views.tidy import ordered, reasons
+from mlflow_scalpel.views.capabilities.scores import (
+    DOMAINS,
+    Cell,
+    after,
+    before,
+    benchmark_of,
+    capability_rows,
+    cell,
+    cells,
+    chosen_kinds,
+    last_evaluated,
+)
+from mlflow_scalpel.views.common.table import Measurements, ordered
+from mlflow_scalpel.views.common.text import corrected, p_text, reasons, signed
+from mlflow_scalpel.views.common.traces import negated
 
 #: domain -> metric of the group capabilities, and the sign that makes a rise of it
 PAIRED = {"in": ("in_domain_gain", 1), "out": ("out_of_domain_loss", -1)}
@@ -73,40 +84,41 @@ class Change:
         number = f"{self.n:g} problem{'s' * (self.n != 1)}"
         return f"{number}, {self.samples}" if self.samples else number
 
-    def words(self, tests: int) -> str:
+    def text(self, tests: int) -> str:
         """The change with its interval and p, one of so many `tests` that are shown together."""
         if math.isnan(self.low):
             return f"{signed(self.change)}, {NO_ERRORS}"
-        said = f"{signed(self.change)}, 95 % interval {signed(self.low)} to {signed(self.high)}"
+        text = f"{signed(self.change)}, 95 % interval {signed(self.low)} to {signed(self.high)}"
         if self.undecided:
-            said += ", which includes 0"
+            text += ", which includes 0"
         if self.paired:
-            return f"{said}; paired over {self.problems}, {p_words(self.p, tests)}"
-        return f"{said}; unpaired: {INDEPENDENT}"
+            test = f"{p_text(self.p)}, {corrected(tests)}"
+            return f"{text}; paired over {self.problems}, {test}"
+        return f"{text}; unpaired: {INDEPENDENT}"
 
 
-def last_change(clean: pd.DataFrame, rows: pd.DataFrame, run_id: str, domain: str) -> Change:
+def last_change(data: Measurements, rows: pd.DataFrame, run_id: str, domain: str) -> Change:
     """The change of a domain's mean score up to a run's last evaluated checkpoint.
 
     Over the skills that the run has, each by its sampled score where there is one. `rows` are the
-    `scores` of the table.
+    `score_rows` of the table.
     """
     start, end = before(rows, run_id), after(rows, run_id)
     kinds = chosen_kinds(rows[rows["run_id"] == run_id], domain)
-    step = last_evaluated(clean, run_id)
+    step = last_evaluated(data, run_id)
     if step is None:
         return Change(why="not evaluated")
     if not kinds:  # a ledger without scores, as of samples from elsewhere
-        ledger = capability_rows(clean, PAIRED[domain][0])
+        ledger = capability_rows(data, PAIRED[domain][0])
         ledger = ledger[(ledger["run_id"] == run_id) & (ledger["step"] == step)]
         found = [one for one in map(benchmark_of, ledger["benchmark"]) if one.domain == domain]
         kinds = {found[0].label: found[0].kind} if found else {}
     own = end[end["step"] == step]
-    return change_of(clean, run_id, start, own, domain, kinds, step=step)
+    return change_of(data, run_id, start, own, domain, kinds, step=step)
 
 
 def change_of(
-    clean: pd.DataFrame,
+    data: Measurements,
     run_id: str,
     start: pd.DataFrame,
     end: pd.DataFrame,
@@ -123,7 +135,7 @@ def change_of(
     """
     found = between_scores(start, end, domain, kinds, step)
     metric, sign = PAIRED[domain]
-    own = capability_rows(clean, *(metric + part for part in PARTS))
+    own = capability_rows(data, *(metric + part for part in PARTS))
     own = own[(own["run_id"] == run_id) & (own["step"] == step)]
     own = own[own["benchmark"].map(lambda key: is_of(key, domain, kinds)).astype(bool)]
     value, low, high, p = (cell(own, metric + part)[0] for part in PARTS)
@@ -134,7 +146,7 @@ def change_of(
     # What is shown before and after has the difference that is shown.
     start_mean, end_mean = found.before, found.after
     if not abs(end_mean - start_mean - sign * value) < 1e-6:  # scores of other problems, or partial
-        start_mean, end_mean = rates(clean, run_id, step, domain, kinds)
+        start_mean, end_mean = rates(data, run_id, step, domain, kinds)
     if not abs(end_mean - start_mean - sign * value) < 1e-6:  # problems of unlike sample counts,
         start_mean, end_mean = UNKNOWN  # by which rates weigh them, and the paired change does not
     return Change(
@@ -154,11 +166,11 @@ def is_of(key: str, domain: str, kinds: dict[str, str]) -> bool:
 
 
 def rates(
-    clean: pd.DataFrame, run_id: str, step: float, domain: str, kinds: dict[str, str]
+    data: Measurements, run_id: str, step: float, domain: str, kinds: dict[str, str]
 ) -> tuple[float, float]:
     """Mean success rates of base and checkpoint on the problems that both have; NaN if unknown."""
     names = ("base_success_rate", "success_rate")
-    own = capability_rows(clean, *names)
+    own = capability_rows(data, *names)
     own = own[(own["run_id"] == run_id) & (own["step"] == step)]
     keys = [f"{domain}/{skill}/{kind}" for skill, kind in kinds.items()]
     found = [[cell(own[own["benchmark"] == key], name)[0] for key in keys] for name in names]
