@@ -7,11 +7,12 @@ from collections.abc import Mapping
 import pandas as pd
 from markupsafe import Markup
 
-from mlflow_scalpel.views.capabilities import STATUS_WORDS
-from mlflow_scalpel.views.style import unturned
+from mlflow_scalpel.views.capabilities.scores import STATUS_WORDS
+from mlflow_scalpel.views.common.text import one_line
+from mlflow_scalpel.views.common.view import public
 
-NEEDED = ("domain", "label", "kind", "problem_id", "k", "base_right", "right", "status", "problem",
-          "gold", "base_completion", "completion")  # fmt: skip
+REQUIRED = ("domain", "label", "kind", "problem_id", "k", "base_right", "right", "status",
+            "problem", "gold", "base_completion", "completion")  # fmt: skip
 LIKELIHOODS = {
     "gold_loglik": "its log-likelihood",
     "gold_loglik_after_opening": "after the base's opening",
@@ -23,6 +24,7 @@ MOST = 200
 REPORTED, REPORTED_TEXT = 20, 4_000
 
 
+@public
 def problem_table(
     ledger: pd.DataFrame,
     *,
@@ -34,17 +36,19 @@ def problem_table(
 ) -> Markup:
     """Problems of a ledger as an HTML table: problem, gold answer, and both models' first answers.
 
-    `ledger` has a row a problem, checkpoint and benchmark (`scalpel/ledger.parquet`). `status` is
+    `ledger` has a row per problem, checkpoint and benchmark (`scalpel/ledger.parquet`). `status` is
     kept, gained, lost or never; `benchmark` as in the column `texts` (`in/gsm8k/sampled`) or a
     label; `step` that of the checkpoint, the last one by default. At most `most` rows are shown,
     and the rest is counted. Answers open on a click. All text is escaped, and cut at `longest`
     characters. Where the ledger has the gold answer's log-likelihoods, they stand under it.
 
-    Raises ValueError if columns are missing, or for a status that is none.
+    Raises ValueError if columns are missing, or for another status.
     """
-    missing = [column for column in NEEDED if column not in ledger.columns]
+    missing = [column for column in REQUIRED if column not in ledger.columns]
     if missing:
-        raise ValueError(f"the ledger lacks the columns {missing}; it has {list(ledger.columns)}")
+        raise ValueError(
+            f"the ledger is missing the columns {missing}; it has {list(ledger.columns)}"
+        )
     if status is not None and status not in STATUS_WORDS:
         raise ValueError(f"status is {status!r}: pass one of {', '.join(STATUS_WORDS)}")
     keys = ledger["domain"].str.cat([ledger["label"], ledger["kind"]], sep="/")
@@ -79,7 +83,7 @@ def problem_table(
 def lost_problems(ledgers: Mapping[str, pd.DataFrame], names: Mapping[str, str]) -> Markup:
     """The problems that each run lost at its last checkpoint, folded away, for the report.
 
-    `ledgers` and `names` go by run ID. At most REPORTED problems a run, each text cut at
+    `ledgers` and `names` go by run ID. At most REPORTED problems per run, each text cut at
     REPORTED_TEXT characters, so that the report stays small. "" where no run has a ledger.
     """
     parts = Markup("")
@@ -89,7 +93,7 @@ def lost_problems(ledgers: Mapping[str, pd.DataFrame], names: Mapping[str, str])
             continue
         table = problem_table(ledger, status="lost", most=REPORTED, longest=REPORTED_TEXT)
         parts += Markup("<details><summary>{}: {}</summary>{}</details>").format(
-            unturned(names.get(run_id, run_id)),
+            one_line(names.get(run_id, run_id)),
             "problems it lost, with both answers" if len(lost) else "lost no problem",
             table if len(lost) else "",
         )
@@ -97,13 +101,13 @@ def lost_problems(ledgers: Mapping[str, pd.DataFrame], names: Mapping[str, str])
 
 
 def _row(row: pd.Series, key: str, named: bool, longest: int) -> Markup:
-    said = Markup("<bdi>{}</bdi><br><span class='soft'>{}{}</span>").format(
+    name = Markup("<bdi>{}</bdi><br><span class='soft'>{}{}</span>").format(
         _text(key), _text(row["problem_id"]), f", {row['status']}" if named else ""
     )
     # of one evaluation, so that both have as many samples as the suite asks for
     counts = f"{_text(row['base_right'])}, {_text(row['right'])} of {_text(row['k'])}"
     gold = _folded(row["gold"], 80, longest) + _likelihoods(row)
-    cells = (said, _folded(row["problem"], 240, longest), gold, counts)
+    cells = (name, _folded(row["problem"], 240, longest), gold, counts)
     answers = (_answer(row["base_completion"], longest), _answer(row["completion"], longest))
     return Markup("<tr>{}</tr>").format(
         Markup("").join(Markup('<td dir="auto">{}</td>').format(one) for one in (*cells, *answers))
@@ -112,36 +116,36 @@ def _row(row: pd.Series, key: str, named: bool, longest: int) -> Markup:
 
 def _likelihoods(row: pd.Series) -> Markup:
     """How likely the gold answer is to both models: whether it is gone, or only out of reach."""
-    said = Markup("")
+    lines = Markup("")
     for name, words in LIKELIHOODS.items():
         before, after = row.get(f"{name}_base"), row.get(name)
         if pd.notna(before) and pd.notna(after):
-            said += Markup("<br><span class='soft'>{}: {} \u2192 {} nats</span>").format(
+            lines += Markup("<br><span class='soft'>{}: {} \u2192 {} nats</span>").format(
                 words, f"{before:.3g}", f"{after:.3g}"
             )
-    return said
+    return lines
 
 
 def _folded(text: object, limit: int, longest: int) -> Markup:
     """Text as it is where it is short, else behind its beginning."""
-    whole = _text(text)[:longest]
-    if len(whole) <= limit:
-        return Markup("<bdi>{}</bdi>").format(whole)
+    full = _text(text)[:longest]
+    if len(full) <= limit:
+        return Markup("<bdi>{}</bdi>").format(full)
     return Markup("<details><summary><bdi>{}</bdi>\u2026</summary><pre>{}</pre></details>").format(
-        " ".join(whole[:limit].split()), whole
+        " ".join(full[:limit].split()), full
     )
 
 
 def _answer(text: object, longest: int) -> Markup:
     """An answer behind its end, where the result mostly stands."""
-    whole = _text(text)
-    if not whole:
+    full = _text(text)
+    if not full:
         return Markup('<span class="soft">none</span>')
-    cut = "" if len(whole) <= longest else f"\n\u2026 cut: {len(whole):,} characters in all"
-    end = " ".join(whole[-120:].split())
-    lead = "\u2026" if len(whole) > 120 else ""
+    cut = "" if len(full) <= longest else f"\n\u2026 cut: {len(full):,} characters in all"
+    end = " ".join(full[-120:].split())
+    lead = "\u2026" if len(full) > 120 else ""
     return Markup("<details><summary>{}{}</summary><pre>{}{}</pre></details>").format(
-        lead, end, whole[:longest], cut
+        lead, end, full[:longest], cut
     )
 
 

@@ -43,7 +43,7 @@ STATUS_WORDS = {
     "gained": "gained: wrong before, right after",
     "never": "never: wrong before and after",
 }
-EVALUATE = "evaluate the run (mlflow run . -e evaluate), several samples per problem"
+HOW_TO_MEASURE = "evaluate the run (mlflow run . -e evaluate), several samples per problem"
 
 #: A score's row: value, stderr, n and reason by name.
 Cell = Mapping[str, Any]
@@ -61,6 +61,11 @@ def score_rows(data: Measurements) -> pd.DataFrame:
         skill=["/".join(part[2:-1]) for part in split],
         kind=[part[-1] for part in split],
     )
+
+
+def of_key(rows: pd.DataFrame, domain: str, skill: str, kind: str) -> pd.DataFrame:
+    """The rows of one skill and kind."""
+    return rows[(rows["domain"] == domain) & (rows["skill"] == skill) & (rows["kind"] == kind)]
 
 
 def cells(rows: pd.DataFrame) -> dict[tuple[str, str, str], Cell]:

@@ -1,4 +1,4 @@
-"""The figures of the report as files: HTML, the numbers as CSV, and PNG where a browser is found."""
+"""The figures of the report as files: HTML, numbers as CSV, and PNG where a browser is found."""
 
 from __future__ import annotations
 
