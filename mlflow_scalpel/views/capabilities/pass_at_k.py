@@ -149,6 +149,8 @@ def draw_crossing(panel: Panel, own: pd.DataFrame, points: pd.DataFrame, run: Ru
             mode="text",
             text=[text],
             textposition="top left",
+            name=CROSSING,  # which its entry in the legend hides, too
+            legendgroup=CROSSING,
             line={"color": TEXT_COLOUR},
             marker={"symbol": "star", "size": 13, "color": TEXT_COLOUR},
         )
