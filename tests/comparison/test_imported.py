@@ -15,7 +15,7 @@ from mlflow_scalpel.cli import main
 from mlflow_scalpel.comparison import imported as importing
 from mlflow_scalpel.comparison.run_store import describe_runs, gather
 from mlflow_scalpel.tensors.parts import CLASSICAL as MATRICES
-from mlflow_scalpel.views.report import write_report
+from mlflow_scalpel.views.report.report import write_report
 
 KL = ["--experiment", "papers", "--metric", "kl/all_tokens"]
 PAPER = Path(__file__).parents[3] / "shared" / "paper"

@@ -146,8 +146,7 @@ def test_half_a_table_and_an_empty_one(view, whole, runs):
     gone.loc[own, "value"] = None
     gone.loc[own, "status"] = "failed"
     gone.loc[own, "reason"] = EVIL
-    figure = view(gone, runs)
-    assert views.to_image(figure, width=800).size == (800, figure.layout.height)
+    json.loads(view(gone, runs).to_json())
     json.loads(view(whole).to_json())
 
 
@@ -169,10 +168,8 @@ def test_other_peoples_text_is_escaped(view, whole, runs):
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_pictures_without_a_browser(view, whole, runs):
-    figure = view(whole, runs)
-    assert views.to_image(figure, width=1000).size == (1000, figure.layout.height)
-    assert len(views.numbers(figure))
+def test_figures_have_numbers(view, whole, runs):
+    assert len(views.numbers(view(whole, runs)))
 
 
 def test_problems_stand_with_both_answers():
@@ -187,7 +184,7 @@ def test_problems_stand_with_both_answers():
     assert "the first 2 of them" in views.problem_table(ledger_of(), most=2)
     with pytest.raises(ValueError, match="status is 'won'"):
         views.problem_table(ledger_of(), status="won")
-    with pytest.raises(ValueError, match=r"lacks the columns \['gold'\]"):
+    with pytest.raises(ValueError, match=r"is missing the columns \['gold'\]"):
         views.problem_table(ledger_of().drop(columns="gold"))
 
 

@@ -1,10 +1,14 @@
-"""The card: what it shows, and that it says where nothing is decided."""
+"""The card, which says where nothing is decided, and the bases that runs were compared with."""
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
 from mlflow_scalpel import views
+from mlflow_scalpel.comparison import tidy
+from mlflow_scalpel.views.common.table import Measurements
+from mlflow_scalpel.views.summary.differences import base_text
 from tests.views.whole import BENCHMARKS, FATES
 
 
@@ -95,3 +99,32 @@ def test_what_all_runs_say_of_an_axis_stands_once(table, runs):
     text = views.card_table(table, runs)
     assert text.count("The ledger was not measured") == 1
     assert text.count('<td colspan="3">') == 2  # KL's concentration, and the ledger
+
+
+DIGEST, OTHER = "sha256:" + "a5" * 32, "sha256:" + "b6" * 32
+
+
+def kl_row(run: str, base: str, digest: str | None) -> dict:
+    made = {"metric": "kl/all_tokens", "value": 1.0, "step": 1, "run_id": run, "base": base}
+    return made | ({} if digest is None else {"base_digest": digest})
+
+
+def test_one_base_of_three_experiments_is_one():
+    ids = [f"m-{n}" + "0" * 31 for n in (1, 2, 3)]
+    table = tidy([kl_row(f"run{n}", one, DIGEST) for n, one in enumerate(ids)])
+    runs = pd.DataFrame({"base_name": [None, "tiny-base/1", None]}, index=["run0", "run1", "run2"])
+    assert base_text(Measurements.of(table, runs)) == ["tiny-base/1 (sha256:a5a5a5a5)"]
+    runs = pd.DataFrame({"base_model": [f"models:/{ids[0]}", "org/base", "x"]}, index=runs.index)
+    assert base_text(Measurements.of(table, runs)) == ["org/base (sha256:a5a5a5a5)"]
+    assert base_text(Measurements.of(table)) == [f"{ids[0]} (sha256:a5a5a5a5)"]
+
+
+def test_others_stand_by_themselves():
+    table = tidy([kl_row("a", "one", DIGEST), kl_row("b", "two", OTHER), kl_row("c", "OLMo", None)])
+    names = ["one (sha256:a5a5a5a5)", "two (sha256:b6b6b6b6)", "OLMo"]
+    assert base_text(Measurements.of(table)) == names
+    assert (
+        base_text(Measurements.of(tidy([kl_row("a", "one", DIGEST), kl_row("c", "one", None)])))
+        == names[:1]
+    )
+    assert base_text(Measurements.of(tidy([]))) == []

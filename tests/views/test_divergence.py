@@ -7,7 +7,7 @@ import pytest
 
 from mlflow_scalpel import views
 from mlflow_scalpel.views.common.traces import FLOOR
-from tests.views.detailed import ARMS, QUANTILES, detailed_table
+from tests.views.detailed import ARMS, QUANTILES
 
 EVIL = "<script>alert(1)</script> %{x} \u05e9\u05dc\u05d5\u05dd"
 VIEWS = {
@@ -22,8 +22,8 @@ VIEWS = {
 
 
 @pytest.fixture
-def table() -> pd.DataFrame:
-    return detailed_table()
+def table(detailed) -> pd.DataFrame:
+    return detailed
 
 
 @pytest.fixture

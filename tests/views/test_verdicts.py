@@ -18,9 +18,8 @@ from mlflow_scalpel.metrics.capabilities.overall import (
     overall_lost_p,
     overall_mcnemar_p,
 )
-from mlflow_scalpel.views.card_points import Balance, balance, undecided
-from mlflow_scalpel.views.style import styles
-from mlflow_scalpel.views.tidy import read
+from mlflow_scalpel.views.common.table import Measurements
+from mlflow_scalpel.views.summary.points import Balance, balance, undecided
 from tests.metrics.test_capabilities import benchmark
 
 BASE = MeasuredModel(None, "m-base", "sha256:base", 0)  # type: ignore[arg-type]
@@ -58,9 +57,9 @@ def evaluated(make, parts: dict[str, tuple[np.ndarray, np.ndarray]], step: int =
 
 
 def balance_of(table: pd.DataFrame):
-    clean = read(table)
-    (run,) = styles(clean, None).values()
-    return balance(clean, run)
+    data = Measurements.of(table)
+    (run_id,) = data.styles
+    return balance(data, run_id)
 
 
 def test_a_great_loss_is_a_loss_although_what_was_gained_is_chance(make):
@@ -70,10 +69,10 @@ def test_a_great_loss_is_a_loss_although_what_was_gained_is_chance(make):
     found = balance_of(evaluated(make, {"out": (base, after)}))
     assert found.open == ""
     assert found.lost_p < 1e-6
-    assert "lost of 210" in found.words()
-    assert "more than by chance" in found.words()
-    assert "more lost than gained, p = " in found.words()
-    assert "not corrected for the 3 tests shown" in found.words()
+    assert "lost of 210" in found.text()
+    assert "more than by chance" in found.text()
+    assert "more lost than gained, p = " in found.text()
+    assert "not corrected for the 3 tests shown" in found.text()
 
 
 def test_one_sample_judges_gained_against_lost_alone(make):
@@ -82,8 +81,8 @@ def test_one_sample_judges_gained_against_lost_alone(make):
     found = balance_of(evaluated(make, {"in": (base, after)}))
     assert found.open == ""
     assert found.balance_p == pytest.approx(1.5e-5, rel=0.05)  # SciPy's binomtest(39, 48)
-    assert "more gained than lost" in found.words()
-    assert "what chance gives is not known" in found.words()
+    assert "more gained than lost" in found.text()
+    assert "what chance gives is not known" in found.text()
     even = balance_of(evaluated(make, {"in": (base[30:48], after[30:48])}))
     assert even.open == "gained and lost are not told apart from each other, and chance is unknown"
 
@@ -139,7 +138,7 @@ def test_the_three_tests_of_the_ledger_are_corrected_for_each_other(p, sure):
     assert made.sure == sure
     assert (undecided(made) == "") == bool(sure)
     perhaps = sum(not math.isnan(one) and one <= 0.05 for one in p) - len(sure)
-    assert made.words().count("perhaps more") == perhaps
+    assert made.text().count("perhaps more") == perhaps
 
 
 def test_findings_card_and_the_figure_have_one_interval(make):

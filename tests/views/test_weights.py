@@ -20,8 +20,8 @@ EVIL = "<script>alert(1)</script> %{z} <b>\u05e9\u05dc\u05d5\u05dd</b>"
 
 
 @pytest.fixture
-def table() -> pd.DataFrame:
-    return detailed_table()
+def table(detailed) -> pd.DataFrame:
+    return detailed
 
 
 @pytest.fixture

@@ -169,7 +169,7 @@ def card(data: Measurements) -> go.Figure:
     if some_open:
         marker = {"symbol": "circle-open", "size": 10, "color": TEXT_COLOUR}
         none = go.Scatter(x=[None], y=[rows[0]], mode="markers", marker=marker)
-        grid[0].add(none, [""], series=CLAIM, name=CLAIM)
+        grid[0].add(none, [], series=CLAIM, name=CLAIM)
     grid.figure.update_layout(barmode="overlay", bargap=0.55)
     return grid.figure
 
