@@ -98,7 +98,7 @@ def test_what_is_not_there_says_so(tokens):
         views.token_reader(pd.DataFrame(), problem=0)
     )
     assert "No ranked tokens" in views.token_ranking(tokens.iloc[:3])
-    with pytest.raises(ValueError, match=r"lacks the columns \['kl'\]"):
+    with pytest.raises(ValueError, match=r"is missing the columns \['kl'\]"):
         views.token_reader(tokens.drop(columns="kl"), problem=3)
 
 

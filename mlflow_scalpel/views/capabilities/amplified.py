@@ -157,6 +157,7 @@ def draw_shares(panel: Panel, bars: list[Bar], names: tuple[str, str]) -> None:
         marker=filled(*STATUS_STYLES["gained"]),
     )
     for name, trace in zip(names, (solved, unsolved), strict=True):
+        trace.update(name=name, legendgroup=name)
         panel.add(trace, text, series=name, name=name if bars else None)
 
 

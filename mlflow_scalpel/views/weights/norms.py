@@ -41,7 +41,17 @@ LISTED = 8
 PARTS_TITLE = "How far each part of the model moved"
 
 
-@view(Placement("update", 1, "norms by layer", NORM, COMPARE, settings={"by": "layer"} | X))
+@view(
+    Placement(
+        "update",
+        1,
+        "norms by layer",
+        NORM,
+        COMPARE,
+        stem="weights_by_layer",
+        settings={"by": "layer"} | X,
+    )
+)
 def weights_over_training(
     data: Measurements,
     *,
