@@ -17,8 +17,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--figures",
         type=Path,
         metavar="FOLDER",
-        help="write each figure as HTML too (and as PNG where a browser is found), with its numbers "
-        "as CSV beside it",
+        help="write each figure as HTML too, with its numbers as CSV beside it, and as PNG where a "
+        "browser is found",
     )
     parser.add_argument("--title", help="of the report; the names of the runs unless given")
 
