@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import threading
@@ -144,8 +145,8 @@ def test_a_figure_that_breaks_spoils_no_other(get, logged, monkeypatch):
 
     page = pages.page_named("overview")
     section = next(one for one in page.sections() if one.stem == "cost")
-    shown = section.figures["cost"]
-    monkeypatch.setitem(section.figures, "cost", type(shown)(broken, "cost", "cost/", "x"))
+    figure = dataclasses.replace(section.figures["cost"], view=broken)
+    monkeypatch.setitem(section.figures, "cost", figure)
     found = {
         line.get("stem"): line
         for line in lines(get(f"data/figures?page=overview&runs={logged[2]}"))
