@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest --dist loadfile -n auto
 FAST := $(PYTEST) -m "not slow" --maxprocesses 4
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo ui test test-all test-newest lint gpu-check stress install
+.PHONY: demo ui test test-all test-newest bench lint gpu-check stress install
 
 demo: install  ## GRPO against SFT on a tiny OLMo-2, from pre-training to report
 	@$(BIN)/mlflow run . --env-manager local --experiment-name scalpel-demo
@@ -28,6 +28,9 @@ test-all: install  ## Slow tests too: real training, servers, whole experiments
 test-newest:  ## Fast tests with the newest packages that pyproject.toml allows, in .venv-newest
 	@rm -f .venv-newest/.installed
 	@$(MAKE) test VENV=.venv-newest VERSIONS="--upgrade --upgrade-strategy eager"
+
+bench: install  ## The benchmarks and the GPU check, at the size of a test
+	$(PYTEST) -p tests.conftest benchmarks --maxprocesses 2
 
 lint: install  ## Format, lint and types
 	$(BIN)/ruff format --check .

@@ -24,7 +24,7 @@ _HOMES = {
     "checkpoints_of_run": "checkpoints.search",
     "compare": "comparison.compare",
     "describe_runs": "comparison.run_store",
-    "gather": "comparison.run_store",
+    "gather": "comparison.gather",
     "list_checkpoints": "checkpoints.listing",
     "log_base": "checkpoints.logging.log",
     "log_checkpoint": "checkpoints.logging.log",

@@ -131,10 +131,10 @@ def guard_output() -> None:
     def record(*arguments: Any, **options: Any) -> logging.LogRecord:
         one = made(*arguments, **options)
         try:
-            said = one.getMessage()
+            message = one.getMessage()
         except (TypeError, ValueError):  # which logging itself complains of
             return one
-        if (stripped := without_credentials(said)) != said:
+        if (stripped := without_credentials(message)) != message:
             one.msg, one.args = stripped, None
         if one.exc_info and one.exc_info[0] is not None:
             one.exc_text = without_credentials("".join(traceback.format_exception(*one.exc_info)))

@@ -4,7 +4,7 @@ from mlflow_scalpel.credentials import without_credentials
 
 
 class ScalpelError(Exception):
-    """Something the user can mend; its text is shown without a traceback, and holds no password."""
+    """Something the user can fix; its text is shown without a traceback, and holds no password."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(without_credentials(message))

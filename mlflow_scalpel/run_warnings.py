@@ -1,4 +1,4 @@
-"""What may be wrong with the results of a run, said wherever somebody looks.
+"""Warnings about the results of a run, shown wherever somebody looks.
 
 A warning is printed once, kept as a tag of the run (`scalpel.warning.<code>`), and shown by the
 report and the pages of every run that has it. Imports nothing heavy.

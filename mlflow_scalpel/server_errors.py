@@ -1,4 +1,4 @@
-"""Failures on the way to MLflow: which are final, which pass by themselves, what users are told."""
+"""Failures on the way to MLflow: final ones, those that pass by themselves, and their messages."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ import json
 from mlflow_scalpel.credentials import shortened
 from mlflow_scalpel.errors import DiskFull, ScalpelError
 
-_LONGEST = 400  # characters of what MLflow, or a proxy before it, said
+_LONGEST = 400  # characters of the answer of MLflow, or of a proxy before it
 
-_FINAL_STATUS = (
-    400,
-    404,
-)  # answers that will be the same next time, if it is MLflow that gave them
-_FROM_TRANSPORT = "API request to"  # how MLflow's client begins what is no answer of MLflow's
+# Answers that will be the same next time, if it is MLflow that gave them.
+_FINAL_STATUS = (400, 404)
+_FROM_TRANSPORT = "API request to"  # how MLflow's client begins errors that are not MLflow's answer
 # What reading or writing on this machine fails with for a while: trying again may help.
 _PASSING = {
     getattr(errno, name)
@@ -27,9 +25,9 @@ _PASSING = {
 
 
 def check_answered(error: Exception) -> None:
-    """Raise ScalpelError where an error is no answer to what was asked, such as a 502 of a proxy.
+    """Raise ScalpelError where an error is not an answer to the request, such as a proxy's 502.
 
-    To be called before an error is told as "there is no such ...".
+    To be called before an error is reported as "there is no such ...".
     """
     if is_of_mlflow(error) and not is_final(error):
         raise no_answer(error) from error
@@ -40,7 +38,7 @@ def no_answer(error: Exception) -> ScalpelError:
     import mlflow
 
     return ScalpelError(
-        f"{mlflow.get_tracking_uri()}: gave no answer to go by ({shortened(error, _LONGEST)}); "
+        f"{mlflow.get_tracking_uri()}: gave no usable answer ({shortened(error, _LONGEST)}); "
         "see that MLFLOW_TRACKING_URI is right, that its server runs and lets you read this, and "
         "run it again"
     )
@@ -57,8 +55,8 @@ def is_of_mlflow(error: Exception) -> bool:
 def is_final(error: BaseException) -> bool:
     """Whether a failure would be the same next time, so that trying again is in vain.
 
-    An answer is final only in MLflow's own form (JSON with an `error_code`): what a proxy says of
-    its own accord, a 404 while the server is redeployed, says nothing of the entry.
+    An answer is final only in MLflow's own form (JSON with an `error_code`): a proxy's own answer,
+    such as a 404 while the server is redeployed, does not concern the entry.
     """
     import requests
     from mlflow.exceptions import MlflowException, RestException
@@ -70,7 +68,7 @@ def is_final(error: BaseException) -> bool:
             return False
         return error.get_http_status_code() in _FINAL_STATUS
     if isinstance(error, requests.HTTPError) and error.response is not None:
-        return error.response.status_code in _FINAL_STATUS and _is_mlflows(error.response)
+        return error.response.status_code in _FINAL_STATUS and _is_from_mlflow(error.response)
     return isinstance(error, ScalpelError) and not isinstance(error, DiskFull)
 
 
@@ -82,7 +80,7 @@ def is_passing(error: BaseException) -> bool:
 
 
 def is_own(error: BaseException) -> bool:
-    """Whether a failure looks like a fault of what is sent, and not of the way it is sent.
+    """Whether a failure looks like a fault of what is sent, and not of the way there.
 
     (An answer that is not the JSON that it should be is a ValueError, but the server's.)
     """
@@ -90,11 +88,11 @@ def is_own(error: BaseException) -> bool:
 
     own = ValueError | TypeError | LookupError | AttributeError | RecursionError
     gone = FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError
-    foreign = requests.RequestException | json.JSONDecodeError
-    return isinstance(error, own | gone) and not isinstance(error, foreign)
+    of_the_way = requests.RequestException | json.JSONDecodeError
+    return isinstance(error, own | gone) and not isinstance(error, of_the_way)
 
 
-def _is_mlflows(response: object) -> bool:
+def _is_from_mlflow(response: object) -> bool:
     try:
         answer = response.json()  # type: ignore[attr-defined]
     except ValueError:

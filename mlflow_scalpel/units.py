@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 PREFIXES = ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-_WHOLE = 10_000  # up to here a count is written out
+_WRITTEN_OUT = 10_000  # counts below it
 
 
 def scaled(value: float) -> tuple[str, str]:
@@ -24,7 +24,7 @@ def flop(value: float) -> str:
 
 def count(value: float, of: str) -> str:
     """A number of things: 842 tokens, 1.23 M tokens."""
-    if abs(value) < _WHOLE:
+    if abs(value) < _WRITTEN_OUT:
         return f"{value:,.6g} {of}"
     digits, prefix = scaled(value)
     return f"{digits} {prefix} {of}"

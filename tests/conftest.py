@@ -13,7 +13,7 @@ from hypothesis import settings
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-pytest_plugins = ["tests.servers", "tests.browser"]
+pytest_plugins = ["tests.servers", "tests.browser", "tests.interpreters"]
 
 # A machine that others use too is slow now and then; where CI is set, examples are always the same.
 settings.register_profile("unhurried", parent=settings(), deadline=None)

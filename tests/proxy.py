@@ -37,6 +37,7 @@ class _Rule:
     number: int
     left: float  # requests that it still applies to
     skip: int = 0  # requests that pass before it applies
+    every: int = 1  # of those after them, it applies to the first of so many
     json: bool = False  # the answer is MLflow's own form
     released: threading.Event = field(default_factory=threading.Event)
 
@@ -75,12 +76,12 @@ class Proxy:
         """Pass such requests, but close the connection after so many bytes of the response."""
         self._listener.add(pattern, "cut", after, times)
 
-    def lose(self, pattern: str = "", *, times: float = 1, skip: int = 0) -> None:
+    def lose(self, pattern: str = "", *, times: float = 1, skip: int = 0, every: int = 1) -> None:
         """Have the server do what such requests ask for, and close the connection unanswered.
 
-        The first `skip` requests that match pass.
+        The first `skip` requests that match pass; of the others the first of `every` is lost.
         """
-        self._listener.add(pattern, "lose", 0, times, skip)
+        self._listener.add(pattern, "lose", 0, times, skip, every)
 
     def clear(self) -> None:
         """Forget all rules, and close what hangs; later requests pass."""
@@ -122,10 +123,12 @@ class _Listener(ThreadingHTTPServer):
         number: int,
         times: float,
         skip: int = 0,
+        every: int = 1,
         json: bool = False,
     ) -> None:
+        rule = _Rule(re.compile(pattern), fault, number, times, skip, every, json)
         with self._lock:
-            self._rules.append(_Rule(re.compile(pattern), fault, number, times, skip, json))
+            self._rules.append(rule)
 
     def clear(self) -> None:
         with self._lock:
@@ -141,6 +144,7 @@ class _Listener(ThreadingHTTPServer):
                         rule.skip -= 1
                         continue
                     rule.left -= 1
+                    rule.skip = rule.every - 1
                     return rule
         return None
 

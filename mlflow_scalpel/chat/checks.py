@@ -2,7 +2,7 @@
 
 What cannot be right raises ScalpelError: a template that refuses the turns or leaves out what they
 say, an answer that is cut, or that is learned behind another prompt than the model will be given.
-What may be wrong is counted over all conversations, and told in one sentence each.
+What may be wrong is counted over all conversations, and reported in one sentence each.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Checked:
     counts: dict[str, int] = field(default_factory=dict)
     """Conversations by the fault's code."""
     firsts: dict[str, str] = field(default_factory=dict)
-    """What is said of the first conversation with the fault."""
+    """The message about the first conversation with the fault."""
 
     def count(self, code: str, first: str) -> None:
         """One more conversation with a fault."""
@@ -76,7 +76,7 @@ def check_system_prompt(tokenizer: Any, system_prompt: str | None, *, what: str)
     question.
     """
     question = {"role": "user", "content": "What is 1 + 1?"}
-    render(tokenizer, [question], what=what)  # says what the tokenizer lacks
+    render(tokenizer, [question], what=what)  # says what the tokenizer does not have
     turns = settled(tokenizer, [*system_turn(system_prompt), question], what=what)
     check_prompt(turns, render(tokenizer, turns, what=what), Checked(), what=what)
     return turns[:-1]
@@ -85,7 +85,7 @@ def check_system_prompt(tokenizer: Any, system_prompt: str | None, *, what: str)
 def check_prompt(messages: Messages, prompt: str, checked: Checked, *, what: str) -> None:
     """Whether the prompt holds what the turns say.
 
-    Raises ScalpelError where it lacks the system prompt or the question; an earlier turn that is
+    Raises ScalpelError where the system prompt or the question is missing; an earlier turn that is
     missing or cut (as reasoning of earlier answers is by several templates) is counted.
     """
     for place, turn in enumerate(messages):
@@ -118,7 +118,7 @@ def check_answered(
     what: str,
     learned: bool,
 ) -> Checked:
-    """Whether each whole conversation holds its answer, behind the prompt, and ends.
+    """Whether each conversation holds its answer, behind the prompt, and ends.
 
     With `learned` the answers are to be trained on: an answer behind another prompt than the model
     will be given, and a template that ends no turn, raise ScalpelError; else they are counted.
@@ -255,7 +255,7 @@ def _cut(
     )
     if "</think>" in answer:
         why += " (reasoning up to </think> is taken out, as is meant for earlier turns)"
-    return f"{why}; {OWN_TEMPLATE}, one that writes the whole answer"
+    return f"{why}; {OWN_TEMPLATE}, one that writes all of the answer"
 
 
 def _without_end(
@@ -267,7 +267,7 @@ def _without_end(
     what: str,
     learned: bool,
 ) -> None:
-    """An end of turn that is no end token is warned of; none at all is refused where learned."""
+    """Warns of an end of turn that is not an end token; where learned, none at all is refused."""
     one = rendered[endless[0]]
     last = one.ids[one.end - 1] if one.end > one.start else None
     marks = set(tokenizer.get_added_vocab().values()) | set(tokenizer.all_special_ids)
@@ -330,8 +330,8 @@ def _own_words(tokenizer: Any, text: str, frame: str | None) -> str | None:
         if re.search(r"\w", more):
             return more
     head = _without_marks(tokenizer, head)
-    said = _SENTENCE.search(head)
-    return None if said is None else head[said.start() :].split("\n")[0].strip()
+    found = _SENTENCE.search(head)
+    return None if found is None else head[found.start() :].split("\n")[0].strip()
 
 
 def _without_marks(tokenizer: Any, text: str) -> str:

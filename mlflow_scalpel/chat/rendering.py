@@ -23,9 +23,9 @@ class Rendered:
     """A conversation whose last turn is an answer."""
 
     prompt: str
-    """What a model is given to answer to: the turns before, with the generation prompt."""
+    """The turns before the answer, with the generation prompt."""
     text: str
-    """The whole conversation."""
+    """The conversation with its answer."""
     boundary: int
     """Characters of `text` that are the prompt's."""
     ids: tuple[int, ...]
@@ -44,7 +44,7 @@ class Rendered:
 
     @property
     def differing(self) -> str:
-        """The end of the prompt that the whole conversation does not have; mostly empty."""
+        """The end of the prompt that is not in the conversation with its answer; mostly empty."""
         return self.prompt[self.boundary :]
 
 
@@ -148,7 +148,7 @@ def _behind_answer(decode: Callable[[list[int]], str], ids: list[int], start: in
 
 
 def _refusal(tokenizer: Any, messages: Messages, answer: bool, what: str, error: Exception) -> str:
-    """What is said of turns that a template cannot render, with what would help."""
+    """The message about turns that a template cannot render, with what would help."""
     roles = ", ".join(str(turn["role"]) for turn in messages)
     why = f"{what}: it refuses a conversation of the turns {roles}: {error}"
     if isinstance(error, jinja2.TemplateSyntaxError):

@@ -118,7 +118,7 @@ def main() -> None:
                         messages=messages, add_generation_prompt=prompt, tools=None, **tokens
                     )
                 except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError):
-                    continue  # is told where it is rendered
+                    continue  # is reported where it is rendered
                 length += len(text)
                 if length > LONGEST:
                     os._exit(_TOO_LONG)

@@ -34,7 +34,7 @@ def checked_link(link: Link | None) -> Link | None:
 
 
 class Store(Protocol):
-    """Where the files of one LoggedModel are."""
+    """The place of the files of one LoggedModel."""
 
     local: Path | None
     """The directory itself, where it is on this machine; None where files travel."""
@@ -58,7 +58,7 @@ class Store(Protocol):
         """Bytes of each stored file."""
 
     def delete(self, name: str) -> None:
-        """Remove one file; it is no error if it is not there."""
+        """Remove one file; not an error if it is not there."""
 
 
 def open_store(location: str) -> Store:
@@ -161,7 +161,7 @@ class RemoteStore:
             pool.map(send, files, chunksize=1)
 
     def _send(self, name: str, file: Path, beat: Callable[[], Any]) -> None:
-        """Send one file; MLflow's own way does not quote its name, nor say how far it is."""
+        """Send one file; MLflow's own way does not quote its name, nor report progress."""
         from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
         from mlflow.utils.request_utils import augmented_raise_for_status
         from mlflow.utils.rest_utils import http_request
@@ -179,7 +179,7 @@ class RemoteStore:
                 f"/{quote(name)}",
                 "PUT",
                 # An empty body would be sent in chunks of unknown number.
-                data=_Told(stream, beat) if file.stat().st_size else b"",
+                data=_ReportedFile(stream, beat) if file.stat().st_size else b"",
                 extra_headers={"Content-Type": "application/octet-stream"},
             )
         augmented_raise_for_status(answer)
@@ -190,9 +190,9 @@ class RemoteStore:
     ) -> None:
         """Download one file, going on where an earlier attempt left off if MLflow's server can.
 
-        `progress` is told of each byte that is in place, those of the earlier attempt included, and
-        of a negative number where these had to be given up. A connection that breaks is taken up
-        again as long as each attempt brings something.
+        `progress` gets the number of bytes that came into place, those of the earlier attempt
+        included, and a negative number where these had to be given up. A broken connection is
+        resumed as long as each attempt brings something.
         """
         from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 
@@ -214,7 +214,7 @@ class RemoteStore:
         folders: list[str | None] = [None]
         while folders:
             for entry in self._repository.list_artifacts(folders.pop()):
-                # A path that leads out of the model is no name of a file of it.
+                # A path that leads out of the model is not one of its files.
                 if not is_inner_name(entry.path):
                     continue
                 if entry.is_dir:
@@ -246,8 +246,8 @@ def check_travels(name: str) -> None:
         )
 
 
-class _Told:
-    """A file that says each time that a piece of it was read, and so is under way."""
+class _ReportedFile:
+    """A file that calls `beat` each time that a piece of it was read, and so is under way."""
 
     def __init__(self, stream: BinaryIO, beat: Callable[[], Any]) -> None:
         self._stream = stream
@@ -275,7 +275,7 @@ class _Download:
         self._endpoint = endpoint
         self._target = target
         self._progress = progress
-        self._told = 0
+        self._reported = 0
 
     def run(self) -> None:
         """Fetch all of it; raises what `requests` or MLflow raise."""
@@ -303,7 +303,7 @@ class _Download:
         ) as answer:
             given = answer.headers.get("Content-Range", "")
             if answer.status_code == 416 and given == f"bytes */{start}":
-                self._tell(start)  # all of it was there
+                self._report(start)  # all of it was there
                 return True
             going_on = answer.status_code == 206 and given.startswith(f"bytes {start}-")
             if start and answer.status_code in (206, 416) and not going_on:
@@ -312,19 +312,19 @@ class _Download:
             augmented_raise_for_status(answer)
             size = start if going_on else 0
             with self._target.open("ab" if going_on else "wb") as file:
-                self._tell(size)
+                self._report(size)
                 for chunk in answer.iter_content(_CHUNK):
                     file.write(chunk)
                     size += len(chunk)
-                    self._tell(size)
+                    self._report(size)
         return True
 
     def _size(self) -> int:
         return self._target.stat().st_size if self._target.exists() else 0
 
-    def _tell(self, size: int) -> None:
-        self._progress(size - self._told)
-        self._told = size
+    def _report(self, size: int) -> None:
+        self._progress(size - self._reported)
+        self._reported = size
 
 
 def copy_out(source: Path, target: Path) -> None:

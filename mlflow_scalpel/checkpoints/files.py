@@ -10,7 +10,7 @@ from typing import Any
 
 from mlflow_scalpel.checkpoints.external.layouts import why_none
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.tensors.documents import read_object
+from mlflow_scalpel.tensors.documents import CONFIG, read_object
 from mlflow_scalpel.tensors.files import (
     INDEX,
     SINGLE,
@@ -28,8 +28,8 @@ KEPT = (
 # A folder with one of these is part of the model: a processor's second tokenizer and the like.
 _PARTS = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 _TEMPLATES = "additional_chat_templates"
-# What else a trainer leaves there: larger than the weights, and pickles but for the first. It stays
-# behind unless asked for.
+# What else a trainer leaves there: larger than the weights, and pickles but for the first. It is
+# left behind unless asked for.
 TRAINER_STATE = (
     "trainer_state.json",
     "optimizer.pt",
@@ -39,12 +39,24 @@ TRAINER_STATE = (
     "rng_state*.pth",
     "training_args.bin",
 )
-CONFIG = "config.json"
 # Files of ours and of MLflow beside the checkpoint's own in a LoggedModel.
 MANIFEST = "manifest.json"
 POINTER = "pointer.json"
 MLMODEL = "MLmodel"
 NOT_CONTENT = (MANIFEST, POINTER, MLMODEL)
+# Configurations in which Transformers looks for `auto_map`.
+_CONFIGS = (
+    CONFIG,
+    "tokenizer_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "generation_config.json",
+)
+_GENERATE = "custom_generate"  # a folder of code that `generate(custom_generate=...)` runs
+_CLASS = re.compile(r"(?P<module>\w+(?:\.\w+)*)\.\w+", re.ASCII)
+# `from .part import name`, `import .part`, `from ..part.deeper import name`
+_RELATIVE = re.compile(r"^\s*(?:from|import)\s+(\.+)([\w.]*)\s*(?:import\s+(.+))?$", re.MULTILINE)
 
 
 def checkpoint_files(directory: Path, *, trainer_state: bool = False) -> list[Path]:
@@ -58,12 +70,12 @@ def checkpoint_files(directory: Path, *, trainer_state: bool = False) -> list[Pa
 
 
 def left_out(directory: Path) -> list[str]:
-    """What is in the directory, or named in it, and not stored with the checkpoint; a line each."""
+    """Notes on files in the directory, or named in it, that are not stored; a line each."""
     return _look(directory, trainer_state=False)[1]
 
 
 def name_in(directory: Path, file: Path) -> str:
-    """What a file of the checkpoint in `directory` is called in manifests and stores: a/b.json."""
+    """Name of a file of the checkpoint in `directory` in manifests and stores: a/b.json."""
     return file.relative_to(directory).as_posix()
 
 
@@ -96,7 +108,7 @@ def _look(directory: Path, trainer_state: bool) -> tuple[list[Path], list[str]]:
             f"{directory}: cannot be read ({error}); check its permissions"
         ) from error
     for file in own:
-        _refuse_foreign_link(file, directory)
+        _refuse_link_out_of(file, directory)
     if not any(file.suffix == WEIGHTS for file in own) and not (directory / INDEX).is_file():
         raise ScalpelError(f"{directory}: {why_none(directory)}")
     weights = weight_files(directory)
@@ -125,7 +137,7 @@ def _look(directory: Path, trainer_state: bool) -> tuple[list[Path], list[str]]:
         files += states
     files = sorted(set(files) - set(odd))
     for file in (*code, *(states if trainer_state else ())):
-        _refuse_foreign_link(file, directory)
+        _refuse_link_out_of(file, directory)
     return files, notes
 
 
@@ -157,7 +169,7 @@ def _is_plain(name: str) -> bool:
     return True
 
 
-def _refuse_foreign_link(file: Path, directory: Path) -> None:
+def _refuse_link_out_of(file: Path, directory: Path) -> None:
     if not file.is_symlink():
         return
     target = file.resolve()
@@ -181,7 +193,7 @@ def check_complete(directory: Path) -> None:
 
 
 def fingerprint(files: Sequence[Path], directory: Path) -> str:
-    """What changes when one of the files is written: 32 hex digits over names, sizes and times."""
+    """32 hex digits over names, sizes and times of files, which change when one is written."""
     seen = [
         (name_in(directory, file), (stat := file.stat()).st_size, stat.st_mtime_ns)
         for file in files
@@ -189,25 +201,12 @@ def fingerprint(files: Sequence[Path], directory: Path) -> str:
     return hashlib.sha256(repr(seen).encode("utf-8", "backslashreplace")).hexdigest()[:32]
 
 
-# Configurations in which Transformers looks for `auto_map`.
-_CONFIGS = (
-    "config.json",
-    "tokenizer_config.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "generation_config.json",
-)
-_GENERATE = "custom_generate"  # a folder of code that `generate(custom_generate=...)` runs
-_CLASS = re.compile(r"(?P<module>\w+(?:\.\w+)*)\.\w+", re.ASCII)
-# `from .part import name`, `import .part`, `from ..part.deeper import name`
-_RELATIVE = re.compile(r"^\s*(?:from|import)\s+(\.+)([\w.]*)\s*(?:import\s+(.+))?$", re.MULTILINE)
-
-
 def code_files(directory: Path) -> tuple[list[Path], list[str]]:
     """The Python files that the configurations name, with those that these import relatively.
 
-    The second list says what is named and is not there, a sentence each. Raises ScalpelError where
+    They are found by reading, stored as they are, and never run here: whoever loads the model
+    decides that, by Transformers' `trust_remote_code`. The second list names what is missing, a
+    sentence each. Raises ScalpelError where
     a configuration is not readable JSON.
     """
     found: dict[Path, None] = {}

@@ -63,7 +63,7 @@ def list_checkpoints(
     run_id: str | Sequence[str] | None = None,
     model: str | None = None,
 ) -> pd.DataFrame:
-    """A table of checkpoints: a row each, sorted by run (start time), then step.
+    """A table of checkpoints: one row per checkpoint, sorted by run (start time), then step.
 
     The base that a run began with (step 0) is not among them. With no argument: those of the active
     experiment, which is the one that `mlflow.set_experiment` chose, else that of the environment
@@ -72,14 +72,14 @@ def list_checkpoints(
     Columns: `algorithm`, `recipe`, `step`, `fraction` (of the run's max_steps; where nobody logged
     these, of the largest step that was found of the run), `learning_rate`, `dtype`, `state` (READY,
     PENDING, FAILED or PRUNED), `reason` (of FAILED), `note` (how it differs from its base, and what
-    of its directory is not stored), `bytes` (as logged; PRUNED ones hold none any
-    more), `kind` (model, adapter or pointer), `uri`, `name` and `version` (of the newest registered
+    of its directory is not stored), `bytes` (as logged; PRUNED ones hold none any more),
+    `kind` (model, adapter or pointer), `uri`, `name` and `version` (of the newest registered
     version), `aliases` (of all its versions, joined by ", "), `run_id`, `run_name`, `model_id`,
-    `base` (model ID), `digest`, `created` (UTC), then one column a metric that was logged with the
-    model: the latest value at the model's step, or the latest at all where there is none at its
+    `base` (model ID), `digest`, `created` (UTC), then one column per metric that was logged with
+    the model: the latest value at the model's step, or the latest at all where there is none at its
     step. A metric that is called as a column is has `metrics.` before its name.
 
-    The number of requests does not depend on that of the checkpoints, but for a page for each 500.
+    The number of requests does not depend on that of the checkpoints, but for a page per 500.
 
     Args:
         experiment: name or ID.
@@ -171,13 +171,13 @@ def _row(
     step = step_of(model)
     # Transformers' default of max_steps is -1: as many as the epochs have.
     steps = [_number(params.get("max_steps")), _number(run_params.get("max_steps"))]
-    whole = next((count for count in steps if count > 0), float(largest))
+    length = next((count for count in steps if count > 0), float(largest))
     version = registered.newest if registered else None
     return {
         "algorithm": params.get("algorithm", run_params.get("algorithm")),
         "recipe": params.get("recipe", run_params.get("recipe")),
         "step": step,
-        "fraction": step / whole,
+        "fraction": step / length,
         "learning_rate": _number(params.get("learning_rate")),
         "dtype": params.get("dtype", run_params.get("weights_dtype")),
         "state": state_of(model),

@@ -18,7 +18,7 @@ from mlflow_scalpel.checkpoints.files import (
     name_in,
 )
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.tensors.files import WEIGHTS, read_headers
+from mlflow_scalpel.tensors.files import WEIGHTS, read_headers, read_stored_bytes
 
 # Bytes read at a time. (hashlib.file_digest reads a quarter of that, and asks four times as often
 # for the interpreter's lock, which it shares with training.)
@@ -44,7 +44,7 @@ _NOT_NUMBERS = {
 
 
 class _Frozen(BaseModel):
-    # Fields that another version has written are no reason to refuse a checkpoint.
+    # Fields that another version has written do not make a checkpoint unreadable.
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
@@ -161,7 +161,7 @@ def file_manifest(files: Sequence[Path], root: Path) -> Manifest:
 
 
 def file_damage(file: Path, described: StoredFile) -> str | None:
-    """What is wrong with a file that should be as described; None where nothing is."""
+    """The fault of a file that should be as described; None where it has none."""
     if file.is_symlink():
         return f"is a link to {file.readlink()}, and a stored file never is"
     if not file.is_file():
@@ -204,12 +204,8 @@ def _finite_tensors(file: Path) -> dict[str, StoredTensor]:
     """As `tensors_in`; raises ScalpelError where an element is NaN or infinite."""
     if file.suffix != WEIGHTS:
         return {}
-    import numpy as np
-
     for name, header in read_headers(file).items():
-        # Read, not mapped: a mapped file that somebody cuts off meanwhile ends the whole process.
-        content = np.fromfile(file, np.uint8, count=header.bytes, offset=header.begin)
-        broken = _count_not_finite(content, header.dtype)
+        broken = _count_not_finite(read_stored_bytes(header), header.dtype)
         if broken:
             raise ScalpelError(
                 f"{file}: tensor {name} holds {broken} values that are NaN or infinite: "

@@ -1,4 +1,4 @@
-"""Frees the bytes of a run's checkpoints that nobody wants to keep; what was measured stays."""
+"""Frees the bytes of a run's checkpoints that nobody wants to keep; measurements are kept."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ class ToDelete:
     model_id: str
     location: str
     files: Mapping[str, int]
-    """Bytes of each file that goes."""
+    """Bytes of each file to delete."""
     begun: bool = False
     """Whether an earlier prune began with it, and was cut off."""
 
     @property
     def bytes(self) -> int:
-        """Bytes of all files that go."""
+        """Bytes of all files to delete."""
         return sum(self.files.values())
 
 
 @dataclass(frozen=True)
 class ToKeep:
-    """A checkpoint that stays as it is."""
+    """A checkpoint that is left as it is."""
 
     step: int
     model_id: str
@@ -56,7 +56,7 @@ class ToKeep:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `prune` would do to a run's checkpoints."""
+    """A run's checkpoints that `prune` deletes, and those that it keeps."""
 
     run_id: str
     to_delete: tuple[ToDelete, ...]
@@ -65,11 +65,11 @@ class Plan:
     """In order of step."""
     bytes_free: int
     """Bytes that become free on the disk: less than `bytes` where files have further hard links,
-    in the trainer's output directory or in checkpoints that stay."""
+    in the trainer's output directory or in checkpoints that are kept."""
 
     @property
     def bytes(self) -> int:
-        """Bytes of all files that go."""
+        """Bytes of all files to delete."""
         return sum(checkpoint.bytes for checkpoint in self.to_delete)
 
 
@@ -81,10 +81,10 @@ def plan_prune(
     keep_best: str | None = None,
     minimize: bool = False,
 ) -> Plan:
-    """Say which checkpoints of a run go and which stay; nothing is changed.
+    """Tell which checkpoints of a run to delete and which to keep; nothing is changed.
 
-    A checkpoint stays if any rule keeps it, or if a registered version of it has an alias. Only
-    READY ones go, and those that an earlier prune did not end with. The base never does.
+    A checkpoint is kept if any rule keeps it, or if a registered version of it has an alias. Only
+    READY ones are deleted, and those that an earlier prune did not finish. The base never is.
 
     Args:
         run_id: the run.
@@ -141,11 +141,11 @@ def plan_prune(
 
 
 def prune(plan: Plan) -> list[ToDelete]:
-    """Delete the files of the checkpoints that go, all but MLmodel and manifest.json.
+    """Delete the files of the checkpoints to delete, all but MLmodel and manifest.json.
 
-    Params, metrics, versions and aliases stay. The tag `scalpel.pruned` (time in UTC, ISO) is set
-    before a checkpoint's first file goes, so one that was cut off says that it is PRUNED, and is
-    ended by the next prune. Returns those that were pruned: not those that were given an alias
+    Params, metrics, versions and aliases are kept. The tag `scalpel.pruned` (time in UTC, ISO) is
+    set before a checkpoint's first file is deleted, so one that was cut off is PRUNED, and is
+    finished by the next prune. Returns those that were pruned: not those that were given an alias
     since the plan was made.
 
     Raises ScalpelError where a store refuses to delete.
@@ -168,7 +168,7 @@ def prune(plan: Plan) -> list[ToDelete]:
             except (MlflowException, OSError) as error:
                 raise ScalpelError(
                     f"{checkpoint.location}/{name} (step {checkpoint.step}) could not be deleted "
-                    f"({error}); the checkpoint is PRUNED already: when this is mended, prune "
+                    f"({error}); the checkpoint is PRUNED already: when this is fixed, prune "
                     "again to delete the rest"
                 ) from error
     return pruned
@@ -226,7 +226,7 @@ def _files(model: LoggedModel) -> dict[str, int]:
 def _bytes_to_be_freed(to_delete: Sequence[ToDelete]) -> int:
     """Bytes that no name leads to any more once the files are gone.
 
-    Blocks that a reflink shares with another file cannot be told from others, and are counted.
+    Blocks that a reflink shares with another file cannot be distinguished, and are counted.
     """
     free = 0
     links: Counter[tuple[int, int]] = Counter()

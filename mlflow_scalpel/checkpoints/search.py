@@ -1,4 +1,4 @@
-"""Finds checkpoints, their runs and their versions, in a number of requests that stays small."""
+"""Finds checkpoints, their runs and their versions, in a small number of requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.run_warnings import FAILURE_TAG
 from mlflow_scalpel.server_errors import check_answered
 
-# What marks a LoggedModel as one of ours, and what its tags say.
+# The mark of a LoggedModel that is one of ours, and its tags.
 MODEL_TYPE = "checkpoint"
 NOTE_TAG = "scalpel.note"  # how it differs from its base, and what of its directory is not stored
 PRUNED_TAG = "scalpel.pruned"  # when its bytes were freed (ISO time)
@@ -64,7 +64,7 @@ class Checkpoint:
 
 @dataclass
 class Registration:
-    """What the registry says of one LoggedModel."""
+    """The registered versions of one LoggedModel."""
 
     versions: list[ModelVersion] = field(default_factory=list)
     aliases: set[str] = field(default_factory=set)
@@ -153,7 +153,7 @@ def checked_name(name: str | None) -> str | None:
 
 
 def step_of(model: LoggedModel) -> int:
-    """The model's training step; 0 for a base, and for a model that is no checkpoint."""
+    """The model's training step; 0 for a base, and for a model that is not a checkpoint."""
     step = model.params.get("step", "0")
     number = int(step) if step.isdecimal() and len(step) < 20 else 0
     return number if number <= LARGEST_STEP else 0
@@ -227,11 +227,11 @@ def find_experiment(client: MlflowClient, name_or_id: str) -> Experiment:
 
 
 def check_run_id(run_id: str) -> None:
-    """Raise ScalpelError where the text is no run's ID."""
+    """Raise ScalpelError where the text is not a run's ID."""
     if not re.fullmatch(r"[0-9a-f]{32}", run_id):
         raise ScalpelError(
-            f"run {run_id!r}: is no run ID, which has 32 hexadecimal digits; copy it from the UI's "
-            "run page"
+            f"run {run_id!r}: is not a run ID, which has 32 hexadecimal digits; copy it from the "
+            "UI's run page"
         )
 
 
@@ -335,7 +335,7 @@ def _in_parts(values: Sequence[str]) -> Iterator[str]:
 
 
 def _near(name: str, names: Sequence[str]) -> str:
-    """What to say of the names that there are, where one was not found."""
+    """A hint at the names that there are, where one was not found."""
     if not names:
         return "there is none at all; check MLFLOW_TRACKING_URI"
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
@@ -353,7 +353,7 @@ def _no_such_run(run_ids: Sequence[str]) -> str:
 
 
 def by_step(model: LoggedModel) -> tuple[int, int]:
-    """What sorts models by step, and those of one step by time."""
+    """The key that sorts models by step, and those of one step by time."""
     return step_of(model), model.creation_timestamp
 
 

@@ -1,4 +1,4 @@
-"""Checks stored checkpoints against what their manifests say."""
+"""Checks stored checkpoints against their manifests."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Tick = Callable[[int], Any]
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to say of a stored checkpoint, or of one of its files."""
+    """One result for a stored checkpoint, or for one of its files."""
 
     result: str
     file: str | None = None
@@ -58,8 +58,8 @@ def verify(*sources: str, progress: bool = False) -> pd.DataFrame:
         sources: run IDs, or what `model_id_of` understands (models:/ URIs, m-... IDs).
         progress: show a bar in bytes on stderr.
 
-    Returns a table, a row a finding, at least one a checkpoint, with the columns `run_id`, `step`,
-    `model_id`, `result`, `file`, `problem`, `remedy`. `result` is
+    Returns a table, a row per finding, at least one per checkpoint, with the columns `run_id`,
+    `step`, `model_id`, `result`, `file`, `problem`, `remedy`. `result` is
 
     - `ok`: all is as it was logged. With a file and a problem it is something to know that changes
       nothing, such as a file that the manifest does not list and that nothing opens;
@@ -96,7 +96,7 @@ def verify(*sources: str, progress: bool = False) -> pd.DataFrame:
 
 
 def findings(model: LoggedModel, tick: Tick = lambda count: None) -> list[Finding]:
-    """What is to say of one model, one `ok` where nothing is; `tick` is told of bytes as read."""
+    """The findings for one model, `ok` where nothing is wrong; `tick` gets counts of bytes read."""
     state = state_of(model)
     if state == "FAILED":
         reason = model.tags.get(FAILURE_TAG, "nobody logged why")
@@ -170,7 +170,7 @@ def _check(model: LoggedModel, store: Store, tick: Tick) -> Iterator[Finding]:
 def _file_problem(
     store: Store, name: str, described: StoredFile, sizes: dict[str, int]
 ) -> str | Exception | None:
-    """What is wrong with a stored file; an exception where it could not be had."""
+    """The fault of a stored file; an exception where it could not be had."""
     if store.local is not None:
         return _damage(store.local / name, described)
     if name not in sizes:
@@ -187,7 +187,7 @@ def _file_problem(
 
 
 def _damage(file: Path, described: StoredFile) -> str | None:
-    """As `file_damage`, and whether the manifest tells the truth of the file's tensors too."""
+    """As `file_damage`, and whether the manifest describes the file's tensors as they are."""
     problem = file_damage(file, described)
     if problem is not None:
         return problem
@@ -244,11 +244,11 @@ def _check_pointer(
         where = json.loads(_read(store, POINTER))
         repository, revision = where["repository"], where["revision"]
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repository):
-            raise ValueError(f"{repository!r} is no repository")
+            raise ValueError(f"{repository!r} is not a repository")
         if not re.fullmatch(r"[0-9a-f]{40}", revision):
-            raise ValueError(f"{revision!r} is no commit")
+            raise ValueError(f"{revision!r} is not a commit")
     except (ScalpelError, ValueError, KeyError, TypeError) as error:
-        yield Finding("damaged", POINTER, f"is no pointer to the hub ({error})", remedy)
+        yield Finding("damaged", POINTER, f"is not a pointer to the hub ({error})", remedy)
         return
     manifest = None
     if MANIFEST in sizes:

@@ -33,6 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     from mlflow_scalpel.recipes.measuring import EvaluateRecipe
     from mlflow_scalpel.recipes.settings import BY_COMMAND, parse_settings
+    from mlflow_scalpel.recipes.training import GrpoRecipe
+    from mlflow_scalpel.training.rewards import check_rewards
 
     path = find_recipe(arguments.recipe, Path())
     settings = parse_settings(arguments.set, BY_COMMAND)
@@ -41,8 +43,10 @@ def run(arguments: argparse.Namespace) -> int:
     shipped = (folder.parent.name, folder.name) == (read.stage, "recipes")
     projects = folder.parents[1] if shipped else Path.cwd() / "projects"
     check_files(read)
-    if isinstance(read, MainRecipe):
-        check_parts(read, projects)
+    parts = check_parts(read, projects) if isinstance(read, MainRecipe) else [read]
+    for part in parts:
+        if isinstance(part, GrpoRecipe):
+            check_rewards(part)
     if isinstance(read, EvaluateRecipe):
         folder = projects / "evaluate" / "suites"
         check_data_files(load_suite(read.suite, folder, read.data, read.samples))

@@ -27,10 +27,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step", type=int, metavar="N", help="step of DIR, where its name does not say"
     )
-    add_origin(parser)
+    add_external_run(parser)
 
 
-def add_origin(parser: argparse.ArgumentParser) -> None:
+def add_external_run(parser: argparse.ArgumentParser) -> None:
     """Declare what `log` and `watch` take alike."""
     parser.add_argument(
         "--base", help="model that training started from: model URI, directory or hub name"
@@ -64,7 +64,7 @@ def add_origin(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def origin_of(arguments: argparse.Namespace) -> Any:
+def external_run_of(arguments: argparse.Namespace) -> Any:
     """The ExternalRun that the arguments describe; raises ScalpelError where a param is none."""
     import mlflow
 
@@ -94,12 +94,12 @@ def origin_of(arguments: argparse.Namespace) -> Any:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Log all, and print a line a checkpoint; 1 where one of them is lost."""
+    """Log all, and print a line per checkpoint; 1 where one of them is lost."""
     from mlflow_scalpel.checkpoints.external.external_run import log_directory
     from mlflow_scalpel.checkpoints.logging.uploads import all_sent
     from mlflow_scalpel.errors import ScalpelError
 
-    external = origin_of(arguments)
+    external = external_run_of(arguments)
     if external.step is not None and (len(arguments.directories) > 1 or external.step < 0):
         raise ScalpelError(f"--step {external.step}: is the step of one directory, and 0 or more")
     lost = 0
@@ -116,11 +116,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def finish(
-    directory: Path, external: Any, run_id: str, told: set[int], gone: dict[int, str] | None = None
+    directory: Path,
+    external: Any,
+    run_id: str,
+    reported: set[int],
+    gone: dict[int, str] | None = None,
 ) -> int:
-    """Say what of the directory is not stored, and end the run; how many are lost.
+    """Print what of the directory is not stored, and end the run; number of lost checkpoints.
 
-    `told` are the steps that were reported already, `gone` those that were removed too early.
+    `reported` are steps that were printed already, `gone` those that were removed too early.
     """
     from mlflow_scalpel.checkpoints.external.external_run import (
         end_run,
@@ -128,13 +132,13 @@ def finish(
         models_without_step,
     )
 
-    lost = lost_steps(directory, external, run_id, told, gone)
+    lost = lost_steps(directory, external, run_id, reported, gone)
     for step, reason in lost.items():
-        if step not in told:
+        if step not in reported:
             print(f"step {step}: is not logged: {reason}", file=sys.stderr)
     for path in models_without_step(directory, external, run_id):
         print(
-            f"{path}: holds a model too, which is not logged, since its name says no step; "
+            f"{path}: holds a model too, which is not logged, since its name gives no step; "
             f"log it with: mlflow-scalpel log --step N --run-id {run_id} {shlex.quote(str(path))}"
         )
     if external.run_id is None:

@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     for directory in find_spools(arguments.spool):
         spool = Spool.open(directory)
         spool.hold()
-        spool.take_back()
+        spool.retry_refused()
         waiting = len(spool.numbers())
         mlflow.set_tracking_uri(spool.tracking_uri)  # files and versions go there too
         uploader = Uploader(spool)

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from mlflow_scalpel.cli.log import add_origin, finish, origin_of, report
+from mlflow_scalpel.cli.log import add_external_run, external_run_of, finish, report
 
 if TYPE_CHECKING:
     from mlflow_scalpel.checkpoints.logging.uploads import Upload
@@ -21,7 +21,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "directory", type=Path, metavar="DIR", help="where the trainer writes checkpoint-N"
     )
-    add_origin(parser)
+    add_external_run(parser)
     parser.add_argument(
         "--interval", type=float, default=5.0, help="seconds between two scans (default: 5)"
     )
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     directory, stop = arguments.directory, _Stop()
     taken: list[tuple[int, Upload]] = []  # a step that is written anew comes again
     gone: dict[int, str] = {}
-    external = origin_of(arguments)
+    external = external_run_of(arguments)
     print(f"watching {directory}; Ctrl-C ends it, when all is sent", flush=True)
     with all_sent():
         for step, upload in watch(
@@ -51,16 +51,16 @@ def run(arguments: argparse.Namespace) -> int:
             interval=arguments.interval,
             idle=arguments.until_idle,
             stopped=lambda: stop.asked,
-            say=lambda line: print(line, flush=True),
+            report=lambda line: print(line, flush=True),
             gone=gone,
         ):
-            print(f"step {step}: whole, and on its way", flush=True)
+            print(f"step {step}: complete; uploading", flush=True)
             taken.append((step, upload))
         if stop.asked:
             print("interrupted; sending what is under way", flush=True)
         failed = [step for step, upload in taken if not report(step, upload)]
-    told = {step for step, _ in taken}
-    lost = finish(directory, external, run_of(directory, external), told, gone)
+    steps = {step for step, _ in taken}
+    lost = finish(directory, external, run_of(directory, external), steps, gone)
     return 1 if lost or failed else 0
 
 

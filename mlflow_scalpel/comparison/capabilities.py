@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlflow_scalpel.comparison.measured_models import MeasuredModel
+from mlflow_scalpel.comparison.measured_models import MeasuredModel, model_cells
 from mlflow_scalpel.comparison.parquet import read_bounded
 from mlflow_scalpel.comparison.run_queries import ClientSource, evaluations_of
 from mlflow_scalpel.comparison.run_store import get_run, stored_samples
-from mlflow_scalpel.comparison.table import LEDGER_DTYPES, LEFT_OUT, tidy
+from mlflow_scalpel.comparison.table import LEDGER_DTYPES, LEFT_OUT, metric_cells, tidy
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.capabilities.benchmark import Benchmark, digest_of
 from mlflow_scalpel.metrics.capabilities.ledger import status_of
-from mlflow_scalpel.metrics.registry import Metric, choose_metrics
+from mlflow_scalpel.metrics.registry import choose_metrics
 
 BENCHMARK = ["domain", "label", "kind"]
 NEEDED = ["model_id", *BENCHMARK, "problem_id", "sample", "problem", "gold", "completion", "score"]
@@ -38,7 +38,7 @@ def capability_table(
     """The tidy table of the group `capabilities`, of one checkpoint after the other.
 
     Args:
-        samples: rows of one evaluation (a row a problem and sample), with `model_id`.
+        samples: rows of one evaluation (one row per problem and sample), with `model_id`.
         base: the model whose rows are compared with.
         checkpoints: models with rows of their own; one without any is rows that say so.
         metrics: names of metrics or groups; those of other groups are left alone.
@@ -50,21 +50,12 @@ def capability_table(
     rows: list[dict[str, Any]] = []
     before = _of_base(samples, base)
     for checkpoint in checkpoints:
-        origin = {
-            "base": base.model_id,
-            "base_digest": base.digest,
-            "model_id": checkpoint.model_id,
-            "model_digest": checkpoint.digest,
-            "run_id": checkpoint.run_id,
-            "algorithm": checkpoint.algorithm,
-            "step": checkpoint.step,
-            "dtype": dtype,
-        }
+        models = {**model_cells(base, checkpoint), "dtype": dtype}
         after = _of(samples, checkpoint)
         if not len(after):
             reason = "the evaluation has no rows of this checkpoint; evaluate it (-e evaluate)"
             rows += [
-                {**origin, **_named(one), "status": "not measured", "reason": reason}
+                {**models, **metric_cells(one), "status": "not measured", "reason": reason}
                 for one in chosen
             ]
             continue
@@ -81,7 +72,7 @@ def capability_table(
                     "reason": found.reason,
                 }
                 known = {name: value for name, value in values.items() if value is not None}
-                rows.append({**origin, **_named(one), **known})
+                rows.append({**models, **metric_cells(one), **known})
     return tidy(rows)
 
 
@@ -106,8 +97,8 @@ def ledger(
                 model_id=checkpoint.model_id, step=checkpoint.step
             )
         )
-    whole = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-    return whole.reindex(columns=list(LEDGER_DTYPES)).astype(LEDGER_DTYPES)
+    joined_rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    return joined_rows.reindex(columns=list(LEDGER_DTYPES)).astype(LEDGER_DTYPES)
 
 
 def benchmarks_of(joined: pd.DataFrame) -> list[Benchmark]:
@@ -234,10 +225,6 @@ def _of(samples: pd.DataFrame, model: MeasuredModel) -> pd.DataFrame:
         found = found[found["model_id"] == found["model_id"].iloc[0]] if len(found) else found
     columns = dict.fromkeys([*found.columns, *LOGLIKS])
     return found.reindex(columns=list(columns))
-
-
-def _named(one: Metric) -> dict[str, Any]:
-    return {"metric": one.name, "metric_version": one.version, "unit": one.unit}
 
 
 def has_rows(samples: pd.DataFrame, model: MeasuredModel) -> bool:

@@ -19,7 +19,7 @@ from mlflow_scalpel.chat import (
 from mlflow_scalpel.checkpoints.models.opening import one_line_errors, read_config
 from mlflow_scalpel.checkpoints.reading.addresses import expand
 from mlflow_scalpel.comparison.capabilities import evaluated_capabilities
-from mlflow_scalpel.comparison.engine import ON_TEXTS, STANDARD, Comparison
+from mlflow_scalpel.comparison.engine import STANDARD, TEXT_GROUPS, Comparison
 from mlflow_scalpel.comparison.forward.divergence_variants import Sampling
 from mlflow_scalpel.comparison.forward.probes import Probe, build_probe, failed_probe, read_texts
 from mlflow_scalpel.comparison.measured_models import MeasuredModel, model_from, readable_model
@@ -73,7 +73,7 @@ def compare(
     """
     names = [metrics] if isinstance(metrics, str) else list(metrics)
     chosen = choose_metrics(names)
-    needing = [one.name for one in chosen if one.group in ON_TEXTS]
+    needing = [one.name for one in chosen if one.group in TEXT_GROUPS]
     if texts is None and needing and names != list(STANDARD):
         raise ScalpelError(
             f"metrics = {needing[0]}: is measured on texts; give a JSONL file with the fields "
@@ -181,14 +181,14 @@ def probe_of(
     """
     complete = base.complete(MEASURED)
     tokenizer = load_tokenizer(complete, template_date, local_files_only=True)
-    own = template_of(tokenizer)
+    template = template_of(tokenizer)
     found = {stored_template(one.directory) for one in checkpoints} - {None}
     if len(found) == 1:
         tokenizer.chat_template = found.pop()
-    elif found - {own}:
+    elif found - {template}:
         print(
             f"WARNING: the checkpoints have {len(found)} chat templates, so that the texts of "
-            f"{name} are rendered with {'that of the base' if own else 'none of them'}",
+            f"{name} are rendered with {'that of the base' if template else 'none of them'}",
             flush=True,
         )
     context = context_of(read_config(complete))

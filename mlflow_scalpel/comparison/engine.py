@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import astuple
-from functools import partial
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import pandas as pd
@@ -19,7 +18,7 @@ from mlflow_scalpel.comparison.forward.divergence_variants import (
 )
 from mlflow_scalpel.comparison.forward.model import ForwardModel
 from mlflow_scalpel.comparison.forward.probes import Probe
-from mlflow_scalpel.comparison.measured_models import MeasuredModel
+from mlflow_scalpel.comparison.measured_models import MeasuredModel, model_cells
 from mlflow_scalpel.comparison.results import (
     keep_rows,
     keep_tokens,
@@ -46,10 +45,35 @@ STANDARD = ("weights", "kl/all_tokens", "kl/answer_tokens")
 """What is measured where nobody asks for more: it costs a read of the weights, and a forward."""
 
 FROM_WEIGHTS = (*GROUPS, "pairs")
-"""Groups that read the weights alone."""
+"""Groups of metrics that require the weights alone; `rows_from_weights` computes them."""
 
-ON_TEXTS = ("attention", "kl", "kl_paper_compat", "kl_on_base_samples")
-"""Groups that run texts through the models."""
+
+@dataclass(frozen=True)
+class TextGroup:
+    """How a group of metrics that requires texts is computed."""
+
+    open: Callable[[ForwardModel, list[Probe], Comparison], Runner]
+    """Makes what runs texts through a model, which is the base at first."""
+    dtype: str | None = None
+    """Of the forward passes; None is that of the comparison."""
+    sampled: bool = False
+    """Whether the values depend on how the base's answers are sampled."""
+
+
+TEXT_GROUPS = {
+    "attention": TextGroup(lambda model, probes, _: AttentionShift(model, probes)),
+    "kl": TextGroup(lambda model, probes, _: Divergence(model, probes)),
+    "kl_paper_compat": TextGroup(
+        lambda model, probes, _: PaperDivergence(model, probes), dtype="bfloat16"
+    ),
+    "kl_on_base_samples": TextGroup(
+        lambda model, probes, comparison: SampledDivergence(
+            model, probes, comparison.sampling, base_digest=comparison.base_digest
+        ),
+        sampled=True,
+    ),
+}
+"""The groups that require texts, in the order in which they are measured."""
 
 Rows = list[dict[str, Any]]
 
@@ -74,7 +98,7 @@ class Comparison:
 
         Args:
             base: the model that everything is compared with.
-            probes: texts for the groups `ON_TEXTS`; without any they are left out.
+            probes: texts for `TEXT_GROUPS`; without any they are left out.
             metrics: names of metrics or groups; KL that is not in float32 brings its noise floor.
             dtype: of the forward passes.
             cache: keep results on this machine, and take what is kept.
@@ -99,11 +123,16 @@ class Comparison:
             ]
             chosen = choose_metrics([*(one.name for one in chosen), *floors])
         self._weights = [one for one in chosen if one.group in FROM_WEIGHTS]
-        self._attention, self._kl, self._kl_paper, self._kl_samples = (
-            [one for one in chosen if one.group == group and probes] for group in ON_TEXTS
-        )
+        self._on_texts = {
+            group: found
+            for group in (TEXT_GROUPS if probes else ())
+            if (found := [one for one in chosen if one.group == group])
+        }
         self._dtype, self._device, self._cache = dtype, device, cache
-        self._sampling = sampling or Sampling()
+        self.sampling: Sampling = sampling or Sampling()
+        """How the base's own answers are sampled."""
+        self.base_digest: str | None = base.digest if cache else None
+        """Under which what is made of the base alone may be kept; None where nothing is."""
         self._bars = Bars(progress)
         self._token_tables = token_tables
         self.tokens: dict[MeasuredModel, pd.DataFrame] = {}
@@ -124,31 +153,20 @@ class Comparison:
             bars=self._bars,
             device=self._device,
         )
-        texts = [probe.texts for probe in self.probes]
         self.tokens = {}
-        for metrics, measure, settings in (
-            (self._attention, self._attention_rows, lambda _: [texts, self._dtype]),
-            (self._kl, self._kl_rows, lambda _: [texts, self._dtype]),
-            (self._kl_paper, self._kl_paper_rows, lambda _: [texts]),
-            (
-                self._kl_samples,
-                self._kl_samples_rows,
-                lambda _: [texts, self._dtype, *astuple(self._sampling)],
-            ),
-        ):
-            if not metrics or metrics[0].group in without:
+        for group, metrics in self._on_texts.items():
+            if group in without:
                 continue
-            keys = [key_of(self.base, one, metrics, settings(one)) for one in checkpoints]
-            kept = [
-                self._kept(key, one, metrics) for key, one in zip(keys, checkpoints, strict=True)
-            ]
+            settings = self._settings(TEXT_GROUPS[group])
+            keys = [key_of(self.base, one, metrics, settings) for one in checkpoints]
+            kept = [self._kept(key, one, group) for key, one in zip(keys, checkpoints, strict=True)]
             new = [index for index, rows in enumerate(kept) if rows is None]
-            measured = measure([checkpoints[index] for index in new]) if new else []
+            measured = self._forward(group, [checkpoints[index] for index in new]) if new else []
             for index, fresh in zip(new, measured, strict=True):
                 kept[index] = fresh
                 if self._cache:
                     keep_rows(keys[index], tidy(fresh))
-                    if metrics is self._kl and checkpoints[index] in self.tokens:
+                    if group == "kl" and checkpoints[index] in self.tokens:
                         keep_tokens(keys[index], self.tokens[checkpoints[index]])
             for index, rows in enumerate(kept):
                 found[index] += rows or []
@@ -156,38 +174,26 @@ class Comparison:
             one: named(table, one.model_id, one.step) for one, table in self.tokens.items()
         }
         return tidy(
-            {**row, **self._origin(one)}
+            {**row, **model_cells(self.base, one)}
             for one, rows in zip(checkpoints, found, strict=True)
             for row in rows
         )
 
-    def _attention_rows(self, checkpoints: list[MeasuredModel]) -> list[Rows]:
-        return self._forward(AttentionShift, self._attention, checkpoints, self._dtype)
+    def _settings(self, group: TextGroup) -> list[Any]:
+        """All that a group's values depend on beside the models."""
+        settings: list[Any] = [[probe.texts for probe in self.probes]]
+        if group.dtype is None:
+            settings.append(self._dtype)
+        return settings + (list(astuple(self.sampling)) if group.sampled else [])
 
-    def _kl_rows(self, checkpoints: list[MeasuredModel]) -> list[Rows]:
-        return self._forward(Divergence, self._kl, checkpoints, self._dtype)
-
-    def _kl_paper_rows(self, checkpoints: list[MeasuredModel]) -> list[Rows]:
-        return self._forward(PaperDivergence, self._kl_paper, checkpoints, "bfloat16")
-
-    def _kl_samples_rows(self, checkpoints: list[MeasuredModel]) -> list[Rows]:
-        digest = self.base.digest if self._cache else None
-        runner = partial(SampledDivergence, sampling=self._sampling, base_digest=digest)
-        return self._forward(runner, self._kl_samples, checkpoints, self._dtype)
-
-    def _forward(
-        self,
-        open_runner: Callable[[ForwardModel, list[Probe]], Runner],
-        metrics: list[Metric],
-        checkpoints: list[MeasuredModel],
-        dtype: str,
-    ) -> list[Rows]:
+    def _forward(self, group: str, checkpoints: list[MeasuredModel]) -> list[Rows]:
         """Rows of a group that runs texts; all groups of one dtype share one model.
 
         Whatever fails while a model is opened or run is a row with its reason: of all checkpoints
         where it is the base's, of one where it is that checkpoint's.
         """
-        group = metrics[0].group
+        how, metrics = TEXT_GROUPS[group], self._on_texts[group]
+        dtype = how.dtype or self._dtype
         probes = [probe for probe in self.probes if probe.items]
         left_out = [
             row
@@ -203,7 +209,7 @@ class Comparison:
         if group not in self._runners:
             try:
                 with one_line_errors():
-                    self._runners[group] = open_runner(self._model(dtype), probes)
+                    self._runners[group] = how.open(self._model(dtype), probes, self)
             except ScalpelError as error:
                 status, reason = why_not(error, group)
                 status = status.replace("comparable", "measured")  # it is the base alone
@@ -253,12 +259,12 @@ class Comparison:
             raise found
         return found
 
-    def _kept(self, key: str, checkpoint: MeasuredModel, metrics: list[Metric]) -> Rows | None:
+    def _kept(self, key: str, checkpoint: MeasuredModel, group: str) -> Rows | None:
         """What is kept of a checkpoint: the rows, and the table of tokens where it is wanted."""
         if not self._cache:
             return None
         rows = kept_rows(key)
-        if metrics is self._kl and self._token_tables and rows is not None:
+        if group == "kl" and self._token_tables and rows is not None:
             tokens = kept_tokens(key)
             if tokens is None and any(row["status"] == "ok" for row in rows):
                 return None
@@ -274,14 +280,3 @@ class Comparison:
             return AutoTokenizer.from_pretrained(
                 complete, trust_remote_code=False, local_files_only=True
             )
-
-    def _origin(self, checkpoint: MeasuredModel) -> dict[str, Any]:
-        return {
-            "base": self.base.model_id,
-            "base_digest": self.base.digest,
-            "model_id": checkpoint.model_id,
-            "model_digest": checkpoint.digest,
-            "run_id": checkpoint.run_id,
-            "algorithm": checkpoint.algorithm,
-            "step": checkpoint.step,
-        }

@@ -1,4 +1,7 @@
-"""Runs side by side: their tables as one, measured first where they are not yet."""
+"""Runs side by side: their tables as one; runs without a table are measured first.
+
+Imports torch only where something is measured.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ from mlflow_scalpel.comparison.run_queries import (
 from mlflow_scalpel.comparison.run_store import get_run, stored_table
 from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.extras import require_extra
 
 
 def gather(run_ids: list[str], notes: list[str] | None = None) -> pd.DataFrame:
@@ -71,6 +75,7 @@ def measure_run(run: Run) -> pd.DataFrame:
 
     A checkpoint that cannot be read is a gap, and printed with its reason.
     """
+    require_extra("measure", f"run {run.info.run_id} has no table yet: measuring its weights")
     from mlflow_scalpel.comparison.engine import Comparison
 
     base, checkpoints = checkpoints_of_run(run.info.run_id)
@@ -93,8 +98,6 @@ def pair_table(run_ids: list[str]) -> pd.DataFrame:
     Runs without a checkpoint that can be read (imported ones) are left out. A table without rows
     where fewer than two are left, or where their bases differ, which is printed.
     """
-    from mlflow_scalpel.comparison.engine import Comparison
-
     bases, checkpoints = {}, []
     for run_id in run_ids:
         run = get_run(run_id)
@@ -107,6 +110,9 @@ def pair_table(run_ids: list[str]) -> pd.DataFrame:
         print("the runs began with different bases, so their updates are not compared")
     if len(bases) != 1 or len(checkpoints) < 2:
         return tidy([])
+    require_extra("measure", "comparing the updates of runs (pairs)")
+    from mlflow_scalpel.comparison.engine import Comparison
+
     return Comparison(next(iter(bases.values())), [], ["pairs"]).measure(*checkpoints)
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlflow_scalpel.checkpoints.atomic import write_atomically
 from mlflow_scalpel.checkpoints.files import checkpoint_files
@@ -66,6 +66,19 @@ class MeasuredModel:
         if directory not in self.merged:
             self.merged.append(directory)
         return directory
+
+
+def model_cells(base: MeasuredModel, checkpoint: MeasuredModel) -> dict[str, Any]:
+    """The cells by which a row of the tidy table names its models."""
+    return {
+        "base": base.model_id,
+        "base_digest": base.digest,
+        "model_id": checkpoint.model_id,
+        "model_digest": checkpoint.digest,
+        "run_id": checkpoint.run_id,
+        "algorithm": checkpoint.algorithm,
+        "step": checkpoint.step,
+    }
 
 
 def model_from(

@@ -35,7 +35,7 @@ def read_bounded(source: str | Path | IO[bytes], dtypes: Mapping[str, str] | Non
             None takes all columns as they are.
 
     Raises:
-        ScalpelError: it is no Parquet file, is damaged, is larger than what is read, or a column
+        ScalpelError: it is not a Parquet file, is damaged, is larger than what is read, or a column
             holds what it may not hold; the text says which, and what to do.
     """
     import pyarrow as pa
@@ -112,7 +112,7 @@ def most_rows() -> int:
     """Rows of a file that are read at most: `$SCALPEL_TABLE_ROWS`, or 10 million."""
     given = os.environ.get(ROWS_VARIABLE) or str(MOST_ROWS)
     if not given.isdecimal() or int(given) < 1:
-        raise ScalpelError(f"{ROWS_VARIABLE} = {given!r}: is no number of rows")
+        raise ScalpelError(f"{ROWS_VARIABLE} = {given!r}: is not a number of rows")
     return int(given)
 
 
@@ -172,7 +172,7 @@ def _as(column: pd.Series, dtype: str) -> pd.Series:
         converted = column.astype(dtype)
     except (TypeError, ValueError, OverflowError) as error:
         raise ScalpelError(
-            f"its column {column.name} holds what is no {dtype} ({error})"
+            f"its column {column.name} holds what is not {dtype} ({error})"
         ) from error
     if dtype == "Int64":
         low = 0 if column.name in _NOT_NEGATIVE else -LARGEST

@@ -29,7 +29,7 @@ from mlflow_scalpel.run_warnings import warnings_of
 TABLE = "scalpel/table.parquet"
 SAMPLES = "scalpel/samples.parquet"
 LEDGER = "scalpel/ledger.parquet"
-TOKENS = "scalpel/tokens"  # folder of a table a step: step-000100.parquet
+TOKENS = "scalpel/tokens"  # folder with one table per step: step-000100.parquet
 ARGUMENTS = "training_arguments.json"
 EVALUATED_RUN_TAG = "scalpel.evaluated_run"
 COMPARISON_PREFIX = "scalpel.comparison."
@@ -37,10 +37,10 @@ COMPARISON_PREFIX = "scalpel.comparison."
 # MLflow's filter for the finished runs that measured others: the stage and the command `compare`.
 _COMPARISONS = "tags.`scalpel.stage` = 'compare' AND status = 'FINISHED'"
 
-# Params that differ between any two runs and say nothing about what was done.
+# Params that differ between any two runs and do not show what was done.
 _OMITTED_PARAMS = {"output_dir", "run_name", "logging_dir", "recipe", "set", "_name_or_path"}
 
-RUNS_A_PAGE = 1000
+RUNS_PER_PAGE = 1000
 _NO_PROMPT = "none"  # as the param `system_prompt` of a run says it
 _EMPTY_PROMPT = '""'
 
@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 
 class NotReadable(ScalpelError):
-    """There is no such run, or the user may not read it: which of the two is not told."""
+    """There is no such run, or the user may not read it: the message does not say which."""
 
 
 class Source(Protocol):
@@ -95,7 +95,7 @@ class ClientSource:
         """See `Source`."""
         return every(
             lambda token: self._client.search_runs(
-                [experiment_id], where, max_results=RUNS_A_PAGE, page_token=token
+                [experiment_id], where, max_results=RUNS_PER_PAGE, page_token=token
             )
         )
 
@@ -129,7 +129,7 @@ def last_changed(experiment: Experiment) -> int:
 
 
 def not_readable(run_id: str) -> NotReadable:
-    """What to say of a run that is not there, or that the user may not read."""
+    """The error for a run that is not there, or that the user may not read."""
     return NotReadable(
         f"run {run_id}: there is no such run, or you may not read it; choose runs on the start page"
     )
@@ -229,7 +229,7 @@ class Claim:
     counts_for: frozenset[str]
     """IDs of the runs that it counts for."""
     note: str
-    """What is to be said of it; empty where all of these runs name it."""
+    """A sentence about it for readers; empty where all of these runs name it."""
 
 
 def claims(comparisons: Iterable[Run], runs: Sequence[Run]) -> list[Claim]:
@@ -268,7 +268,7 @@ def _names(runs: Sequence[Run]) -> str:
 
 
 def damage(run_id: str, path: str, error: Exception) -> str:
-    """That a file of a run cannot be read, and what to do."""
+    """The message for a file of a run that cannot be read, with what to do."""
     why = shortened(error, 300)
     if not isinstance(error, ScalpelError):
         why = f"{type(error).__name__}: {why}"
@@ -310,15 +310,15 @@ def joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """
     if not tables:
         return tidy([])
-    whole = pd.concat(tables, ignore_index=True)
+    every = pd.concat(tables, ignore_index=True)
     keys = ["step", "metric", "layer", "head", "other", "matrix", "bin", "texts"]
-    unnamed = whole["run_id"].isna() & whole["step"].ne(0).fillna(True)
-    owner = whole["run_id"].mask(unnamed, whole["model_id"])
-    return whole[~whole[keys].assign(owner=owner).duplicated()].reset_index(drop=True)
+    unnamed = every["run_id"].isna() & every["step"].ne(0).fillna(True)
+    owner = every["run_id"].mask(unnamed, every["model_id"])
+    return every[~every[keys].assign(owner=owner).duplicated()].reset_index(drop=True)
 
 
 def description(run: Run, arguments: Mapping[str, object]) -> dict[str, object]:
-    """What a run was: its name, algorithm, learning_rate, steps, dtype, data, seed and warnings.
+    """A run in columns: its name, algorithm, learning_rate, steps, dtype, data, seed and warnings.
 
     Warnings are one text, a line each. Then every parameter, and every count of its cost.
     `arguments` are its training arguments.

@@ -1,4 +1,7 @@
-"""Keeps tidy tables in MLflow, and finds them again."""
+"""Keeps tables in MLflow and finds them again, with the few numbers that MLflow's charts show.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 from mlflow_scalpel.server_errors import check_answered
 from mlflow_scalpel.tensors.places import LAYER_PARTS, SMALL_PARTS
 
-_METRICS_A_BATCH = 1000  # MLflow takes no more at once
+_METRICS_PER_BATCH = 1000  # MLflow takes no more at once
 
 
 def log_table(table: pd.DataFrame, run_id: str) -> None:
@@ -73,8 +76,8 @@ def log_summary(table: pd.DataFrame, run_id: str) -> None:
             for key, value in summarise(rows).items()
         ]
     client = MlflowClient()
-    for start in range(0, len(metrics), _METRICS_A_BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + _METRICS_A_BATCH])
+    for start in range(0, len(metrics), _METRICS_PER_BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_BATCH])
 
 
 def log_comparison(table: pd.DataFrame) -> str:
@@ -193,7 +196,7 @@ def get_run(run_id: str) -> Run:
 
 
 def log_tokens(tables: Sequence[pd.DataFrame], run_id: str) -> None:
-    """Store tables on a run, a file a step; models without a step are numbered in order.
+    """Store tables on a run, one file per step; models without a step are numbered in order.
 
     Tables of models at the same step share its file.
     """
@@ -294,18 +297,18 @@ def summarise(table: pd.DataFrame) -> dict[str, float]:
 
 
 def unmeasured(table: pd.DataFrame) -> str | None:
-    """What of a run's tidy table could not be measured, at which steps and why; None if nothing."""
+    """Parts of a run's tidy table that could not be measured, with steps and reasons; or None."""
     bad = table[table["status"].isin(FAILED)]
     group = bad["metric"].str.split("/").str[0]
-    told = []
+    reasons = []
     for (name, reason), rows in bad.groupby([group, "reason"], sort=False, dropna=False):
         steps = ", ".join(str(step) for step in sorted(rows["step"].dropna().unique()))
         about = "" if str(reason).startswith(f"{name}: ") else f"{name}: "
-        told.append(f"at step {steps}: {about}{reason}")
-    if not told:
+        reasons.append(f"at step {steps}: {about}{reason}")
+    if not reasons:
         return None
-    more = f"; and {len(told) - 3} more" if len(told) > 3 else ""
+    more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
     return (
-        f"not all could be measured: {'; '.join(told[:3])}{more}; the rest is there, and so are "
+        f"not all could be measured: {'; '.join(reasons[:3])}{more}; the rest is there, and so are "
         "the checkpoints, which `mlflow-scalpel compare` can measure again"
     )

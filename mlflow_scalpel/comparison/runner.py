@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mlflow_scalpel.checkpoints.models.opening import CannotOpen, Failed, one_line, one_line_errors
 from mlflow_scalpel.comparison.forward.probes import Probe
 from mlflow_scalpel.comparison.measured_models import MeasuredModel
+from mlflow_scalpel.comparison.table import metric_cells
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import Metric
 
@@ -86,18 +87,15 @@ def failed_rows(
 
 
 def place(one: Metric, probe: Probe, dtype: str) -> dict[str, Any]:
-    """What a row says of its metric and texts."""
-    return {
-        "metric": one.name,
-        "metric_version": one.version,
-        "unit": one.unit,
-        "dtype": dtype,
-        "texts": probe.texts,
-    }
+    """The cells by which a row names its metric and texts."""
+    return {**metric_cells(one), "dtype": dtype, "texts": probe.texts}
 
 
 def other_tokenizer(base: Path, checkpoint: Path, texts: Iterable[str] = ()) -> str | None:
     """Why the checkpoint's tokens are not the base's, or None; one that has no tokenizer is fine.
+
+    Texts are tokenized once, with the base's tokenizer; of a model with other tokens they would
+    give a number without a meaning.
 
     Tokens that were added to the base's are fine too, as long as they are in none of `texts`.
     Raises ScalpelError where its tokenizer cannot be loaded.
@@ -125,7 +123,7 @@ def other_tokenizer(base: Path, checkpoint: Path, texts: Iterable[str] = ()) -> 
 
 
 def added_tokens(base: Path, checkpoint: Path) -> list[str]:
-    """Tokens of the checkpoint's tokenizer that are text (not special) and that the base lacks."""
+    """Tokens of the checkpoint's tokenizer, special ones aside, that are missing in the base's."""
     both = _tokenizers(base, checkpoint)
     if both is None:
         return []
@@ -148,7 +146,7 @@ def _tokenizers(base: Path, checkpoint: Path) -> tuple[Any, Any] | None:
         return ours, AutoTokenizer.from_pretrained(
             checkpoint, trust_remote_code=False, local_files_only=True
         )
-    except Exception as error:  # tokenizers raises it bare; told in the row
+    except Exception as error:  # tokenizers raises it bare; the row has it
         raise ScalpelError(
             f"{checkpoint}: its tokenizer cannot be loaded ({one_line(error)}); "
             "copy the base's tokenizer files into it"

@@ -6,12 +6,15 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pandas as pd
 
 from mlflow_scalpel.comparison.parquet import read_bounded
 from mlflow_scalpel.credentials import without_credentials
+
+if TYPE_CHECKING:
+    from mlflow_scalpel.metrics.registry import Metric
 
 DTYPES = {
     "base": "string",  # model ID or name of the base
@@ -27,7 +30,7 @@ DTYPES = {
     "head": "Int64",
     "other": "string",  # model ID of the second checkpoint, where a metric is of two
     "matrix": "string",  # q_proj, k_proj, ...
-    "part": "string",  # what the matrix is for: one of `tensors.parts.PARTS`
+    "part": "string",  # what the matrix is for: one of `tensors.places.PARTS`
     "bin": "Float64",
     "value": "Float64",  # null where status is not ok
     "stderr": "Float64",
@@ -45,7 +48,7 @@ IMPORTED = " (imported)"
 
 
 def tidy(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows as a tidy table; what a row leaves out is null, and `status` is ok unless said.
+    """Rows as a tidy table; what a row leaves out is null, and `status` is then ok.
 
     A value that is NaN or infinite loses its `ok`: the table says why there is none. Raises
     ValueError for a column that the table does not have.
@@ -67,6 +70,11 @@ def tidy(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
             record["reason"] = without_credentials(str(record["reason"]))
     frame = pd.DataFrame(records, columns=list(COLUMNS))
     return frame.astype(DTYPES)
+
+
+def metric_cells(metric: Metric) -> dict[str, Any]:
+    """The cells by which a row names its metric."""
+    return {"metric": metric.name, "metric_version": metric.version, "unit": metric.unit}
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> Path:
@@ -145,7 +153,7 @@ LEDGER_DTYPES = {
     "k": "Int64",  # samples that the base has of the problem
     "base_right": "Int64",  # how many of them are right
     "right": "Int64",  # how many of the checkpoint's are
-    "status": "string",  # kept, gained, lost, never; or why it is none of them: LEFT_OUT
+    "status": "string",  # kept, gained, lost, never; or why it is not one of these: LEFT_OUT
     "problem": "string",
     "gold": "string",
     "base_completion": "string",  # the first sample, by which the status goes

@@ -1,4 +1,4 @@
-"""How many rows of the data are left, and what became of the others, in order."""
+"""How many rows of the data are left, and why the others are not, in order."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class Account:
     """Rows that were read."""
     dropped: dict[str, int] = field(default_factory=dict)
     """Rows that each reason left out, in the order in which it was looked at."""
-    told: list[tuple[str, str]] = field(default_factory=list)
+    reasons: list[tuple[str, str]] = field(default_factory=list)
     """A reason that left out rows, and a few words about it."""
 
     def drop(self, reason: str, count: int, words: str) -> None:
         """Count rows that a reason left out; `words` goes after their number."""
         self.dropped[reason] = self.dropped.get(reason, 0) + count
         if count:
-            self.told.append((reason, f"{count} {words}"))
+            self.reasons.append((reason, f"{count} {words}"))
 
     def note(self, words: str) -> None:
-        """Something else that is to be said of the rows that are left."""
-        self.told.append((NOTE, words))
+        """A note on the rows that are left."""
+        self.reasons.append((NOTE, words))
 
     @property
     def kept(self) -> int:
@@ -41,21 +41,21 @@ class Account:
         return self.rows - sum(self.dropped.get(reason, 0) for reason in ASKED)
 
     def line(self) -> str | None:
-        """One line for the console; None where nothing is to be said."""
-        if not self.told:
+        """One line for the console; None where there is nothing to report."""
+        if not self.reasons:
             return None
-        return f"data: {self.kept} of {self.rows} rows kept; {_joined(self.told)}"
+        return f"data: {self.kept} of {self.rows} rows kept; {_joined(self.reasons)}"
 
     def warning(self) -> str | None:
-        """What a user must know where half or more of the rows that were asked for are lost."""
+        """A warning where half or more of the rows that were asked for are lost."""
         lost = self.chosen - self.kept
         if not lost or 2 * lost < self.chosen:
             return None
-        why = _joined([one for one in self.told if one[0] not in (*ASKED, NOTE)])
+        why = _joined([one for one in self.reasons if one[0] not in (*ASKED, NOTE)])
         return (
             f"only {self.kept} of the {self.chosen} rows that the data should give are used: {why}"
         )
 
 
-def _joined(told: list[tuple[str, str]]) -> str:
-    return "; ".join(words for _, words in told)
+def _joined(reasons: list[tuple[str, str]]) -> str:
+    return "; ".join(words for _, words in reasons)

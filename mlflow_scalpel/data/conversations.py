@@ -100,16 +100,16 @@ def _turns(value: Any) -> list[Any]:
 def _message(turn: Any, number: int) -> Message:
     if not isinstance(turn, dict) or not ({"role", "from"} & set(turn)):
         raise Unreadable(f"turn {number} has neither `role` and `content` nor `from` and `value`")
-    said, content = ("role", "content") if "role" in turn else ("from", "value")
-    role = turn[said]
+    key, content = ("role", "content") if "role" in turn else ("from", "value")
+    role = turn[key]
     if role in _CALLS:
         raise Unreadable(f"turn {number} is of a {role}; calls of tools are not trained on")
     if role not in _ROLES:
         known = ", ".join(_ROLES)
-        raise Unreadable(f"turn {number} has the {said} {role!r}, which is not one of {known}")
+        raise Unreadable(f"turn {number} has the {key} {role!r}, which is not one of {known}")
     if content not in turn and not set(_LOST) & set(turn):
         there = ", ".join(map(str, turn))
-        raise Unreadable(f"turn {number} has no {content} beside its {said}, but {there}")
+        raise Unreadable(f"turn {number} has no {content} beside its {key}, but {there}")
     lost = [key for key in _LOST if turn.get(key)]
     if lost:
         raise Unreadable(

@@ -30,7 +30,7 @@ _BOMS = {
     b"\xfe\xff": "utf-16",
 }  # the longer one of two that begin alike first
 _PACKED = (".gz", ".bz2", ".zst", ".lz4")
-_LONGEST_CELL = 2**31 - 1  # characters; the csv module stops at 131072 unless told
+_LONGEST_CELL = 2**31 - 1  # characters; the csv module stops at 131072 by default
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _not_json(path: Path, error: Exception, first: int) -> str:
         line += error.lineno - 1
         why = f"{error.msg} at column {error.colno}"
     return (
-        f"data.file = {path}: line {line}: is not whole JSON ({short(why)}); correct or remove "
+        f"data.file = {path}: line {line}: is not complete JSON ({short(why)}); correct or remove "
         "it, or write the file again if it was cut off"
     )
 
@@ -239,7 +239,7 @@ def _read_cells(path: Path, text: str, delimiters: str) -> list[Placed]:
             placed.append(Placed(row, f"line {line}"))
     except csv.Error as error:
         raise ScalpelError(
-            f"data.file = {path}: line {before + 1}: is not whole CSV ({error}); a quote is "
+            f"data.file = {path}: line {before + 1}: is not complete CSV ({error}); a quote is "
             "opened there or below and not closed, or stands inside a quoted cell without being "
             "doubled"
         ) from error

@@ -103,7 +103,7 @@ def load(data: Data, *, needs: tuple[str, ...] = ("problem",)) -> Loaded:
                 ) from error
             left_out.append(f"{one.place}: {error}")
             continue
-        text = row.pop(_WHOLE, None)
+        text = row.pop(_UNMATCHED, None)
         if text is not None:
             unmatched[len(rows)] = Unmatched(one.place, text)
         rows.append(row)
@@ -117,7 +117,7 @@ def load(data: Data, *, needs: tuple[str, ...] = ("problem",)) -> Loaded:
     return Loaded(rows, places, account, unmatched)
 
 
-_WHOLE = "\0whole"  # the answer's text where the pattern finds nothing in it
+_UNMATCHED = "\0whole"  # the answer's text where the pattern finds nothing in it
 
 
 def _checked_columns(data: Data, known: list[str], needs: tuple[str, ...]) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def _choose(data: Data, placed: list[Placed], known: list[str], account: Account
 def _with_roles(
     one: Placed, data: Data, columns: dict[str, Any], known: list[str], needs: tuple[str, ...]
 ) -> Row:
-    """The row with its roles; raises Unreadable where it lacks what is needed, and NotText."""
+    """The row with its roles; raises Unreadable where something is missing, and NotText."""
     roles: Row = {EARLIER: []}
     if columns.get("messages"):
         roles |= _by_role(one.row, columns["messages"])
@@ -202,21 +202,21 @@ def _with_roles(
             roles[role] = None if column is None else text_at(one.row, column, known, said_by)
         except NotText as error:
             raise NotText(f"columns.{role} = {column} {error}") from error
-    whole = roles["answer"]
-    if data.answer_pattern is not None and whole is not None:
-        found = re.search(data.answer_pattern, whole)
+    answer = roles["answer"]
+    if data.answer_pattern is not None and answer is not None:
+        found = re.search(data.answer_pattern, answer)
         roles["answer"] = (found.group(1) or "").strip() if found else None
     for role in needs:
-        if role == "answer" and whole and not whole.isspace():
-            continue  # what the pattern does not find is counted, and told with the others
+        if role == "answer" and answer and not answer.isspace():
+            continue  # what the pattern does not find is counted, and reported with the others
         if not (roles[role] or "").strip():
             source = columns.get("messages")
             if source and role != "answer":
                 raise Unreadable(f"columns.messages: its last turn is of the user; no {role} there")
             raise Unreadable(f"there is no {role} in it (columns.{role} = {columns[role]})")
     row = {**as_plain_numbers(one.row), **roles}
-    if whole and not roles["answer"]:
-        row |= {"answer": None, _WHOLE: whole}
+    if answer and not roles["answer"]:
+        row |= {"answer": None, _UNMATCHED: answer}
     return row
 
 

@@ -1,4 +1,4 @@
-"""Batched generation for lm-eval: its Hugging Face model with the loop over batches done anew.
+"""The suite's model in Transformers: lm-eval's Hugging Face model, with another loop over batches.
 
 lm-eval adds the end-of-turn token to the stop strings of every task, decodes the whole batch for
 each of them at every step, several times the cost of a small model, and goes on until the last row

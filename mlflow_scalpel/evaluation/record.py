@@ -23,7 +23,7 @@ from mlflow_scalpel.checkpoints.search import Checkpoint, checkpoints_of_run
 from mlflow_scalpel.comparison.capabilities import capability_table, ledger
 from mlflow_scalpel.comparison.forward.probes import text_digest
 from mlflow_scalpel.comparison.gather import measured_checkpoint, opened, readable
-from mlflow_scalpel.comparison.measured_models import MeasuredModel
+from mlflow_scalpel.comparison.measured_models import MeasuredModel, model_cells
 from mlflow_scalpel.comparison.run_queries import EVALUATED_RUN_TAG, LEDGER, SAMPLES, trained_prompt
 from mlflow_scalpel.comparison.run_store import get_run, log_rows, log_summary, log_table
 from mlflow_scalpel.comparison.table import tidy
@@ -95,8 +95,8 @@ def _plan_run(recipe: EvaluateRecipe, run_id: str, output: Path) -> Plan:
     base, found = checkpoints_of_run(run_id)
     if base is None:
         raise ScalpelError(f"run {run_id} ({run.info.run_name}) names no base among its inputs")
-    whole = readable(found, run_id)
-    chosen = _choose(len(whole), recipe.checkpoints)
+    complete = readable(found, run_id)
+    chosen = _choose(len(complete), recipe.checkpoints)
     system_prompt = recipe.system_prompt
     if system_prompt is None:
         system_prompt = trained_prompt(run)
@@ -105,7 +105,7 @@ def _plan_run(recipe: EvaluateRecipe, run_id: str, output: Path) -> Plan:
         DEFAULT_DATE if trained is None else date.fromisoformat(trained)
     )
     mlflow.set_tag(EVALUATED_RUN_TAG, run_id)
-    checkpoints = [whole[index] for index in chosen]
+    checkpoints = [complete[index] for index in chosen]
     model = _as_trained(measured_checkpoint(base, run), run, checkpoints, output / "base")
     return Plan(model, system_prompt, template_date, run, checkpoints)
 
@@ -152,7 +152,7 @@ def log_suite(suite: Suite, plan: Plan, engine: str = "hf") -> None:
     mlflow.log_dict(_settings(suite, plan, engine), SUITE)
 
 
-def take_up_suite(suite: Suite, plan: Plan, run_id: str, engine: str = "hf") -> Plan:
+def resume_suite(suite: Suite, plan: Plan, run_id: str, engine: str = "hf") -> Plan:
     """The plan that the run was begun with, for `plan`, which was made anew.
 
     (Training may have added checkpoints since.) Raises ScalpelError where a result would not be
@@ -222,22 +222,27 @@ def score_table(
     """
     rows = []
     for score in evaluation.scores:
-        own = {"metric": score.metric, "unit": score.unit, "n": score.n}
+        cells = {"metric": score.metric, "unit": score.unit, "n": score.n}
         if not score.chat_template:
-            own["reason"] = "prompts without the chat template"
+            cells["reason"] = "prompts without the chat template"
         if score.n:
-            own |= {"value": score.value, "stderr": score.stderr}
+            cells |= {"value": score.value, "stderr": score.stderr}
         else:
             why = f"none of the {score.ungraded + score.not_graded} problems was graded"
-            own |= {"status": "undefined", "reason": why}
-        rows.append({**_origin(model, plan, dtype), **own})
+            cells |= {"status": "undefined", "reason": why}
+        rows.append({**_shared_cells(model, plan, dtype), **cells})
         if score.n and score.group is not None:
             one = score.group
             name = lm_eval_name(score.metric)
-            said = f"as lm-eval makes one number of {one.tasks} tasks; {score.metric} is the mean"
-            said += " over all problems, with its error over them"
-            as_lm_eval = {"metric": name, "value": one.value, "stderr": one.stderr, "reason": said}
-            rows.append({**_origin(model, plan, dtype), **own, **as_lm_eval})
+            reason = f"as lm-eval makes one number of {one.tasks} tasks; {score.metric} is the mean"
+            reason += " over all problems, with its error over them"
+            as_lm_eval = {
+                "metric": name,
+                "value": one.value,
+                "stderr": one.stderr,
+                "reason": reason,
+            }
+            rows.append({**_shared_cells(model, plan, dtype), **cells, **as_lm_eval})
     return tidy(rows)
 
 
@@ -249,21 +254,15 @@ def lm_eval_name(metric: str) -> str:
 def gap_table(
     suite: Suite, reason: str, model: MeasuredModel, plan: Plan, dtype: str
 ) -> pd.DataFrame:
-    """The rows of a checkpoint that could not be measured, a row a score that it lacks."""
+    """The rows of a checkpoint that could not be measured, one row per score that is missing."""
     gap = {"unit": "accuracy", "status": "not measured", "reason": reason}
-    origin = _origin(model, plan, dtype)
-    return tidy({**origin, "metric": task.metric_name, **gap} for task in suite.tasks)
+    shared = _shared_cells(model, plan, dtype)
+    return tidy({**shared, "metric": task.metric_name, **gap} for task in suite.tasks)
 
 
-def _origin(model: MeasuredModel, plan: Plan, dtype: str) -> dict[str, Any]:
+def _shared_cells(model: MeasuredModel, plan: Plan, dtype: str) -> dict[str, Any]:
     return {
-        "base": plan.base.model_id,
-        "base_digest": plan.base.digest,
-        "model_id": model.model_id,
-        "model_digest": model.digest,
-        "run_id": model.run_id,
-        "algorithm": model.algorithm,
-        "step": model.step,
+        **model_cells(plan.base, model),
         "metric_version": METRIC_VERSION,
         "dtype": dtype,
     }

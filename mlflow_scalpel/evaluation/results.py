@@ -1,8 +1,10 @@
-"""What an evaluation has found so far: a file a model, with MLflow as soon as it is there.
+"""Results of an evaluation so far: one file per model, with MLflow as soon as it is there.
 
 A file holds the model's rows, and beside them its scores. Files and metrics go through the run's
 spool, so that a process may be killed at any time: what is in a file is not measured again, and its
 metrics, sent again with the time they were first sent with, stand there once.
+
+What may be wrong with the results is a warning on the evaluation's run and on the run evaluated.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ class Result:
     """Milliseconds since 1970."""
 
     def write(self, path: Path) -> None:
-        """Write it as Parquet, whole or not at all."""
+        """Write it as Parquet, completely or not at all."""
         rows = self.evaluation.samples.copy()
         # pandas keeps them in the file's metadata, to the last bit.
         rows.attrs = {
@@ -141,14 +143,16 @@ def now() -> int:
     return int(time.time() * 1000)
 
 
-def keep_warnings(said: Mapping[str, str | None], suite: Suite, plan: Plan, run_id: str) -> None:
-    """Warn of what is said, by what it is about; None takes back what an earlier evaluation said.
+def keep_warnings(
+    messages: Mapping[str, str | None], suite: Suite, plan: Plan, run_id: str
+) -> None:
+    """Warn by subject; None takes back the warning of an earlier evaluation.
 
     The codes are `evaluation_SUITE_...`: an evaluation replaces the warnings of earlier ones with
     the same suite, and leaves those of others.
     """
     runs = [run_id, *([] if plan.run is None else [plan.run.info.run_id])]
-    for about, message in said.items():
+    for about, message in messages.items():
         code = f"evaluation_{suite.name}_{about}"
         if message is None:
             withdraw(code, *runs)
@@ -159,7 +163,7 @@ def keep_warnings(said: Mapping[str, str | None], suite: Suite, plan: Plan, run_
 def warnings_of_results(
     found: list[tuple[Evaluation, MeasuredModel]], unreadable: Mapping[str, int]
 ) -> dict[str, str | None]:
-    """What is to be said of the results of all models, by what it is about; None for nothing.
+    """Warnings of the results of all models, by subject; None where there is nothing to warn of.
 
     `unreadable` has the unreadable gold answers, by score, of which the user was warned before.
     """
@@ -187,12 +191,12 @@ def _left_out(evaluations: Iterable[Evaluation], unreadable: Mapping[str, int]) 
 
 
 MANY = 0.5
-"""Share of a task's completions cut at the token limit from which it is told."""
+"""Share of a task's completions cut at the token limit from which people are warned."""
 _LISTED = 6
 
 
 def unfinished_words(rows: pd.DataFrame) -> str | None:
-    """What to say of tasks most of whose completions were cut off; None where there are none.
+    """The warning of tasks most of whose completions were cut off; None where there are none.
 
     `rows` has a row a completion, with the columns label, kind, step and finished (null for tasks
     that generate nothing).
@@ -220,7 +224,7 @@ def unfinished_words(rows: pd.DataFrame) -> str | None:
 
 
 def crowded_words(scores: Iterable[tuple[int, Score]]) -> str | None:
-    """What to say of tasks whose prompts left less room than they allow; (step, score) each."""
+    """The warning of tasks whose prompts left less room than they allow; (step, score) each."""
     worst: dict[str, Score] = {}
     for _, score in scores:
         if score.crowded > (worst[score.metric].crowded if score.metric in worst else 0):

@@ -1,4 +1,7 @@
-"""Scores of a task's completions: lm-eval's graders one by one, this project's in one batch."""
+"""Scores of a task's completions: lm-eval's graders one by one, this project's in one batch.
+
+Scores of a group of tasks stand beside them as lm-eval itself makes one number of its tasks.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,7 @@ def grades_of(task: Any, entry: SuiteTask) -> tuple[Grades, dict[tuple[int, int]
 
 
 def target_of(task: Any, doc: dict[str, Any], entry: SuiteTask) -> str:
-    """What the task says a document's answer is, which may be a whole solution."""
+    """A document's answer as the task gives it, which may be a complete solution."""
     target = doc.get("answer") if entry.generation is not None else None
     if target is None:
         target = task.doc_to_target(doc)
@@ -144,7 +147,7 @@ class GroupScore:
 def group_score(
     group: Group, entry: SuiteTask, scores: Mapping[str, Sequence[Sequence[float]]]
 ) -> GroupScore | None:
-    """What lm-eval reports for a group whose tasks have these scores, a list for each problem.
+    """The number that lm-eval reports for a group; `scores` has a list for each problem of a task.
 
     By default that is the mean weighted by the tasks' sizes, with the standard errors of the tasks
     pooled (lm_eval.api.metrics.pooled_sample_stderr), which leaves out how far the tasks lie apart:
@@ -157,9 +160,9 @@ def group_score(
     for task, problems in scores.items():
         value, stderr = clustered_mean(problems)
         if problems:
-            said = "N/A" if math.isnan(stderr) else stderr
-            error = {f"{entry.metric}_stderr,{entry.filter}": said}
-            results[task] = {key: value, **error, "sample_len": len(problems)}
+            error = "N/A" if math.isnan(stderr) else stderr
+            error_cell = {f"{entry.metric}_stderr,{entry.filter}": error}
+            results[task] = {key: value, **error_cell, "sample_len": len(problems)}
     found = dict(group.aggregate(results))  # type: ignore[arg-type]  # keys are the metrics' names
     if key not in found:
         return None

@@ -154,7 +154,7 @@ class Suite(Strict):
     @classmethod
     def _exists(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_dir():
-            raise ValueError("is no folder; write it as seen from the suite's file")
+            raise ValueError("is not a folder; write it as seen from the suite's file")
         return value
 
     @model_validator(mode="after")

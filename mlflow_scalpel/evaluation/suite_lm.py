@@ -1,4 +1,4 @@
-"""What a suite asks of a model, whichever engine answers: lm-eval's interface, and some more."""
+"""The interface of a suite to a model, whichever engine answers: lm-eval's, and some more."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ class SuiteLM(TemplateLM):
         """log p(text | context) of each pair, summed over the text's tokens; NaN if there is none.
 
         Unlike lm-eval's own, blanks at the end of a context stay there: a chat template ends in a
-        line break, which is none of the answer's tokens.
+        line break, which is not one of the answer's tokens.
         """
         requests, places = [], []
         for place, (context, text) in enumerate(pairs):
-            before, whole = self.tok_encode(context), self.tok_encode(context + text)
-            after = whole[len(before) :]
-            if whole[: len(before)] != before:  # a token reaches over the seam
+            before, both = self.tok_encode(context), self.tok_encode(context + text)
+            after = both[len(before) :]
+            if both[: len(before)] != before:  # a token reaches over the boundary
                 after = self.tok_encode(text, add_special_tokens=False)
             if after and len(before) + len(after) <= self.scored_length:
                 requests.append(((context, text), before, after))
@@ -102,9 +102,9 @@ class SuiteLM(TemplateLM):
 
 def end_tokens_of(stated: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end a completion: the model's own, and the tokenizer's."""
-    own: Any = stated.eos_token_id
-    own = [] if own is None else [own] if isinstance(own, int) else list(own)
-    ends = [*own, tokenizer.eos_token_id]
+    ends: Any = stated.eos_token_id
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    ends = [*ends, tokenizer.eos_token_id]
     return list(dict.fromkeys(end for end in ends if end is not None))
 
 
@@ -115,7 +115,7 @@ Bar = Callable[..., Any]
 
 
 def bar_about(what: str) -> Bar:
-    """What makes the bars of the answers about something, such as the benchmarks of a model."""
+    """The maker of the bars of the answers about something, such as the benchmarks of a model."""
     watched = sys.stderr.isatty() and "TQDM_DISABLE" not in os.environ
     return tqdm if watched else functools.partial(Lines, what)
 
@@ -127,17 +127,17 @@ class Lines(tqdm):  # type: ignore[type-arg]
     """
 
     def __init__(self, what: str, *arguments: Any, **options: Any) -> None:
-        own = {"desc": what, "file": io.StringIO(), "miniters": 1}
-        own |= {"mininterval": SECONDS, "delay": SECONDS}
-        own["disable"] = bool(options.get("disable"))  # tqdm's None asks for a terminal
-        super().__init__(*arguments, **{**options, **own})
+        fixed = {"desc": what, "file": io.StringIO(), "miniters": 1}
+        fixed |= {"mininterval": SECONDS, "delay": SECONDS}
+        fixed["disable"] = bool(options.get("disable"))  # tqdm's None asks for a terminal
+        super().__init__(*arguments, **{**options, **fixed})
 
     def display(self, *_: Any, **__: Any) -> None:
         """Print how far it is."""
         total = self.total or self.n
-        told = f"{self.desc.removesuffix(': ')}: {self.n:,} of {total:,} answers"
+        line = f"{self.desc.removesuffix(': ')}: {self.n:,} of {total:,} answers"
         if 0 < self.n < total:
             rate = self.n / self.format_dict["elapsed"]
             left = self.format_interval((total - self.n) / rate)
-            told += f", {rate:.3g} a second, {left} left"
-        print(told, flush=True)
+            line += f", {rate:.3g} a second, {left} left"
+        print(line, flush=True)

@@ -1,4 +1,7 @@
-"""lm-eval's tasks as a suite wants them: with its data, its generation settings, its shots."""
+"""lm-eval's tasks as a suite wants them: with its data, its generation settings, its shots.
+
+Rows that a task takes from a `data` of its own are checked before anything is evaluated.
+"""
 
 from __future__ import annotations
 
@@ -155,14 +158,14 @@ _NEEDS = ("problem", "answer")
 
 @dataclass(frozen=True)
 class TaskRows:
-    """The rows of a task's `data`, and what is to be said of them."""
+    """The rows of a task's `data`, and a warning about them."""
 
     rows: list[dict[str, Any]]
     line: str | None
     """How many were left out, and why."""
     warnings: list[str]
     unreadable: int = 0
-    """Gold answers among the rows that cannot be read, of which a warning speaks."""
+    """Gold answers among the rows that cannot be read, which a warning mentions."""
 
 
 def task_rows(entry: SuiteTask) -> TaskRows:

@@ -1,6 +1,6 @@
 """The suite's model in vLLM: one engine that stays hot while checkpoints' weights go through it.
 
-Prompts, stop rules, lengths and log-probabilities are those of `generation.py`. vLLM decides when
+Prompts, stop rules, lengths and log-probabilities are those of `hf_engine.py`. vLLM decides when
 to run which sequence: each completion has a seed of its own, drawn from torch's random state.
 """
 
@@ -124,18 +124,18 @@ class VllmLM(SuiteLM):
         from vllm import SamplingParams
 
         read = [(context + text)[-self.scored_length :] for _, context, text in requests]
-        for (_, context, text), whole in zip(requests, read, strict=True):
-            if len(text) >= len(whole):
+        for (_, context, text), tokens_of_both in zip(requests, read, strict=True):
+            if len(text) >= len(tokens_of_both):
                 raise ScalpelError(
                     f"a continuation of {len(text)} tokens has no room behind its context of "
                     f"{len(context)} in the {self.scored_length} that vLLM reads; take a model of "
                     "longer context"
                 )
-            if len(whole) < len(context) + len(text):
+            if len(tokens_of_both) < len(context) + len(text):
                 logger.warning(
                     "a context of %d tokens is cut by %d",
                     len(context),
-                    len(context) + len(text) - len(whole),
+                    len(context) + len(text) - len(tokens_of_both),
                 )
         parameters = SamplingParams(
             temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False

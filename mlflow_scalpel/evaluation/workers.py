@@ -26,14 +26,14 @@ from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.record import Plan, result_file
 from mlflow_scalpel.evaluation.suite import Suite
 from mlflow_scalpel.recipes.measuring import EvaluateRecipe
-from mlflow_scalpel.runs.signals import end_with_parent, interrupt_is_heard
+from mlflow_scalpel.runs.signals import end_with_parent, interrupt_was_caught
 
 _GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
 class Order:
-    """All that a worker needs to know of an evaluation."""
+    """An evaluation, as a worker is given it."""
 
     recipe: EvaluateRecipe
     suite: Suite
@@ -70,8 +70,8 @@ class Measurer:
         base, without which there is nothing to compare with, is raised.
         """
         try:
-            told = nullcontext() if number == 0 else one_line_errors()
-            with self._order.plan.opened(number) as model, told:
+            errors = nullcontext() if number == 0 else one_line_errors()
+            with self._order.plan.opened(number) as model, errors:
                 self._measure(model, is_base=number == 0)
         except ScalpelError as error:
             if number == 0:
@@ -146,7 +146,7 @@ def measure_all(
             done(futures[future], future.result())
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
-            interrupt_is_heard()
+            interrupt_was_caught()
         for child in multiprocessing.active_children():
             child.terminate()
         if isinstance(error, BrokenProcessPool):

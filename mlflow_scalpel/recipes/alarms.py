@@ -52,4 +52,4 @@ class Alarms(Strict):
     only."""
     stop: list[AlarmName] = ["generator_mismatch"]
     """Alarms that fail the run at once, before the next checkpoint is saved. A loss or gradient
-    that is no finite number always raises `not_finite`."""
+    that is not a finite number always raises `not_finite`."""

@@ -67,7 +67,7 @@ class MainRecipe(Recipe):
             if arm.learning_rate_of is not None and arm.learning_rate_of not in chosen:
                 raise ValueError(
                     f"arm {arm.name} takes the learning rate of {arm.learning_rate_of!r}, which is "
-                    "no arm with learning_rates; name one, or set its rate under `set`"
+                    "not an arm with learning_rates; name one, or set its rate under `set`"
                 )
         if self.compare is not None and len(self.arms) < 2:
             raise ValueError("compare needs two arms or more; add one, or set compare to null")

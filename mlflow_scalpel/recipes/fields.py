@@ -20,7 +20,7 @@ Value = str | bool | int | float | None
 
 
 class Strict(BaseModel):
-    """Typed settings that refuse a field they do not know, and a number that is no number."""
+    """Typed settings that refuse a field they do not know, and NaN for a number."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -108,8 +108,8 @@ class Data(Strict):
     """Largest share of gold answers that cannot be read as mathematics, where they are compared as
     such, with which a run begins: more, or all, is refused."""
     drop_unreadable: bool = False
-    """Leave out, and count, rows that cannot be read: a conversation of another form, a row that
-    lacks what is needed, a gold answer that is not mathematics where it is compared as such."""
+    """Leave out, and count, rows that cannot be read: a conversation of another form, a row
+    without what is needed, a gold answer that is not mathematics where it is compared as such."""
     rows: str | None = None
     """A slice of the rows, such as "0:1000" or "1000:", taken after `where`."""
     limit: PositiveInt | None = None
@@ -159,12 +159,12 @@ class Data(Strict):
 
 
 def check_pattern(value: str | None) -> str | None:
-    """The regular expression as it is; raises ValueError where it is none, or has no group."""
+    """The regular expression as it is; raises ValueError where it is not one, or has no group."""
     if value is not None:
         try:
             groups = re.compile(value).groups
         except re.error as error:
-            raise ValueError(f"is no regular expression: {error}") from error
+            raise ValueError(f"is not a regular expression: {error}") from error
         if groups < 1:
             raise ValueError("needs one group in parentheses that holds the answer")
     return value

@@ -1,12 +1,13 @@
 """Reads a recipe, applies `set`, checks all of it, and says what is wrong in words.
 
-Imports neither torch nor MLflow: a mistake in a recipe is told within a second.
+Imports neither torch nor MLflow: a mistake in a recipe is reported within a second.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,7 +20,7 @@ from mlflow_scalpel.recipes.experiment import MainRecipe
 from mlflow_scalpel.recipes.fields import Data, Recipe
 from mlflow_scalpel.recipes.measuring import CompareRecipe, EvaluateRecipe
 from mlflow_scalpel.recipes.places import existing_file, seen_by_user, user_directory
-from mlflow_scalpel.recipes.settings import BY_RUN, Loader, parse_settings
+from mlflow_scalpel.recipes.settings import BY_RUN, Loader, parse_settings, split_field
 from mlflow_scalpel.recipes.training import GrpoRecipe, SftRecipe, TrainingRecipe
 
 STAGES: dict[str, type[Recipe]] = {
@@ -74,16 +75,17 @@ def read_recipe(
 ) -> Recipe:
     """The recipe in the file `path`, for `stage` or for the one that it names.
 
-    `option` is how the user gives single fields, for what is said of a mistake; None where there
-    is no way but the file.
+    `option` is how the user gives single fields, for messages about it; None where there is no way
+    but the file.
     """
-    fields = read_yaml(path)
+    files: list[Path] = []
+    fields = read_yaml(path, files)
     for field, value in (settings or {}).items():
         _set_field(fields, field, value, path)
     named = fields.get("stage")
     if not isinstance(named, str) or named not in STAGES:
         raise RecipeError(
-            f"{path}: stage = {named!r} is no stage; set it to one of {', '.join(STAGES)}."
+            f"{path}: stage = {named!r} is not a stage; set it to one of {', '.join(STAGES)}."
         )
     if stage is not None and named != stage:
         raise RecipeError(
@@ -91,21 +93,36 @@ def read_recipe(
             f"`mlflow run . -e {named}`, or give a recipe of {stage}."
         )
     fields.setdefault("name", path.stem)
-    return validate(STAGES[named], fields, path, option)
+    recipe: Recipe = validate(STAGES[named], fields, path, option)
+    if isinstance(recipe, GrpoRecipe):
+        make_importable(recipe, files)
+    return recipe
 
 
-def check_parts(recipe: MainRecipe, projects: Path) -> None:
+def make_importable(recipe: GrpoRecipe, files: Iterable[Path]) -> None:
+    """Have Python find rewards that lie beside a recipe's files, after all that is installed."""
+    if any(":" in name for name in recipe.rewards):
+        for folder in dict.fromkeys(str(file.resolve().parent) for file in files):
+            if folder not in sys.path:
+                sys.path.append(folder)
+
+
+def check_parts(recipe: MainRecipe, projects: Path) -> list[Recipe]:
     """Check the recipes of all stages of an experiment: a slip in the last must not cost an hour.
 
-    `projects` is the folder with a folder a stage. Raises RecipeError as each stage would.
+    `projects` is the folder with a folder a stage. Returns the recipes; raises RecipeError as each
+    stage would.
     """
     arms = [(arm.stage, f"arms.{number}", arm) for number, arm in enumerate(recipe.arms)]
     rest = [(name, name, getattr(recipe, name)) for name in ("base", "evaluate", "compare")]
+    checked = []
     for stage, field, part in rest[:1] + arms + rest[1:]:
         if part is not None:
             path = find_recipe(part.recipe, projects / stage / "recipes")
             option = f"the experiment's {field}.set: "
-            check_files(read_recipe(path, stage=stage, settings=part.set, option=option))
+            checked.append(read_recipe(path, stage=stage, settings=part.set, option=option))
+            check_files(checked[-1])
+    return checked
 
 
 def check_files(recipe: Recipe) -> None:
@@ -139,6 +156,13 @@ def find_recipe(name: str, folder: Path) -> Path:
     )
 
 
+def recipe_files(name: str, folder: Path) -> list[Path]:
+    """The file of the recipe `name`, as `find_recipe` finds it, and those that it extends."""
+    files: list[Path] = []
+    read_yaml(find_recipe(name, folder), files)
+    return files
+
+
 def validate(
     kind: type[BaseModel], fields: dict[str, Any], path: Path, option: str | None = None
 ) -> Any:
@@ -150,15 +174,18 @@ def validate(
         raise RecipeError("\n\n".join(paragraphs)) from error
 
 
-def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_yaml(path: Path, files: list[Path] | None = None) -> dict[str, Any]:
     """The YAML of `path`, laid over the recipe that it extends.
 
-    That is a name beside it, STAGE/NAME, or a path.
+    That is a name beside it, STAGE/NAME, or a path. `files` are those that extend this one; it and
+    what it extends are added.
     """
-    if path.resolve() in seen:
-        raise RecipeError(f"{path}: extends itself, by way of {seen[-1]}; remove one `extends`.")
+    files = [] if files is None else files
+    if path.resolve() in files:
+        raise RecipeError(f"{path}: extends itself, by way of {files[-1]}; remove one `extends`.")
+    files.append(path.resolve())
     if path.stat().st_size > _MOST_BYTES:
-        raise RecipeError(f"{path}: has more than {_MOST_BYTES} bytes, and is no recipe.")
+        raise RecipeError(f"{path}: has more than {_MOST_BYTES} bytes, and is not a recipe.")
     try:
         fields = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -169,7 +196,7 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     parent = fields.pop("extends", None)
     if parent is None:
         return fields
-    inherited = read_yaml(find_recipe(str(parent), path.parent), (*seen, path.resolve()))
+    inherited = read_yaml(find_recipe(str(parent), path.parent), files)
     inherited.pop("name", None)
     return _overlay(inherited, fields)
 
@@ -186,7 +213,7 @@ def _overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _set_field(fields: dict[str, Any], dotted: str, value: Any, path: Path) -> None:
-    *parents, last = dotted.split(".")
+    *parents, last = split_field(dotted)
     inner = fields
     for depth, name in enumerate(parents):
         inner = inner.setdefault(name, {})
@@ -201,9 +228,9 @@ def _set_field(fields: dict[str, Any], dotted: str, value: Any, path: Path) -> N
 def _explain(detail: Any, kind: type[BaseModel], path: Path, option: str | None) -> str:
     field = ".".join(str(part) for part in detail["loc"])
     value = detail["input"]
-    said = repr(value)
-    said = said if len(said) <= _LONGEST else f"{said[:_LONGEST]} ..."
-    shown = "" if isinstance(value, dict) or detail["type"] == "missing" else f" = {said}"
+    text = repr(value)
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+    shown = "" if isinstance(value, dict) or detail["type"] == "missing" else f" = {text}"
     message = detail["msg"].removeprefix("Value error, ").rstrip(".")
     message = message[0].lower() + message[1:]
     place = f"{path}: {field}{shown}: " if field else f"{path}: "

@@ -15,8 +15,8 @@ def user_directory() -> Path:
     """The directory in which the user gave the command.
 
     That is the working directory, but for a process of `mlflow run DIRECTORY`, which MLflow starts
-    in DIRECTORY: then it is the one of `mlflow run` itself, as the system tells it. Where it cannot
-    be told, it is the working directory.
+    in DIRECTORY: then it is the one of `mlflow run` itself, as the system has it. Where that is not
+    known, it is the working directory.
     """
     if _DIRECTORY in os.environ:
         return Path(os.environ[_DIRECTORY])

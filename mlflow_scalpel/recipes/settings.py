@@ -132,6 +132,16 @@ def dump(fields: dict[str, Any]) -> str:
     return yaml.dump(fields, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
 
 
+def split_field(dotted: str) -> list[str]:
+    """The names in `train.max_steps`; of a reward, `package.module:function` is one name."""
+    first, _, rest = dotted.partition(".")
+    if first != "rewards" or ":" not in rest:
+        return dotted.split(".")
+    module, _, rest = rest.partition(":")
+    function, *inner = rest.split(".")
+    return [first, f"{module}:{function}", *inner]
+
+
 def parse_settings(text: str, option: str = BY_RUN) -> dict[str, Any]:
     """Read `a.b=1 c=[x, y] d='any text'`, given by `option`, as dotted names and values.
 

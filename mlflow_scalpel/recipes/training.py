@@ -1,20 +1,17 @@
 """Recipes of the `sft` and `grpo` stages.
 
-The fields of `train` carry the names of TRL's `SFTConfig` and `GRPOConfig`, so that what a paper or
-a TRL example states can be written down as it stands. Defaults are stated here, not inherited:
-TRL's change between versions.
+The fields of `train` are in `trainers`, those of `alarms` in `alarms`.
 """
 
 from __future__ import annotations
 
 import math
 from datetime import date
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -26,14 +23,11 @@ from mlflow_scalpel.recipes.alarms import Alarms
 from mlflow_scalpel.recipes.fields import (
     TEMPLATE_DATE,
     Data,
-    Dtype,
-    Fraction,
     Recipe,
     Strict,
     template_text,
 )
-from mlflow_scalpel.recipes.freezing import Freeze
-from mlflow_scalpel.recipes.schedules import check_schedule
+from mlflow_scalpel.recipes.trainers import GrpoTrain, SftTrain, Train
 
 
 class Checkpoints(Strict):
@@ -73,135 +67,20 @@ class Checkpoints(Strict):
         )
 
 
-class Train(Strict):
-    """Training fields that SFT and GRPO share; names and meanings are TRL's."""
-
-    learning_rate: PositiveFloat
-    lr_scheduler_type: Literal[
-        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_min_lr"
-    ] = "constant_with_warmup"
-    lr_scheduler_kwargs: dict[str, float] = {}
-    """What the schedule takes besides: `num_cycles` of the cosines; of cosine_with_min_lr the rate
-    that it ends with, as `min_lr` or as `min_lr_rate`, a share of learning_rate."""
-    warmup_steps: NonNegativeFloat = 0.1
-    """A number of steps, or a fraction of the run where it is below 1."""
-    max_steps: PositiveInt | None = None
-    num_train_epochs: PositiveFloat | None = None
-    """Length of the run in epochs; give either this or max_steps."""
-    per_device_train_batch_size: PositiveInt = 8
-    """Sequences a process and micro-step: completions for GRPO, worked solutions for SFT."""
-    gradient_accumulation_steps: PositiveInt = 1
-    max_grad_norm: PositiveFloat = 1.0
-    weight_decay: NonNegativeFloat = 0.0
-    adam_beta1: Fraction = 0.9
-    adam_beta2: Fraction = 0.999
-    optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = "adamw_torch_fused"
-    seed: NonNegativeInt = 42
-    dtype: Dtype = "float32"
-    """The dtype in which the weights are held, updated and saved: it decides how much a small
-    learning rate can change (an update below half a unit in the last place is lost)."""
-    bf16: bool = False
-    """bfloat16 autocast of the forward pass, on top of `dtype`."""
-    gradient_checkpointing: bool = False
-    """Compute activations a second time in place of keeping them."""
-    use_liger_kernel: bool = False
-    """Fused kernels of the package liger-kernel in the layers; needs a GPU."""
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    logging_steps: PositiveInt = 1
-    freeze: Freeze | None = None
-    """Which weights stay as they are in the base; null trains all."""
-
-    @model_validator(mode="after")
-    def _schedule_has_what_it_takes(self) -> Train:
-        check_schedule(self.lr_scheduler_type, self.lr_scheduler_kwargs, self.learning_rate)
-        return self
-
-    @model_validator(mode="after")
-    def _one_length(self) -> Train:
-        if (self.max_steps is None) == (self.num_train_epochs is None):
-            raise ValueError(
-                "exactly one of max_steps and num_train_epochs must be given; "
-                "set the other one to null"
-            )
-        return self
-
-
-class SftTrain(Train):
-    """Fields of supervised fine-tuning."""
-
-    max_length: PositiveInt | None = None
-    """Longest sequence in tokens: longer ones are cut there, counted and warned of, and what has a
-    prompt that fills it is left out; null cuts nothing."""
-    padding_free: bool = False
-    """One long row a batch, without padding; needs flash_attention_2 and no max_length."""
-    loss_on: Literal["completion", "all"] = "completion"
-    """Whether the prompt's tokens are learned too."""
-
-    @model_validator(mode="after")
-    def _padding_free_as_trl_takes_it(self) -> SftTrain:
-        if self.padding_free and self.attn_implementation != "flash_attention_2":
-            raise ValueError(
-                f"padding_free = true with attn_implementation = {self.attn_implementation} would "
-                "let sequences see one another; set attn_implementation=flash_attention_2"
-            )
-        if self.padding_free and self.max_length is not None:
-            raise ValueError(
-                f"padding_free = true does not cut at max_length = {self.max_length}; set "
-                "max_length=null, and filter the data with data.max_solution_tokens"
-            )
-        return self
-
-
-class GrpoTrain(Train):
-    """Fields of group relative policy optimisation."""
-
-    num_generations: PositiveInt = Field(default=8, ge=2)
-    """Completions a problem, compared with one another."""
-    max_completion_length: PositiveInt = 256
-    temperature: PositiveFloat = 1.0
-    top_p: Fraction = 1.0
-    top_k: NonNegativeInt = 0
-    """0 samples from the whole vocabulary."""
-    beta: NonNegativeFloat = 0.0
-    """Weight of the KL term towards the base; 0 needs no reference model."""
-    epsilon: PositiveFloat = 0.2
-    num_iterations: PositiveInt = 1
-    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo"] = "dr_grpo"
-    scale_rewards: Literal["group", "batch", "none"] = "none"
-    mask_truncated_completions: bool = True
-    disable_dropout: bool = False
-    use_vllm: bool = False
-    """Generate with vLLM, the extra `mlflow-scalpel[vllm]`, in place of Transformers."""
-    vllm_mode: Literal["server", "colocate"] = "colocate"
-    """`server`: on GPUs of its own; `colocate`: within the training processes, and then in bfloat16
-    where the base is float32 (TRL gives vLLM no dtype)."""
-    vllm_importance_sampling_correction: bool = False
-    """Weigh each sequence by how its probability under the trainer and under vLLM differ."""
-    vllm_gpu_memory_utilization: Fraction = 0.3
-    """Share of a GPU's memory that vLLM takes."""
-    vllm_tensor_parallel_size: PositiveInt = 1
-    """GPUs that one copy of the model is split over."""
-    vllm_max_model_length: PositiveInt | None = None
-    """Longest prompt and completion together, in tokens; null takes the model's context."""
-    vllm_server_port: PositiveInt = 8000
-    vllm_server_timeout: PositiveFloat = 600.0
-    """Seconds that the server may take until it answers."""
-
-
-class Rewards(Strict):
-    """Weight of each reward in GRPO's sum; 0 leaves one out."""
-
-    accuracy: NonNegativeFloat = 1.0
-    """1 where the completion's answer is the gold one: in <answer> tags, boxed, or LaTeX after
-    the word "answer"; never a number that merely stands somewhere (docs/grading.md)."""
-    format: NonNegativeFloat = 0.2
-    """1 for <think>...</think> and then <answer>...</answer>, each on lines of its own."""
-
-    @model_validator(mode="after")
-    def _some(self) -> Rewards:
-        if self.accuracy == 0 and self.format == 0:
-            raise ValueError("all weights are 0, so nothing can be learned; give one a weight")
-        return self
+def _weight_or_arguments(value: Any) -> float | dict[str, Any]:
+    """A weight, or a mapping with a weight and the reward's own arguments."""
+    if isinstance(value, dict):
+        if "weight" not in value:
+            raise ValueError("is missing a weight; write {weight: 0.1, ...}")
+        return {**value, "weight": _weight_or_arguments(value["weight"])}
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(
+            "is not a weight; write a number, or {weight: 0.1, limit: 200} for a reward that takes "
+            "a limit"
+        )
+    if not 0 <= value < math.inf:
+        raise ValueError("is not a weight of 0 or more; 0 leaves the reward out")
+    return float(value)
 
 
 class TrainingData(Data):
@@ -256,7 +135,7 @@ class TrainingRecipe(Recipe):
     """Training processes; more than one are started with `accelerate launch`."""
     sharding: Literal["zero2", "zero3", "fsdp"] | None = None
     """How a model is spread over the processes: a file under projects/accelerate/; null keeps a
-    whole copy in each."""
+    full copy in each."""
     heatmap_maximum: PositiveFloat
     """Top of the colour scale of the heat maps logged while training; the same for all runs of an
     algorithm, so that their pictures can be compared."""
@@ -341,18 +220,40 @@ class GrpoRecipe(TrainingRecipe):
 
     stage: Literal["grpo"]
     train: GrpoTrain
-    rewards: Rewards = Rewards()
+    rewards: dict[str, Annotated[Any, AfterValidator(_weight_or_arguments)]] = {
+        "accuracy": 1.0,
+        "format": 0.2,
+    }
+    """Weight of each reward in GRPO's sum, by name; 0 leaves one out. `accuracy` is 1 where the
+    completion's answer is the gold one: in <answer> tags, boxed, or LaTeX after the word "answer";
+    never a number that merely stands somewhere (docs/grading.md). `format` is 1 for
+    <think>...</think> and then <answer>...</answer>, each on lines of its own. Others are functions
+    of one's own, as package.module:function, from the recipe's folder or the Python path. What
+    takes arguments is given them beside its weight: {weight: 0.1, limit: 200}."""
     alarms: Alarms = Alarms()
     heatmap_maximum: PositiveFloat = 0.05
 
-    @model_validator(mode="after")
-    def _data_has_answers(self) -> GrpoRecipe:
-        if self.data.columns.answer is None and self.rewards.accuracy > 0:
-            raise ValueError(
-                "data.columns.answer is null, but the accuracy reward compares with it; "
-                "name the column, or set rewards.accuracy=0"
-            )
-        return self
+    @property
+    def reward_weights(self) -> dict[str, float]:
+        """The weight of each reward, also where it is 0."""
+        return {
+            name: value["weight"] if isinstance(value, dict) else value
+            for name, value in self.rewards.items()
+        }
+
+    def reward_arguments(self, name: str) -> dict[str, Any]:
+        """What the recipe gives a reward beside its weight."""
+        value = self.rewards[name]
+        given = value if isinstance(value, dict) else {}
+        return {key: one for key, one in given.items() if key != "weight"}
+
+    @field_validator("rewards")
+    @classmethod
+    def _some_weight(cls, rewards: dict[str, Any]) -> dict[str, Any]:
+        weights = [one["weight"] if isinstance(one, dict) else one for one in rewards.values()]
+        if not any(weights):
+            raise ValueError("all weights are 0, so nothing can be learned; give one a weight")
+        return rewards
 
     @model_validator(mode="after")
     def _groups_fill_the_batch(self) -> GrpoRecipe:

@@ -1,7 +1,7 @@
 """Runs stages as processes of their own, each a nested run of the active one.
 
-An experiment that is taken up again does not repeat what has finished: a stage of the same kind and
-name below the same run is done, or, where its process was killed, is itself taken up.
+An experiment that is resumed does not repeat what has finished: a stage of the same kind and name
+below the same run is done, or, where its process was killed, is itself resumed.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from mlflow.utils.mlflow_tags import (
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.run_warnings import FAILURE_TAG
 from mlflow_scalpel.runs.lifecycle import NESTED
-from mlflow_scalpel.runs.resume import STAGE_TAG, left_to_take_up
-from mlflow_scalpel.runs.signals import interrupt_is_heard
+from mlflow_scalpel.runs.resume import STAGE_TAG, can_be_resumed
+from mlflow_scalpel.runs.signals import interrupt_was_caught
 
 
 class Experiment:
     """Starts stages below the run that is active when it is made.
 
-    As a context manager it leaves no process behind: what still runs at its end is told to stop,
-    and waited for until it has noted its own end.
+    As a context manager it leaves no process behind: what still runs at its end is stopped, and
+    waited for until it has noted its own end.
     """
 
     def __init__(self, projects: Path, *, resumed: bool = False) -> None:
@@ -60,7 +60,7 @@ class Experiment:
         trace: TracebackType | None,
     ) -> None:
         if kind is not None and issubclass(kind, KeyboardInterrupt):
-            interrupt_is_heard()
+            interrupt_was_caught()
         self._stop()
 
     def each(
@@ -75,7 +75,7 @@ class Experiment:
             futures = [pool.submit(function, item) for item in items]
             wait(futures)
         except KeyboardInterrupt:
-            interrupt_is_heard()
+            interrupt_was_caught()
             self._stop()  # else the threads would wait for their stages to end by themselves
             raise
         finally:
@@ -109,19 +109,19 @@ class Experiment:
         if before is not None and before.info.status == "FINISHED":
             print(f"[{name}] has finished before: run {before.info.run_id}", flush=True)
             return str(before.info.run_id)
-        words = ["--recipe", recipe, "--set", as_settings(settings)]
+        options = ["--recipe", recipe, "--set", as_settings(settings)]
         if before is None:
             run_id = self._create_run(stage, name)
         elif STAGE_TAG not in before.data.tags:  # killed before it had begun
             run_id = before.info.run_id
-        elif left_to_take_up(before.info.run_id, stage):
+        elif can_be_resumed(before.info.run_id, stage):
             run_id = before.info.run_id
-            words = ["--resume", run_id]
+            options = ["--resume", run_id]
         else:
             run_id = self._create_run(stage, name)
-            _give_up(before, run_id)
+            _abandon(before, run_id)
         process = subprocess.Popen(
-            [sys.executable, str(script), *words],
+            [sys.executable, str(script), *options],
             env={
                 **os.environ,
                 "MLFLOW_RUN_ID": run_id,
@@ -172,8 +172,8 @@ def _stages_below(parent: RunInfo) -> dict[tuple[str, str], Run]:
     }
 
 
-def _give_up(run: Run, successor: str) -> None:
-    """Leave a stage's run whose place another one takes: what nobody goes on with has ended."""
+def _abandon(run: Run, successor: str) -> None:
+    """End a stage's run that was killed and whose place another run takes."""
     if run.info.status == "RUNNING":
         client = MlflowClient()
         client.set_tag(run.info.run_id, FAILURE_TAG, f"killed, and begun anew as run {successor}")

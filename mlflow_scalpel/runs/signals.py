@@ -1,4 +1,4 @@
-"""What a stage does when it is told to stop: once, whatever hears it first, and to the end."""
+"""SIGINT and SIGTERM: they interrupt a stage once, and nothing cuts off what is done about it."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ import time
 from types import FrameType
 
 _ONE_INTERRUPT = 2.0  # seconds within which two signals are one interrupt
-_LOST = 10.0  # seconds after which an interrupt that nobody has heard is raised again
+_RAISE_AGAIN_AFTER = 10.0  # seconds, where nobody has caught an interrupt
 
 
 class Interrupted(KeyboardInterrupt):
     """SIGINT or SIGTERM arrived."""
 
 
-_heard = threading.Event()
+_caught = threading.Event()
 
 
-def interrupt_is_heard() -> None:
-    """Say that the interrupt has been caught, so that nothing cuts off what is done about it."""
-    _heard.set()
+def interrupt_was_caught() -> None:
+    """Note that the interrupt has been caught, and need not be raised again."""
+    _caught.set()
 
 
 def stop_on_signals() -> None:
     """Have SIGINT and SIGTERM raise Interrupted."""
     last = -math.inf
-    _heard.clear()
+    _caught.clear()
 
-    def insist() -> None:
+    def raise_again() -> None:
         # What a signal raises is lost where it hits a callback or a destructor of some library.
-        while not _heard.wait(1.0):
-            if _LOST < time.monotonic() - last < math.inf:
+        while not _caught.wait(1.0):
+            if _RAISE_AGAIN_AFTER < time.monotonic() - last < math.inf:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -49,7 +49,7 @@ def stop_on_signals() -> None:
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    threading.Thread(target=insist, name="scalpel-interrupt", daemon=True).start()
+    threading.Thread(target=raise_again, name="scalpel-interrupt", daemon=True).start()
     if "MLFLOW_RUN_ID" in os.environ:
         # A SIGTERM that ends only the `mlflow run` above would leave this process at work on a run
         # that nobody waits for.
@@ -65,6 +65,6 @@ def end_with_parent() -> None:
 
 def ignore_signals() -> None:
     """Have nothing cut off what is done about an interrupt."""
-    interrupt_is_heard()
+    interrupt_was_caught()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

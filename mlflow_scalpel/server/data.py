@@ -47,7 +47,7 @@ class Selection:
 
     runs: tuple[Run, ...]
     version: Version
-    """UpdateCounts where anything of it does."""
+    """Changes where anything of it does."""
     table: pd.DataFrame
     """The tidy table of them all; empty where nothing was measured."""
     described: pd.DataFrame
@@ -55,7 +55,7 @@ class Selection:
     unmeasured: tuple[str, ...]
     """Names of the runs of which nothing was measured."""
     notes: tuple[str, ...]
-    """What of the runs could not be read, and whose comparisons are shown, a sentence each."""
+    """Sentences about what could not be read of the runs, and whose comparisons are shown."""
 
 
 class Tables:
@@ -75,7 +75,7 @@ class Tables:
     def select(self, source: Source, run_ids: Sequence[str]) -> Selection:
         """What was measured of these runs.
 
-        Raises ScalpelError for a text that is no run ID and for too many runs, NotReadable for a
+        Raises ScalpelError for a text that is not a run ID and for too many runs, NotReadable for a
         run that the user may not read.
         """
         runs = self.readable(source, run_ids)
@@ -88,8 +88,8 @@ class Tables:
         known = set(table["run_id"])
         unmeasured = tuple(
             str(run.info.run_name)
-            for run, parts in zip(runs, versions, strict=True)
-            if run.info.run_id not in known and not any(part[1] == TABLE for part in parts)
+            for run, files in zip(runs, versions, strict=True)
+            if run.info.run_id not in known and not any(part[1] == TABLE for part in files)
         )
         return Selection(runs, version, table, described, unmeasured, notes)
 
@@ -100,8 +100,8 @@ class Tables:
         for run_id in ids:
             if not re.fullmatch(r"[0-9a-f]{32}", run_id):
                 raise ScalpelError(
-                    f"run {run_id[:80]!r}: is no run ID, which has 32 hexadecimal digits; choose "
-                    "runs on the start page"
+                    f"run {run_id[:80]!r}: is not a run ID, which has 32 hexadecimal digits; "
+                    "choose runs on the start page"
                 )
         if len(ids) > MOST_RUNS:
             raise ScalpelError(f"{len(ids)} runs: choose at most {MOST_RUNS} of them")
@@ -187,9 +187,9 @@ class Tables:
         damaged = [one for one in (*found, *compared) if isinstance(one, str)]
         damaged += [str(part[-1]) for part in comparisons if part[-1]]
         rows = {}
-        for run, own in zip(runs, versions, strict=True):
+        for run, files in zip(runs, versions, strict=True):
             arguments = {}
-            if any(part[1] == ARGUMENTS for part in own):
+            if any(part[1] == ARGUMENTS for part in files):
                 try:
                     arguments = training_arguments(source, run.info.run_id)
                 except ScalpelError as error:

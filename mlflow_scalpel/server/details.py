@@ -58,15 +58,15 @@ def tokens(source: Source, runs: Sequence[Run], wanted: Mapping[str, str]) -> di
     texts = fields.choose(
         "texts", "texts", [(one, one.split()[0]) for one in _distinct(table, "texts")]
     )
-    own = table[table["texts"] == texts]
-    numbers = [(str(number), f"problem {number}") for number in sorted(set(own["problem"]))]
+    rows = table[table["texts"] == texts]
+    numbers = [(str(number), f"problem {number}") for number in sorted(set(rows["problem"]))]
     problem = fields.choose("problem", "show", [_RANKING, *numbers])
     html = (
         token_reader(table, problem=int(problem), texts=texts)
         if problem
         else token_ranking(table, texts=texts)
     )
-    return {"fields": fields.told, "html": str(html)}
+    return {"fields": fields.shown, "html": str(html)}
 
 
 def problems(source: Source, runs: Sequence[Run], wanted: Mapping[str, str]) -> dict[str, Any]:
@@ -85,14 +85,14 @@ def problems(source: Source, runs: Sequence[Run], wanted: Mapping[str, str]) -> 
     table = read_artifact(source, owner, LEDGER, read_ledger)
     keys = table["domain"] + "/" + table["label"] + "/" + table["kind"]
     benchmark = fields.choose("benchmark", "benchmark", [(key, key) for key in dict.fromkeys(keys)])
-    own = table[keys == benchmark]
-    steps = [(f"{step:g}", f"step {step:g}") for step in sorted(set(own["step"].dropna()))]
+    rows = table[keys == benchmark]
+    steps = [(f"{step:g}", f"step {step:g}") for step in sorted(set(rows["step"].dropna()))]
     step = fields.choose("step", "checkpoint", steps, last=True)
     status = fields.choose("status", "problems", _STATUSES)
     html = problem_table(
         table, status=status or None, benchmark=benchmark, step=float(step) if step else None
     )
-    return {"fields": fields.told, "html": str(html)}
+    return {"fields": fields.shown, "html": str(html)}
 
 
 DETAILS: dict[str, Callable[[Source, Sequence[Run], Mapping[str, str]], dict[str, Any]]] = {
@@ -106,7 +106,7 @@ class _Fields:
 
     def __init__(self, wanted: Mapping[str, str]) -> None:
         self._wanted = wanted
-        self.told: list[dict[str, Any]] = []
+        self.shown: list[dict[str, Any]] = []
 
     def choose(self, name: str, label: str, choices: Choices, *, last: bool = False) -> str | None:
         """The value that was asked for, where it is among the choices; the first (last) else."""
@@ -115,7 +115,7 @@ class _Fields:
             return None
         wanted = self._wanted.get(name, "")
         value = wanted if wanted in values else values[-1 if last else 0]
-        self.told.append(
+        self.shown.append(
             {
                 "name": name,
                 "label": label,
@@ -135,7 +135,7 @@ def _distinct(table: pd.DataFrame, column: str) -> list[str]:
 
 
 def _token_files(source: Source, run: Run) -> dict[int, list[tuple[str, str]]]:
-    """Step -> (run ID, path) of the tables of tokens: the run's own, then those of comparisons."""
+    """Step -> (run ID, path) of the tables of tokens: the run's rows, then those of comparisons."""
     files: dict[int, list[tuple[str, str]]] = {}
     compared = claims(comparisons_of(source, [run]), [run])
     for one in (run, *(claim.run for claim in compared if claim.counts_for)):
@@ -171,12 +171,12 @@ def details(
 ) -> dict[str, Any]:
     """One of DETAILS; raises ScalpelError for another name, and for a file that cannot be read."""
     if kind not in DETAILS:
-        raise ScalpelError(f"details {kind[:40]!r}: are none; there are {', '.join(DETAILS)}")
+        raise ScalpelError(f"details {kind[:40]!r}: do not exist; there are {', '.join(DETAILS)}")
     try:
         return DETAILS[kind](source, runs, wanted)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ScalpelError(
-            f"the {kind} of this run cannot be shown: their file is damaged, or of a version that "
-            f"lacks something ({type(error).__name__}: {shortened(error, 200)}); measure the run "
-            "anew, or choose another one"
+            f"the {kind} of this run cannot be shown: their file is damaged, or of a version in "
+            f"which something is missing ({type(error).__name__}: {shortened(error, 200)}); "
+            "measure the run anew, or choose another one"
         ) from error

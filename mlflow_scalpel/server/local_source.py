@@ -1,7 +1,7 @@
-"""MLflow's own routes, asked within the server's process in the name of the user who asks us.
+"""MLflow's given routes, asked within the server's process in the name of the user who asks us.
 
-The pages have no authority of their own: whatever they show came through MLflow's REST handlers
-with the user's own headers, and so through whatever decides there what a user may read. (The
+The pages have no authority of their given: whatever they show came through MLflow's REST handlers
+with the user's given headers, and so through whatever decides there what a user may read. (The
 handlers are called as functions: no socket, no second worker.)
 """
 
@@ -21,7 +21,7 @@ from mlflow.server.handlers import STATIC_PREFIX_ENV_VAR
 from mlflow.utils.proto_json_utils import parse_dict
 from werkzeug.test import Client, EnvironBuilder, TestResponse
 
-from mlflow_scalpel.comparison.run_queries import RUNS_A_PAGE, last_changed, not_readable, paged
+from mlflow_scalpel.comparison.run_queries import RUNS_PER_PAGE, last_changed, not_readable, paged
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server.caching import Cache
 
@@ -55,14 +55,16 @@ class LocalSource:
         ]
         self._base = {"REMOTE_ADDR": request.remote_addr or "", "SERVER_NAME": "localhost"}
         # Whoever differs in any header that may say who he is, is another user.
-        said = [request.headers.get(name, "") for name in ("Authorization", "Cookie")]
-        said += [f"{k}={v}" for k, v in self._headers if k.lower().startswith(("x-", "remote-"))]
-        self.user = hashlib.sha256("\n".join(said).encode()).hexdigest()
-        own = request.authorization
+        identity = [request.headers.get(name, "") for name in ("Authorization", "Cookie")]
+        identity += [
+            f"{k}={v}" for k, v in self._headers if k.lower().startswith(("x-", "remote-"))
+        ]
+        self.user = hashlib.sha256("\n".join(identity).encode()).hexdigest()
+        given = request.authorization
         # What MLflow's basic authentication notes once it has checked the password.
-        checked = getattr(g, "mlflow_authenticated_user", None) if own is not None else None
-        if own is not None and own.password and own.username == checked:
-            self._checked: tuple[str | None, str | None] | None = own.username, own.password
+        checked = getattr(g, "mlflow_authenticated_user", None) if given is not None else None
+        if given is not None and given.password and given.username == checked:
+            self._checked: tuple[str | None, str | None] | None = given.username, given.password
         else:
             self._checked = None
 
@@ -72,7 +74,7 @@ class LocalSource:
         def page(token: str | None) -> tuple[list[Experiment], str]:
             answer = self._post(
                 f"{API}/experiments/search",
-                {"max_results": RUNS_A_PAGE, "page_token": token or ""},
+                {"max_results": RUNS_PER_PAGE, "page_token": token or ""},
                 api.SearchExperiments.Response(),
             )
             return [Experiment.from_proto(one) for one in answer.experiments], (
@@ -85,7 +87,11 @@ class LocalSource:
         """See `Source`."""
 
         def page(token: str | None) -> tuple[list[Run], str]:
-            body = {"experiment_ids": [experiment_id], "filter": where, "max_results": RUNS_A_PAGE}
+            body = {
+                "experiment_ids": [experiment_id],
+                "filter": where,
+                "max_results": RUNS_PER_PAGE,
+            }
             answer = self._post(
                 f"{API}/runs/search",
                 {**body, "page_token": token or ""},
@@ -184,9 +190,9 @@ def check_passwords_once(store: Any) -> None:
 
 def _check(response: TestResponse) -> None:
     if response.status_code != 200:
-        said = response.get_data(as_text=True)[:500]
+        text = response.get_data(as_text=True)[:500]
         raise ScalpelError(
-            f"MLflow answered {response.status_code} to {response.request.path} ({said}); "
+            f"MLflow answered {response.status_code} to {response.request.path} ({text}); "
             "the server's log says more"
         )
 

@@ -38,7 +38,7 @@ def make_app(tracking_uri: str) -> Flask:
 def open_server(tracking_uri: str, port: int) -> BaseWSGIServer:
     """The server, listening on loopback but not answering yet; raises ScalpelError for the port."""
     if not 0 <= port < 1 << 16:  # a larger one would be cut to sixteen bits, without a word
-        raise ScalpelError(f"--port {port}: is no port; give one up to 65535, or 0 for any")
+        raise ScalpelError(f"--port {port}: is not a port; give one up to 65535, or 0 for any")
     try:
         return make_server(HOST, port, make_app(tracking_uri), threaded=True)
     except (OSError, SystemExit) as error:

@@ -201,10 +201,10 @@ def _json(content: Any) -> Response:
 
 
 def _refusing(view: Callable[[], Response]) -> Callable[[], Response]:
-    """The view, with what it refuses told as JSON."""
+    """The view, with what it refuses answered as JSON."""
 
     @functools.wraps(view)
-    def told() -> Response:
+    def guarded() -> Response:
         try:
             return view()
         except NotReadable as error:
@@ -217,7 +217,7 @@ def _refusing(view: Callable[[], Response]) -> Callable[[], Response]:
         response.status_code = status
         return response
 
-    return told
+    return guarded
 
 
 def _secure(response: Response) -> Response:

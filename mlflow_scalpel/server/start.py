@@ -28,7 +28,9 @@ def run_rows(source: Source, experiment_id: str) -> dict[str, Any]:
     belong to the runs that they measured and are not listed.
     """
     if not experiment_id.isdecimal():
-        raise ScalpelError(f"experiment {experiment_id[:80]!r}: is no experiment's ID, a number")
+        raise ScalpelError(
+            f"experiment {experiment_id[:80]!r}: is not an experiment's ID, a number"
+        )
     every = source.runs(experiment_id)
     later: dict[str, set[str]] = {}  # run ID -> groups that other runs measured of it
     for one in every:
@@ -77,8 +79,8 @@ def _measured(run: Run) -> set[str]:
 def _row(run: Run, later: set[str]) -> dict[str, Any]:
     params, tags = run.data.params, run.data.tags
     made = run.outputs.model_outputs if run.outputs else []
-    told = ("base_name", "base_model", "base", "base_model_id")
-    base = next((params[name] for name in told if params.get(name)), "")
+    names = ("base_name", "base_model", "base", "base_model_id")
+    base = next((params[name] for name in names if params.get(name)), "")
     return {
         "id": run.info.run_id,
         "name": _cut(run.info.run_name or run.info.run_id),

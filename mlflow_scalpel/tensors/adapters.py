@@ -1,4 +1,4 @@
-"""What the files of a PEFT adapter say of each tensor of its base, without merging the two."""
+"""The updates that a PEFT adapter makes to the tensors of its base, without merging the two."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.documents import read_config
-from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, FLOATS, Header, TensorFiles
+from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, FLOATS, TORCH_NAMES, Header, TensorFiles
 from mlflow_scalpel.tensors.names import counterparts, located
 from mlflow_scalpel.tensors.places import places, tied_head
 from mlflow_scalpel.tensors.quantised import FloatTensors
@@ -62,12 +62,12 @@ class NotInFactors(ScalpelError):
 
 @dataclass
 class AdapterChanges:
-    """What an adapter does to the tensors of its base, by their names in the base's files."""
+    """An adapter's updates of the tensors of its base, by their names in the base's files."""
 
     changes: dict[str, Callable[[], Change]] = field(default_factory=dict)
-    """What reads the update that is added to a tensor."""
+    """Functions that read the update that is added to a tensor."""
     stored: dict[str, Header] = field(default_factory=dict)
-    """Tensors that the adapter holds whole, under the base's names; and output embeddings that it
+    """Tensors that the adapter holds in full, by the base's names; and output embeddings that it
     changes and that are the base's input embeddings, as those."""
     added: dict[str, Tensor] = field(default_factory=dict)
     """Biases of layers that have none in the base, (R,) float64: what they are."""
@@ -113,10 +113,10 @@ def check_adapter(directory: Path) -> None:
 
 
 def read_changes(directory: Path, base: FloatTensors) -> AdapterChanges:
-    """What the adapter in `directory` does to the base's tensors, in float64.
+    """The updates of the base's tensors by the adapter in `directory`, in float64.
 
     LoRA on linear layers and embeddings (rslora, patterns of ranks and alphas, fan_in_fan_out,
-    lora_bias), DoRA on linear layers, trained tokens, and modules that are saved whole.
+    lora_bias), DoRA on linear layers, trained tokens, and modules that are saved in full.
 
     Raises:
         NotInFactors: another kind of adapter, which PEFT may merge.
@@ -148,7 +148,7 @@ class _Reader:
 
     def read(self) -> AdapterChanges:
         modules: dict[str, Parts] = {}
-        whole: dict[str, Header] = {}
+        in_full: dict[str, Header] = {}
         for name, header in self._files.headers.items():
             if _COPIES.search(name):
                 continue
@@ -161,10 +161,10 @@ class _Reader:
             elif "lora_" in name:
                 raise NotInFactors(f"{self._directory}: holds {name}, of an unknown kind")
             else:
-                whole[_AROUND.sub("", name)] = header
+                in_full[_AROUND.sub("", name)] = header
         own = [f"{module}.{kind}" for module in modules for kind in ("weight", "bias")]
-        self._names = counterparts([*whole, *own], self._base.headers)
-        self._found.stored = {self._named(name) or name: one for name, one in whole.items()}
+        self._names = counterparts([*in_full, *own], self._base.headers)
+        self._found.stored = {self._named(name) or name: one for name, one in in_full.items()}
         layers = [one for one in modules.items() if re.search(r"\.\d+\.", one[0])]
         self._ways = {self._way(module, parts) for module, parts in layers} - {None}
         for module, parts in modules.items():
@@ -236,7 +236,7 @@ class _Reader:
 
     @cached_property
     def _usual_way(self) -> bool:
-        """What square layers are, whose shapes do not say: as the others of the model's layers.
+        """Orientation of square layers, whose shapes do not tell: that of the model's other layers.
 
         Not just what the configuration says: PEFT saves one `fan_in_fan_out` for all, that of the
         layer that it came to last, which may be an `nn.Linear` beside GPT-2's `Conv1D`.
@@ -251,7 +251,7 @@ class _Reader:
         return bool(self._config.get("fan_in_fan_out"))
 
     def _way(self, module: str, parts: Parts) -> bool | None:
-        """Whether a layer stores its weight as (in, out); None where its shape does not say."""
+        """Whether a layer stores its weight as (in, out); None where its shape does not tell."""
         name = self._named(f"{module}.weight")
         if name is None or not {"lora_A", "lora_B"} <= parts.keys():
             return None
@@ -305,7 +305,7 @@ class _Reader:
         return (self._found.stored.get(name) or self._base.headers[name]).dtype not in FLOATS
 
     def _setting(self, pattern: str, default: str, module: str) -> float:
-        """What `rank_pattern` or `alpha_pattern` says of a module, by PEFT's rule, else for all."""
+        """Value of `rank_pattern` or `alpha_pattern` for a module, by PEFT's rule, else for all."""
         try:
             for key, value in (self._config.get(pattern) or {}).items():
                 if re.match(rf"(.*\.)?({key})$", module):
@@ -366,5 +366,4 @@ def _index(rows: list[int]) -> Tensor:
 def _torch_dtype(header: Header) -> Any:
     import torch
 
-    names = {"F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}
-    return names.get(header.dtype, torch.float32)
+    return getattr(torch, TORCH_NAMES.get(header.dtype, "float32"))

@@ -159,7 +159,7 @@ class Family:
         return all(self._config.get(name) is wanted for name, wanted in one.when)
 
     def _size(self, text: str, height: int) -> int | None:
-        """What a product such as `heads/kv_heads*head_dim` is; None where it is no whole number."""
+        """Value of a product such as `heads/kv_heads*head_dim`; None if it is not an integer."""
         for choice in text.split("|"):
             factors = re.findall(r"([*/]?)([^*/]+)", choice)
             found = [

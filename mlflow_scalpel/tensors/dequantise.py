@@ -86,15 +86,15 @@ def mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
     return values.flatten(-2).transpose(-1, -2).contiguous()
 
 
-def nvfp4(packed: Tensor, scale: Tensor, whole: Tensor) -> Tensor:
+def nvfp4(packed: Tensor, scale: Tensor, global_scale: Tensor) -> Tensor:
     """value = FP4 x the scale of its 16 x the scale of the tensor.
 
     Args:
         packed: (N, M / 2) uint8.
         scale: (N, M / 16) float8.
-        whole: one number, which multiplies.
+        global_scale: one number, which multiplies.
     """
-    return scaled(fp4(packed), scale.float() * whole.float().reshape(()))
+    return scaled(fp4(packed), scale.float() * global_scale.float().reshape(()))
 
 
 def unpacked(packed: Tensor, bits: int, axis: int) -> Tensor:

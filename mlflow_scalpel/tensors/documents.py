@@ -15,7 +15,7 @@ _LARGEST = 256 * 1024 * 1024  # bytes; a trainer's history of a million steps is
 def read_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
-    Raises ScalpelError that names the file where it cannot be read, is no JSON, or is something
+    Raises ScalpelError that names the file where it cannot be read, is not JSON, or is something
     else than an object.
     """
     try:
@@ -39,14 +39,14 @@ def read_object(file: Path) -> dict[str, Any]:
 CONFIG = "config.json"
 
 
-def read_config(directory: Path) -> Mapping[str, Any]:
-    """What config.json holds; empty where there is none, or it cannot be read.
+def read_config(directory: Path, name: str = CONFIG) -> Mapping[str, Any]:
+    """The content of config.json, or of another file; empty where there is none to read.
 
     Without it no tensor is cut and none is taken for tied: the weights are measured as they are
-    stored. Who needs the model itself is told by Transformers what is wrong with the file.
+    stored. Whoever opens the model gets the fault of the file from Transformers.
     """
     try:
-        config = json.loads((directory / CONFIG).read_bytes())
+        config = json.loads((directory / name).read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}

@@ -1,4 +1,4 @@
-"""What is known of families of models: `families.toml`, read once."""
+"""Knowledge about families of models: `families.toml`, read once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files of a model's directory hold which tensor, and the tensors, read one at a time."""
+"""The tensors of a model's directory: files, index, headers, and values read one at a time."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from mlflow_scalpel.tensors.documents import read_object
 from mlflow_scalpel.tensors.names import unwrapped
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -24,7 +26,15 @@ BITS = {
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4, "C64": 64,
     "I64": 64, "U64": 64, "I32": 32, "U32": 32, "I16": 16, "U16": 16, "I8": 8, "U8": 8, "BOOL": 8,
 }  # fmt: skip
-FLOATS = ("F64", "F32", "F16", "BF16")
+# PyTorch's names of the floating-point numbers that it computes with.
+TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+FLOATS = tuple(TORCH_NAMES)
+WEIGHTS = ".safetensors"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,16 @@ class Header:
     def bytes(self) -> int:
         """Bytes in the file."""
         return self.end - self.begin
+
+
+def read_stored_bytes(header: Header) -> NDArray[np.uint8]:
+    """The bytes of a stored tensor, (header.bytes,) uint8.
+
+    Read, not mapped: a mapped file that somebody cuts off meanwhile ends the process.
+    """
+    import numpy as np
+
+    return np.fromfile(header.file, np.uint8, count=header.bytes, offset=header.begin)
 
 
 def read_headers(file: Path) -> dict[str, Header]:
@@ -98,16 +118,8 @@ def _no_name_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-WEIGHTS = ".safetensors"
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
-
-
 def is_adapter(directory: Path) -> bool:
-    """Whether the directory holds a PEFT adapter (such as LoRA) and not a whole model."""
+    """Whether the directory holds a PEFT adapter (such as LoRA) and not a complete model."""
     return (directory / ADAPTER_CONFIG).is_file()
 
 
@@ -181,7 +193,7 @@ def weight_files(directory: Path) -> list[Path]:
         f"{directory}: holds {', '.join(file.name for file in own[:4])}"
         f"{' ...' if len(own) > 4 else ''} and neither {SINGLE} nor {INDEX}, so that it is not "
         "known which tensors the model has: it is still being written, was cut off, or holds the "
-        "shards of several processes; save the whole model with save_pretrained"
+        "shards of several processes; save the complete model with save_pretrained"
     )
 
 

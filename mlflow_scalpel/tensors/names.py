@@ -12,7 +12,7 @@ from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.tensors.families import data, pattern
 
 # torch.compile, DataParallel and DistributedDataParallel, activation checkpointing, FSDP, TRL's
-# value heads: parts of a name that say how the model was run, and nothing of what it is.
+# value heads: parts of a name that come from how the model was run.
 _WRAPPERS = frozenset(
     {
         "_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module",
@@ -22,6 +22,14 @@ _WRAPPERS = frozenset(
 _PEFT = "base_model.model."
 # Parts of a name that only say how deep in a larger model the language model is.
 _AROUND = frozenset({"model", "language_model", "transformer"})
+# Parts at the beginning of a name that say within what a language model stands: nothing, a model
+# with a head, or a model of images and texts. Versions of Transformers write them differently.
+_CONTAINERS = frozenset(
+    {
+        "model", "language_model", "text_model", "transformer", "base_model", "llm", "backbone",
+        "gpt_neox", "decoder", "thinker",
+    }
+)  # fmt: skip
 
 
 def unwrapped(name: str) -> str:
@@ -31,22 +39,12 @@ def unwrapped(name: str) -> str:
 
 
 def wrapping(names: Iterable[str]) -> str | None:
-    """What wraps the first name that is wrapped, as `_orig_mod.`; None where none is."""
+    """The wrapper of the first name that has one, as `_orig_mod.`; None where none has."""
     for name in names:
         if (bare := unwrapped(name)) != name:
             end = name.find(bare)
             return name[:end] if end > 0 else name
     return None
-
-
-# Parts at the beginning of a name that say within what a language model stands: nothing, a model
-# with a head, or a model of images and texts. Versions of Transformers write them differently.
-_CONTAINERS = frozenset(
-    {
-        "model", "language_model", "text_model", "transformer", "base_model", "llm", "backbone",
-        "gpt_neox", "decoder", "thinker",
-    }
-)  # fmt: skip
 
 
 def canonical(name: str) -> str:
@@ -68,19 +66,19 @@ def of_a_tower(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Location:
-    """Where in a model a tensor is."""
+    """The place of a tensor in a model."""
 
     layer: int | None
     """Of the language model, from 0 on; None outside of its layers."""
     path: str
-    """What follows the layer, as in `self_attn.q_proj.weight`; outside of the layers the name
-    without the parts that differ between versions of one model, as in `embed_tokens.weight`."""
+    """The rest of the name after the layer, as in `self_attn.q_proj.weight`; outside of the layers
+    the name without the parts that differ between versions, as in `embed_tokens.weight`."""
     kind: str = ""
     """`vision` in towers of images and sound, `extra` in predictors of further tokens."""
 
 
 def located(names: Iterable[str]) -> dict[str, Location]:
-    """Where each tensor of one model is, by its name, in their order.
+    """The place of each tensor of one model, by its name, in their order.
 
     A model may have several stacks of layers, and one of them is the language model's. What stands
     before it (`model.`, `model.language_model.`, `language_model.model.`, `transformer.`) is taken
@@ -138,7 +136,7 @@ def _stacked() -> re.Pattern[str]:
 
 
 def _language_stack(prefixes: Iterable[str]) -> str | None:
-    """What stands before the layers of the language model, of what stands before any layers."""
+    """The prefix of the language model's layers, among the prefixes of all stacks of layers."""
     language = re.compile(rf"(?:{data()['layers']['language']})$")
     counts = Counter(prefixes)
 
@@ -151,7 +149,7 @@ def _language_stack(prefixes: Iterable[str]) -> str | None:
 
 
 def _beside(stack: str, prefixes: Collection[str]) -> tuple[str, ...]:
-    """What stands before stacks beside a language model that is named as such, with a dot."""
+    """Prefixes, with a dot, of stacks beside a language model that is named as such."""
     named = re.compile(rf"(?:.*\.)?(?:{data()['layers']['named']})(?=\.|$)").match(stack)
     if named is None:
         return ()
@@ -218,8 +216,8 @@ def select(names: Iterable[str], layers: str | None, modules: Sequence[str] | No
     ]
     # A module may be in some layers only, as in a mixture of experts after dense layers.
     found_in = {part for name in chosen for part in parts[name][1]}
-    if lacking := [module for module in modules or () if module not in found_in]:
-        raise ScalpelError(f"modules = {lacking[0]}: is in none of the layers {layers}")
+    if absent := [module for module in modules or () if module not in found_in]:
+        raise ScalpelError(f"modules = {absent[0]}: is in none of the layers {layers}")
     return chosen
 
 

@@ -75,7 +75,7 @@ def places(headers: Mapping[str, Header], config: Mapping[str, Any]) -> dict[Pla
     """Every weight of a model by its place, sorted by `in_order`.
 
     Each element of a floating-point tensor is in one piece and no more, but for buffers that are
-    computed from the configuration (`inv_freq`). Whole numbers that are no codes of quantised
+    computed from the configuration (`inv_freq`). Whole numbers that are not codes of quantised
     weights are left out.
 
     Args:
@@ -137,7 +137,7 @@ def _cut(where: Location, header: Header, family: Family) -> Iterator[tuple[str,
 def _short(path: str) -> str:
     """`self_attn.q_proj` as `q_proj`, `mlp.experts.3.w1` as `experts.3.gate_proj`.
 
-    A name that a layer may have twice stays a path: `self_attn.gate_proj`, `cross_attn.q_proj`.
+    A name that a layer may have twice is left a path: `self_attn.gate_proj`, `cross_attn.q_proj`.
     """
     if match := _EXPERT.search(path):
         before, last = path[: match.start()], match[2]
@@ -185,7 +185,7 @@ def tied_head(
         return None
     head = _first(pieces, "head")
     if head is None:
-        return ((None, "lm_head"), embeddings) if _ties(config) else None
+        return ((None, "lm_head"), embeddings) if ties_embeddings(config) else None
     one, other = pieces[head], pieces[embeddings]
     if one.shape != other.shape:
         return None
@@ -202,12 +202,13 @@ def _first(pieces: Mapping[Place, Piece], which: str) -> Place | None:
     return None
 
 
-def _ties(config: Mapping[str, Any]) -> bool:
+def ties_embeddings(config: Mapping[str, Any], *, silent: bool = False) -> bool:
+    """Whether config.json ties output and input embeddings; `silent` where it does not tell."""
     inner = config.get("text_config")
-    said = config.get("tie_word_embeddings")
-    if said is None and isinstance(inner, Mapping):
-        said = inner.get("tie_word_embeddings")
-    return said is True
+    tied = config.get("tie_word_embeddings")
+    if tied is None and isinstance(inner, Mapping):
+        tied = inner.get("tie_word_embeddings")
+    return silent if tied is None else tied is True
 
 
 def _same_bits(first: Tensor, second: Tensor) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.tensors.documents import CONFIG, read_config
 from mlflow_scalpel.tensors.files import FLOATS, Header, TensorFiles
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 _FP8 = ("F8_E4M3", "F8_E5M2")
 _NARROW = (*_FP8, "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F6_E2M3", "F6_E3M2", "F4")
-# Tensors that say how activations are quantised, or how others are packed: of no model's weights.
+# Tensors about how activations are quantised, or how others are packed; not weights.
 _AUXILIARY = (
     ".input_scale", ".output_scale", ".activation_scale", ".k_scale", ".v_scale", ".kv_scale",
     ".q_scale", ".prob_scale", ".weight_format", ".input_zero_point", ".output_zero_point",
@@ -71,7 +72,7 @@ class FloatTensors:
 
     @property
     def as_stored(self) -> bool:
-        """Whether files and model say the same: nothing is quantised, and no prefix came off."""
+        """Whether the files hold the model as it is: not quantised, and without prefixes."""
         return not self.quantised and all(
             header.stored_name == name for name, header in self.files.headers.items()
         )
@@ -169,10 +170,10 @@ class FloatTensors:
         if state is None or not self._has(f"{name}.absmax", f"{name}.quant_map"):
             return set()
         parts = {one for one in self.files.headers if one.startswith(f"{name}.")} | {name}
-        said = json.loads(bytes(self.files.read(state).tolist()))
-        shape, block = tuple(map(int, said["shape"])), int(said["blocksize"])
-        size = int(said.get("nested_blocksize") or 1)
-        offset = float(said.get("nested_offset") or 0.0)
+        values = json.loads(bytes(self.files.read(state).tolist()))
+        shape, block = tuple(map(int, values["shape"])), int(values["blocksize"])
+        size = int(values.get("nested_blocksize") or 1)
+        offset = float(values.get("nested_offset") or 0.0)
 
         def read() -> Tensor:
             get = self.files.read
@@ -295,22 +296,22 @@ class FloatTensors:
         stem = name.removesuffix("_packed")
         scale = f"{stem}_scale"
         second, divisor = f"{stem}_scale_2", f"{stem}_global_scale"
-        whole = next((one for one in (second, divisor) if self._has(one)), None)
+        global_scale = next((one for one in (second, divisor) if self._has(one)), None)
         if header.dtype != "U8" or len(header.shape) < 2 or not self._has(scale):
             return set()
-        if (self.files.headers[scale].dtype == "F8_E4M3") != (whole is not None):
+        if (self.files.headers[scale].dtype == "F8_E4M3") != (global_scale is not None):
             return set()
-        if whole is None and (stem == name or self.files.headers[scale].dtype != "U8"):
+        if global_scale is None and (stem == name or self.files.headers[scale].dtype != "U8"):
             return set()
 
         def read() -> Tensor:
             packed, scales = self.files.read(name), self.files.read(scale)
-            if whole is None:
+            if global_scale is None:
                 return scaled(fp4(packed), scales)
-            one = self.files.read(whole).float()
-            return nvfp4(packed, scales, one if whole == second else 1.0 / one)
+            one = self.files.read(global_scale).float()
+            return nvfp4(packed, scales, one if global_scale == second else 1.0 / one)
 
-        parts = {name, scale, *([whole] if whole else [])}
+        parts = {name, scale, *([global_scale] if global_scale else [])}
         self._add(stem, (*header.shape[:-1], 2 * header.shape[-1]), read, *parts)
         return parts
 
@@ -372,9 +373,9 @@ class FloatTensors:
 
 
 def _quantization_of(directory: Path) -> Mapping[str, Any]:
-    """What config.json says of quantisation; nothing where it says nothing or is not readable."""
-    for said in _configs(directory):
-        for place in (said, said.get("text_config")):
+    """The settings of quantisation in config.json; empty where there are none to read."""
+    for content in _configs(directory):
+        for place in (content, content.get("text_config")):
             if isinstance(place, dict):
                 found = place.get("quantization_config") or place.get("compression_config")
                 if isinstance(found, dict):
@@ -382,11 +383,7 @@ def _quantization_of(directory: Path) -> Mapping[str, Any]:
     return {}
 
 
-def _configs(directory: Path) -> Iterator[dict[str, Any]]:
-    for name in ("config.json", "quantize_config.json", "hf_quant_config.json"):
-        try:
-            said = json.loads((directory / name).read_bytes())
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(said, dict):
-            yield said if name == "config.json" else {"quantization_config": said}
+def _configs(directory: Path) -> Iterator[Mapping[str, Any]]:
+    for name in (CONFIG, "quantize_config.json", "hf_quant_config.json"):
+        if content := read_config(directory, name):
+            yield content if name == CONFIG else {"quantization_config": content}

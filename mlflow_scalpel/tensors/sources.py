@@ -1,4 +1,4 @@
-"""Where the tensors of one model are in another, whichever way each of the two stores them."""
+"""The tensors of one model in another, whichever way each of the two stores them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Tensors(Protocol):
 
 
 def sources(names: Iterable[str], after: Tensors, before: Tensors) -> dict[str, Source]:
-    """Where each tensor of a checkpoint is in its base.
+    """The place of each tensor of a checkpoint in its base.
 
     Raises ScalpelError for one that the base does not have, or has in another shape.
     """

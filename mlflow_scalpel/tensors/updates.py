@@ -26,7 +26,7 @@ class Change(ABC):
         """Rows of D, (n, C) float64, given the same rows of W_0 as (n, C) float64."""
 
     def bound(self, w0: Tensor) -> Change:
-        """The same, with what it takes of the whole W_0, (R, C) of any floating dtype, known."""
+        """The same, with all that it needs of W_0, (R, C) of any floating dtype, computed."""
         return self
 
     def cut(self, cut: Cut) -> Change | None:
@@ -93,7 +93,7 @@ class Dora(Change):
     """The dimension of W_0 that the outputs are in: 0 as in `nn.Linear`, 1 as in GPT-2."""
 
     def rows(self, w0: Tensor, at: slice) -> Tensor:
-        """Not known without the whole of W_0: raises ValueError."""
+        """Not known without all of W_0: raises ValueError."""
         raise ValueError("the norms of W_0 are not known; use bound")
 
     def bound(self, w0: Tensor) -> Change:

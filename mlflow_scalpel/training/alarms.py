@@ -15,7 +15,7 @@ kl_runaway           `kl`, or the largest `kl/all_tokens/...`, / threshold
 generator_mismatch   `sampling/sampling_logp_difference/mean` / threshold
 ==================== ============================================================================
 
-A step that lacks a key is passed over by the rules that read it. A rule that compares has no level
+Rules pass over a step without the key that they read. A rule that compares has no level
 until there is something to compare with: twice the window, for those with the first window.
 """
 
@@ -36,7 +36,7 @@ ENDLESS = (
     "learned to or because the token that it ends with is not an end token (eos_token of the "
     "recipe)"
 )
-_MOST = 1000.0  # a level beyond it (a division by 0) is shown as this
+_HIGHEST_LEVEL = 1000.0  # shown for any above it (a division by 0)
 _FINITE = ("loss", "grad_norm", "reward")
 _MEANS = (
     "frac_reward_zero_std",
@@ -64,7 +64,7 @@ class Alarm:
 class AlarmMonitor:
     """Sees the logs of a run step by step, and says which alarms they raise.
 
-    The same logs in the same order always give the same levels: a run that is taken up is shown
+    The same logs in the same order always give the same levels: a run that is resumed is shown
     its history again.
     """
 
@@ -95,20 +95,20 @@ class AlarmMonitor:
             self._with_finished += cut < 1.0
         self.levels, raised = {}, []
         for name, level, message in self._rules(logs):
-            self.levels[f"{PREFIX}{name}"] = min(level, _MOST)
+            self.levels[f"{PREFIX}{name}"] = min(level, _HIGHEST_LEVEL)
             if level >= 1.0 and name not in self._raised:
                 self._raised.add(name)
                 raised.append(Alarm(name, step, message))
         return raised
 
     def unfinished(self) -> str | None:
-        """What to say where no completion has ended so far, and no alarm has said it."""
+        """A warning where no completion has ended so far and no alarm covers it."""
         if not self._with_completions or self._with_finished or "truncation" in self._raised:
             return None
         return f"no completion of {self._with_completions} logged steps ended: {ENDLESS}"
 
     def _rules(self, logs: Mapping[str, float]) -> Iterator[tuple[AlarmName, float, str]]:
-        """Name, level and what is said of it, of each rule that has a level now."""
+        """Name, level and message of each rule that has a level now."""
         limits = self.settings
         yield from self._not_finite(logs)
         same = self._mean("frac_reward_zero_std", logs)

@@ -20,7 +20,7 @@ NOT_TRL = {
     "freeze",
 }
 
-_PATIENCE = 7200  # seconds that the other processes wait while the main one measures
+_TIMEOUT = 7200  # seconds that the other processes wait while the main one measures
 
 
 def sft_fields(recipe: SftRecipe, output: Path, rows: int) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def sft_fields(recipe: SftRecipe, output: Path, rows: int) -> dict[str, Any]:
         **_shared_fields(recipe, output, total_steps(recipe, rows)),
         "completion_only_loss": recipe.train.loss_on == "completion",
         "include_num_input_tokens_seen": "non_padding",  # GRPO's trainer counts them by itself
-        # TRL's defaults, said because they have changed between versions.
+        # TRL's defaults, stated because they have changed between versions.
         "assistant_only_loss": False,
         "loss_type": "nll",
         "packing": False,
@@ -39,11 +39,10 @@ def sft_fields(recipe: SftRecipe, output: Path, rows: int) -> dict[str, Any]:
 
 def grpo_fields(recipe: GrpoRecipe, output: Path, rows: int) -> dict[str, Any]:
     """Keyword arguments of `trl.GRPOConfig` for a recipe and a data set of `rows` rows."""
-    weights = [weight for _, weight in reward_weights(recipe)]
     return {
         **_shared_fields(recipe, output, total_steps(recipe, rows)),
-        "reward_weights": weights,
-        # TRL's defaults, said because they have changed between versions: without them GRPO is
+        "reward_weights": [one for one in recipe.reward_weights.values() if one > 0],
+        # TRL's defaults, stated because they have changed between versions: without them GRPO is
         # another algorithm.
         "cast_lm_head_to_fp32": False,
         "delta": None,
@@ -60,11 +59,6 @@ def grpo_fields(recipe: GrpoRecipe, output: Path, rows: int) -> dict[str, Any]:
         "vllm_model_impl": "vllm",
         "vllm_server_host": HOST,
     }
-
-
-def reward_weights(recipe: GrpoRecipe) -> list[tuple[str, float]]:
-    """Name and weight of each reward that the recipe uses."""
-    return [(name, weight) for name, weight in recipe.rewards.model_dump().items() if weight > 0]
 
 
 def sequences_a_step(recipe: TrainingRecipe) -> int:
@@ -116,14 +110,14 @@ def _shared_fields(recipe: TrainingRecipe, output: Path, steps: int) -> dict[str
         "run_name": recipe.name,
         "save_strategy": "steps",
         "save_steps": recipe.checkpoints.save_steps(steps),
-        "save_total_limit": None,  # the trainer would drop a checkpoint before the next is whole
+        "save_total_limit": None,  # the trainer would drop one before the next is complete
         "dataloader_drop_last": True,  # every step has the same number of sequences
         "dataloader_pin_memory": not on_cpu,
         "use_cpu": on_cpu,
         "gradient_checkpointing_kwargs": (
             {"use_reentrant": False} if recipe.train.gradient_checkpointing else None
         ),
-        "ddp_timeout": _PATIENCE,
+        "ddp_timeout": _TIMEOUT,
         "logging_nan_inf_filter": False,  # else a loss of NaN is logged as if it were not
         "report_to": "none",  # the callback tells MLflow, without waiting for it
         "disable_tqdm": True,

@@ -1,4 +1,4 @@
-"""Logs each checkpoint the moment it is saved, and measures it against the base right there."""
+"""Logs each checkpoint as soon as it is saved, and measures it against the base at once."""
 
 from __future__ import annotations
 
@@ -27,27 +27,20 @@ from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import GROUPS
 from mlflow_scalpel.recipes.training import GrpoRecipe, TrainingRecipe
 from mlflow_scalpel.training.alarms import AlarmMonitor
-from mlflow_scalpel.training.arguments import problems_a_step, sequences_a_step
-from mlflow_scalpel.training.cost import (
-    UNITS,
-    Cost,
-    Multiplied,
-    generations,
-    multiplied,
-    run_flops,
-)
+from mlflow_scalpel.training.base import OpenBase, log_probe
+from mlflow_scalpel.training.cost import UNITS, CostMeter
 from mlflow_scalpel.training.freezing import METRIC, UNIT, changed_elements, complaint
-from mlflow_scalpel.training.heatmap import heatmap_image
 from mlflow_scalpel.training.journal import Journal, numbers
-from mlflow_scalpel.training.resume_point import Past, keep_newest
-from mlflow_scalpel.training.session import OpenBase, log_probe
+from mlflow_scalpel.training.resume_point import ResumePoint, keep_newest
 
 if TYPE_CHECKING:
-    from mlflow_scalpel.training.rewards import Rewards  # needs math-verify, which SFT does not
+    from mlflow_scalpel.training.rewards.monitor import (
+        RewardMonitor,
+    )  # needs math-verify, which SFT does not
 
 
 class BarrierCallback(TrainerCallback):
-    """Has no process go on from a save before every one has written its part of the checkpoint.
+    """Holds every process at a save until all have written their part of the checkpoint.
 
     Else the main one logs, and drops the checkpoint before, while the others still write.
     """
@@ -66,10 +59,10 @@ class BarrierCallback(TrainerCallback):
 
 
 class CheckpointCallback(TrainerCallback, ExportableState):
-    """One LoggedModel, one registered version and one set of measurements a saved checkpoint.
+    """One LoggedModel, one registered version and one set of measurements per saved checkpoint.
 
-    Acts in the main process only. Step 0 is the base, measured like every checkpoint. All that
-    MLflow is told goes by way of a uploader: training waits for no server.
+    Acts in the main process only. Step 0 is the base, measured like every checkpoint. Everything
+    goes to MLflow by way of an uploader: training waits for no server.
     """
 
     def __init__(
@@ -83,8 +76,8 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         algorithm: str,
         problems: int,
         frozen: list[str],
-        past: Past,
-        rewards: Rewards | None = None,
+        resumed: ResumePoint,
+        rewards: RewardMonitor | None = None,
     ) -> None:
         self._recipe = recipe
         self._base = base
@@ -92,21 +85,19 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         self._journal = journal
         self._run_id = run_id
         self._algorithm = algorithm
-        self._problems = problems
         self._frozen = frozen
-        self._past = past
+        self._resumed = resumed
         self._rewards = rewards
+        self._meter = CostMeter(recipe, problems, rewards)
         self._learning_rate_sum = 0.0
-        self._steps = self._tokens = 0
-        self._multiplied = Multiplied(0, 0)
-        self._began = self._measuring = 0.0
+        self._steps = 0
         self._logs_of_save: dict[str, float] = {}
         self._uploads: dict[int, Upload] = {}
         self._lost: dict[int, str] = {}
-        self._tables = [] if past.table is None else [past.table]
-        self._summary = list(past.summary)
+        self._tables = [] if resumed.table is None else [resumed.table]
+        self._summary = list(resumed.summary)
         self._unidentified = False
-        self._watch = AlarmMonitor(recipe.alarms) if isinstance(recipe, GrpoRecipe) else None
+        self._monitor = AlarmMonitor(recipe.alarms) if isinstance(recipe, GrpoRecipe) else None
 
     def on_train_begin(
         self,
@@ -116,28 +107,27 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         model: Any = None,
         **kwargs: Any,
     ) -> None:
-        self._began = time.monotonic()
-        self._multiplied = multiplied(model)
+        self._meter.begin(model)
         self._steps = state.max_steps
         if state.global_step > 0:
             self._restore(state)
         if not state.is_world_process_zero:
             return
-        if self._multiplied.unknown:
-            said = f"cost/flops is too high: {'; '.join(self._multiplied.notes)}"
-            self._journal.warnings({"flops": said}, self._run_id)
-        if self._watch is not None:
-            for entry in state.log_history:  # of a run that is taken up
-                self._watch.see(int(entry["step"]), entry)
+        if self._meter.size.unknown:
+            message = f"cost/flops is too high: {'; '.join(self._meter.size.notes)}"
+            self._journal.warnings({"flops": message}, self._run_id)
+        if self._monitor is not None:
+            for entry in state.log_history:  # of a run that is resumed
+                self._monitor.see(int(entry["step"]), entry)
         for probe in self._comparison.probes:
             log_probe(probe)
-        self._tokens = state.num_input_tokens_seen
-        if not self._is_measured(0):
+        self._meter.tokens_seen = state.num_input_tokens_seen
+        if not self._resumed.is_measured(0):
             self._measure(self._base.directory, 0)
-        if state.global_step > 0 and not self._is_measured(state.global_step):
+        if state.global_step > 0 and not self._resumed.is_measured(state.global_step):
             # The kill came between the save and what is done with it.
             self._logs_of_save = self._unsent_logs(state)
-            self._take_in(_directory(args, state), state)
+            self._log_and_measure(_directory(args, state), state)
 
     def on_optimizer_step(
         self,
@@ -162,8 +152,8 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         if not state.is_world_process_zero:
             return
         values = numbers(logs or {}, state)
-        fatal = self._look_out(values, step)
-        if step <= self._past.logged_until:
+        fatal = self._check_alarms(values, step)
+        if step <= self._resumed.logged_until:
             return
         if control.should_save and fatal is None:
             self._logs_of_save = values  # logged in a moment, with the checkpoint's model
@@ -183,7 +173,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
             waiting = self._journal.uploader.waiting_checkpoints()
             in_place = [Path(entry.source) for entry in waiting if not entry.snapshot]
             keep_newest(Path(str(args.output_dir)), self._recipe.checkpoints.keep_local, in_place)
-            self._take_in(_directory(args, state), state)
+            self._log_and_measure(_directory(args, state), state)
 
     def on_train_end(
         self,
@@ -195,84 +185,79 @@ class CheckpointCallback(TrainerCallback, ExportableState):
         if not state.is_world_process_zero:
             return
         self._journal.uploader.drain()
-        self._tell_losses()
+        self._warn_of_lost()
         if self._unidentified:  # now every model is known
             self._journal.table(self._table())
         self._journal.uploader.drain()
-        if self._lost and len(self._lost) == len(self._uploads) and not self._past.stored:
+        if self._lost and len(self._lost) == len(self._uploads) and not self._resumed.stored:
             raise ScalpelError(lost_message(self._lost, 0))
 
-    def _tell_losses(self) -> None:
+    def _warn_of_lost(self) -> None:
         """Warn on the run of the checkpoints that could not be stored so far."""
         self._lost = failed_uploads(self._uploads)
         if self._lost:
-            stored = len(self._uploads) - len(self._lost) + len(self._past.stored)
+            stored = len(self._uploads) - len(self._lost) + len(self._resumed.stored)
             self._journal.warnings({LOST_WARNING: lost_message(self._lost, stored)}, self._run_id)
 
     def state(self) -> dict[str, Any]:
         """What the trainer keeps in a checkpoint's trainer_state.json for this callback."""
         return {
             "learning_rate_sum": self._learning_rate_sum,
-            "tokens_generated": self._rewards.tokens_generated if self._rewards else 0,
-            "wall_seconds": time.monotonic() - self._began,
-            "measuring_seconds": self._measuring,
+            **self._meter.state(),
         }
 
     def _restore(self, state: TrainerState) -> None:
         saved: Any = state.stateful_callbacks  # name of the class -> what `state` gave
         kept: dict[str, Any] = saved[type(self).__name__]
         self._learning_rate_sum = kept["learning_rate_sum"]
-        self._began -= kept["wall_seconds"]
-        self._measuring = kept["measuring_seconds"]
-        if self._rewards:
-            self._rewards.tokens_generated = kept["tokens_generated"]
+        self._meter.restore(kept)
 
     def _unsent_logs(self, state: TrainerState) -> dict[str, float]:
         """What was logged at the step of this checkpoint, where MLflow does not have it."""
-        if state.global_step <= self._past.logged_until:
+        if state.global_step <= self._resumed.logged_until:
             return {}
         logs = next(
             (entry for entry in state.log_history if entry["step"] == state.global_step), {}
         )
         return numbers({key: value for key, value in logs.items() if key != "step"}, state)
 
-    def _take_in(self, directory: Path, state: TrainerState) -> None:
+    def _log_and_measure(self, directory: Path, state: TrainerState) -> None:
         """Log the checkpoint of this step, and measure it."""
         step = state.global_step
-        self._tokens = state.num_input_tokens_seen
+        self._meter.tokens_seen = state.num_input_tokens_seen
         started = time.monotonic()
-        if step not in self._past.stored:
+        if step not in self._resumed.stored:
             self._uploads[step] = self._log(directory, step)
         if self._logs_of_save:
             self._journal.metrics(self._logs_of_save, step, self._uploads.get(step))
             self._logs_of_save = {}
-        self._measuring += time.monotonic() - started
-        if not self._is_measured(step):
+        self._meter.measuring += time.monotonic() - started
+        if not self._resumed.is_measured(step):
             self._measure(directory, step)
         if self._recipe.checkpoints.best is not None:
             self._journal.best(self._recipe.checkpoints.best, self._recipe.checkpoints.best_is)
-        self._tell_losses()
-        said = self._rewards.warnings() if self._rewards else {}
-        if self._watch is not None:
-            said["unfinished"] = self._watch.unfinished() if step == self._steps else None
-        self._journal.warnings(said, self._run_id)
+        self._warn_of_lost()
+        warnings = self._rewards.warnings() if self._rewards else {}
+        if self._monitor is not None:
+            warnings["unfinished"] = self._monitor.unfinished() if step == self._steps else None
+        self._journal.warnings(warnings, self._run_id)
 
-    def _look_out(self, values: dict[str, float], step: int) -> str | None:
-        """Name what goes wrong, with levels among the values; what the run is to fail with."""
-        if self._watch is None:
+    def _check_alarms(self, values: dict[str, float], step: int) -> str | None:
+        """Warn of what goes wrong, add the levels to the values; what the run is to fail with."""
+        if self._monitor is None:
             return None
         fatal = None
-        for alarm in self._watch.see(step, values):
+        for alarm in self._monitor.see(step, values):
             print(f"WARNING: {alarm.name} at step {step}: {alarm.message}", flush=True)
             self._journal.tags(alarm.tag)
-            if fatal is None and alarm.name in self._watch.settings.stop:
-                stored = (one for one in (*self._uploads, *self._past.stored) if one < step)
+            if fatal is None and alarm.name in self._monitor.settings.stop:
+                stored = (one for one in (*self._uploads, *self._resumed.stored) if one < step)
                 fatal = (
                     f"{alarm.name} at step {step}: {alarm.message}. The recipe stops the run at it "
                     "(alarms.stop); the last checkpoint before it is that of step "
                     f"{max(stored, default=0)}"
                 )
-        values |= self._watch.levels
+        values |= self._monitor.levels
         return fatal
 
     def _log(self, directory: Path, step: int) -> Upload:
@@ -300,37 +285,33 @@ class CheckpointCallback(TrainerCallback, ExportableState):
             trainer_state=checkpoints.trainer_state,
         )
 
-    def _is_measured(self, step: int) -> bool:
-        return self._past.table is not None and step in set(self._past.table["step"])
-
     def _measure(self, directory: Path, step: int) -> None:
         """Measure one checkpoint, and log the summary, the picture and the table so far."""
         started = time.monotonic()
-        checkpoint = MeasuredModel(
+        model = MeasuredModel(
             directory, "", "", step, self._run_id, self._algorithm, self._learning_rate_sum
         )
-        measured = self._comparison.measure(checkpoint, without=self._left_out(step))
-        if checkpoint in self._comparison.tokens:
-            self._journal.tokens(self._comparison.tokens[checkpoint], step)
+        measured = self._comparison.measure(model, without=self._left_out(step))
+        if model in self._comparison.tokens:
+            self._journal.tokens(self._comparison.tokens[model], step)
         summary = summarise(measured)
-        image = heatmap_image(measured, step, self._recipe.heatmap_maximum)
-        self._journal.image(image, "weights/relative_frobenius", step)
+        self._journal.heatmap(measured, step, self._recipe.heatmap_maximum)
         frozen = self._frozen if step > 0 else []  # step 0 is the base itself
         changed = changed_elements(self._base.directory, directory, frozen)
         if self._frozen:
             summary[METRIC] = float(sum(changed.values()))
-        fatal = self._look_out(summary, step)
-        cost = self._cost(step, self._measuring + time.monotonic() - started).metrics()
+        fatal = self._check_alarms(summary, step)
+        cost = self._meter.cost(step, also_measuring=time.monotonic() - started).metrics()
         probes = {probe.name: (probe.name, probe.digest) for probe in self._comparison.probes}
         measured_on = {
             key: probes[key.rsplit("/", 1)[1]] for key in summary if key.startswith("kl/")
         }
-        model = self._uploads.get(step) or (self._base.model_id if step == 0 else None)
-        self._journal.metrics({**summary, **cost}, step, model, measured_on)
+        logged = self._uploads.get(step) or (self._base.model_id if step == 0 else None)
+        self._journal.metrics({**summary, **cost}, step, logged, measured_on)
         self._summary.append({"step": step, "algorithm": self._algorithm, **summary, **cost})
         self._journal.summary(self._summary)
-        told = ("kl/all_tokens", "weights/relative_frobenius/mean")
-        shown = [f"{name} {value:.3g}" for name, value in summary.items() if name.startswith(told)]
+        printed = ("kl/all_tokens", "weights/relative_frobenius/mean")
+        shown = [f"{key} {value:.3g}" for key, value in summary.items() if key.startswith(printed)]
         print(f"step {step}/{self._steps}: {'  '.join(shown)}", flush=True)
         self._tables += [measured, self._count_table(cost, step)]
         if self._frozen:
@@ -338,7 +319,7 @@ class CheckpointCallback(TrainerCallback, ExportableState):
             self._tables.append(self._count_table(counted, step, n=len(self._frozen)))
         self._journal.table(table := self._table())
         self._journal.warnings({"not_measured": unmeasured(table)}, self._run_id)
-        self._measuring += time.monotonic() - started
+        self._meter.measuring += time.monotonic() - started
         if fatal is not None:
             raise ScalpelError(fatal)
         if changed:  # once it is on record
@@ -357,30 +338,13 @@ class CheckpointCallback(TrainerCallback, ExportableState):
     def _table(self) -> pd.DataFrame:
         """All rows so far, with the model of each step as far as it is known."""
         table = pd.concat(self._tables, ignore_index=True)
-        known = {0: (self._base.model_id, self._base.digest), **self._past.stored}
+        known = {0: (self._base.model_id, self._base.digest), **self._resumed.stored}
         for step, upload in self._uploads.items():
             known[step] = (upload.model_id or "", upload.digest or "")
         self._unidentified = any("" in names for names in known.values())
         for step, (model_id, digest) in known.items():
             table.loc[table["step"] == step, ["model_id", "model_digest"]] = model_id, digest
         return table
-
-    def _cost(self, step: int, measuring_seconds: float) -> Cost:
-        # The rewards see this process's share of the completions, and every share is as large.
-        generated = self._rewards.tokens_generated * self._recipe.processes if self._rewards else 0
-        batches = generations(self._recipe, step)
-        # GRPO's trainer counts a batch when it generates it, however often it is trained on.
-        trained = round(self._tokens * step / batches) if batches else self._tokens
-        read = self._tokens if self._rewards else 0
-        return Cost(
-            sequences=step * sequences_a_step(self._recipe),
-            unique_problems=min(batches * problems_a_step(self._recipe), self._problems),
-            tokens_trained=trained,
-            tokens_generated=generated,
-            flops=run_flops(self._recipe, self._multiplied, trained, read, generated),
-            wall_seconds=time.monotonic() - self._began,
-            measuring_seconds=measuring_seconds,
-        )
 
     def _count_table(
         self, counts: dict[str, float], step: int, n: int | None = None

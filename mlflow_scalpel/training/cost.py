@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 import os
 import platform
+import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlflow_scalpel.recipes.training import GrpoRecipe, GrpoTrain, TrainingRecipe
-from mlflow_scalpel.training.freezing import elements
-from mlflow_scalpel.training.mixtures import mixtures_of
+from mlflow_scalpel.recipes.training import GrpoRecipe, TrainingRecipe
+from mlflow_scalpel.training.arguments import problems_a_step, sequences_a_step
+from mlflow_scalpel.training.flops import Multiplied, multiplied, run_flops
+
+if TYPE_CHECKING:
+    from mlflow_scalpel.training.rewards.monitor import RewardMonitor
 
 
 @dataclass(frozen=True)
@@ -47,128 +52,72 @@ UNITS = {
 }
 
 
-@dataclass(frozen=True)
-class Multiplied:
-    """The parameters that each token is multiplied with."""
-
-    parameters: int
-    """N, the head's among them."""
-    head: int
-    """H, those of the output embedding: TRL's GRPO makes logits of completions only."""
-    notes: tuple[str, ...] = ()
-    """What must be said of a mixture of experts."""
-    unknown: bool = False
-    """Whether a mixture's experts all count because how many run is not known."""
-
-
-def multiplied(model: Any) -> Multiplied:
-    """N = all parameters - look-ups (embeddings) - experts that do not run + a tied head.
-
-    A head that is tied to the input embedding is one matrix in memory, and a product with it all
-    the same: it counts once, tied or not. Of a mixture's routed experts as many count as one token
-    runs through (`mixtures_of`); shared experts count whole. Norms and biases are counted as if
-    they were matrices, which is next to nothing.
-    """
-    from torch.nn import Embedding
-
-    mixtures = mixtures_of(model)
-    shares = {name: one.share for one in mixtures for name in one.parameters}
-    head = model.get_output_embeddings()
-    look_ups = {id(one.weight) for one in model.modules() if isinstance(one, Embedding)}
-    look_ups -= {id(head.weight)} if head is not None else set()
-    total = sum(
-        shares.get(name, 1.0) * elements(weight)
-        for name, weight in model.named_parameters()  # a tied matrix once
-        if id(weight) not in look_ups
-    )
-    return Multiplied(
-        round(total),
-        0 if head is None else elements(head.weight),
-        tuple(dict.fromkeys(one.note for one in mixtures if one.note is not None)),
-        any(one.unknown for one in mixtures),
-    )
-
-
-def multiplied_parameters(model: Any) -> int:
-    """N of `multiplied`."""
-    return multiplied(model).parameters
-
-
-def estimate_flops(
-    size: Multiplied,
-    tokens_trained: float,
-    *,
-    tokens_sampled: float = 0.0,
-    tokens_scored: float = 0.0,
-    completions: float = 1.0,
-    checkpointing: bool = False,
-) -> float:
-    """FLOPs of a run: the usual 2 N a token and forward pass, 4 N a backward pass (2001.08361).
-
-        2 N (3 tokens_trained + tokens_sampled + tokens_scored)
-        + 2 (N - H) tokens_trained    with gradient checkpointing, which runs the layers again
-                                      (but for the last product of each: 6 % too much in all)
-
-    Attention's own products are left out, which are small where sequences are much shorter than 12
-    times the hidden size; so are padding, evaluations and measuring. Frozen weights count as
-    trained ones, though they need a third less.
-
-    Args:
-        size: N and H, by `multiplied`.
-        tokens_trained: that go forward and backward, prompts included; as often as they do.
-        tokens_sampled: of generation, prompts included, which are read for each completion.
-        tokens_scored: of forward passes without a backward one, prompts included: `scoring_passes`.
-        completions: share of the tokens that are the completions'. GRPO makes logits of them alone,
-            so H counts for this share of all tokens; 1 in SFT.
-        checkpointing: whether activations are computed a second time.
-    """
-    forward = 3.0 * tokens_trained + tokens_sampled + tokens_scored
-    layers = size.parameters - size.head
-    again = tokens_trained if checkpointing else 0.0
-    return 2.0 * layers * (forward + again) + 2.0 * size.head * completions * forward
-
-
-def scoring_passes(train: GrpoTrain) -> int:
-    """Forward passes over each generated batch besides the training's own, as TRL 1.16 makes them.
-
-    One of the reference model where `beta` is above 0, and one of the policy as it was when it
-    generated, where a batch serves several steps (`num_iterations` above 1) or vLLM's sampling is
-    corrected for.
-    """
-    corrected = train.use_vllm and train.vllm_importance_sampling_correction
-    return int(train.beta > 0.0) + int(train.num_iterations > 1 or corrected)
-
-
-def run_flops(
-    recipe: TrainingRecipe, size: Multiplied, tokens_trained: float, read: float, written: float
-) -> float:
-    """`estimate_flops` of a recipe's run, of which `plan` knows the tokens before, a run after.
-
-    Args:
-        recipe: says which passes there are.
-        size: of the model.
-        tokens_trained: as in `estimate_flops`.
-        read: tokens of all generated batches, prompts and completions; 0 in SFT.
-        written: those of the completions.
-    """
-    checkpointing = recipe.train.gradient_checkpointing
-    if not isinstance(recipe, GrpoRecipe):
-        return estimate_flops(size, tokens_trained, checkpointing=checkpointing)
-    return estimate_flops(
-        size,
-        tokens_trained,
-        tokens_sampled=read,
-        tokens_scored=read * scoring_passes(recipe.train),
-        completions=min(1.0, written / read) if read else 1.0,
-        checkpointing=checkpointing,
-    )
-
-
 def generations(recipe: TrainingRecipe, steps: int) -> int:
     """How many batches were generated in so many steps: one serves `num_iterations` of them."""
     if not isinstance(recipe, GrpoRecipe):
         return steps
     return math.ceil(steps / recipe.train.num_iterations)
+
+
+class CostMeter:
+    """Counts what a run costs while it goes on, also over the processes of a run that is resumed.
+
+    Args:
+        recipe: of the run.
+        problems: in its data.
+        rewards: of GRPO, which see the completions; None in SFT.
+    """
+
+    def __init__(
+        self, recipe: TrainingRecipe, problems: int, rewards: RewardMonitor | None = None
+    ) -> None:
+        self._recipe = recipe
+        self._problems = problems
+        self._rewards = rewards
+        self._began = 0.0
+        self.size = Multiplied(0, 0)
+        self.tokens_seen = 0
+        """The trainer's own count of input tokens."""
+        self.measuring = 0.0
+        """Seconds that went into logging checkpoints and measuring them."""
+
+    def begin(self, model: Any) -> None:
+        """Start the clock, for a model that is trained now."""
+        self._began = time.monotonic()
+        self.size = multiplied(model)
+
+    def state(self) -> dict[str, float]:
+        """The counts that a checkpoint keeps."""
+        return {
+            "tokens_generated": self._rewards.tokens_generated if self._rewards else 0,
+            "wall_seconds": time.monotonic() - self._began,
+            "measuring_seconds": self.measuring,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from the counts that a checkpoint has kept."""
+        self._began -= state["wall_seconds"]
+        self.measuring = state["measuring_seconds"]
+        if self._rewards:
+            self._rewards.tokens_generated = state["tokens_generated"]
+
+    def cost(self, step: int, also_measuring: float = 0.0) -> Cost:
+        """The cost up to a step; `also_measuring` are seconds not in `measuring` yet."""
+        # The rewards see this process's share of the completions, and every share is as large.
+        generated = self._rewards.tokens_generated * self._recipe.processes if self._rewards else 0
+        batches = generations(self._recipe, step)
+        # GRPO's trainer counts a batch when it generates it, however often it is trained on.
+        trained = round(self.tokens_seen * step / batches) if batches else self.tokens_seen
+        read = self.tokens_seen if self._rewards else 0
+        return Cost(
+            sequences=step * sequences_a_step(self._recipe),
+            unique_problems=min(batches * problems_a_step(self._recipe), self._problems),
+            tokens_trained=trained,
+            tokens_generated=generated,
+            flops=run_flops(self._recipe, self.size, trained, read, generated),
+            wall_seconds=time.monotonic() - self._began,
+            measuring_seconds=self.measuring + also_measuring,
+        )
 
 
 def hardware() -> str:

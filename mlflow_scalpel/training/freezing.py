@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.recipes.freezing import Freeze
+from mlflow_scalpel.recipes.trainers import Freeze
 from mlflow_scalpel.tensors.names import counterparts, select
 from mlflow_scalpel.tensors.quantised import FloatTensors
 from mlflow_scalpel.tensors.sources import read_source, sources
@@ -90,7 +90,7 @@ def changed_elements(base: Path, checkpoint: Path, names: list[str]) -> dict[str
 
 
 def complaint(changed: dict[str, int], step: int) -> str:
-    """What a run whose frozen weights have changed fails with."""
+    """The message of a run whose frozen weights have changed."""
     name, count = next(iter(changed.items()))
     return (
         f"step {step}: {len(changed)} frozen tensors differ from the base, first of all {name} in "
@@ -113,7 +113,7 @@ def _frozen(model: Any, parameters: dict[str, Any], freeze: Freeze) -> set[str]:
     frozen = chosen if freeze.mode == "freeze" else set(parameters) - chosen
     at_ends = {embeddings: freeze.embeddings, head: freeze.lm_head}
     for name, state in at_ends.items():
-        assert name not in chosen  # else two fields would speak of one tensor
+        assert name not in chosen  # else two fields would decide about one tensor
         frozen.discard(name)
         if state == "frozen":
             frozen.add(name)
@@ -132,7 +132,8 @@ def _stored_names(model: Any, parameters: dict[str, Any], names: list[str]) -> l
         empty = {name: torch.empty(shapes[name], device="meta") for name in names}
         return revert_weight_conversion(model, empty) if empty else empty
 
-    whole, own = stored(parameters), stored(names)
-    if all(name in whole and one.shape == whole[name].shape for name, one in own.items()):
+    all_stored, own = stored(parameters), stored(names)
+    same = (n in all_stored and one.shape == all_stored[n].shape for n, one in own.items())
+    if all(same):
         return names if set(own) == set(names) else list(own)
     return names

@@ -1,4 +1,4 @@
-"""What a training run tells MLflow while it goes on, by way of its uploader: nothing here waits."""
+"""What a training run logs while it goes on, by way of its uploader: nothing here waits."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ from mlflow_scalpel.checkpoints.logging.uploads import Upload
 from mlflow_scalpel.comparison.run_queries import TABLE, TOKENS
 from mlflow_scalpel.comparison.table import token_file_name, write_table, write_tokens
 from mlflow_scalpel.run_warnings import WARNING_PREFIX, print_warning, warning_tag
+from mlflow_scalpel.training.heatmap import heatmap_image
 
 if TYPE_CHECKING:
     from transformers import TrainerState
 
 SUMMARY = "scalpel/summary.json"
+HEATMAP = "weights/relative_frobenius"  # key of the pictures in MLflow's image chart
 
 
 class Journal:
@@ -45,7 +47,7 @@ class Journal:
         model: Upload | str | None = None,
         datasets: Mapping[str, tuple[str, str]] | None = None,
     ) -> None:
-        """Values at a step, of a model too where one is given (a delivery, or a model's ID).
+        """Values at a step, of a model too where one is given (its upload, or its ID).
 
         A metric has one value at a step: what the trainer's summary says again at the end is left
         out. `datasets` gives name and digest of the dataset that a metric was measured on.
@@ -78,10 +80,11 @@ class Journal:
             entry.model_id = model
         self.uploader.add(entry)
 
-    def image(self, image: Any, key: str, step: int) -> None:
-        """A picture (PIL) for MLflow's image chart."""
+    def heatmap(self, table: pd.DataFrame, step: int, maximum: float) -> None:
+        """The layer x matrix heat map of a checkpoint on the scale [0, maximum], as a picture."""
+        image = heatmap_image(table, step, maximum)
         self.uploader.add(
-            ImageEntry(key=key, step=step, timestamp=int(time.time() * 1000)),
+            ImageEntry(key=HEATMAP, step=step, timestamp=int(time.time() * 1000)),
             lambda folder: image.save(folder / "image.png"),
         )
 
@@ -100,7 +103,7 @@ class Journal:
         )
 
     def summary(self, rows: list[dict[str, Any]]) -> None:
-        """The table of a row a checkpoint, in the form that MLflow's UI shows as a table."""
+        """One row per checkpoint, in the form that MLflow's UI shows as a table."""
         folder, name = SUMMARY.rsplit("/", 1)
         columns = list(dict.fromkeys(column for row in rows for column in row))
         content = {"columns": columns, "data": [[row.get(c) for c in columns] for row in rows]}
@@ -112,12 +115,12 @@ class Journal:
         shown = json.dumps([{"path": SUMMARY, "type": "table"}])
         self.tags({"mlflow.loggedArtifacts": shown})
 
-    def warnings(self, said: Mapping[str, str | None], run_id: str) -> None:
-        """Warn on the run of what is said, by code: printed the first time, kept as it is last.
+    def warnings(self, messages: Mapping[str, str | None], run_id: str) -> None:
+        """Warnings on the run, by code: printed the first time, and kept as they are the last time.
 
-        None takes back what was said before, by a process that was killed too.
+        None withdraws one, also one of a process that was killed.
         """
-        for code, message in said.items():
+        for code, message in messages.items():
             if message is not None:
                 if not self._warned.get(code):
                     print_warning(code, message, run_id)
@@ -138,6 +141,6 @@ class Journal:
 def numbers(logs: Mapping[str, Any], state: TrainerState) -> dict[str, float]:
     """What the trainer logs, as metrics."""
     values = {key: float(value) for key, value in logs.items() if isinstance(value, int | float)}
-    if "num_tokens" in values:  # the trainer's own count begins at 0 when a run is taken up
+    if "num_tokens" in values:  # the trainer's own count begins at 0 when a run is resumed
         values["num_tokens"] = values.pop("num_input_tokens_seen", state.num_input_tokens_seen)
     return values

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.recipes.training import GrpoRecipe, SftRecipe, TrainingRecipe
 from mlflow_scalpel.training.arguments import problems_a_step, sequences_a_step, total_steps
-from mlflow_scalpel.training.cost import Multiplied, generations, multiplied, run_flops
+from mlflow_scalpel.training.cost import generations
+from mlflow_scalpel.training.flops import Multiplied, multiplied, run_flops
 from mlflow_scalpel.training.freezing import apply_freeze, elements
 
 Sharding = Literal["zero2", "zero3", "fsdp"]
@@ -84,7 +85,7 @@ def model_size(config: Any, recipe: TrainingRecipe) -> ModelSize:
     """Sizes of the model that a Transformers configuration describes; no weight is made.
 
     A configuration that names no width of its MLP has the one of GPT-2, 4 times the hidden size.
-    Raises ScalpelError where it is of no causal language model, or the recipe freezes what the
+    Raises ScalpelError where it is not of a causal language model, or the recipe freezes what the
     model does not have.
     """
     import torch
@@ -95,7 +96,7 @@ def model_size(config: Any, recipe: TrainingRecipe) -> ModelSize:
             model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (ValueError, AttributeError) as error:
         raise ScalpelError(
-            f"{type(config).__name__} is no configuration of a causal language model "
+            f"{type(config).__name__} is not a configuration of a causal language model "
             f"({str(error).splitlines()[0]}); give the one of the recipe's model"
         ) from error
     trained = apply_freeze(model, recipe.train.freeze)

@@ -1,12 +1,30 @@
-"""What a training recipe wants installed."""
+"""What a training recipe needs before a run of it begins: packages, and rewards."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 
 from mlflow_scalpel.errors import MissingPackage
 from mlflow_scalpel.extras import require
+from mlflow_scalpel.recipes.experiment import MainRecipe
+from mlflow_scalpel.recipes.load import check_parts
 from mlflow_scalpel.recipes.training import GrpoRecipe, TrainingRecipe
+from mlflow_scalpel.training.rewards import check_rewards
+
+
+def check_requirements(recipe: TrainingRecipe) -> None:
+    """Raise MissingPackage or RecipeError where the recipe cannot run here; imports no trainer."""
+    check_installed(recipe)
+    if isinstance(recipe, GrpoRecipe):
+        check_rewards(recipe)
+
+
+def check_arms(recipe: MainRecipe, projects: Path) -> None:
+    """`check_requirements` of every arm of an experiment, whose recipes are under `projects`."""
+    for part in check_parts(recipe, projects):
+        if isinstance(part, TrainingRecipe):
+            check_requirements(part)
 
 
 def check_installed(recipe: TrainingRecipe) -> None:

@@ -1,4 +1,4 @@
-"""Takes up a run whose process was killed: what is whole on disk, and what MLflow knows already."""
+"""Where a killed run is resumed: the newest complete checkpoint, and what MLflow has already."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
-class Past:
-    """What the run's earlier processes have left."""
+class ResumePoint:
+    """The step that training goes on from, and what the run's earlier processes have stored."""
 
     step: int = 0
     """Step of the checkpoint that training goes on from; 0 begins anew."""
@@ -35,16 +35,30 @@ class Past:
     stored: Mapping[int, tuple[str, str]] = field(default_factory=dict)
     """Model ID and digest of each step whose checkpoint MLflow has."""
     table: pd.DataFrame | None = None
+    """The tidy table so far."""
     summary: list[dict[str, Any]] = field(default_factory=list)
+    """One row per measured checkpoint."""
+
+    def is_measured(self, step: int) -> bool:
+        """Whether the table has the checkpoint of a step."""
+        return self.table is not None and step in set(self.table["step"])
+
+    def describe(self) -> str:
+        """The point in words, for the run's tag."""
+        text = f"from step {self.step}"
+        if self.logged_until > self.step:
+            text += f"; steps {self.step + 1} to {self.logged_until} were trained twice, and "
+            text += "logged once"
+        return text
 
 
-def newest_whole(output: Path, processes: int) -> Path | None:
+def newest_complete(output: Path, processes: int) -> Path | None:
     """The newest checkpoint directory under `output` that training can go on from."""
-    whole = [directory for directory in _checkpoints(output) if is_whole(directory, processes)]
-    return whole[-1] if whole else None
+    found = [directory for directory in _checkpoints(output) if is_complete(directory, processes)]
+    return found[-1] if found else None
 
 
-def is_whole(directory: Path, processes: int) -> bool:
+def is_complete(directory: Path, processes: int) -> bool:
     """Whether weights, optimizer state, random states and trainer state are all there to the end.
 
     The main process writes them in this order, so the last one says that the others were begun;
@@ -64,15 +78,17 @@ def is_whole(directory: Path, processes: int) -> bool:
     return all(zipfile.is_zipfile(file) for file in pickles)
 
 
-def remove_broken(output: Path, processes: int) -> list[Path]:
-    """Remove checkpoints that were cut off while they were written, and return what was removed.
+def remove_incomplete(output: Path, processes: int) -> list[Path]:
+    """Remove checkpoints that were cut off while they were written; returns what was removed.
 
     What is stored may be a hard link to their files, which must not be written into.
     """
-    broken = [directory for directory in _checkpoints(output) if not is_whole(directory, processes)]
-    for directory in broken:
+    incomplete = [
+        directory for directory in _checkpoints(output) if not is_complete(directory, processes)
+    ]
+    for directory in incomplete:
         shutil.rmtree(directory)
-    return broken
+    return incomplete
 
 
 def keep_newest(output: Path, count: int, needed: Collection[Path] = ()) -> None:
@@ -83,10 +99,10 @@ def keep_newest(output: Path, count: int, needed: Collection[Path] = ()) -> None
             shutil.rmtree(directory)
 
 
-def past_of(run_id: str, from_here: Path | None) -> Past:
-    """What MLflow has of the run, once everything that its processes left has been sent.
+def find_resume_point(run_id: str, checkpoint: Path | None) -> ResumePoint:
+    """The resume point of a run, once everything that its processes left has been sent.
 
-    `from_here` is the checkpoint that training goes on from.
+    `checkpoint` is the one that training goes on from; None begins anew.
     """
     client = MlflowClient()
     losses = client.get_metric_history(run_id, "loss")
@@ -96,23 +112,13 @@ def past_of(run_id: str, from_here: Path | None) -> Past:
         checkpoints = []
     files = {file.path for file in client.list_artifacts(run_id, SUMMARY.rsplit("/", 1)[0])}
     logged = mlflow.artifacts.load_dict(f"runs:/{run_id}/{SUMMARY}") if SUMMARY in files else {}
-    return Past(
-        step=step_of(from_here) if from_here else 0,
+    return ResumePoint(
+        step=step_of(checkpoint) if checkpoint else 0,
         logged_until=max((point.step for point in losses), default=0),
         stored={c.step: (c.model_id, c.digest) for c in checkpoints if c.status == "READY"},
         table=stored_table(run_id),
         summary=[dict(zip(logged["columns"], row, strict=True)) for row in logged.get("data", [])],
     )
-
-
-def seam_of(past: Past) -> str:
-    """Where the run is taken up, in words."""
-    seam = f"from step {past.step}"
-    if past.logged_until > past.step:
-        seam += (
-            f"; steps {past.step + 1} to {past.logged_until} were trained twice, and logged once"
-        )
-    return seam
 
 
 def step_of(directory: Path) -> int:

@@ -1,126 +1,39 @@
-"""What `sft` and `grpo` do alike: open the base, fix the probes, log settings, take a run up."""
+"""What `sft` and `grpo` have in common: follow the trainer, log settings, train, resume."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
-import pandas as pd
+from accelerate.utils import broadcast_object_list
 from mlflow import MlflowClient
-from mlflow.data.pandas_dataset import from_pandas
-from mlflow.exceptions import MlflowException
+from transformers import PrinterCallback, TrainerState
 
-from mlflow_scalpel.chat import (
-    check_system_prompt,
-    context_of,
-    end_tokens,
-    load_tokenizer,
-    with_chat,
-)
-from mlflow_scalpel.checkpoints.logging.log import log_base
-from mlflow_scalpel.checkpoints.reading.pull import resolve
-from mlflow_scalpel.comparison.engine import Comparison
-from mlflow_scalpel.comparison.forward.probes import Probe, build_probe, text_digest
-from mlflow_scalpel.comparison.measured_models import MeasuredModel
+from mlflow_scalpel.checkpoints.logging.uploads import uploader_for
+from mlflow_scalpel.comparison.forward.probes import text_digest
 from mlflow_scalpel.comparison.run_queries import ARGUMENTS, stated_prompt
 from mlflow_scalpel.credentials import without_credentials
-from mlflow_scalpel.data import load_rows
-from mlflow_scalpel.data.conversations import EARLIER
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.recipes.training import TrainingRecipe
-from mlflow_scalpel.remote_code import refused
-from mlflow_scalpel.run_warnings import warn
 from mlflow_scalpel.runs.lifecycle import OpenStage
-from mlflow_scalpel.runs.resume import seam_tag
+from mlflow_scalpel.runs.resume import resumed_tag
+from mlflow_scalpel.training.base import OpenBase, open_comparison
+from mlflow_scalpel.training.callback import BarrierCallback, CheckpointCallback
 from mlflow_scalpel.training.cost import hardware
+from mlflow_scalpel.training.freezing import apply_freeze
+from mlflow_scalpel.training.journal import Journal
+from mlflow_scalpel.training.pool import Pool
+from mlflow_scalpel.training.resume_point import (
+    ResumePoint,
+    find_resume_point,
+    newest_complete,
+    remove_incomplete,
+)
 
 if TYPE_CHECKING:
-    from mlflow.entities import LoggedModel
-
-    from mlflow_scalpel.training.examples import Pool
-    from mlflow_scalpel.training.resume_point import Past
-    from mlflow_scalpel.training.rewards import Rewards
-
-BASE = "base"  # in the output directory: the base with the recipe's template and end token
-
-
-@dataclass(frozen=True)
-class OpenBase:
-    """The base of a run: its files, tokenizer, and LoggedModel."""
-
-    directory: Path
-    tokenizer: Any
-    model_id: str
-    """Empty in processes other than the main one, which alone speaks to MLflow."""
-    digest: str
-    name: str = ""
-    """What people call it: name and version of the registry, hub name, or the directory's."""
-    ends: tuple[int, ...] = ()
-    """Tokens that end a completion."""
-    context: int | None = None
-    """Longest text in tokens, where the configuration states it."""
-    probes: tuple[Probe, ...] = ()
-    """The recipe's probes; none in processes other than the main one."""
-
-    what: str = "the chat template"
-    """Whose chat template it is, for what is said of it."""
-
-
-def open_base(stage: OpenStage) -> OpenBase:
-    """Find the recipe's base, and link it to the run as its input (once for each content).
-
-    With the recipe's own template or end token, it is opened from the output directory, where
-    these stand in place of the base's. Raises ScalpelError where the template does not take the
-    recipe's system prompt, or the probes: no model is loaded before.
-    """
-    from transformers import AutoConfig
-
-    recipe: TrainingRecipe = stage.recipe
-    base = resolve(recipe.model)
-    # Processes that share the directory must not write it at the same time.
-    own = stage.output / (BASE if stage.run_id else f"{BASE}-{os.environ.get('RANK', '0')}")
-    directory = with_chat(base, own, recipe.chat_template, recipe.eos_token)
-    with refused(recipe.model):
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    tokenizer = load_tokenizer(directory, recipe.template_date)
-    opened = OpenBase(
-        directory,
-        tokenizer,
-        model_id="",
-        digest="",
-        ends=tuple(end_tokens(directory, tokenizer)),
-        context=context_of(config),
-        what=f"the chat template of {'the recipe' if recipe.chat_template else recipe.model}",
-    )
-    check_system_prompt(tokenizer, recipe.system_prompt, what=opened.what)
-    if not stage.run_id:
-        return opened
-    model = log_base(recipe.model)
-    return replace(
-        opened,
-        model_id=model.model_id,
-        digest=model.params["digest"],
-        name=base_name(model, recipe.model),
-        probes=tuple(open_probe(name, recipe, opened, stage.run_id) for name in recipe.probes),
-    )
-
-
-def base_name(model: LoggedModel, source: str) -> str:
-    """What people call a base: NAME/VERSION where it is registered, else what `source` names.
-
-    (`source` may be a models:/ URI of an ID, which says nothing; then it is the model's name.)
-    """
-    registered = json.loads(model.tags.get("mlflow.modelVersions", "[]"))
-    if registered:
-        return "{name}/{version}".format(**registered[0])
-    if source.startswith(("models:/", "runs:/")):
-        return str(model.name)
-    return Path(source).resolve().name if Path(source).is_dir() else source
+    from mlflow_scalpel.training.rewards.monitor import RewardMonitor
 
 
 def follow(
@@ -129,21 +42,13 @@ def follow(
     base: OpenBase,
     algorithm: str,
     pool: Pool,
-    rewards: Rewards | None = None,
+    rewards: RewardMonitor | None = None,
 ) -> Path | None:
-    """Have every checkpoint of the trainer logged and measured; where training is to go on from.
+    """Have every checkpoint of the trainer logged and measured.
 
-    That is None for a run that begins, and the newest whole checkpoint of one that is taken up.
+    Returns the checkpoint to train on from: the newest complete one of a run that is resumed, None
+    for one that begins.
     """
-    from accelerate.utils import broadcast_object_list
-    from transformers import PrinterCallback
-
-    from mlflow_scalpel.checkpoints.logging.uploads import uploader_for
-    from mlflow_scalpel.training.callback import BarrierCallback, CheckpointCallback
-    from mlflow_scalpel.training.freezing import apply_freeze
-    from mlflow_scalpel.training.journal import Journal
-    from mlflow_scalpel.training.resume_point import Past
-
     check_spread(stage.recipe.sharding, trainer.accelerator.distributed_type.value)
     if len(trainer.train_dataset) != len(pool.rows):
         raise ScalpelError(
@@ -157,10 +62,11 @@ def follow(
     chosen: list[Path | None] = [None]
     if not stage.run_id:
         return broadcast_object_list(chosen)[0]
-    uploader, past = uploader_for(stage.run_id, stage.output), Past()
+    uploader = uploader_for(stage.run_id, stage.output)
+    resumed = ResumePoint()
     if stage.resumed:
         uploader.drain()  # what the killed process had not sent yet
-        chosen[0], past = _take_up(stage)
+        chosen[0], resumed = _resume(stage)
     more = {**pool.params(), **trained.params()}
     log_settings(stage, base, algorithm, trainer.args, pool, more)
     broadcast_object_list(chosen)  # the others must not look while files are removed here
@@ -174,91 +80,43 @@ def follow(
             algorithm=algorithm,
             problems=len(pool.rows),
             frozen=trained.frozen_names,
-            past=past,
+            resumed=resumed,
             rewards=rewards,
         )
     )
     return chosen[0]
 
 
-def _take_up(stage: OpenStage) -> tuple[Path | None, Past]:
-    """Where a run that was killed goes on from, and what it has left; what is broken is removed."""
-    from mlflow_scalpel.training.resume_point import newest_whole, past_of, remove_broken, seam_of
-
-    from_here = newest_whole(stage.output, stage.recipe.processes)
-    past = past_of(stage.run_id, from_here)
-    mlflow.set_tags(seam_tag(stage.run_id, seam_of(past)))
-    for directory in remove_broken(stage.output, stage.recipe.processes):
+def _resume(stage: OpenStage) -> tuple[Path | None, ResumePoint]:
+    """Checkpoint and resume point of a run that was killed; incomplete checkpoints are removed."""
+    checkpoint = newest_complete(stage.output, stage.recipe.processes)
+    point = find_resume_point(stage.run_id, checkpoint)
+    mlflow.set_tags(resumed_tag(stage.run_id, point.describe()))
+    for directory in remove_incomplete(stage.output, stage.recipe.processes):
         print(f"{directory}: was cut off while it was written, and is made again")
-    print(f"run {stage.run_id} goes on from step {past.step}", flush=True)
-    return from_here, past
+    print(f"run {stage.run_id} goes on from step {point.step}", flush=True)
+    return checkpoint, point
 
 
 def check_spread(sharding: str | None, kind: str) -> None:
     """Raise ScalpelError where accelerate has left out the sharding that the recipe asks for.
 
-    `kind` is the name of its distributed type; on a CPU it goes on with a whole copy in each
+    `kind` is the name of its distributed type; on a CPU it goes on with a full copy in each
     process, and says nothing.
     """
     if sharding is not None and kind not in ("FSDP", "DEEPSPEED"):
         raise ScalpelError(
-            f"sharding = {sharding}: accelerate runs the processes as {kind}, each with a whole "
+            f"sharding = {sharding}: accelerate runs the processes as {kind}, each with a full "
             "copy of the model, as it does without a GPU; set sharding=null, or run it on GPUs"
         )
 
 
-def open_comparison(recipe: TrainingRecipe, base: OpenBase) -> Comparison:
-    """The base, ready to have checkpoints measured against it on the recipe's probes."""
-    measured = MeasuredModel(base.directory, base.model_id, base.digest, step=0)
-    metrics = [*recipe.metrics, *recipe.rare_metrics]
-    return Comparison(measured, base.probes, metrics, token_tables=True)
-
-
-def open_probe(name: str, recipe: TrainingRecipe, base: OpenBase, run_id: str = "") -> Probe:
-    """The probe `name` of the recipe, rendered with its system prompt.
-
-    What may be wrong with it is told on the run.
-    """
-    rows = load_rows(recipe.probes[name], needs=("problem", "solution"))
-    probe = build_probe(
-        name,
-        [(row["problem"], row["solution"]) for row in rows],
-        base.tokenizer,
-        earlier=[row[EARLIER] for row in rows],
-        system_prompt=recipe.system_prompt,
-        context=base.context,
-    )
-    for code, message in probe.warnings.items():
-        warn(f"probe_{name}_{code}", message, run_id)
-    return probe
-
-
-def log_probe(probe: Probe) -> None:
-    """The texts of a probe as an input of the active run.
-
-    MLflow looks for a dataset and then makes it, so that of two runs that begin at the same time
-    one may be refused: by then the other has made it, and it is found.
-    """
-    texts = pd.DataFrame(probe.pairs, columns=["problem", "solution"])
-    dataset = from_pandas(texts, name=probe.name, digest=probe.digest)
-    for last in (False, False, True):
-        try:
-            mlflow.log_input(dataset, context="probe")
-            return
-        except MlflowException as error:
-            made = any(word in str(error).lower() for word in ("unique", "duplicate"))
-            if last or not made:
-                raise
-
-
 def train(trainer: Any, from_checkpoint: Path | None) -> None:
-    """Train from the beginning, or on from a checkpoint, up to the recipe's last step.
+    """Train from the beginning, or on from a checkpoint, to the recipe's last step.
 
     Of a run that was killed after its last step, only what is done with the checkpoint is left:
     Transformers' own loop would train one step more before it looks at how many there are.
     """
-    from transformers import TrainerState
-
     if from_checkpoint is None:
         trainer.train()
         return
@@ -283,7 +141,7 @@ def log_settings(
 ) -> None:
     """Log what the recipe says as params, and every training argument as an artifact.
 
-    What a run that is taken up has of them stays as it is. `more` are other params.
+    A run that is resumed keeps the params that it has. `more` are other params.
 
     MLflow's charts write all params of a run beside each picture: with the 150 fields of
     TrainingArguments among them no picture is left to see.
@@ -292,12 +150,12 @@ def log_settings(
     known = MlflowClient().get_run(stage.run_id).data.params
     mlflow.log_dict(arguments.to_dict(), ARGUMENTS)
     apart = {"dtype", "num_train_epochs", "logging_steps", "freeze", "lr_scheduler_kwargs"}
-    told = recipe.train.model_dump(exclude=apart)
+    fields = recipe.train.model_dump(exclude=apart)
     if recipe.train.lr_scheduler_kwargs:
-        told["lr_scheduler_type"] += f" {recipe.train.lr_scheduler_kwargs}"
-    unused = "vllm_" if not told.get("use_vllm") else None
+        fields["lr_scheduler_type"] += f" {recipe.train.lr_scheduler_kwargs}"
+    unused = "vllm_" if not fields.get("use_vllm") else None
     params = {
-        **{name: value for name, value in told.items() if not _begins(name, unused)},
+        **{name: value for name, value in fields.items() if not _begins(name, unused)},
         "freeze": recipe.train.freeze.model_dump() if recipe.train.freeze else "none",
         "max_steps": arguments.max_steps,
         "algorithm": algorithm,

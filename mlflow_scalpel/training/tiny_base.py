@@ -201,7 +201,7 @@ def _accumulate(
 
 
 def _tensors(sequences: list[list[int]], pad: int, assistant: int) -> tuple[Tensor, Tensor]:
-    """IDs and labels, both (B, T); a chat's prompt is not learned, a plain text is, whole."""
+    """IDs and labels, both (B, T); a chat's prompt is not learned; of a plain text all is."""
     longest = max(map(len, sequences))
     ids = torch.full((len(sequences), longest), pad)
     labels = torch.full_like(ids, -100)

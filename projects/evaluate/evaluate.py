@@ -24,14 +24,14 @@ def evaluate(stage):
         log_results,
         log_suite,
         plan_evaluation,
+        resume_suite,
         rows_of,
         score_table,
-        take_up_suite,
     )
     from mlflow_scalpel.evaluation.results import Results, keep_warnings, warnings_of_results
     from mlflow_scalpel.evaluation.tasks import data_warnings
     from mlflow_scalpel.evaluation.workers import Order, count_workers, measure_all
-    from mlflow_scalpel.runs.resume import seam_tag
+    from mlflow_scalpel.runs.resume import resumed_tag
 
     recipe = stage.recipe
     suite = suite_of(recipe)
@@ -41,7 +41,7 @@ def evaluate(stage):
     results = Results(stage.run_id, stage.output)
     mlflow.log_params(recipe.flat())
     if stage.resumed:
-        plan = take_up_suite(suite, plan, stage.run_id, recipe.engine)
+        plan = resume_suite(suite, plan, stage.run_id, recipe.engine)
         results.fetch()
     else:
         log_suite(suite, plan, recipe.engine)
@@ -49,7 +49,7 @@ def evaluate(stage):
     left = [n for n, model in enumerate(models) if not results.path(model).exists()]
     if stage.resumed:
         there = len(models) - len(left)
-        mlflow.set_tags(seam_tag(stage.run_id, f"{there} of {len(models)} models were there"))
+        mlflow.set_tags(resumed_tag(stage.run_id, f"{there} of {len(models)} models were there"))
         for model in models:
             if results.path(model).exists():
                 results.send_metrics(model)

@@ -1,12 +1,16 @@
-"""A whole experiment, base to report, as nested runs of one parent: `mlflow run .`."""
+"""An experiment from base to report, as nested runs of one parent: `mlflow run .`."""
 
+from functools import partial
 from pathlib import Path
 
 from mlflow_scalpel.runs.lifecycle import open_stage
+from mlflow_scalpel.training.requirements import check_arms
 
 HERE = Path(__file__).parent
 
-with open_stage("main", HERE / "recipes", extra="train") as stage:
+check = partial(check_arms, projects=HERE.parent)
+
+with open_stage("main", HERE / "recipes", extra="train", check=check) as stage:
     import mlflow
 
     from mlflow_scalpel.runs.experiment import Experiment

@@ -3,17 +3,18 @@
 from pathlib import Path
 
 from mlflow_scalpel.runs.lifecycle import open_stage
-from mlflow_scalpel.training.requirements import check_installed
+from mlflow_scalpel.training.requirements import check_requirements
 
 with open_stage(
-    "sft", Path(__file__).parent / "recipes", extra="train", check=check_installed
+    "sft", Path(__file__).parent / "recipes", extra="train", check=check_requirements
 ) as stage:
     from trl import SFTConfig, SFTTrainer
 
     from mlflow_scalpel.training.arguments import sft_fields
-    from mlflow_scalpel.training.examples import open_pool, sft_examples
-    from mlflow_scalpel.training.learned import learned_examples
-    from mlflow_scalpel.training.session import follow, open_base, train
+    from mlflow_scalpel.training.base import open_base
+    from mlflow_scalpel.training.examples import learned_examples, sft_examples
+    from mlflow_scalpel.training.pool import open_pool
+    from mlflow_scalpel.training.session import follow, train
 
     recipe = stage.recipe
     base = open_base(stage)

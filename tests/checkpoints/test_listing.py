@@ -150,7 +150,7 @@ def test_what_is_not_there_is_named(two_runs):
     for wanted, said in (
         ({"experiment": "test"}, "experiment 'test': .*did you mean tests?"),
         ({"run_id": "0" * 32}, "there is no such run at sqlite"),
-        ({"run_id": "x' OR ''='"}, "is no run ID, which has 32 hexadecimal digits"),
+        ({"run_id": "x' OR ''='"}, "is not a run ID, which has 32 hexadecimal digits"),
         ({"model": "tinny"}, "registered model 'tinny': .*did you mean tiny?"),
     ):
         with pytest.raises(ScalpelError, match=said):

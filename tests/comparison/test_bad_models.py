@@ -125,7 +125,7 @@ def test_a_tensor_that_the_base_lacks_is_refused(models):
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (lambda tensors, name: tensors.pop(name), "lacks the tensor"),
+        (lambda tensors, name: tensors.pop(name), "is missing the tensor"),
         (lambda tensors, name: tensors.update({name: torch.ones(3, 3)}), "has shape"),
     ],
 )

@@ -211,7 +211,9 @@ def evaluated(tracking, make_model) -> dict:
 
 
 def test_compare_finds_the_newest_evaluation(evaluated, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(mlflow_scalpel.checkpoints, "resolve", None)  # no model's files are needed
+    monkeypatch.setattr(
+        "mlflow_scalpel.checkpoints.reading.pull.resolve", None
+    )  # no model's files are needed
     base, run = f"models:/{evaluated['base']}", f"runs:/{evaluated['run']}"
     table = mlflow_scalpel.compare(base, run, metrics=["capabilities"])
     by_step = dict(list(table.groupby("step")))

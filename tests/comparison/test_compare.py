@@ -197,7 +197,7 @@ def test_a_checkpoint_of_another_model_is_rows_with_a_reason(models):
     table = mlflow_scalpel.compare(base, [odd, fine], metrics=["kl/all_tokens"], texts=TEXTS)
     kl = table.set_index("model_id")
     assert kl.loc[odd, "status"] == "not comparable"
-    assert "lacks the tensor model.norm.weight" in kl.loc[odd, "reason"]
+    assert "is missing the tensor model.norm.weight" in kl.loc[odd, "reason"]
     assert kl.loc[fine, "status"] == "ok"
 
 
@@ -384,7 +384,7 @@ def test_what_the_views_say_to_run_is_a_command(monkeypatch, tmp_path):
 
     def compared(base, checkpoints, *, metrics, texts, **settings):
         groups = {one.group for one in choose_metrics(metrics)}
-        assert texts is not None or not groups & set(engine.ON_TEXTS), metrics
+        assert texts is not None or not groups & engine.TEXT_GROUPS.keys(), metrics
         asked.append(metrics)
         raise ScalpelError("enough")
 

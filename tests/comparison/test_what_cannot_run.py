@@ -16,7 +16,7 @@ import mlflow_scalpel
 from mlflow_scalpel.comparison.forward.model import ForwardModel
 from mlflow_scalpel.comparison.run_store import unmeasured
 from mlflow_scalpel.errors import ScalpelError
-from tests.comparison.test_quantised_models import own_kl
+from tests.comparison.weights.test_quantised_models import own_kl
 from tests.conftest import make_tokenizer
 
 TEXTS = [("1+1=?", "2"), ("what is the capital", "a long answer of many letters"), ("a", "b")]

@@ -169,7 +169,7 @@ def test_weights_of_another_model_are_refused(
         evaluator.load_weights(make_model(1, hidden=16))
     without_head = make_model(1, tied=True)
     shutil.copy(first_model / "config.json", without_head)
-    with pytest.raises(ScalpelError, match="lacks the tensor"):
+    with pytest.raises(ScalpelError, match="is missing the tensor"):
         evaluator.load_weights(without_head)
     config = json.loads((without_head / "config.json").read_text()) | {"intermediate_size": 48}
     (without_head / "config.json").write_text(json.dumps(config))

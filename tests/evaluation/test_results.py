@@ -103,7 +103,7 @@ def test_the_whole_way(case: str, checkpoints: int, tmp_path: Path) -> None:
             assert lost.any() == (case in ("all lost", "one problem lost"))
         path = tmp_path / f"{model.model_id}.parquet"
         Result(Evaluation(made.scores, scored), 5).write(path)
-        kept = Result.read(path).evaluation  # as a run that is taken up reads it
+        kept = Result.read(path).evaluation  # as a run that is resumed reads it
         assert [s.metric for s in kept.scores] == [s.metric for s in made.scores]
         samples.append(rows_of(kept, model))
         tables.append(score_table(kept, model, Plan(BASE, None), "float32"))

@@ -40,7 +40,7 @@ def test_weights_that_vllm_would_pass_over_are_refused(make_model):
     with pytest.raises(ScalpelError, match=r"tensor \S+ has shape"):
         check_same_tensors(make_model(1, hidden=16), base)
     tied = make_model(1, tied=True)
-    with pytest.raises(ScalpelError, match=r"lacks the tensor lm_head\.weight"):
+    with pytest.raises(ScalpelError, match=r"is missing the tensor lm_head\.weight"):
         check_same_tensors(tied, base)
     with pytest.raises(ScalpelError, match=r"tensor lm_head\.weight is none of the base"):
         check_same_tensors(base, tied)

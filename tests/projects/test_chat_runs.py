@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import mlflow
@@ -18,6 +16,7 @@ from mlflow_scalpel.checkpoints.search import checkpoints_of_run
 from mlflow_scalpel.comparison.run_queries import ClientSource, evaluations_of
 from mlflow_scalpel.comparison.run_store import get_run, stored_samples, stored_table
 from mlflow_scalpel.run_warnings import FAILURE_TAG, warnings_of
+from tests.interpreters import Interpreter
 
 pytestmark = pytest.mark.slow
 
@@ -53,15 +52,14 @@ def home(tracking, make_model, tmp_path) -> Path:
     return tmp_path
 
 
-def stage(home: Path, name: str, settings: str, code: int = 0) -> tuple[str, str]:
+def stage(
+    python: Interpreter, home: Path, name: str, settings: str, code: int = 0
+) -> tuple[str, str]:
     """Run a stage of its tiny recipe as a process; its run's ID, and what it printed."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / f"projects/{name}/{name}.py"), "--set", settings],
+    done = python.run(
+        [ROOT / f"projects/{name}/{name}.py", "--set", settings],
         cwd=home,
         env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_EXPERIMENT_NAME": "tests"},
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -81,9 +79,9 @@ SFT = (
 EVALUATE = "suite=suite.yaml threads=1 gold_loglik=false"
 
 
-def test_a_model_learns_to_stop_with_the_recipes_template_and_end_token(home):
+def test_a_model_learns_to_stop_with_the_recipes_template_and_end_token(home, training_python):
     own = "chat_template=own.jinja 'eos_token=<|system|>'"
-    run_id, _ = stage(home, "sft", SFT + own)
+    run_id, _ = stage(training_python, home, "sft", SFT + own)
     run = get_run(run_id)
     assert warnings_of(run.data.tags) == []
     assert run.data.params["eos_token"] == "<|system|>"
@@ -104,7 +102,7 @@ def test_a_model_learns_to_stop_with_the_recipes_template_and_end_token(home):
     assert tokenizer.decode(made[0]) == "<|user|>1+2=?<|assistant|>ok<|system|>"
 
     # The base is asked with the same template, and all that it was measured on has it too.
-    evaluation, printed = stage(home, "evaluate", f"{EVALUATE} run={run_id}")
+    evaluation, printed = stage(training_python, home, "evaluate", f"{EVALUATE} run={run_id}")
     rows = stored_samples(evaluation)
     assert list(rows[rows["step"] == 60]["completion"]) == ["ok"] * 8
     assert rows[rows["step"] == 60]["finished"].all()
@@ -118,10 +116,12 @@ def test_a_model_learns_to_stop_with_the_recipes_template_and_end_token(home):
     assert len(evaluations_of(ClientSource(), get_run(run_id))) == 1
 
 
-def test_an_end_of_turn_that_is_no_end_token_is_told_from_the_start_to_the_end(home):
-    run_id, printed = stage(home, "sft", SFT + "chat_template=own.jinja")
+def test_an_end_of_turn_that_is_no_end_token_is_told_from_the_start_to_the_end(
+    home, training_python
+):
+    run_id, printed = stage(training_python, home, "sft", SFT + "chat_template=own.jinja")
     assert "Set eos_token: '<|system|>'" in printed
-    evaluation, _ = stage(home, "evaluate", f"{EVALUATE} run={run_id}")
+    evaluation, _ = stage(training_python, home, "evaluate", f"{EVALUATE} run={run_id}")
     assert not stored_samples(evaluation)["finished"].any()
     said = str(warnings_of(get_run(run_id).data.tags))
     assert "which ends no completion of this model" in said
@@ -141,11 +141,13 @@ def test_an_end_of_turn_that_is_no_end_token_is_told_from_the_start_to_the_end(h
         ),
     ],
 )
-def test_what_cannot_be_right_is_refused_before_the_model_is_loaded(home, template, settings, said):
+def test_what_cannot_be_right_is_refused_before_the_model_is_loaded(
+    home, training_python, template, settings, said
+):
     if template is not None:
         (home / "other.jinja").write_text(template)
         settings += " chat_template=other.jinja"
-    run_id, printed = stage(home, "sft", f"{SFT} probes={{}} {settings}", code=1)
+    run_id, printed = stage(training_python, home, "sft", f"{SFT} probes={{}} {settings}", code=1)
     assert said in printed
     assert said in get_run(run_id).data.tags[FAILURE_TAG]
     assert "Loading weights" not in printed

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import mlflow
@@ -23,7 +21,8 @@ from mlflow_scalpel.comparison.run_queries import ClientSource, evaluations_of
 from mlflow_scalpel.comparison.run_store import get_run, stored_ledger, stored_samples, stored_table
 from mlflow_scalpel.evaluation.harness import Evaluator
 from mlflow_scalpel.evaluation.suite import load_suite
-from mlflow_scalpel.runs.resume import SEAMS_TAG
+from mlflow_scalpel.runs.resume import RESUMED_TAG
+from tests.interpreters import Interpreter
 
 pytestmark = pytest.mark.slow
 
@@ -75,17 +74,15 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def evaluate(folder: Path, *words: str, killed: bool = False) -> str:
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(PROJECT.parents[1])}
+
+
+def evaluate(python: Interpreter, folder: Path, *words: str, killed: bool = False) -> str:
     """Run the stage as a process, killed after two models or to its end; what it printed."""
     before = ["-c", KILLER] if killed else []
-    done = subprocess.run(
-        [sys.executable, *before, str(PROJECT / "evaluate.py"), *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(PROJECT.parents[1])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    script = str(PROJECT / "evaluate.py")
+    done = python.run([*before, script, *words], cwd=folder, env=environment())
     assert done.returncode == (-signal.SIGKILL if killed else 0), done.stderr[-4000:]
     return done.stdout
 
@@ -123,17 +120,21 @@ def points(run_id: str) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def test_a_killed_evaluation_goes_on_and_ends_as_if_nobody_had_killed_it(trained, tmp_path):
+def test_a_killed_evaluation_goes_on_and_ends_as_if_nobody_had_killed_it(
+    trained, training_python, tmp_path
+):
     run_id, suite = trained
     settings = f"suite={suite} run={run_id} checkpoints=all threads=1"
-    evaluate(tmp_path, "--set", settings)
+    evaluate(training_python, tmp_path, "--set", settings)
     whole = newest(run_id)
-    evaluate(tmp_path, "--set", settings, killed=True)
+    evaluate(training_python, tmp_path, "--set", settings, killed=True)
     killed = unfinished(run_id)
-    said = evaluate(tmp_path, "--resume", killed)
+    said = evaluate(training_python, tmp_path, "--resume", killed)
     assert "2 models to measure" in said
     assert mlflow.MlflowClient().get_run(killed).info.status == "FINISHED"
-    assert mlflow.MlflowClient().get_run(killed).data.tags[SEAMS_TAG] == "2 of 4 models were there"
+    assert (
+        mlflow.MlflowClient().get_run(killed).data.tags[RESUMED_TAG] == "2 of 4 models were there"
+    )
     pd.testing.assert_frame_equal(stored_samples(killed), stored_samples(whole))
     assert points(killed) == points(whole)
     assert all(len(history) == 4 for history in points(whole).values())
@@ -142,52 +143,44 @@ def test_a_killed_evaluation_goes_on_and_ends_as_if_nobody_had_killed_it(trained
     )
 
 
-def test_two_workers_find_what_one_finds(trained, tmp_path):
+def test_two_workers_find_what_one_finds_and_a_damaged_checkpoint_is_a_gap(
+    trained, training_python, tmp_path
+):
     run_id, suite = trained
-    settings = f"suite={suite} run={run_id} checkpoints=all threads=1"
-    evaluate(tmp_path, "--set", settings)
-    alone = newest(run_id)
-    said = evaluate(tmp_path, "--set", f"{settings} workers=2")
-    shared = newest(run_id)
-    assert "2 worker(s)" in said
+    _, found = checkpoints_of_run(run_id)
+    os.truncate(resolve(found[1].uri) / "model.safetensors", 500)
+    evaluations = []
+    for workers in (1, 2):
+        settings = f"suite={suite} run={run_id} checkpoints=all threads=1 workers={workers}"
+        said = evaluate(training_python, tmp_path, "--set", settings)
+        assert ("2 worker(s)" in said) == (workers == 2)
+        assert "WARNING: step 10 is left out: " in said
+        evaluated = newest(run_id)
+        table = stored_table(evaluated)
+        missing = table[table["metric"].str.startswith("eval/") & (table["step"] == 10)]
+        assert set(missing["metric"]) == {"eval/out/say/greedy", "eval/out/say/sampled"}
+        assert set(missing["status"]) == {"not measured"}
+        assert missing["reason"].str.contains("model.safetensors").all()
+        assert missing["value"].isna().all()
+        assert {step for step, _ in points(evaluated)["eval/out/say/greedy"]} == {0, 5, 15}
+        assert set(stored_ledger(run_id)["step"]) == {5, 15}
+        evaluations.append(evaluated)
+    alone, shared = evaluations
     assert shared != alone
     pd.testing.assert_frame_equal(stored_samples(shared), stored_samples(alone))
     assert points(shared) == points(alone)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_checkpoint_that_is_damaged_is_a_gap_with_its_reason(trained, tmp_path, workers):
+def test_a_worker_that_dies_fails_the_run_which_is_then_taken_up(
+    trained, training_python, tmp_path
+):
     run_id, suite = trained
-    _, found = checkpoints_of_run(run_id)
-    os.truncate(resolve(found[1].uri) / "model.safetensors", 500)
-    settings = f"suite={suite} run={run_id} checkpoints=all threads=1 workers={workers}"
-    said = evaluate(tmp_path, "--set", settings)
-    assert "WARNING: step 10 is left out: " in said
-    evaluated = newest(run_id)
-    table = stored_table(evaluated)
-    missing = table[table["metric"].str.startswith("eval/") & (table["step"] == 10)]
-    assert set(missing["metric"]) == {"eval/out/say/greedy", "eval/out/say/sampled"}
-    assert set(missing["status"]) == {"not measured"}
-    assert missing["reason"].str.contains("model.safetensors").all()
-    assert missing["value"].isna().all()
-    assert {step for step, _ in points(evaluated)["eval/out/say/greedy"]} == {0, 5, 15}
-    assert set(stored_ledger(run_id)["step"]) == {5, 15}
-
-
-def test_a_worker_that_dies_fails_the_run_which_is_then_taken_up(trained, tmp_path):
-    run_id, suite = trained
-    process = subprocess.Popen(
-        [
-            *(sys.executable, str(PROJECT / "evaluate.py"), "--set"),
-            f"suite={suite} run={run_id} checkpoints=all threads=1 workers=2",
-        ],
+    settings = f"suite={suite} run={run_id} checkpoints=all threads=1 workers=2"
+    process = training_python.start(
+        [PROJECT / "evaluate.py", "--set", settings],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(PROJECT.parents[1])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        env=environment(),
     )
-    assert process.stdout is not None
     for line in process.stdout:
         if "2 worker(s)" in line:
             break
@@ -203,25 +196,19 @@ def test_a_worker_that_dies_fails_the_run_which_is_then_taken_up(trained, tmp_pa
     psutil.wait_procs(workers, timeout=20)
     assert not any(child.is_running() for child in workers)
     failed = unfinished(run_id, "FAILED")
-    evaluate(tmp_path, "--resume", failed)
+    evaluate(training_python, tmp_path, "--resume", failed)
     assert all(len(history) == 4 for history in points(failed).values())
 
 
-def test_ctrl_c_ends_the_workers_without_a_word_of_theirs(trained, tmp_path):
+def test_ctrl_c_ends_the_workers_without_a_word_of_theirs(trained, training_python, tmp_path):
     run_id, suite = trained
-    process = subprocess.Popen(
-        [
-            *(sys.executable, str(PROJECT / "evaluate.py"), "--set"),
-            f"suite={suite} run={run_id} checkpoints=all threads=1 workers=2",
-        ],
+    settings = f"suite={suite} run={run_id} checkpoints=all threads=1 workers=2"
+    process = training_python.start(
+        [PROJECT / "evaluate.py", "--set", settings],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(PROJECT.parents[1])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        env=environment(),
         start_new_session=True,  # a terminal's Ctrl-C reaches all of it
     )
-    assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("step "):  # of the first model: both workers are at work
             break
@@ -235,16 +222,18 @@ def test_ctrl_c_ends_the_workers_without_a_word_of_theirs(trained, tmp_path):
     assert not any(one.is_running() for one in family)
 
 
-def test_a_suite_that_has_changed_is_not_gone_on_with(trained, tmp_path):
+def test_a_suite_that_has_changed_is_not_gone_on_with(trained, training_python, tmp_path):
     run_id, suite = trained
-    evaluate(tmp_path, "--set", f"suite={suite} run={run_id} threads=1", killed=True)
+    evaluate(
+        training_python, tmp_path, "--set", f"suite={suite} run={run_id} threads=1", killed=True
+    )
     killed = unfinished(run_id)
     suite.write_text(suite.read_text().replace("max_new_tokens: 6", "max_new_tokens: 7"))
     with pytest.raises(AssertionError, match=r"has changed since.*start a new evaluation"):
-        evaluate(tmp_path, "--resume", killed)
+        evaluate(training_python, tmp_path, "--resume", killed)
 
 
-def test_an_evaluation_ends_in_a_ledger(tracking, make_model, tmp_path):
+def test_an_evaluation_ends_in_a_ledger(tracking, make_model, training_python, tmp_path):
     """The base is right where the gold answers are what it says; another model loses them."""
     base, same, other = make_model(1), make_model(1), make_model(2)
     asked = [{"problem": f"{i}+{i}=?", "answer": "0"} for i in range(12)]
@@ -257,7 +246,12 @@ def test_an_evaluation_ends_in_a_ledger(tracking, make_model, tmp_path):
         logged = log_base(str(base))
         for step, directory in ((5, same), (10, other)):
             log_checkpoint(str(directory), step=step, base=logged.model_id).wait()
-    evaluate(tmp_path, "--set", f"suite={suite} run={run.info.run_id} checkpoints=all threads=1")
+    evaluate(
+        training_python,
+        tmp_path,
+        "--set",
+        f"suite={suite} run={run.info.run_id} checkpoints=all threads=1",
+    )
 
     ledger = stored_ledger(run.info.run_id)
     greedy = ledger[ledger["kind"] == "greedy"]

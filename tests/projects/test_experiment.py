@@ -314,7 +314,7 @@ def test_two_processes_log_each_checkpoint_and_metric_once(experiment):
     ("parameters", "said"),
     [
         (["set=train.learning_rate=-1"], "train.learning_rate = -1: .*greater than 0"),
-        (["learning_rate=1e-5"], 'learning_rate is no parameter.*-P set="train.learning_rate=1e-5'),
+        (["learning_rate=1e-5"], 'learning_rate is not a parameter.*set="train.learning_rate=1e-5'),
         (["set=model=models:/nothing/latest"], "no version of nothing is registered"),
     ],
 )

@@ -18,12 +18,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("algorithm", ["sft", "grpo"])
-def test_a_run_takes_what_its_plan_says(home, algorithm):  # noqa: F811
+def test_a_run_takes_what_its_plan_says(home, training_python, algorithm):  # noqa: F811
     bounds = "data.max_prompt_tokens=40" + (
         " train.max_length=128" if algorithm == "sft" else " data.columns.solution=null"
     )
     settings = f"model=models:/tiny-base/latest {SHORT} {bounds}"
-    run_id = stage(home, algorithm, settings)
+    run_id = stage(training_python, home, algorithm, settings)
     measured = MlflowClient().get_run(run_id).data.metrics
     recipe = load_recipe(
         "tiny", home / "projects" / algorithm / "recipes", stage=algorithm, settings=settings

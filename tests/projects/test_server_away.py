@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import mlflow
@@ -15,32 +14,30 @@ from mlflow import MlflowClient
 from mlflow_scalpel.checkpoints.search import checkpoints_of_run
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.comparison.run_store import stored_table
+from tests.interpreters import Child, Interpreter
+from tests.projects.test_resume import SHORT, TINY
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-SHORT = (
-    "train.max_steps=8 train.per_device_train_batch_size=16 checkpoints.count=4 threads=1 "
-    "probes.base_style.limit=4 probes.teacher_style.limit=4"
-)
 
 
-def start(home: Path, stage: str, settings: str, uri: str, **more: str) -> subprocess.Popen[str]:
+def start(
+    python: Interpreter, home: Path, stage: str, settings: str, uri: str, **more: str
+) -> Child:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    return subprocess.Popen(
-        [sys.executable, f"projects/{stage}/{stage}.py", "--set", settings],
+    return python.start(
+        [f"projects/{stage}/{stage}.py", "--set", settings],
         cwd=home,
         env=kept
         | {"MLFLOW_TRACKING_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_OFFLINE": "1"}
         | {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "PYTHONUNBUFFERED": "1"}
         | more,
-        stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
     )
 
 
-def read_until(process: subprocess.Popen[str], beginning: str) -> str:
+def read_until(process: Child, beginning: str) -> str:
     lines = ""
     for line in process.stdout:
         lines += line
@@ -50,11 +47,10 @@ def read_until(process: subprocess.Popen[str], beginning: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Path:
+def home(tmp_path_factory, training_python) -> Path:
     folder = tmp_path_factory.mktemp("away")
     shutil.copytree(ROOT / "projects", folder / "projects")
-    settings = "train.steps=4 text.sequences=200 train.batch_size=32 threads=1"
-    process = start(folder, "base", settings, f"sqlite:///{folder}/mlflow.db")
+    process = start(training_python, folder, "base", TINY, f"sqlite:///{folder}/mlflow.db")
     output, _ = process.communicate()
     assert process.returncode == 0, output
     (base,) = folder.glob("outputs/*/tiny")
@@ -86,24 +82,24 @@ def no_uri():
     mlflow.set_tracking_uri(None)
 
 
-def test_a_server_that_comes_back_gets_everything(home, restartable_server):
+def test_a_server_that_comes_back_gets_everything(home, training_python, restartable_server):
     server = restartable_server
-    process = start(home, "sft", f"model={home}/base-model {SHORT}", server.uri)
+    process = start(training_python, home, "sft", f"model={home}/base-model {SHORT}", server.uri)
     output = read_until(process, "step 2/8")
     server.stop()
     output += read_until(process, "step 6/8")
     server.start()
     rest, _ = process.communicate()
     assert process.returncode == 0, output + rest
-    assert "training goes on" in output
+    assert "training continues" in output
     assert "takes what is sent again" in output + rest
     whole(run_of(server.uri))
 
 
-def test_a_server_that_stays_away_gets_it_later(home, restartable_server, capsys):
+def test_a_server_that_stays_away_gets_it_later(home, training_python, restartable_server, capsys):
     server = restartable_server
     settings = f"model={home}/base-model {SHORT}"
-    process = start(home, "sft", settings, server.uri, SCALPEL_PATIENCE="3")
+    process = start(training_python, home, "sft", settings, server.uri, SCALPEL_PATIENCE="3")
     output = read_until(process, "step 4/8")
     server.stop()
     rest, _ = process.communicate()

@@ -1,4 +1,4 @@
-"""Which stages an experiment that is taken up begins, goes on with, or leaves as they are."""
+"""Which stages an experiment that is resumed begins, goes on with, or leaves as they are."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ with open_stage("compare", Path("recipes")) as stage:
 
 
 @pytest.fixture
-def start(tracking, tmp_path):
+def start(tracking, python, tmp_path):
     """Starts a stage with the given body, as `mlflow run` would, or on its own."""
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "tiny.yaml").write_text(RECIPE)
@@ -43,14 +43,7 @@ def start(tracking, tmp_path):
             experiment = mlflow.get_experiment_by_name("tests").experiment_id
             run_id = MlflowClient().create_run(experiment).info.run_id
             environment["MLFLOW_RUN_ID"] = run_id
-        process = subprocess.Popen(
-            [sys.executable, "stage.py", *arguments],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        return process, run_id
+        return python.start(["stage.py", *arguments], env=environment), run_id
 
     return start
 
@@ -128,8 +121,11 @@ def test_killed_by_a_signal_even_by_two(start, number):
     [
         (["--set", "titel=x"], "Did you mean title"),
         (["--recipe", "tinny"], "Did you mean tiny"),
-        (["--learning_rate", "1e-5"], 'learning_rate is no parameter.*-P set="train.learning_rate'),
-        (["--max_steps=5"], r"max_steps is no parameter.*train\.max_steps"),
+        (
+            ["--learning_rate", "1e-5"],
+            'learning_rate is not a parameter.*-P set="train.learning_rate',
+        ),
+        (["--max_steps=5"], r"max_steps is not a parameter.*train\.max_steps"),
     ],
 )
 def test_a_refused_recipe_fails_the_waiting_run_with_the_same_words(start, arguments, said):

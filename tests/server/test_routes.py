@@ -78,14 +78,14 @@ def test_no_path_leads_to_another_file(get, path):
 @pytest.mark.parametrize(
     ("path", "status", "said"),
     [
-        ("data/figures?page=overview&runs=../../etc/passwd", 400, "is no run ID"),
-        (f"data/figures?page=overview&runs={LONG}", 400, "is no run ID"),
+        ("data/figures?page=overview&runs=../../etc/passwd", 400, "is not a run ID"),
+        (f"data/figures?page=overview&runs={LONG}", 400, "is not a run ID"),
         (f"data/figures?page=overview&runs={'0' * 32}", 403, "no such run, or you may not"),
         ("data/figures?page=overview&runs=", 400, "no run is chosen"),
         (f"data/figures?page=overview&runs={','.join(f'{i:032x}' for i in range(30))}", 400,
          "30 runs: choose at most 24"),
-        ("data/runs?experiment=../1", 400, "is no experiment's ID"),
-        ("data/checkpoints?run=x", 400, "is no run ID"),
+        ("data/runs?experiment=../1", 400, "is not an experiment's ID"),
+        ("data/checkpoints?run=x", 400, "run ID, which has 32"),
         (f"data/more?kind=tokens&runs={'0' * 32}", 403, "no such run"),
     ],
 )  # fmt: skip

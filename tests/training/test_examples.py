@@ -1,206 +1,123 @@
-"""What a run draws from: repetitions, conversations, what max_length leaves, and the account."""
+"""What SFT learns and GRPO asks: as TRL would tokenize it, and refused or told if it is wrong."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
+import datasets
 import pytest
-from trl import SFTConfig, SFTTrainer
 
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.recipes import load_recipe
-from mlflow_scalpel.training.arguments import sft_fields
-from mlflow_scalpel.training.examples import grpo_examples, open_pool, sft_examples
-from tests.conftest import make_tokenizer
+from mlflow_scalpel.training.base import OpenBase
+from mlflow_scalpel.training.examples import asked_examples, learned_examples
+from tests.chat.made import REAL, make_tokenizer
+from tests.training.test_training import PROJECTS
 
-PROJECTS = Path(__file__).parents[2] / "projects"
-
-
-def recipe_of(folder: Path, rows: list[dict], settings: str = "", stage: str = "sft"):
-    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = (
-        f"data.generated=null data.file={folder}/a.jsonl data.where={{}} probes={{}} "
-        f"data.columns={{}} {settings}"
-    )
-    return load_recipe("tiny", PROJECTS / stage / "recipes", stage=stage, settings=settings)
+QWEN = (REAL / "qwen2_5.jinja").read_text()
 
 
-def turn(role: str, content: str) -> dict:
-    return {"role": role, "content": content}
+def base_of(template: str, tmp_path, context: int | None = None) -> OpenBase:
+    tokenizer = make_tokenizer(template)
+    ends = (tokenizer.eos_token_id,)
+    return OpenBase(tmp_path, tokenizer, "", "", ends=ends, context=context)
 
 
-ALPACA = [
-    {"instruction": "Add", "input": f"{n}+4=", "output": str(n + 4), "other": "x"} for n in range(4)
-]
-
-
-def test_rows_of_one_instruction_are_told_and_can_be_joined(tmp_path, capsys):
-    columns = "'data.columns={problem: instruction, answer: null, solution: output}'"
-    pool = open_pool(recipe_of(tmp_path, ALPACA, columns))
-    assert len(pool.rows) == 1
-    line = (
-        "1 of 4 rows kept; 3 repeat an earlier problem (3 of them with another solution or answer)"
-    )
-    assert line in capsys.readouterr().out
-    assert "only 1 of the 4 rows" in pool.warnings["data"]
-    assert r'problem: "{instruction}\n{input}"' in pool.warnings["data"]
-    golds = [{"problem": "3+4=", "answer": answer} for answer in ("7", "7", "8")]
-    open_pool(recipe_of(tmp_path, golds, "data.columns.solution=null", "grpo"))
-    line = "2 repeat an earlier problem (1 of them with another solution or answer)"
-    assert line in capsys.readouterr().out
-    joined = (
-        r"""'data.columns={problem: "{instruction}\n{input}", answer: null, solution: output}'"""
-    )
-    pool = open_pool(recipe_of(tmp_path, ALPACA, joined))
-    assert [row["problem"] for row in pool.rows] == [f"Add\n{n}+4=" for n in range(4)]
-    assert pool.warnings == {}
-    assert capsys.readouterr().out == ""
-
-
-def test_conversations_of_one_system_turn_are_distinct(tmp_path):
+def examples(*answers: str) -> datasets.Dataset:
     rows = [
-        {"messages": [turn("system", "calc"), turn("user", f"{n}+4="), turn("assistant", "7")]}
-        for n in range(4)
+        {
+            "prompt": [{"role": "user", "content": f"What is {number}?"}],
+            "completion": [{"role": "assistant", "content": answer}],
+        }
+        for number, answer in enumerate(answers)
     ]
-    recipe = recipe_of(tmp_path, rows, "'data.columns={messages: messages, answer: null}'")
-    pool = open_pool(recipe)
-    assert [row["problem"] for row in pool.rows] == ["0+4=", "1+4=", "2+4=", "3+4="]
-    assert pool.system_prompt == "calc"
-    first = sft_examples(recipe, pool)[0]
-    assert first["prompt"] == [turn("system", "calc"), turn("user", "0+4=")]
-    assert first["completion"] == [turn("assistant", "7")]
+    return datasets.Dataset.from_list(rows)
 
 
-def test_one_question_after_other_turns_is_not_repeated(tmp_path, capsys):
-    def row(asked: str) -> dict:
-        turns = [turn("user", asked), turn("assistant", "yes"), turn("user", "more")]
-        return {"messages": [*turns, turn("assistant", "ok")]}
+def test_examples_are_what_trl_makes_of_them(tmp_path):
+    from trl import SFTConfig, SFTTrainer
 
-    recipe = recipe_of(
-        tmp_path,
-        [row("a"), row("b"), row("a")],
-        "'data.columns={messages: messages, answer: null}' rewards.accuracy=0",
-        stage="grpo",
+    given = examples("It is 0.", "\nIt is 1.", "\n\n  It is 2.\n", " 3")
+    base = base_of(QWEN, tmp_path)
+    ours = learned_examples(given, base)
+    trainer = SFTTrainer.__new__(SFTTrainer)
+    trainer._tokenizer, trainer.chat_template = base.tokenizer, None
+    trainer.completion_only_loss = True
+    arguments = SFTConfig(output_dir=str(tmp_path), max_length=None, report_to="none", use_cpu=True)
+    theirs, same = (
+        trainer._prepare_dataset(one, base.tokenizer, arguments, False, None, "train")
+        for one in (given, ours)
     )
-    pool = open_pool(recipe)
-    assert [one["content"] for one in grpo_examples(recipe, pool)[1]["prompt"]] == [
-        "b",
-        "yes",
-        "more",
-    ]
-    said = capsys.readouterr().out
-    assert "2 of 3 rows kept; 1 repeat an earlier problem" in said
-    assert "2 have earlier turns, which are context and not learned" in said
+    assert theirs["input_ids"] == same["input_ids"]
+    assert theirs["labels"] == same["labels"]
 
 
-def test_two_system_prompts_are_refused_or_told(tmp_path):
-    own = [turn("system", "calc"), turn("user", "1"), turn("assistant", "1")]
-    rows = [{"messages": own}, {"messages": [turn("user", "2"), turn("assistant", "2")]}]
-    columns = "'data.columns={messages: messages, answer: null}'"
-    with pytest.raises(
-        ScalpelError, match=r"line 1 has the system turn 'calc', and system_prompt = 'x'"
-    ):
-        open_pool(recipe_of(tmp_path, rows, f"{columns} system_prompt=x"))
-    pool = open_pool(recipe_of(tmp_path, rows, columns))
-    assert pool.system_prompt is None
-    assert "2 different system prompts" in pool.warnings["system_prompts"]
-    recipe = recipe_of(tmp_path, rows, f"{columns} system_prompt=calc")
-    pool = open_pool(recipe)
-    assert pool.system_prompt == "calc"
-    assert [len(row["prompt"]) for row in sft_examples(recipe, pool)] == [2, 2]
-
-
-# One token a character, <|user|> and <|assistant|>; the test's template writes no end of turn.
-LENGTHS = [("ab", "c"), ("a" * 8, "c"), ("b" * 8, "cdef"), ("a" * 9, "c"), ("a" * 20, "c")]
-ROWS = [{"problem": problem, "answer": "1", "solution": solution} for problem, solution in LENGTHS]
-COLUMNS = "'data.columns={answer: null}' 'train.max_length=11'"
-
-
-def by_trl(recipe, pool, first_model, folder) -> list[list[int]]:
-    """What TRL itself learns from: each example's learned tokens, at its own `max_length`."""
-    fields = sft_fields(recipe, folder, rows=100) | {"max_steps": 1, "save_steps": 1}
-    trainer = SFTTrainer(
-        model=str(first_model),
-        args=SFTConfig(**fields),
-        train_dataset=sft_examples(recipe, pool),
-        processing_class=make_tokenizer(),
+def test_what_is_longer_than_the_context_is_told(tmp_path, monkeypatch):
+    told: dict[str, str] = {}
+    monkeypatch.setattr(
+        "mlflow_scalpel.training.examples.warn", lambda code, text, _: told.update({code: text})
     )
-    return [[label for label in row["labels"] if label != -100] for row in trainer.train_dataset]
+    # The template's own system prompt takes 69 tokens, letters are tokens but for few.
+    rows = examples("short", "long " * 40)
+    lengths = [len(row["input_ids"]) for row in learned_examples(rows, base_of(QWEN, tmp_path))]
+    assert told == {}
+    learned_examples(rows, base_of(QWEN, tmp_path, context=max(lengths) - 1))
+    assert "1 of 2 examples are longer" in told["longer_than_context"]
+    told.clear()
+    recipe = load_recipe("tiny", PROJECTS / "grpo" / "recipes", stage="grpo")
+    asked_examples(rows, recipe, base_of(QWEN, tmp_path, context=100_000))
+    assert told == {}
+    asked_examples(rows, recipe, base_of(QWEN, tmp_path, context=100))
+    assert f"max_completion_length = {recipe.train.max_completion_length}" in str(told)
 
 
-def test_what_max_length_leaves_is_what_trl_learns(tmp_path, first_model, capsys):
-    whole = open_pool(recipe_of(tmp_path, ROWS, "'data.columns={answer: null}'"), make_tokenizer())
-    recipe = recipe_of(tmp_path, ROWS, f"{COLUMNS} train.per_device_train_batch_size=1")
-    # TRL drops the two whose prompt has 11 tokens or more, and cuts one of four tokens after one.
-    learned = by_trl(recipe, whole, first_model, tmp_path)
-    assert [len(tokens) for tokens in learned] == [1, 1, 1]
-    pool = open_pool(recipe, make_tokenizer())
-    assert [(row["problem"], row["solution"]) for row in pool.rows] == LENGTHS[:3]
-    assert by_trl(recipe, pool, first_model, tmp_path) == learned
-    assert pool.params()["data_dropped"] == "max_length 2, cut at max_length 1"
-    assert "1 of 3 solutions are cut there" in pool.warnings["cut"]
-    said = capsys.readouterr().out
-    assert "3 of 5 rows kept; 2 have a prompt that fills train.max_length = 11" in said
-    assert "1 are cut at train.max_length = 11" in said
-
-
-def test_nothing_left_by_max_length_is_refused(tmp_path):
-    for rows, said in (
-        (ROWS[3:], "2 have a prompt that fills it, 0"),
-        (ROWS[2:], "2 have .* 1 lose"),
-    ):
-        with pytest.raises(ScalpelError, match=f"none of . examples fits .*{said}"):
-            open_pool(recipe_of(tmp_path, rows, COLUMNS), make_tokenizer())
-
-
-def test_with_all_tokens_learned_no_prompt_fills(tmp_path):
-    recipe = recipe_of(tmp_path, ROWS, f"{COLUMNS} train.loss_on=all")
-    pool = open_pool(recipe, make_tokenizer())
-    assert (len(pool.rows), pool.cut) == (5, 3)
-
-
-def test_all_that_leaves_rows_out_is_counted_in_order(tmp_path, capsys):
-    def row(n: int, **fields) -> dict:
-        return {"problem": f"{n}+1=", "answer": str(n), "solution": "s", "k": "a", **fields}
-
-    rows = [
-        row(0, k="b"),
-        row(1, answer="the words of prose"),
-        row(2, answer=None),
-        row(3),
-        row(3, solution="other"),
-        row(4, problem="a long problem"),
-        row(5, solution="a long solution"),
-        row(6),
-        row(7),
-        row(8),
-    ]
-    recipe = recipe_of(
-        tmp_path,
-        rows,
-        "'data.where={k: a}' data.rows=0:8 data.drop_unreadable=true data.max_prompt_tokens=8 "
-        "data.max_solution_tokens=6",
-        stage="grpo",
+def test_a_prompt_for_grpo_is_checked_too(tmp_path):
+    recipe = load_recipe("tiny", PROJECTS / "grpo" / "recipes", stage="grpo")
+    rows = datasets.Dataset.from_list(
+        [{"prompt": [{"role": "system", "content": "Be kind"}, {"role": "user", "content": "?"}]}]
     )
-    pool = open_pool(recipe, make_tokenizer())
-    assert [one["problem"] for one in pool.rows] == ["3+1=", "6+1=", "7+1="]
-    assert {key: value for key, value in pool.params().items() if value} == {
-        "data_rows": 10,
-        "data_problems": 3,
-        "data_dropped": "where 1, rows 1, unreadable 1, unreadable_golds 1, repeated 1, "
-        "long_prompts 1, long_solutions 1",
-    }
-    said = capsys.readouterr().out
-    order = [
-        "by where.k",
-        "outside of `rows`",
-        "cannot be read",
-        "gold answer",
-        "repeat",
-        "prompts",
-        "solutions",
-    ]
-    places = [said.index(words) for words in order]
-    assert places == sorted(places)
-    assert "only 3 of the 8 rows" in pool.warnings["data"]
+    with pytest.raises(ScalpelError, match="System role not supported"):
+        asked_examples(rows, recipe, base_of((REAL / "gemma.jinja").read_text(), tmp_path))
+    (row,) = asked_examples(rows, recipe, base_of(QWEN, tmp_path))
+    assert row["prompt"] == rows[0]["prompt"]
+
+
+def test_a_template_that_opens_no_answer_is_told_of_before_grpo(tmp_path, monkeypatch):
+    told: dict[str, str] = {}
+    monkeypatch.setattr(
+        "mlflow_scalpel.training.examples.warn", lambda code, text, _: told.update({code: text})
+    )
+    recipe = load_recipe("tiny", PROJECTS / "grpo" / "recipes", stage="grpo")
+    turn = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    unopened = "{% for m in messages %}" + turn + "{% endfor %}"
+    asked_examples(examples("a"), recipe, base_of(unopened, tmp_path))
+    assert "<|im_start|>assistant" in told.pop("prompt_opens_no_answer")
+    opened = unopened + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    always = (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+        "{% else %} {{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    )  # what ends a question is what opens the answer, as in Mistral's
+    for template in (opened, always, QWEN, (REAL / "qwen3.jinja").read_text()):
+        asked_examples(examples("a"), recipe, base_of(template, tmp_path))
+        assert "prompt_opens_no_answer" not in told
+
+
+def test_an_empty_system_prompt_reaches_grpos_trainer_as_the_template_needs_it(tmp_path):
+    recipe = load_recipe("tiny", PROJECTS / "grpo" / "recipes", stage="grpo")
+    turns = [{"role": "system", "content": ""}, {"role": "user", "content": "?"}]
+    rows = datasets.Dataset.from_list([{"prompt": turns}])
+    (kept,) = asked_examples(rows, recipe, base_of(QWEN, tmp_path))
+    (left,) = asked_examples(rows, recipe, base_of((REAL / "qwen3.jinja").read_text(), tmp_path))
+    assert (kept["prompt"], left["prompt"]) == (turns, turns[1:])
+
+
+def test_a_model_that_ends_with_another_token_than_its_template_is_told_of(tmp_path, monkeypatch):
+    told: dict[str, str] = {}
+    monkeypatch.setattr(
+        "mlflow_scalpel.training.examples.warn", lambda code, text, _: told.update({code: text})
+    )
+    base = base_of(QWEN, tmp_path)
+    other = OpenBase(tmp_path, base.tokenizer, "", "", ends=(0,))
+    recipe = load_recipe("tiny", PROJECTS / "grpo" / "recipes", stage="grpo")
+    learned_examples(examples("a"), other)
+    assert "Set eos_token: '<|im_end|>'" in told.pop("never_stops")
+    asked_examples(examples("a"), recipe, other)
+    assert "Set eos_token: '<|im_end|>'" in told.pop("never_stops")

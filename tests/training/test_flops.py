@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from mlflow_scalpel.recipes import load_recipe
-from mlflow_scalpel.training.cost import multiplied, multiplied_parameters, run_flops
+from mlflow_scalpel.training.flops import multiplied, multiplied_parameters, run_flops
 from mlflow_scalpel.training.planning import model_size, plan_run
 
 PROJECTS = Path(__file__).parents[2] / "projects"

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.recipes import load_recipe
-from mlflow_scalpel.recipes.freezing import Freeze
+from mlflow_scalpel.recipes.trainers import Freeze
 from mlflow_scalpel.tensors.names import parse_layers, select
 from mlflow_scalpel.training.freezing import (
     apply_freeze,

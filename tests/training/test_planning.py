@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, Olmo2Conf
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.recipes import load_recipe
-from mlflow_scalpel.training.cost import estimate_flops, multiplied
+from mlflow_scalpel.training.flops import estimate_flops, multiplied
 from mlflow_scalpel.training.planning import activation_bytes, memory, model_size, plan_run
 
 PROJECTS = Path(__file__).parents[2] / "projects"
@@ -235,7 +235,7 @@ def test_a_plan_without_a_hub_says_at_once_what_to_do():
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ('{"model_type": "t5"}', "is no configuration of a causal language model"),
+        ('{"model_type": "t5"}', "is not a configuration of a causal language model"),
         ('{"model_type": "olmo2", "hidden_size": "x"}', "is no configuration of a model"),
         ('{"model_type": "nothing"}', "is no configuration of a model"),
     ],

@@ -14,7 +14,7 @@ from trl import GRPOConfig, SFTConfig
 
 from mlflow_scalpel.errors import RecipeError
 from mlflow_scalpel.recipes import load_recipe
-from mlflow_scalpel.recipes.training import GrpoTrain, SftTrain, Train
+from mlflow_scalpel.recipes.trainers import GrpoTrain, SftTrain, Train
 from mlflow_scalpel.training.arguments import grpo_fields, sft_fields
 
 PROJECTS = Path(__file__).parents[2] / "projects"

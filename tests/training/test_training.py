@@ -1,30 +1,28 @@
-"""What goes into TRL, what its rewards do, what a run is said to cost."""
+"""What goes into TRL, and what a run costs."""
 
 from __future__ import annotations
 
 import json
-import re
-import time
 from pathlib import Path
 from typing import get_args
 
 import mlflow
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 from trl import GRPOConfig, SFTConfig
 
 from mlflow_scalpel.comparison.forward.probes import Probe
 from mlflow_scalpel.errors import RecipeError, ScalpelError
 from mlflow_scalpel.recipes import load_recipe, read_recipe
-from mlflow_scalpel.recipes.training import Checkpoints, GrpoTrain, Train
+from mlflow_scalpel.recipes.trainers import GrpoTrain, Train
+from mlflow_scalpel.recipes.training import Checkpoints
 from mlflow_scalpel.training.arguments import NOT_TRL, grpo_fields, sft_fields, total_steps
-from mlflow_scalpel.training.cost import Cost, Multiplied, estimate_flops
-from mlflow_scalpel.training.examples import grpo_examples, open_pool, sft_examples
+from mlflow_scalpel.training.base import log_probe
+from mlflow_scalpel.training.cost import Cost
+from mlflow_scalpel.training.examples import grpo_examples, sft_examples
+from mlflow_scalpel.training.flops import Multiplied, estimate_flops
 from mlflow_scalpel.training.pilots import choose, final_mean
-from mlflow_scalpel.training.rewards import Rewards
-from mlflow_scalpel.training.session import log_probe
+from mlflow_scalpel.training.pool import open_pool
 from tests.conftest import make_tokenizer
 
 PROJECTS = Path(__file__).parents[2] / "projects"
@@ -43,7 +41,7 @@ def test_every_grpo_recipe_is_what_trl_takes(path, tmp_path, monkeypatch):
     for field in set(GrpoTrain.model_fields) - NOT_TRL:
         assert getattr(config, field) == getattr(recipe.train, field), field
     assert config.model_init_kwargs["dtype"] == recipe.train.dtype
-    assert config.reward_weights == [recipe.rewards.accuracy, recipe.rewards.format]
+    assert config.reward_weights == list(recipe.rewards.values())
 
 
 @pytest.mark.parametrize("path", sorted(PROJECTS.glob("sft/recipes/*.yaml")), ids=lambda p: p.stem)
@@ -138,149 +136,6 @@ def test_a_limit_on_solutions_needs_a_column_of_them():
         RecipeError, match=r"max_solution_tokens = 9, but columns\.solution is null"
     ):
         recipe_of("grpo", "data.max_solution_tokens=9")
-
-
-class Counted:
-    def __init__(self) -> None:
-        self.values: dict[str, float] = {}
-
-    def __call__(self, name: str, value: float) -> None:
-        self.values[name] = value
-
-
-def judge(texts: list[str], gold: list[str]):
-    rewards, counted = Rewards(), Counted()
-    completions = [[{"role": "assistant", "content": text}] for text in texts]
-    ids = [[1] * len(text) for text in texts]
-    batch = {
-        "completions": completions,
-        "answer": gold,
-        "completion_ids": ids,
-        "log_metric": counted,
-        "prompts": [],
-    }
-    accuracy, form = rewards.functions(["accuracy", "format"])
-    return rewards, accuracy(**batch), counted.values, form(**batch)
-
-
-BLOCKS = "<think>\n1+1=2\n</think>\n<answer>\n\\boxed{2}\n</answer>"
-
-
-def test_rewards_count_what_goes_wrong():
-    texts = [BLOCKS, "\\boxed{3}", "", "2"]
-    rewards, given, counted, form = judge(texts, ["2", "2", "2", "2"])
-    assert given == [1.0, 0.0, 0.0, 0.0]
-    assert form == [1.0, 0.0, 0.0, 0.0]
-    assert counted["reward_checks/empty_completions"] == 0.25
-    assert counted["reward_checks/boxed"] == 0.5
-    assert rewards.tokens_generated == sum(map(len, texts))
-    assert not any(rewards.warnings().values())
-
-
-def test_the_format_is_judged_with_what_the_prompt_opens():
-    """As of DeepSeek-R1's template, which ends the prompt with <think> and a line break."""
-    rest = BLOCKS.removeprefix("<think>\n")
-    wrong = ["1+1=2", rest.replace("</think>", ""), rest.replace("answer", "result")]
-    completions = [[{"content": text}] for text in (BLOCKS, rest, *wrong)]
-    assert Rewards().format(completions) == [1.0, 0.0, 0.0, 0.0, 0.0]
-    assert Rewards(opening="<think>\n").format(completions) == [1.0, 1.0, 0.0, 0.0, 0.0]
-
-
-def test_a_gold_answer_that_does_not_parse_is_counted_and_not_judged():
-    _, given, counted, form = judge([BLOCKS, BLOCKS], ["", "2"])
-    assert given == [None, 1.0]
-    assert counted["reward_checks/gold_unparsable"] == 0.5
-    assert form == [1.0, 1.0]
-
-
-def test_completions_that_would_take_seconds_do_not():
-    nasty = ["\\boxed{9^{9^{9^9}}}", "\\boxed{10^{10^{10}}}", "\\boxed{99999999!}"] * 4
-    started = time.monotonic()
-    rewards, given, counted, _ = judge(nasty, ["2"] * len(nasty))
-    assert given == [None] * len(nasty)  # not graded, which is not wrong
-    assert counted["reward_checks/not_graded"] == 1.0
-    assert counted["reward_checks/gold_unparsable"] == 0.0
-    assert rewards.not_graded == len(nasty)
-    assert time.monotonic() - started < 5
-
-
-@given(st.lists(st.sampled_from(["<think>\n", "\n</think>\n<answer>\n", "\n</answer>", "\n", "a"])))
-def test_the_format_is_that_of_the_pattern(pieces):
-    pattern = r"<think>\n.*?\n</think>\n<answer>\n.*?\n</answer>"
-    text = "".join(pieces)
-    expected = float(re.fullmatch(pattern, text.strip(), re.DOTALL) is not None)
-    assert Rewards().format([[{"role": "assistant", "content": text}]]) == [expected]
-
-
-def test_the_format_of_a_long_text_is_judged_at_once():
-    text = "<think>\n" + "\n</think>\n<answer>\n" * 100_000
-    began = time.monotonic()
-    assert Rewards().format([[{"role": "assistant", "content": text}]]) == [0.0]
-    assert time.monotonic() - began < 1
-
-
-def test_an_unboxed_answer_in_the_format_asked_for_is_right():
-    texts = [
-        "<think>\nx\n</think>\n<answer>\n$17$\n</answer>",
-        "<think>\nx\n</think>\n<answer>\nThe final answer is \\(17\\).\n</answer>",
-        "The answer is $17$. I hope this answer helps.",
-    ]
-    _, given, _, form = judge(texts, ["17"] * 3)
-    assert given == [1.0] * 3
-    assert form == [1.0, 1.0, 0.0]
-
-
-def test_a_reward_that_is_always_zero_is_said():
-    rewards, *_ = judge(["2", "\\boxed{3}"], ["2", "2"])
-    assert "0 for all 2 completions" in str(rewards.warnings()["no_reward"])
-    assert "1 of them hold a \\boxed" in str(rewards.warnings()["no_reward"])
-
-
-def counted_by(names: list[str], texts: list[str], gold: str = "2") -> Rewards:
-    rewards = Rewards()
-    for reward in rewards.functions(names):
-        reward(
-            completions=[[{"role": "assistant", "content": text}] for text in texts],
-            answer=[gold] * len(texts),
-            completion_ids=[[1] * 7] * len(texts),
-            log_metric=Counted(),
-            prompts=[],
-        )
-    return rewards
-
-
-@pytest.mark.parametrize("names", [["format"], ["accuracy"], ["accuracy", "format"]])
-def test_each_batch_is_counted_once_whichever_rewards_there_are(names):
-    rewards = counted_by(names, [BLOCKS, "\\boxed{2}", ""])
-    assert (rewards.completions, rewards.tokens_generated, rewards.boxed) == (3, 21, 2)
-    assert not any(rewards.warnings().values())
-    # The names that the trainer's metrics carry.
-    assert [reward.__name__ for reward in rewards.functions(names)] == names
-
-
-@pytest.mark.parametrize(
-    ("names", "texts", "gold", "said"),
-    [
-        (["format"], ["2", "\\boxed{2}"], "2", "the format reward was 0 for all 2 completions"),
-        (["accuracy"], ["2", "3"], "2", "the accuracy reward was 0 for all 2 completions"),
-        (["accuracy", "format"], ["2"], "2", "accuracy and format reward was 0 for all 1 compl"),
-        (["accuracy", "format"], [BLOCKS], "3", "GRPO has nothing to amplify"),
-        (["accuracy", "format"], [BLOCKS], "", "judged none of all 1 completions"),
-        (["accuracy"], [BLOCKS], "", "for 1 the gold answer could not be read"),
-    ],
-)
-def test_rewards_that_are_all_zero_are_said_whichever_they_are(names, texts, gold, said):
-    assert said in str(counted_by(names, texts, gold).warnings()["no_reward"])
-
-
-def test_completions_that_are_not_graded_are_said_once_some_are():
-    nasty = "\\boxed{9^{9^{9^9}}}"
-    said = counted_by(["accuracy", "format"], [nasty, "\\boxed{2}", nasty, BLOCKS]).warnings()
-    assert said["no_reward"] is None
-    assert "2 of 4 completions were not graded" in str(said["not_graded"])
-    none = counted_by(["accuracy"], [nasty, nasty]).warnings()
-    assert "2 took too long to compare" in str(none["no_reward"])
-    assert none["not_graded"] is None  # said once
 
 
 def test_flops_and_cost():

@@ -15,7 +15,7 @@ _STATE = ("optimizer", "scheduler", "scaler", "rng_state", "training_args", "ran
 
 
 def how_to_convert(directory: Path) -> str:
-    """What the directory holds in place of safetensors, and what converts it, on one line."""
+    """The layout of a directory without safetensors, and the command that converts it; one line."""
     return converted_by(directory) or (
         "holds no .safetensors file; save the model with "
         "save_pretrained(..., safe_serialization=True)"
@@ -24,7 +24,7 @@ def how_to_convert(directory: Path) -> str:
 
 def converted_by(directory: Path) -> str | None:
     """The same where the layout is known; None where it is not."""
-    return next((said for look in _LAYOUTS if (said := look(directory)) is not None), None)
+    return next((text for layout in _LAYOUTS if (text := layout(directory)) is not None), None)
 
 
 def _verl(directory: Path) -> str | None:

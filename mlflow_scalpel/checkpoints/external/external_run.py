@@ -48,13 +48,14 @@ from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.links import DESCRIPTION_TAG, run_note
 from mlflow_scalpel.run_warnings import FAILURE_TAG, warn, withdraw
 from mlflow_scalpel.server_errors import check_answered
+from mlflow_scalpel.tensors.documents import CONFIG
 
 DIRECTORY_TAG = "scalpel.directory"
 
 
 @dataclass(frozen=True)
 class ExternalRun:
-    """What is known of the run that wrote the checkpoints."""
+    """The run of another tool that wrote the checkpoints, as far as it is known."""
 
     base: str | None = None
     run_id: str | None = None
@@ -75,7 +76,7 @@ def log_directory(directory: Path, external: ExternalRun) -> tuple[str, dict[int
     What an earlier process left waiting is sent first. A checkpoint is the one that the run has
     where step and content are the same: one whose content has changed is logged again.
 
-    Returns the run ID and a delivery a step. Raises ScalpelError where no checkpoint is there that
+    Returns the run ID and an upload per step. Raises ScalpelError where no checkpoint is there that
     could be opened, or two are of one step.
     """
     found = find_steps(directory, external.step)
@@ -106,7 +107,9 @@ def lost_steps(
     taken: Collection[int],
     gone: Mapping[int, str] | None = None,
 ) -> dict[int, str]:
-    """Why steps that the trainer left, or that were taken, are not stored; told on the run too.
+    """The reasons why steps that the trainer left, or that were taken, are not stored.
+
+    They are a warning of the run too.
 
     `gone` are steps of which `watch` saw a model that was removed before it was taken.
     """
@@ -133,7 +136,7 @@ def lost_steps(
 
 
 def models_without_step(directory: Path, external: ExternalRun, run_id: str) -> list[Path]:
-    """Models in the directory whose names say no step, and that the run does not have."""
+    """Models in the directory whose names give no step, and that the run does not have."""
     if external.step is not None or not directory.is_dir():
         return []
     stored = [model for models in stored_models(run_id).values() for model in models]
@@ -163,7 +166,7 @@ def run_begun(directory: Path, external: ExternalRun) -> Iterator[str]:
 
 
 def why_incomplete(directory: Path) -> str | None:
-    """Why the checkpoint is not whole; None where all of its weights are there to the end."""
+    """The reason why the checkpoint is not complete; None where all of its weights are there."""
     try:
         check_complete(directory)
     except ScalpelError as error:
@@ -174,15 +177,15 @@ def why_incomplete(directory: Path) -> str | None:
 
 
 def why_no_step(directory: Path) -> str:
-    """Why no step is found in the directory, and what to do."""
-    if (directory / "config.json").is_file() and any(directory.glob("*.safetensors")):
+    """The reason why no step is found in the directory, and what to do."""
+    if (directory / CONFIG).is_file() and any(directory.glob("*.safetensors")):
         return (
-            f"{directory}: holds a model, and its name says no step; give it with --step N, or the "
-            "directory that holds those of the steps"
+            f"{directory}: holds a model, and its name gives no step; give it with --step N, or "
+            "the directory that holds those of the steps"
         )
     for path in (*sorted(one for one in directory.iterdir() if one.is_dir()), directory):
-        if (said := converted_by(path)) is not None:
-            return f"{path}: {said}; log the result with --step N"
+        if (conversion := converted_by(path)) is not None:
+            return f"{path}: {conversion}; log the result with --step N"
     return (
         f"{directory}: holds no directory named after a step, as checkpoint-N, global_step_N, "
         f"step_N, epoch_N, iter_N or N; there is {names_in(directory)}; give the directory that "
@@ -191,7 +194,7 @@ def why_no_step(directory: Path) -> str:
 
 
 def notes_of(directory: Path, newest: StepDirectory, external: ExternalRun, run_id: str) -> Notes:
-    """What the trainer noted, put into the run; what of it cannot be read is warned of."""
+    """Log the trainer's notes to the run; what cannot be read of them becomes a warning."""
     try:
         home = run_directory(directory)
         folder = newest.place if (newest.place / STATE).is_file() else newest.model
@@ -263,7 +266,7 @@ def log_step(one: StepDirectory, run_id: str, external: ExternalRun, notes: Note
 def _check_step(one: StepDirectory, run_id: str) -> None:
     """Warn where the trainer's state beside a model is of another step than its directory."""
     for folder in filter(None, (one.model, one.place)):
-        with contextlib.suppress(ScalpelError):  # said already
+        with contextlib.suppress(ScalpelError):  # reported already
             step = read_state(folder).get("global_step")
             if isinstance(step, int) and step != one.step:
                 warn(
@@ -278,7 +281,7 @@ def _check_step(one: StepDirectory, run_id: str) -> None:
 def finish_spool(directory: Path, run_id: str) -> None:
     """Send what an earlier process took of this directory, and was killed before it was sent.
 
-    Raises UploadPending where the server is away: what waits cannot be told from what is missing.
+    Raises UploadPending where the server is away: then it is not known what is missing.
     """
     home = run_directory(directory)
     if spool_directory(run_id, home).is_dir():  # an empty one is not put into a trainer's output
@@ -296,9 +299,9 @@ def stored_models(run_id: str) -> dict[int, list[LoggedModel]]:
 
 
 def other_base(base: str, stored: Mapping[int, Sequence[LoggedModel]]) -> str | None:
-    """What to say where stored checkpoints have another base than the one that is given now.
+    """The warning where stored checkpoints have another base than the one that is given now.
 
-    None where they have that one, or where it cannot be told, as of a hub name.
+    None where they have that one, or where it is not known, as of a hub name.
     """
     theirs = {
         step: known
@@ -318,8 +321,9 @@ def other_base(base: str, stored: Mapping[int, Sequence[LoggedModel]]) -> str | 
         return None
     return (
         f"the run's checkpoints of step {', '.join(map(str, others))} are stored with the base "
-        f"models:/{next(iter(others.values()))}, which is not {base}, and stay so; where {base} is "
-        "right, log them into another run (--experiment or --run-id), or delete this one"
+        f"models:/{next(iter(others.values()))}, which is not {base}, and will not be changed; "
+        f"where {base} is right, log them into another run (--experiment or --run-id), or delete "
+        "this one"
     )
 
 
@@ -353,5 +357,5 @@ def is_stored(directory: Path, models: Sequence[LoggedModel]) -> bool:
             in digests
             for state in (False, True)
         )
-    except (ScalpelError, OSError):  # which logging it will say
+    except (ScalpelError, OSError):  # which logging it will report
         return False

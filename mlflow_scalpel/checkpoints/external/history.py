@@ -1,8 +1,8 @@
-"""What a trainer noted of its training, and the run that it is put into.
+"""The notes that a trainer took of its training, and logging them to the run of its checkpoints.
 
-It is read from `trainer_state.json`, or from the run that the trainer logged itself. Rates are
-noted every few steps only; the sum over all steps is interpolated between them, and what is taken
-from that says so. All of it may be logged again: what the run has already is left as it is.
+They are read from `trainer_state.json`, or from the run that the trainer logged itself. Rates are
+noted every few steps only; the sum over all steps is interpolated between them, and marked as
+approximate. All of it may be logged again: what the run has already is left as it is.
 """
 
 from __future__ import annotations
@@ -24,16 +24,39 @@ from mlflow.exceptions import MlflowException
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server_errors import check_answered
 from mlflow_scalpel.tensors.documents import read_object
-from mlflow_scalpel.tensors.files import TensorFiles
+from mlflow_scalpel.tensors.files import TORCH_NAMES, TensorFiles
 
 _BATCH = 1000  # metrics of one request
 _LOSSES = ("loss", "train/loss", "train_loss", "actor/pg_loss", "reward", "critic/rewards/mean")
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
+STATE = "trainer_state.json"
+# What trainers call the learning rate, the first that is there.
+RATES = (
+    "learning_rate", "train/learning_rate", "lr", "train/lr", "actor/lr", "optim/lr",
+    "train_learning_rate", "policy/lr",
+)  # fmt: skip
+# Settings of the Trainer, of its state or among the params that its MLflow callback logs; ours.
+_SETTINGS = {
+    "max_steps": "max_steps",
+    "num_train_epochs": "num_train_epochs",
+    "train_batch_size": "train_batch_size",
+    "per_device_train_batch_size": "per_device_train_batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "learning_rate": "learning_rate",
+    "lr_scheduler_type": "lr_scheduler_type",
+    "warmup_steps": "warmup_steps",
+    "weight_decay": "weight_decay",
+    "optim": "optim",
+    "seed": "seed",
+    "logging_steps": "logging_steps",
+}
+_REFUSED = re.compile(r"[^0-9A-Za-z_\-. :/]")  # by MLflow in a metric's name
+_LONGEST_NAME = 250
 
 
 @dataclass(frozen=True)
 class Notes:
-    """What the trainer noted, in its own files or in a run of its own."""
+    """A trainer's notes, from its own files or from a run of its own."""
 
     history: Sequence[tuple[int, Mapping[str, float]]] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -46,7 +69,7 @@ class Notes:
 def read_notes(
     home: Path, newest: Path | None, trainer_run: str | None, own_run: str | None
 ) -> Notes:
-    """What there is in the newest step's directory, in the run's, and in the trainer's own run.
+    """The notes in the newest step's directory, in the run's, and in the trainer's own run.
 
     Args:
         home: the run's directory.
@@ -88,7 +111,7 @@ def read_notes(
 
 
 def log_notes(run_id: str, notes: Notes) -> None:
-    """Log history and settings to the run, but for what it has; say which names were changed."""
+    """Log history and settings to the run, but for what it has; print which names were changed."""
     client = MlflowClient()
     has = client.get_run(run_id).data
     params = {key: value for key, value in notes.settings.items() if key not in has.params}
@@ -111,9 +134,9 @@ def log_notes(run_id: str, notes: Notes) -> None:
         {key for _, values in notes.history for key in values if metric_name(key) != key}
     )
     if changed and metrics:
-        told = ", ".join(f"{key} as {metric_name(key)}" for key in changed[:4])
+        renamed = ", ".join(f"{key} as {metric_name(key)}" for key in changed[:4])
         more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-        print(f"metrics that MLflow takes under another name only: {told}{more}", flush=True)
+        print(f"metrics that MLflow takes under another name only: {renamed}{more}", flush=True)
 
 
 def params_of(directories: Sequence[Path], step: int, notes: Notes | None = None) -> dict[str, str]:
@@ -188,32 +211,6 @@ def _histories(run: Run) -> list[tuple[int, dict[str, float]]]:
             for point in client.get_metric_history(run.info.run_id, name):
                 by_step.setdefault(int(point.step), {})[name] = float(point.value)
     return sorted(by_step.items())
-
-
-STATE = "trainer_state.json"
-# What trainers call the learning rate, the first that is there.
-RATES = (
-    "learning_rate", "train/learning_rate", "lr", "train/lr", "actor/lr", "optim/lr",
-    "train_learning_rate", "policy/lr",
-)  # fmt: skip
-# Settings of the Trainer, of its state or among the params that its MLflow callback logs; ours.
-_SETTINGS = {
-    "max_steps": "max_steps",
-    "num_train_epochs": "num_train_epochs",
-    "train_batch_size": "train_batch_size",
-    "per_device_train_batch_size": "per_device_train_batch_size",
-    "gradient_accumulation_steps": "gradient_accumulation_steps",
-    "learning_rate": "learning_rate",
-    "lr_scheduler_type": "lr_scheduler_type",
-    "warmup_steps": "warmup_steps",
-    "weight_decay": "weight_decay",
-    "optim": "optim",
-    "seed": "seed",
-    "logging_steps": "logging_steps",
-}
-_REFUSED = re.compile(r"[^0-9A-Za-z_\-. :/]")  # by MLflow in a metric's name
-_LONGEST_NAME = 250
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def read_state(directory: Path) -> dict[str, Any]:
@@ -352,7 +349,7 @@ def dtype_of(directory: Path) -> str | None:
     except (ScalpelError, OSError):
         return None
     most = max(elements, key=lambda name: elements[name], default=None)
-    return _DTYPES.get(most or "")
+    return TORCH_NAMES.get(most or "")
 
 
 def _own_sum(state: Mapping[str, Any], step: int) -> float | None:

@@ -1,4 +1,4 @@
-"""Where trainers leave their models: steps in a run's directory, and a model within a step.
+"""The places where trainers leave models: steps in a run's directory, a model within a step.
 
 What works for which trainer is in docs/layouts.md; `converters.py` has the commands for layouts
 that hold no model as Hugging Face stores one.
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mlflow_scalpel.checkpoints.external.converters import converted_by, how_to_convert
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.tensors.documents import CONFIG
 from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, INDEX, WEIGHTS
 from mlflow_scalpel.tensors.steps import (
     INNER,
@@ -22,7 +23,6 @@ from mlflow_scalpel.tensors.steps import (
     step_of_path,
 )
 
-_CONFIG = "config.json"
 _DEPTH = 4  # folders from a step's directory down to its model
 # Folders that hold no model of what was trained, or another model than that.
 _OTHERS = (
@@ -33,7 +33,7 @@ _OTHERS = (
 
 @dataclass(frozen=True)
 class StepDirectory:
-    """What a trainer left of one step."""
+    """The directory that a trainer wrote at one step."""
 
     step: int
     place: Path
@@ -41,16 +41,16 @@ class StepDirectory:
     model: Path | None
     """Directory of the model in it; None where there is none that could be opened."""
     why: str | None = None
-    """Why there is none, and what makes one."""
+    """The reason why there is none, and the command that makes one."""
 
 
 def find_steps(directory: Path, step: int | None = None) -> list[StepDirectory]:
-    """What there is of each step in `directory`, in their order.
+    """The directory of each step in `directory`, in their order.
 
     `directory` is a run's, one that holds it (`weights/step_20`), a step's, or a model's within
     one. With `step` it is that step's, whatever its name. Empty where no step is found.
 
-    Raises ScalpelError where two directories are of one step, or where it cannot be told which
+    Raises ScalpelError where two directories are of one step, or where it is not clear which
     folder is the run's or the model's.
     """
     if step is not None:
@@ -72,7 +72,7 @@ def find_steps(directory: Path, step: int | None = None) -> list[StepDirectory]:
         return [_look(directory, own)]
     if not within:
         within = _of_folders(directory)
-    return _one_a_step(within)
+    return _one_per_step(within)
 
 
 def model_in(directory: Path) -> Path:
@@ -91,7 +91,7 @@ def model_in(directory: Path) -> Path:
 
 
 def unnamed_models(directory: Path, found: Iterable[StepDirectory]) -> list[Path]:
-    """Models beside the steps that `find_steps` found, whose names say no step.
+    """Models beside the steps that `find_steps` found, whose names give no step.
 
     The final model in the run's directory itself, `merged`, `export`, `best`.
     """
@@ -107,12 +107,12 @@ def unnamed_models(directory: Path, found: Iterable[StepDirectory]) -> list[Path
 
 
 def why_none(directory: Path) -> str:
-    """Why the directory holds no model that could be opened, and what makes one, on one line."""
+    """The reason why the directory holds no model, and the command that makes one; one line."""
     weights = any(directory.glob(f"*{WEIGHTS}"))
-    configured = (directory / _CONFIG).is_file() or (directory / ADAPTER_CONFIG).is_file()
+    configured = (directory / CONFIG).is_file() or (directory / ADAPTER_CONFIG).is_file()
     if weights and not configured:
         return converted_by(directory) or (
-            f"holds no {_CONFIG} beside its {WEIGHTS} files; save it beside the weights "
+            f"holds no {CONFIG} beside its {WEIGHTS} files; save it beside the weights "
             "(model.config.save_pretrained), or copy the base's"
         )
     if not weights:
@@ -136,7 +136,7 @@ def run_directory(directory: Path) -> Path:
 
 
 def names_in(directory: Path) -> str:
-    """What is in a directory, for messages: the first few names."""
+    """The first few names in a directory, for messages."""
     names = sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
     return f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''}" or "nothing"
 
@@ -173,16 +173,16 @@ def _of_folders(directory: Path) -> list[StepDirectory]:
         found = [_look(path, step) for step, path in _step_children(folder)]
         if found:
             groups[folder] = found
-    whole = {folder: steps for folder, steps in groups.items() if any(s.model for s in steps)}
-    groups = whole or groups
+    with_models = {folder: steps for folder, steps in groups.items() if any(s.model for s in steps)}
+    groups = with_models or groups
     if len(groups) > 1:
         names = ", ".join(str(folder) for folder in groups)
         raise ScalpelError(f"{directory}: holds the steps of several runs; give one of {names}")
     return next(iter(groups.values()), [])
 
 
-def _one_a_step(found: list[StepDirectory]) -> list[StepDirectory]:
-    """One directory a step: that with the model, where others hold the trainer's own state."""
+def _one_per_step(found: list[StepDirectory]) -> list[StepDirectory]:
+    """One directory per step: that with the model, where others hold the trainer's own state."""
     epochs = {counts_epochs(one.place): one.place for one in found if one.model is not None}
     if len(epochs) > 1:
         raise ScalpelError(
@@ -199,8 +199,8 @@ def _one_a_step(found: list[StepDirectory]) -> list[StepDirectory]:
         if len(models or candidates) > 1:
             names = " and ".join(str(one.place) for one in models or candidates)
             raise ScalpelError(
-                f"{names}: are both of step {step}, and a run has one checkpoint a step; move one "
-                "away, or log each into a run of its own: "
+                f"{names}: are both of step {step}, and a run has one checkpoint per step; move "
+                "one away, or log each into a run of its own: "
                 f"`mlflow-scalpel log --step {step} --run-id RUN DIR`"
             )
         chosen.append((models or candidates)[0])
@@ -209,7 +209,7 @@ def _one_a_step(found: list[StepDirectory]) -> list[StepDirectory]:
 
 def _is_model(directory: Path) -> bool:
     """Whether the directory holds weights as safetensors, and a configuration."""
-    configured = (directory / _CONFIG).is_file() or (directory / ADAPTER_CONFIG).is_file()
+    configured = (directory / CONFIG).is_file() or (directory / ADAPTER_CONFIG).is_file()
     return configured and (any(directory.glob(f"*{WEIGHTS}")) or (directory / INDEX).is_file())
 
 

@@ -1,4 +1,4 @@
-"""Logs the checkpoints of a run that goes on, each once it is complete."""
+"""Logs the checkpoints of a run that is still training, each once it is complete."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mlflow_scalpel.checkpoints.files import checkpoint_files, fingerprint
 from mlflow_scalpel.checkpoints.logging.uploads import SPOOLS, Upload
 from mlflow_scalpel.errors import ScalpelError
 
-_STOP_CHECK_SECONDS = 0.2  # seconds of sleep after which `watch` sees that it is to stop
+_STOP_CHECK_SECONDS = 0.2  # of sleep, after which `watch` asks whether to stop
 
 
 def watch(
@@ -36,24 +36,24 @@ def watch(
     interval: float,
     idle: float | None,
     stopped: Callable[[], bool] = lambda: False,
-    say: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
     gone: dict[int, str] | None = None,
 ) -> Iterator[tuple[int, Upload]]:
-    """Log checkpoints of a run that goes on, each once it is whole; yields step and delivery.
+    """Log checkpoints of a run that is still training, each once it is complete.
 
-    One that is written again, with other content, is logged again.
+    Yields step and upload. A checkpoint that is written again, with other content, is logged again.
 
-    A checkpoint is whole when its weights are as long as their headers say and nothing in it has
-    changed between two looks, `interval` seconds apart. `say` is told why one that does not change
-    any more is waited for, once for each reason. `gone` gets the steps whose model was removed
-    before it was taken, and what to do about it. Ends when nothing new has come for `idle` seconds
-    (None: never), and before the next look where `stopped()`.
+    One is complete when its weights are as long as their headers say and nothing in it has changed
+    between two polls, `interval` seconds apart. `report` gets the reason why one that does not
+    change any more is waited for, once for each reason. `gone` gets the steps whose model was
+    removed before it was taken, and what to do about it. Ends when nothing new has come for `idle`
+    seconds (None: never), and before the next poll where `stopped()`.
     """
     if directory.exists() and not directory.is_dir():
         raise ScalpelError(f"{directory}: is a file; give the directory that the trainer writes to")
     with run_begun(directory, external) as run_id:
         finish_spool(directory, run_id)
-        yield from _watch(directory, external, run_id, interval, idle, stopped, say, gone)
+        yield from _watch(directory, external, run_id, interval, idle, stopped, report, gone)
 
 
 def _watch(
@@ -63,21 +63,21 @@ def _watch(
     interval: float,
     idle: float | None,
     stopped: Callable[[], bool],
-    say: Callable[[str], None],
+    report: Callable[[str], None],
     gone: dict[int, str] | None,
 ) -> Iterator[tuple[int, Upload]]:
     stored = stored_models(run_id)
-    seen: dict[int, tuple[Any, ...]] = {}  # as they looked when they were taken
+    seen: dict[int, tuple[Any, ...]] = {}  # states of the steps when they were taken
     marks: dict[int, str] = {}
-    looks: dict[int, tuple[Any, ...]] = {}
-    told: set[str] = set()
+    states: dict[int, tuple[Any, ...]] = {}
+    reported: set[str] = set()
     begun: dict[int, Path] = {}  # models of which something is there
     changed = time.monotonic()
 
     def tell(line: str) -> None:
-        if line not in told:
-            told.add(line)
-            say(line)
+        if line not in reported:
+            reported.add(line)
+            report(line)
 
     while not stopped() and (idle is None or time.monotonic() - changed < idle):
         found = _found_now(directory, external, tell)
@@ -86,41 +86,41 @@ def _watch(
             if step in seen or step in stored:
                 continue
             why = (
-                "its directory was removed before it was seen whole; let the trainer keep more "
-                "checkpoints (save_total_limit), or look more often (--interval)"
+                "its directory was removed before it was seen complete; let the trainer keep more "
+                "checkpoints (save_total_limit), or poll more often (--interval)"
             )
             tell(f"step {step}: is lost: {why}")
             if gone is not None:
                 gone[step] = why
         begun |= {one.step: one.model for one in found if one.model is not None}
         for one in found:
-            look = _look(one.model or one.place)
-            if look == seen.get(one.step):
+            state = _state_of(one.model or one.place)
+            if state == seen.get(one.step):
                 continue
-            if look != looks.get(one.step):
-                looks[one.step] = look
+            if state != states.get(one.step):
+                states[one.step] = state
                 changed = time.monotonic()
                 continue
             reason = why_incomplete(one.model) if one.model is not None else one.why
             if reason is not None or one.model is None:
                 tell(f"step {one.step}: waits: {reason}")
                 continue
-            seen[one.step] = look
+            seen[one.step] = state
             files = checkpoint_files(one.model, trainer_state=external.trainer_state)
             before, marks[one.step] = marks.get(one.step), fingerprint(files, one.model)
             # Not what only came to lie beside it, such as the state of the optimizer.
             if marks[one.step] != before and not is_stored(one.model, stored.get(one.step, [])):
                 notes = notes_of(directory, one, external, run_id)
                 yield one.step, log_step(one, run_id, external, notes)
-        next_look = time.monotonic() + interval
-        while not stopped() and (left := next_look - time.monotonic()) > 0:
+        next_poll = time.monotonic() + interval
+        while not stopped() and (left := next_poll - time.monotonic()) > 0:
             time.sleep(min(left, _STOP_CHECK_SECONDS))
 
 
 def _found_now(
     directory: Path, external: ExternalRun, tell: Callable[[str], None]
 ) -> list[StepDirectory]:
-    """The steps that are there; what cannot be told apart is said, and nothing taken."""
+    """The steps that are there; where they are ambiguous that is reported, and nothing taken."""
     if not directory.is_dir():
         tell(f"{directory}: is not there yet; it is waited for")
         return []
@@ -134,8 +134,8 @@ def _found_now(
     return found
 
 
-def _look(directory: Path) -> tuple[Any, ...]:
-    """What changes while the directory is written."""
+def _state_of(directory: Path) -> tuple[Any, ...]:
+    """Names, sizes and times of all files, which change while the directory is written."""
     try:
         stats = [(str(file), file.stat()) for file in sorted(directory.rglob("*"))]
     except FileNotFoundError:  # a temporary file that was renamed meanwhile

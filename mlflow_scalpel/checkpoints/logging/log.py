@@ -26,10 +26,11 @@ from mlflow_scalpel.checkpoints.files import (
     name_in,
 )
 from mlflow_scalpel.checkpoints.logging.spool import CheckpointEntry
-from mlflow_scalpel.checkpoints.logging.upload import ensure_base, on_hub
+from mlflow_scalpel.checkpoints.logging.upload import ensure_base
 from mlflow_scalpel.checkpoints.logging.uploader import Uploader
 from mlflow_scalpel.checkpoints.logging.uploads import Upload, uploader_for
 from mlflow_scalpel.checkpoints.reading.addresses import is_model_id, model_id_of
+from mlflow_scalpel.checkpoints.reading.formats import hub_snapshot
 from mlflow_scalpel.checkpoints.search import checked_name, checked_step
 from mlflow_scalpel.errors import DiskFull, ScalpelError
 from mlflow_scalpel.run_warnings import print_warning
@@ -41,7 +42,7 @@ from mlflow_scalpel.units import readable_bytes
 ROOM_SECONDS = 60.0  # for which a checkpoint waits at most for room on a disk that is nearly full
 _SMALL_FILE = 100_000  # bytes up to which a config or the like is copied and not linked
 _RESERVE = 4  # times its size is what a checkpoint leaves free: for the next one, and its state
-_LOOKUP_SECONDS = 10.0  # seconds in which the server may say at once that there is no such base
+_LOOKUP_SECONDS = 10.0  # in which the server may answer that there is no such base
 
 
 def log_checkpoint(
@@ -82,7 +83,8 @@ def log_checkpoint(
 
     Raises:
         ScalpelError: no run is active, `step` or `link` cannot be right, what is to be logged is
-            not there, or `base` is no whole model or (where the server says so in time) not there.
+            not there, or `base` is not a complete model or (if the server answers in time) is
+            not there.
     """
     run_id, step = run_id or _active_run_id(), checked_step(step)
     directory = Path(path_or_hub_revision)
@@ -99,7 +101,7 @@ def log_checkpoint(
     if entry.base is not None and is_model_id(entry.base):
         entry.params["base"] = entry.base
     if not directory.is_dir():
-        snapshot = on_hub(str(path_or_hub_revision))
+        snapshot = hub_snapshot(str(path_or_hub_revision))
         entry.source = str(path_or_hub_revision).partition("@")[0]
         entry.revision = snapshot.name  # the hub cache names a snapshot by its commit
         entry.files = [name_in(snapshot, file) for file in checkpoint_files(snapshot)]
@@ -115,7 +117,7 @@ def log_checkpoint(
     try:
         directory = model_in(directory)
         entry.source = _text(str(directory))
-        entry.notes = _take_over_notes(entry, directory)
+        entry.notes = _add_trainer_params(entry, directory)
         files = checkpoint_files(directory, trainer_state=trainer_state)
         entry.files = [_plain_name(name_in(directory, file)) for file in files]
         entry.fingerprint = fingerprint(files, directory)
@@ -123,7 +125,7 @@ def log_checkpoint(
     except (ScalpelError, OSError) as error:  # of this checkpoint alone
         entry.files, entry.problem = [], _text(str(error))
     entry.params["kind"] = "adapter" if is_adapter(directory) else "model"
-    if entry.problem is not None or not _take(uploader, entry, directory, files):
+    if entry.problem is not None or not _add_with_files(uploader, entry, directory, files):
         uploader.add(entry)  # its files are read where they are
     return Upload(uploader, entry.job)
 
@@ -148,13 +150,13 @@ def log_base(
     return model
 
 
-def _take(
+def _add_with_files(
     uploader: Uploader, entry: CheckpointEntry, directory: Path, files: Sequence[Path]
 ) -> bool:
     """Put the entry into the spool with its files; False where there is no room for copies of them.
 
     Links take no bytes as long as the trainer keeps its own files, and then those that it would
-    have freed: a disk that is nearly full gets a moment in which other checkpoints may leave.
+    have freed: a disk that is nearly full gets a minute in which other checkpoints may be sent.
     """
     spool, needed = uploader.spool.directory, sum(file.stat().st_size for file in files)
 
@@ -203,9 +205,9 @@ def _snapshot(directory: Path, files: Sequence[Path], folder: Path) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _checked_base(base: str, tracking_uri: str) -> str:
-    """The base's ID where it can be told now, else its directory, hub name and commit, or URI.
+    """The base's ID where it is known now, else its directory, hub name and commit, or URI.
 
-    Raises ScalpelError where it is no whole model, or where the server says that there is none.
+    Raises ScalpelError where it is not a complete model, or where the server has none.
     """
     known = base.removeprefix("models:/")
     if is_model_id(known):
@@ -213,7 +215,7 @@ def _checked_base(base: str, tracking_uri: str) -> str:
     if base.startswith(("models:", "runs:")):
         return _looked_up(base) or base
     local = Path(base).is_dir()
-    directory = model_in(Path(base)).resolve() if local else on_hub(base)
+    directory = model_in(Path(base)).resolve() if local else hub_snapshot(base)
     check_complete(directory)
     return str(directory) if local else f"{base.partition('@')[0]}@{directory.name}"
 
@@ -240,8 +242,8 @@ def _looked_up(base: str) -> str | None:
     return answer
 
 
-def _take_over_notes(entry: CheckpointEntry, directory: Path) -> list[str]:
-    """Params that the trainer's state beside the checkpoint gives, in so far as none are given."""
+def _add_trainer_params(entry: CheckpointEntry, directory: Path) -> list[str]:
+    """Add params from the trainer's state beside the checkpoint where none are given; notes."""
     try:
         known = params_of([directory], entry.step)
     except ScalpelError as error:  # of no importance for the checkpoint itself
@@ -251,7 +253,7 @@ def _take_over_notes(entry: CheckpointEntry, directory: Path) -> list[str]:
 
 
 def _plain_name(name: str) -> str:
-    """The file's name; raises ScalpelError where it cannot be told to anybody."""
+    """The file's name; raises ScalpelError where no store takes it."""
     if name != _text(name):
         raise ScalpelError(
             f"{_text(name)}: its name is not UTF-8, and no store takes it; rename or remove it"

@@ -1,8 +1,8 @@
-"""What is written to MLflow about a checkpoint, each thing once, however often it is asked for.
+"""Requests that write to MLflow, each of which does its work once, however often it is sent.
 
 An answer can be lost after the server has done the work, and MLflow's own client then sends the
-request again. So each of these looks at what is there: before it asks, where asking twice would do
-harm, and after.
+request again. So each of these looks at the server's state: before the request, where sending it
+twice would do harm, and after.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES, MLFLOW_MODEL_VERSIONS
 
 from mlflow_scalpel.checkpoints.artifact_store import open_store
 from mlflow_scalpel.checkpoints.files import MANIFEST, MLMODEL, POINTER
-from mlflow_scalpel.checkpoints.logging.lanes import Pulse
 from mlflow_scalpel.checkpoints.logging.spool import (
     ArtifactEntry,
     CheckpointEntry,
     ImageEntry,
     MetricsEntry,
+    Pulse,
     TagsEntry,
 )
 from mlflow_scalpel.checkpoints.manifest import Manifest
@@ -52,7 +52,7 @@ from mlflow_scalpel.server_errors import is_passing
 
 
 def find_created(client: MlflowClient, job: str, experiment_id: str) -> LoggedModel | None:
-    """The one LoggedModel that was created for a delivery; None where none was.
+    """The one LoggedModel that was created for an upload; None where none was.
 
     A request whose answer was lost is sent again, by MLflow's own client too, and then has been
     done twice: the younger twins, which nobody knows of, are removed.
@@ -188,8 +188,8 @@ def _show_version(client: MlflowClient, model_id: str, name: str, version: str |
     mine = [known for known in shown if known["name"] == name]
     if [str(known["version"]) for known in mine] != [str(version)]:
         others = [known for known in shown if known["name"] != name]
-        told = json.dumps([*others, {"name": name, "version": version}])
-        client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: told})
+        versions = json.dumps([*others, {"name": name, "version": version}])
+        client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: versions})
 
 
 def give_best(client: MlflowClient, run_id: str, metric: str, *, minimize: bool) -> str | None:
@@ -216,7 +216,7 @@ def give_best(client: MlflowClient, run_id: str, metric: str, *, minimize: bool)
 
 
 def send(client: MlflowClient, entry: Any, run_id: str, folder: Path, model_id: str | None) -> None:
-    """Send an entry that is no checkpoint; sending it twice does no harm.
+    """Send an entry that is not a checkpoint; sending it twice does no harm.
 
     Args:
         folder: the entry's own directory.
@@ -252,10 +252,10 @@ def _send_image(client: MlflowClient, entry: ImageEntry, run_id: str, file: Path
     key = entry.key.replace("/", "~")
     stem = f"{key}+step+{entry.step}+timestamp+{entry.timestamp}+{uuid5(NAMESPACE_OID, name)}"
     with tempfile.TemporaryDirectory() as scratch, Image.open(file) as image:
-        whole, small = Path(scratch) / f"{stem}.png", Path(scratch) / f"{stem}+compressed.webp"
-        image.save(whole)
+        full, small = Path(scratch) / f"{stem}.png", Path(scratch) / f"{stem}+compressed.webp"
+        image.save(full)
         compress_image_size(image).save(small)
-        for made in (whole, small):
+        for made in (full, small):
             client.log_artifact(run_id, str(made), "images")
     client.set_tag(run_id, MLFLOW_LOGGED_IMAGES, "True")
 

@@ -1,8 +1,10 @@
-"""What is on its way to MLflow, on disk: a directory of numbered entries, sent in their order.
+"""The spool of a run: a directory of numbered entries on their way to MLflow, sent in order.
 
-Training adds entries and goes on; an uploader sends and removes them. What could not be sent,
+Training adds entries and continues; an uploader sends and removes them. What could not be sent,
 because the tracking server was away or the process was killed, is still there, and is sent by
 the next uploader on the same directory: a resumed run's, or that of `mlflow-scalpel upload SPOOL`.
+
+Its entries wait in lanes, each of which one thread of an uploader works through.
 """
 
 from __future__ import annotations
@@ -10,10 +12,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import shutil
 import threading
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,7 +44,7 @@ class CheckpointEntry(_Entry):
 
     kind: Literal["checkpoint"] = "checkpoint"
     job: str
-    """Names this delivery for good: what was created before a crash, or twice, is found by it."""
+    """Names this upload for good: what was created before a crash, or twice, is found by it."""
     name: str
     step: int
     params: dict[str, str]
@@ -53,9 +58,9 @@ class CheckpointEntry(_Entry):
     files: list[str] = []
     """Names of the checkpoint's files, relative to its directory."""
     notes: list[str] = []
-    """What of the directory is not stored, a line each."""
+    """Files of the directory that are not stored, and other remarks, a line each."""
     problem: str | None = None
-    """Why it cannot be stored, where that was seen at once."""
+    """The reason why it cannot be stored, where that was seen at once."""
     snapshot: bool = False
     """Whether the entry's own directory holds the files; else they are read from `source`."""
     fingerprint: str | None = None
@@ -157,8 +162,8 @@ class Spool:
             return cls(directory, with_credentials(about["tracking_uri"]), about["run_id"])
         except (OSError, ValueError, KeyError) as error:
             raise ScalpelError(
-                f"{directory}: is no spool ({type(error).__name__}: {error}); give the directory "
-                "that the message about unsent checkpoints named"
+                f"{directory}: is not a spool ({type(error).__name__}: {error}); give the "
+                "directory that the message about unsent checkpoints named"
             ) from error
 
     def numbers(self) -> list[int]:
@@ -172,7 +177,7 @@ class Spool:
             return _ENTRY.validate_json(path.read_bytes())
         except ValidationError as error:
             raise ScalpelError(
-                f"{path}: is no entry that can be sent ({error}); its files, if any, are in "
+                f"{path}: is not an entry that can be sent ({error}); its files, if any, are in "
                 f"{self.folder(number)}; log them by hand and remove it"
             ) from error
 
@@ -201,7 +206,7 @@ class Spool:
         return number
 
     def write(self, number: int, entry: _Entry) -> None:
-        """Write the entry of that number, whole or not at all."""
+        """Write the entry of that number, complete or not at all."""
         # A metric may be lost to a power cut, a checkpoint may not.
         durable = isinstance(entry, CheckpointEntry)
         content = entry.model_dump_json().encode()
@@ -223,8 +228,8 @@ class Spool:
             if path.exists():
                 path.rename(refused / path.name)
 
-    def take_back(self) -> int:
-        """Have what was set aside wait again, as after the server was mended; how many entries."""
+    def retry_refused(self) -> int:
+        """Have what was set aside wait again, as after the server was fixed; number of entries."""
         numbers = self._refused()
         for number in numbers:
             aside = self.directory / _REFUSED
@@ -279,3 +284,58 @@ def find_spools(directory: Path) -> list[Path]:
             "the message about unsent checkpoints named"
         )
     return found
+
+
+class Pulse:
+    """The time when the server last answered, and whether anybody waits for it."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._busy = 0
+
+    def beat(self) -> None:
+        """The server took or gave something, or is asked anew."""
+        self._last = time.monotonic()
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """Work within is done on this machine, and waits for no server, however long it takes."""
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            self.beat()
+
+    @property
+    def silent_since(self) -> float:
+        """time.monotonic() of the last sign of life; infinite while none is waited for."""
+        return math.inf if self._busy else self._last
+
+
+class Lane:
+    """Numbers of entries that one thread works through."""
+
+    def __init__(self, numbers: list[int]) -> None:
+        self.waiting = deque(numbers)
+        self.working = False
+        self.pulse = Pulse()
+        self.failing_since = math.inf
+        """time.monotonic() of the first of its latest failures; infinite where it works."""
+        self.last_failure = ""
+
+    @property
+    def idle(self) -> bool:
+        return not self.waiting
+
+    def stuck_for(self) -> float:
+        """Seconds for which the server has not taken what is sent; 0 where it does."""
+        since = min(self.failing_since, self.pulse.silent_since if self.working else math.inf)
+        return max(0.0, time.monotonic() - since)
+
+    def let_others_go_first(self, number: int, others: set[int]) -> None:
+        """Put an entry that fails behind those of the `others` that wait here."""
+        behind = max((i for i, waiting in enumerate(self.waiting) if waiting in others), default=0)
+        if behind:
+            self.waiting.remove(number)
+            self.waiting.insert(behind, number)

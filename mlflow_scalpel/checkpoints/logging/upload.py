@@ -17,7 +17,6 @@ from mlflow_scalpel.checkpoints.artifact_store import open_store
 from mlflow_scalpel.checkpoints.differences import compare_with_base
 from mlflow_scalpel.checkpoints.external.layouts import model_in
 from mlflow_scalpel.checkpoints.files import MANIFEST, check_complete, checkpoint_files
-from mlflow_scalpel.checkpoints.logging.lanes import Pulse
 from mlflow_scalpel.checkpoints.logging.mlflow_writes import (
     by_state,
     fail,
@@ -31,7 +30,7 @@ from mlflow_scalpel.checkpoints.logging.mlflow_writes import (
     search,
     store_files,
 )
-from mlflow_scalpel.checkpoints.logging.spool import CheckpointEntry
+from mlflow_scalpel.checkpoints.logging.spool import CheckpointEntry, Pulse
 from mlflow_scalpel.checkpoints.manifest import Manifest, make_manifest, parse_manifest
 from mlflow_scalpel.checkpoints.reading.addresses import model_id_of, split_artifact
 from mlflow_scalpel.checkpoints.reading.formats import files_of, hub_snapshot
@@ -49,12 +48,14 @@ from mlflow_scalpel.server_errors import is_final, is_passing
 from mlflow_scalpel.tensors.files import is_adapter
 from mlflow_scalpel.tensors.names import wrapping
 
+_bases: dict[tuple[int, str, str], str] = {}  # what each base turned out to be
+
 
 def create(client: MlflowClient, entry: CheckpointEntry, run_id: str) -> LoggedModel | None:
     """The PENDING LoggedModel of the entry, linked to the run's step; made if it is not there.
 
-    None where the run has models of this step already: whether one of them is this checkpoint is
-    told by its content, which `store` looks at.
+    None where the run has models of this step already: whether one of them is this checkpoint
+    depends on its content, which `store` compares.
     """
     run = client.get_run(run_id)
     model = find_created(client, entry.job, run.info.experiment_id) if entry.tried else None
@@ -83,7 +84,7 @@ def store(
         run_id: run that the checkpoint belongs to.
         keep: called with the entry once its model is known, to write it down.
         waiting: jobs of other entries, whose models are theirs.
-        pulse: told of what the server takes, and of what is done on this machine.
+        pulse: notes what the server takes, and what is done on this machine.
 
     Raises:
         ScalpelError: the checkpoint is damaged, or shares no weights with its base; its model is
@@ -103,7 +104,7 @@ def store(
         if manifest is not None:
             model, problem = _with_base(client, entry, model, run_id, manifest, directory, pulse)
         if manifest is None or problem is not None:
-            problem = problem or "nobody said why"
+            problem = problem or "the reason is not known"
             fail(client, model, run_id, problem)
             raise ScalpelError(problem)
         model = store_files(client, entry, model, directory, run_id, manifest, pulse)
@@ -120,7 +121,7 @@ def _read_entry(
 ) -> tuple[Path, Manifest | None, str | None]:
     """Directory and manifest of an entry's files, and what is wrong with them.
 
-    Whatever a file contains, or is called, is a matter of this entry alone.
+    Whatever a file contains, or is called, concerns this entry alone.
     """
     directory = folder
     try:
@@ -197,7 +198,7 @@ def _with_base(
     directory: Path,
     pulse: Pulse,
 ) -> tuple[LoggedModel, str | None]:
-    """The model with its base among its params, and why it is none of that base.
+    """The model with its base among its params, and why it cannot be of that base.
 
     A base that is gone by now costs no checkpoint: it is stored without, and the run says so.
     """
@@ -213,9 +214,9 @@ def _with_base(
     try:
         base = model.params.get("base") or base_id(client, entry.base, run_id, pulse)
     except ScalpelError as error:
-        said = f"step {entry.step} is stored without its base: {error}"
-        print_warning("base", said, run_id)
-        for key, value in warning_tag("base", said).items():
+        text = f"step {entry.step} is stored without its base: {error}"
+        print_warning("base", text, run_id)
+        for key, value in warning_tag("base", text).items():
             client.set_tag(run_id, key, value)
         return model, None
     if "base" not in model.params:
@@ -241,13 +242,10 @@ def _directory(entry: CheckpointEntry) -> Path:
     return hub_snapshot(entry.source, entry.revision)
 
 
-_bases: dict[tuple[int, str, str], str] = {}  # what each base turned out to be
-
-
 def base_id(client: MlflowClient, base: str, run_id: str, pulse: Pulse) -> str:
     """ID of the model that `base` names, an input of the run from now on.
 
-    Raises ScalpelError where there is none, and what MLflow raises where that cannot be told yet.
+    Raises ScalpelError where there is none, and what MLflow raises where that is not known yet.
     """
     key = (id(client), base, run_id)
     if key not in _bases:
@@ -276,8 +274,8 @@ def ensure_base(
 
     `source` is a directory, a hub name, or a folder of a run's artifacts (`runs:/RUN/path`).
 
-    What a process that was killed left PENDING is finished. Raises ScalpelError where it is no
-    whole model.
+    What a process that was killed left PENDING is finished. Raises ScalpelError where it is not a
+    complete model.
     """
     pulse = pulse or Pulse()
     artifact = split_artifact(source) is not None
@@ -286,7 +284,7 @@ def ensure_base(
         if artifact:
             directory = files_of(source)
         else:
-            directory = model_in(Path(source)) if local else on_hub(source)
+            directory = model_in(Path(source)) if local else hub_snapshot(source)
         check_complete(directory)
         manifest = make_manifest(checkpoint_files(directory), directory)
     digest = manifest.digest
@@ -332,8 +330,3 @@ def base_manifest(client: MlflowClient, model_id: str) -> Manifest | None:
         target = Path(scratch) / MANIFEST
         location.fetch(MANIFEST, target)
         return parse_manifest(target.read_bytes(), f"{MANIFEST} of {model_id}")
-
-
-def on_hub(name: str) -> Path:
-    repository, _, revision = name.partition("@")
-    return hub_snapshot(repository, revision or None)

@@ -1,9 +1,9 @@
-"""Sends what lies in a spool, in the background, while training goes on.
+"""Sends the entries of a spool, in the background, while training continues.
 
 Two lanes: small things (metrics, pictures, the creation of a model) in their order, so that charts
 are up to date however large the checkpoints are; and behind it the files of the checkpoints. What
 fails because the server is away is tried again until it is back; what the server will never take is
-set aside, and said.
+set aside, with a message.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel
 
 from mlflow_scalpel.checkpoints.logging import upload
-from mlflow_scalpel.checkpoints.logging.lanes import Lane
+from mlflow_scalpel.checkpoints.logging.mlflow_writes import find_created, give_best, send
 from mlflow_scalpel.checkpoints.logging.spool import (
     BestEntry,
     CheckpointEntry,
     EndEntry,
+    Lane,
     MetricsEntry,
     Spool,
 )
@@ -33,17 +37,11 @@ from mlflow_scalpel.credentials import shortened, without_credentials
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server_errors import is_final, is_own
 
-if TYPE_CHECKING:
-    from mlflow.entities import LoggedModel
-
-
-_PATIENCE_SECONDS = 120.0  # seconds
-_PAUSE_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds between attempts; the last one repeats
+_PATIENCE_SECONDS = 120.0  # for which a server that is away is waited for
+_PAUSE_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # between attempts; the last one repeats
 _ATTEMPTS_PER_TURN = 3  # attempts after which the next checkpoint comes first
 _OWN_ATTEMPTS = 5  # for an entry that fails by itself, whatever the server says
-_SILENCE_SECONDS = (
-    3.0  # seconds without a sign of the server, after which nobody waits for it at the end
-)
+_SILENCE_SECONDS = 3.0  # without a sign of the server, after which it is not waited for at the end
 
 
 class UploadPending(ScalpelError):
@@ -52,7 +50,7 @@ class UploadPending(ScalpelError):
 
 @dataclass
 class Outcome:
-    """What has become of one checkpoint so far."""
+    """The state of one checkpoint's upload."""
 
     model_id: str | None = None
     digest: str | None = None
@@ -67,8 +65,6 @@ class Uploader:
     """The threads that empty one spool, begun with what already lies in it."""
 
     def __init__(self, spool: Spool) -> None:
-        from mlflow import MlflowClient
-
         spool.hold()
         self.spool = spool
         self.refused = 0
@@ -102,7 +98,7 @@ class Uploader:
             self._changed.notify_all()
 
     def outcome(self, job: str) -> Outcome:
-        """What has become of a checkpoint so far."""
+        """The state of a checkpoint's upload."""
         return self._outcomes[job]
 
     def wait_for(self, job: str) -> Outcome:
@@ -169,10 +165,10 @@ class Uploader:
             while not done():
                 late = limit is not None and time.monotonic() - began > limit
                 if late or self.stuck_for() > patience:
-                    raise UploadPending(self._undelivered())
+                    raise UploadPending(self._pending_message())
                 self._changed.wait(0.5)
 
-    def _undelivered(self) -> str:
+    def _pending_message(self) -> str:
         failing = self._failing()
         silent = (
             f" (no answer for {self.stuck_for():.0f} s)"
@@ -203,13 +199,13 @@ class Uploader:
                 number = lane.waiting[0]
                 lane.pulse.beat()
             try:
-                self._deal_with(number, work, last=failures[number] >= _OWN_ATTEMPTS)
-            except Exception as error:  # noqa: BLE001 - told below, and nothing is lost
+                self._send_or_refuse(number, work, last=failures[number] >= _OWN_ATTEMPTS)
+            except Exception as error:  # noqa: BLE001 - reported below, and nothing is lost
                 self._note_failure(lane, error)
                 self._pause(_PAUSE_SECONDS[min(failures[number], len(_PAUSE_SECONDS) - 1)])
                 failures[number] += 1
                 if failures[number] % _ATTEMPTS_PER_TURN == 0 and lane is self._bulk:
-                    with self._changed:  # what one checkpoint fails with is no other one's affair
+                    with self._changed:  # a fault of one checkpoint does not hold up the others
                         lane.let_others_go_first(number, set(self._checkpoints))
                 continue
             with self._changed:
@@ -221,10 +217,10 @@ class Uploader:
                 self._unreleased = False
                 self.spool.release()
 
-    def _deal_with(self, number: int, work: Callable[[int, Any], None], *, last: bool) -> None:
+    def _send_or_refuse(self, number: int, work: Callable[[int, Any], None], *, last: bool) -> None:
         """Send an entry, or set it aside; raises what may work when it is tried again.
 
-        `last`: what looks like a fault of the entry itself is not tried again.
+        `last`: a fault that looks like the entry's own is not tried again.
         """
         try:
             entry = self.spool.read(number)
@@ -249,12 +245,10 @@ class Uploader:
                 self._bulk.waiting.append(number)
                 self._changed.notify_all()
             return
-        self._tell(number, entry)
+        self._send(number, entry)
         self.spool.remove(number)
 
-    def _tell(self, number: int, entry: Any) -> None:
-        from mlflow_scalpel.checkpoints.logging.mlflow_writes import send
-
+    def _send(self, number: int, entry: Any) -> None:
         model_id = self._model_id(entry) if isinstance(entry, MetricsEntry) else None
         send(self._client, entry, self.spool.run_id, self.spool.folder(number), model_id)
 
@@ -262,18 +256,15 @@ class Uploader:
         if isinstance(entry, CheckpointEntry):
             self._store(number, entry)
         elif isinstance(entry, BestEntry):
-            from mlflow_scalpel.checkpoints.logging.mlflow_writes import give_best
-
             give_best(self._client, self.spool.run_id, entry.metric, minimize=entry.minimize)
         elif isinstance(entry, EndEntry):
             self._client.set_terminated(self.spool.run_id, entry.status)
         else:
-            self._tell(number, entry)
+            self._send(number, entry)
         self._remove(number)
 
     def _store(self, number: int, entry: CheckpointEntry) -> None:
         """Store a checkpoint's files; where it cannot be, it is FAILED with the reason."""
-
         outcome = self._outcomes.setdefault(entry.job, Outcome(entry.model_id))
 
         def keep(known: CheckpointEntry) -> None:
@@ -302,7 +293,6 @@ class Uploader:
             self._settle(outcome, "READY")
 
     def _create(self, number: int, entry: CheckpointEntry) -> None:
-
         outcome = self._outcomes.setdefault(entry.job, Outcome())
         if entry.model_id is None:
             if not entry.tried:
@@ -317,7 +307,7 @@ class Uploader:
             outcome.model_id = entry.model_id
 
     def _remove(self, number: int) -> None:
-        """Forget an entry that was dealt with."""
+        """Forget an entry that was sent."""
         self.spool.remove(number)
         with self._changed:
             self._checkpoints.pop(number, None)
@@ -326,8 +316,6 @@ class Uploader:
         if entry.job is None:
             return entry.model_id
         if entry.job not in self._outcomes:  # stored by a process before this one
-            from mlflow_scalpel.checkpoints.logging.mlflow_writes import find_created
-
             experiment_id = self._client.get_run(self.spool.run_id).info.experiment_id
             model = find_created(self._client, entry.job, experiment_id)
             return model.model_id if model else None
@@ -363,15 +351,15 @@ class Uploader:
     def _note_failure(self, lane: Lane, error: Exception) -> None:
         with self._changed:
             lane.last_failure = f"{type(error).__name__}: {shortened(error, 300)}"
-            told_before = self._failing() is not None
+            failing_before = self._failing() is not None
             lane.failing_since = min(lane.failing_since, time.monotonic())
-        if not told_before:
-            said = (
+        if not failing_before:
+            text = (
                 f"WARNING: {self.spool.tracking_uri} does not take what is sent "
                 f"({lane.last_failure}); it waits in {self.spool.directory}, and is tried again; "
-                "training goes on"
+                "training continues"
             )
-            print(without_credentials(said), file=sys.stderr)
+            print(without_credentials(text), file=sys.stderr)
 
     def _note_success(self, lane: Lane) -> None:
         if lane.failing_since < math.inf:
@@ -397,9 +385,9 @@ def _checkpoints_of(spool: Spool) -> dict[int, CheckpointEntry]:
 
 
 def patience() -> float:
-    """Seconds to wait for a server that is away: $SCALPEL_PATIENCE, or 120."""
+    """Seconds for which a server that is away is waited for: $SCALPEL_PATIENCE, or 120."""
     given = os.environ.get("SCALPEL_PATIENCE", str(_PATIENCE_SECONDS))
     try:
         return float(given)
     except ValueError as error:
-        raise ScalpelError(f"SCALPEL_PATIENCE = {given}: is no number of seconds") from error
+        raise ScalpelError(f"SCALPEL_PATIENCE = {given}: is not a number of seconds") from error

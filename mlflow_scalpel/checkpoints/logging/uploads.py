@@ -20,6 +20,7 @@ from mlflow_scalpel.errors import ScalpelError
 
 SPOOLS = ".scalpel"  # folder beside checkpoints, with what of them waits to be sent
 _uploaders: dict[tuple[str, str], Uploader] = {}
+LOST_WARNING = "checkpoints_lost"  # code of the warning
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def uploader_for(run_id: str, beside: Path) -> Uploader:
 
 
 def spool_directory(run_id: str, beside: Path) -> Path:
-    """Where a run's spool is: `beside`/.scalpel/<run ID>, or under $SCALPEL_SPOOL.
+    """Directory of a run's spool: `beside`/.scalpel/<run ID>, or under $SCALPEL_SPOOL.
 
     `beside` is the directory that holds the checkpoints, whose file system can link them. Where it
     cannot be written (somebody else's checkpoints), it is under the user's state directory.
@@ -95,12 +96,12 @@ def close_uploaders(limit: float | None = None) -> None:
 
 @contextlib.contextmanager
 def all_sent() -> Iterator[None]:
-    """Send all that is added in this block; UploadPending is raised once, and nothing goes on."""
+    """Send all that is added in this block; UploadPending is raised once, and uploads end."""
     try:
         yield
         close_uploaders()
     except UploadPending:
-        with contextlib.suppress(UploadPending):  # which is being said
+        with contextlib.suppress(UploadPending):  # which is being raised
             close_uploaders(limit=0.0)
         raise
 
@@ -127,7 +128,7 @@ class _FailsAtTheEnd:
     def flush(self) -> None:
         self._stream.flush()
         if sys.is_finalizing():
-            raise OSError("checkpoints could not be sent, as was said")
+            raise OSError("checkpoints could not be sent: see above")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -140,9 +141,6 @@ def _existing(path: Path) -> Path:
     return path
 
 
-LOST_WARNING = "checkpoints_lost"  # code of the warning
-
-
 def lost_message(lost: Mapping[int, str], stored: int) -> str:
     """One sentence about checkpoints that were lost, beside `stored` that were not."""
     steps = ", ".join(str(step) for step in lost)
@@ -152,7 +150,7 @@ def lost_message(lost: Mapping[int, str], stored: int) -> str:
 
 
 def failed_uploads(uploads: Mapping[int, Upload]) -> dict[int, str]:
-    """Why those uploads failed that have, by step."""
+    """The reasons of the uploads that failed, by step."""
     outcomes = {step: one.uploader.outcome(one.job) for step, one in sorted(uploads.items())}
     return {
         step: outcome.reason or "it could not be stored"

@@ -1,4 +1,7 @@
-"""What `mlflow.pyfunc.load_model` makes of a checkpoint: prompts in, greedy completions out."""
+"""The pyfunc model of a checkpoint: prompts in, greedy completions out.
+
+Every stored MLmodel names this module as its loader.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ class TextGenerator:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self._torch = torch
-        directory = _whole_model(Path(path))
+        directory = _complete_model(Path(path))
         self._tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         self._model = AutoModelForCausalLM.from_pretrained(
             directory, use_safetensors=True, trust_remote_code=False
@@ -53,8 +56,8 @@ class TextGenerator:
         return str(self._tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
 
 
-def _whole_model(stored: Path) -> Path:
-    """Where the model is of which `stored` may hold but an adapter, or a pointer to the hub."""
+def _complete_model(stored: Path) -> Path:
+    """Directory of the complete model, where `stored` holds an adapter or a pointer to the hub."""
     if (stored / POINTER).is_file():
         stored = snapshot_of(stored / POINTER)
     return merge_with_base(stored) if is_adapter(stored) else stored

@@ -22,7 +22,7 @@ from mlflow_scalpel.tensors.adapters import (
     read_adapter_config,
     read_changes,
 )
-from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TensorFiles
+from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TORCH_NAMES, TensorFiles
 from mlflow_scalpel.tensors.quantised import FloatTensors
 from mlflow_scalpel.tensors.updates import Added, as_matrix, row_slices
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 MERGED_DTYPES = ("float64", "float32", "float16", "bfloat16")
-_LAYOUT = 2  # goes up when a merged model is made otherwise than before
+_LAYOUT = 2  # goes up when a merged model is made in another way than before
 _TOKENIZER = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -133,15 +133,15 @@ def _merge(adapter: Path, base: Path, target: Path, dtype: str | None) -> None:
         together.to(wide)
         expected = _logits(together) if tied else None
         try:
-            whole = together.merge_and_unload()
+            merged = together.merge_and_unload()
         except (RuntimeError, ValueError, AttributeError) as error:
             raise ScalpelError(
                 f"{adapter}: cannot be merged into {base}: {' '.join(str(error).split())[:500]}; "
                 "open it with PEFT itself"
             ) from error
-        for name, parameter in whole.named_parameters():
+        for name, parameter in merged.named_parameters():
             parameter.data = parameter.data.to(_torch(dtype) or stored.get(name, parameter.dtype))
-        whole.save_pretrained(target)
+        merged.save_pretrained(target)
         if expected is not None:
             _check_tied(adapter, base, target, expected)
 
@@ -194,8 +194,8 @@ def _is_copy(name: str) -> bool:
 def _check_tied(adapter: Path, base: Path, target: Path, expected: Any) -> None:
     from transformers import AutoModelForCausalLM
 
-    whole = AutoModelForCausalLM.from_pretrained(target, dtype="auto", trust_remote_code=False)
-    found = _logits(whole)
+    merged = AutoModelForCausalLM.from_pretrained(target, dtype="auto", trust_remote_code=False)
+    found = _logits(merged)
     # A few percent are what rounding to bfloat16 makes; what PEFT merges wrongly is off by 1.
     if (found - expected).norm() > 0.1 * expected.norm():
         raise ScalpelError(
@@ -228,7 +228,7 @@ def _untie(model: Any, adapter: Path) -> None:
 
 
 def _logits(model: Any) -> Any:
-    """What a model says of a text of 16 tokens, float32."""
+    """A model's logits for a text of 16 tokens, float32."""
     import torch
 
     ids = torch.arange(16).reshape(1, 16) % model.config.vocab_size
@@ -252,8 +252,7 @@ def _torch(dtype: str | None) -> Any:
 
 def _dtype(base: Path) -> str:
     """The dtype of the base's stored weights; `auto` (Transformers') where they have several."""
-    names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    stored = {names.get(header.dtype) for header in TensorFiles(base).headers.values()}
+    stored = {TORCH_NAMES.get(header.dtype) for header in TensorFiles(base).headers.values()}
     return stored.pop() or "auto" if len(stored) == 1 else "auto"
 
 
@@ -275,14 +274,14 @@ def _tokenizer_files(directory: Path) -> Iterator[Path]:
     )
 
 
-def rounding_report(adapter: Path, base: Path, whole: Path) -> str:
+def rounding_report(adapter: Path, base: Path, merged: Path) -> str:
     """A line that sets the norms of what is stored against those of the updates themselves.
 
-    Of each tensor that the adapter changes: ||W_t - W_0||_F of the merged `whole`, divided by
+    Of each tensor that the adapter changes: ||W_t - W_0||_F of the model in `merged`, divided by
     ||D||_F of the update D, both summed in float64.
     """
     exact = _exact_norms(adapter, base)
-    stored, before = FloatTensors(whole), FloatTensors(base)
+    stored, before = FloatTensors(merged), FloatTensors(base)
     ratios, dtypes = [], set()
     for name, norm in exact.items():
         if norm and name in stored.headers and name in before.headers:
@@ -290,15 +289,15 @@ def rounding_report(adapter: Path, base: Path, whole: Path) -> str:
             dtypes.add(str(after.dtype).removeprefix("torch."))
             ratios.append(_norm_of_difference(after, before.read(name)) / norm)
     if not ratios:
-        return f"{whole}: the adapter changes no tensor of {base}"
+        return f"{merged}: the adapter changes no tensor of {base}"
     shares = f"{min(ratios):.4g} to {max(ratios):.4g}, median {statistics.median(ratios):.4g}"
-    said = (
+    text = (
         f"merged in {'/'.join(sorted(dtypes))}: the norm of what is stored is {shares} of that of "
         f"the exact update, over {len(ratios)} tensors"
     )
     if max(abs(one - 1.0) for one in ratios) > 1e-3:
-        said += "; rounding changed the updates, and --dtype float32 keeps them"
-    return said
+        text += "; rounding changed the updates, and --dtype float32 keeps them"
+    return text
 
 
 def _exact_norms(adapter: Path, base: Path) -> dict[str, float]:

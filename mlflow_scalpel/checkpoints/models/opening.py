@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,12 @@ from typing import Any
 from mlflow_scalpel.credentials import shortened
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.remote_code import refused
+from mlflow_scalpel.tensors import documents
 from mlflow_scalpel.tensors.names import canonical
+from mlflow_scalpel.tensors.places import ties_embeddings
 from mlflow_scalpel.tensors.quantised import FloatTensors
 
-# Settings that say how a model was stored or is run, and nothing of what its weights compute.
+# Settings of how a model is stored or run, without effect on what its weights compute.
 _NOT_OF_THE_MODEL = frozenset(
     {
         "_name_or_path", "architectures", "attn_implementation", "bos_token_id", "dtype",
@@ -28,6 +29,12 @@ _NOT_OF_THE_MODEL = frozenset(
         "_attn_implementation", "unsloth_version", "unsloth_fixed", "model_name",
     }
 )  # fmt: skip
+# What trainers and older versions store beside a model, and what no forward pass of it reads:
+# tables of positions and masks, heads that predict further tokens or a reward's value.
+_UNUSED = re.compile(
+    r"rotary_emb\.inv_freq$|\.(?:attn|attention|self_attn)\.(?:masked_)?bias$|position_ids$"
+    r"|^(?:model\.)?mtp\.|(?:^|\.)(?:v_head|value_head|score|reward_head)\."
+)
 
 
 class CannotOpen(ScalpelError):
@@ -35,7 +42,7 @@ class CannotOpen(ScalpelError):
 
 
 class Failed(ScalpelError):
-    """Something failed in a way that nobody foresaw: memory, or what a model's code raises."""
+    """An unforeseen failure: memory, or what a model's code raises."""
 
 
 def one_line(error: BaseException) -> str:
@@ -47,7 +54,7 @@ def one_line(error: BaseException) -> str:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Whatever fails within becomes a `Failed`, in one line; a ScalpelError stays what it is."""
+    """Turn any exception within into a `Failed`, in one line; a ScalpelError passes unchanged."""
     try:
         yield
     except ScalpelError:
@@ -70,7 +77,7 @@ def read_config(directory: Path) -> Any:
             )
     except ScalpelError as error:
         raise CannotOpen(str(error)) from error
-    except Exception as error:  # of any type, by what the file holds; told by name
+    except Exception as error:  # of any type, by what the file holds; named in the message
         raise CannotOpen(
             f"{directory}: Transformers cannot read its config.json ({one_line(error)})"
         ) from error
@@ -100,7 +107,7 @@ def class_of(config: Any) -> Any:
 
     It is the one that the configuration names, or else the first of the mappings for language
     models, models of images and texts, and models of several kinds. Raises CannotOpen for a model
-    that is no decoder, or that Transformers does not know.
+    that is not a decoder, or that Transformers does not know.
     """
     import transformers
     from transformers.models.auto import modeling_auto as auto
@@ -183,17 +190,17 @@ def load(directory: Path, owner: Any, config: Any, dtype: Any) -> tuple[Any, dic
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told by name
+            ignore_mismatched_sizes=True,  # checked, and named, afterwards
         )
     except ScalpelError as error:
         raise CannotOpen(str(error)) from error
-    except Exception as error:  # of any type, by what the files hold; told by name
+    except Exception as error:  # of any type, by what the files hold; named in the message
         raise CannotOpen(f"{directory}: Transformers cannot open it ({one_line(error)})") from error
     return loaded
 
 
 def _without_quantisation(config: Any) -> None:
-    """What is read is dequantised; nothing is to be quantised anew."""
+    """Remove the quantisation from a config: the weights are dequantised as they are read."""
     for part in (config, *(getattr(config, name, None) for name in config.sub_configs or ())):
         if getattr(part, "quantization_config", None) is not None:
             del part.quantization_config
@@ -239,25 +246,12 @@ def ties_head(directory: Path) -> bool:
     counts as tied.
     """
     if find_spec("transformers") is None:
-        with suppress(OSError, ValueError, AttributeError):
-            config = json.loads((directory / "config.json").read_bytes())
-            return bool(
-                {**config, **config.get("text_config", {})}.get("tie_word_embeddings", True)
-            )
-        return False
+        return ties_embeddings(documents.read_config(directory), silent=True)
     try:
         with one_line_errors():
             return bool(read_config(directory).get_text_config().tie_word_embeddings)
     except ScalpelError:
         return False
-
-
-# What trainers and older versions store beside a model, and what no forward pass of it reads:
-# tables of positions and masks, heads that predict further tokens or a reward's value.
-_UNUSED = re.compile(
-    r"rotary_emb\.inv_freq$|\.(?:attn|attention|self_attn)\.(?:masked_)?bias$|position_ids$"
-    r"|^(?:model\.)?mtp\.|(?:^|\.)(?:v_head|value_head|score|reward_head)\."
-)
 
 
 def unused(name: str) -> bool:
@@ -280,4 +274,4 @@ def misshapen(directory: Path, name: str, shape: Any, wanted: Any) -> str:
 
 def missing(directory: Path, name: str) -> str:
     """A tensor that the model has, and the files do not."""
-    return f"{directory}: lacks the tensor {name}; it is not whole"
+    return f"{directory}: is missing the tensor {name}, so that it is not complete"

@@ -1,7 +1,7 @@
 """Puts single weights of a checkpoint back to what they are in its base: an ablation of an update.
 
-What evaluation and views then say of the restored model, beside the checkpoint, is what that part
-of the update was worth.
+Evaluation and views of the restored model, beside the checkpoint, show what that part of the update
+was worth.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Restoration:
     """Elements of these tensors that the checkpoint had otherwise than the base."""
 
     def params(self) -> dict[str, str]:
-        """What was restored, for the params of the LoggedModel."""
+        """The params of the LoggedModel that describe the restoration."""
         return {
             "restored_from": self.checkpoint,
             "restored_modules": self.modules,
@@ -69,7 +69,7 @@ def restore(
     """Write the checkpoint to `out` with the chosen weights as they are in the base.
 
     Files are copied as they are, and the chosen tensors' bytes are then written over, one tensor at
-    a time: all else stays equal byte for byte. A base of another dtype is cast to the checkpoint's.
+    a time: all else is equal byte for byte. A base of another dtype is cast to the checkpoint's.
 
     Args:
         checkpoint, base: directory, hub name, or any URI of one model.
@@ -78,7 +78,7 @@ def restore(
         layers: such as "16-18" or "0-3,7", both ends included; None takes all.
 
     Raises:
-        ScalpelError: nothing is chosen, the models lack a tensor or differ in a shape, or `out`
+        ScalpelError: nothing is chosen, a tensor is missing or has another shape, or `out`
             exists.
     """
     if modules is None and layers is None:
@@ -89,13 +89,13 @@ def restore(
     before, after = TensorFiles(resolve(base)), TensorFiles(source)
     chosen = select(after.headers, layers, modules)
     # All of it before the first copy: a refused checkpoint writes nothing. What is quantised has
-    # tensors besides, and is told as what it is.
+    # tensors besides, and its error comes first.
     same = counterparts(after.headers, before.headers)
     _check_dtypes(before, after, {name: same[name] for name in chosen if name in same})
     of_base = sources(chosen, after, before)
     _check_dtypes(before, after, of_base)
     elements = 0
-    with _whole(out) as directory:
+    with _written_completely(out) as directory:
         for file in checkpoint_files(source):
             copied = directory / name_in(source, file)
             copied.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ def _check_dtypes(before: TensorFiles, after: TensorFiles, of_base: Mapping[str,
 
 
 @contextmanager
-def _whole(out: Path) -> Iterator[Path]:
+def _written_completely(out: Path) -> Iterator[Path]:
     """A directory that becomes `out` once all is written, and is removed where that fails."""
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -32,6 +32,9 @@ from mlflow_scalpel.tensors.names import canonical, of_a_tower
 from mlflow_scalpel.tensors.quantised import FloatTensors
 
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+Shapes = dict[str, tuple[int, ...]]
+Read = Callable[[str], Tensor]
+_WITHOUT_VLLM = "evaluate it without vLLM (engine=hf): Transformers reads it as it is"
 
 
 class SwappableModel:
@@ -58,7 +61,7 @@ class SwappableModel:
         names them otherwise than this model does, is opened anew by its own config.
         """
         config = self._config
-        if (checkpoint / "config.json").is_file():
+        if (checkpoint / CONFIG).is_file():
             config = read_config(checkpoint)
             self._check_like_base(checkpoint, config)
         if same_model(config, self._loaded):
@@ -108,16 +111,11 @@ class SwappableModel:
                 )
 
 
-Shapes = dict[str, tuple[int, ...]]
-Read = Callable[[str], Tensor]
-_WITHOUT_VLLM = "evaluate it without vLLM (engine=hf): Transformers reads it as it is"
-
-
 @torch.no_grad()
 def load_weights(model: Any, directory: Path, *, base: Path | None = None) -> None:
     """Copy every tensor of the checkpoint in `directory` into `model`, in place.
 
-    Loading a model anew costs more than its weights do. Only safetensors files are read, whole or
+    Loading a model anew costs more than its weights do. Only safetensors files are read, single or
     sharded; tied weights are stored once and set once; quantised ones are dequantised. Names are
     taken as they are, or without what stands before a language model in them: a checkpoint without
     the vision tower leaves the model's as it is. Where files name tensors otherwise than memory
@@ -184,7 +182,7 @@ def _other_tensors(
     stored: Mapping[str, Header],
     wanted: Mapping[str, Header],
 ) -> str:
-    """Why an engine cannot take over the weights, as far as names and shapes tell."""
+    """The reason why an engine cannot take over the weights, by names and shapes."""
     found = differences(wanted, stored)
     if not is_head(name) and found.unrelated is None and not found.missing and found.notes:
         return (
@@ -230,7 +228,7 @@ def _check_weights(
     model: str,
     kept: Collection[str],
 ) -> None:
-    """All names and shapes before the first copy: a refused checkpoint leaves the model whole."""
+    """Compare names and shapes before the first copy: a refused checkpoint changes nothing."""
     for name, shape in shapes.items():
         if name not in targets:
             raise ScalpelError(unknown(directory, name, model))

@@ -17,6 +17,7 @@ from mlflow_scalpel.server_errors import check_answered
 
 _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
 _RUN = re.compile(r"runs:/(?P<run>[\w-]+)(?:#(?P<which>last|step=\d+))?")
+_ARTIFACT = re.compile(r"runs:/(?P<run>[0-9a-f]{32})/(?P<path>[^#]+)")
 
 
 def is_model_id(source: str) -> bool:
@@ -29,8 +30,8 @@ def model_id_of(source: str) -> str | None:
 
     Understood are `m-...`, `models:/m-...`, `models:/NAME/VERSION`, `models:/NAME/latest`,
     `models:/NAME@ALIAS`, `runs:/RUN/NAME` (a model of that run), `runs:/RUN#step=N` (0 is the run's
-    base) and `runs:/RUN#last` (the READY
-    checkpoint of the largest step). Raises ScalpelError where there is no such model or version.
+    base) and `runs:/RUN#last` (the READY checkpoint of the largest step). Raises ScalpelError where
+    there is no such model or version.
     """
     if _MODEL_ID.fullmatch(source):
         return source
@@ -75,7 +76,7 @@ def model_id_of(source: str) -> str | None:
     if not _MODEL_ID.fullmatch(found):
         raise ScalpelError(
             f"model = {source}: version {version.version} of {version.name} points to "
-            f"{version.source}, which is no LoggedModel; log it with MLflow 3 and register that"
+            f"{version.source}, which is not a LoggedModel; log it with MLflow 3 and register that"
         )
     return found
 
@@ -127,7 +128,7 @@ def readable_model(model_id: str) -> LoggedModel:
 
 
 def store_of(model: LoggedModel) -> Store:
-    """Where the model's files are; raises ScalpelError where this machine cannot reach them."""
+    """The store of the model's files; raises ScalpelError where this machine cannot reach it."""
     try:
         store = open_store(model.artifact_location)
     except MlflowException as error:
@@ -147,7 +148,7 @@ def store_of(model: LoggedModel) -> Store:
 def _model_of_run(source: str) -> str:
     named = _RUN.fullmatch(source)
     if named is None or named["which"] is None:
-        what = "names all checkpoints of the run" if named else "is no address of a checkpoint"
+        what = "names all checkpoints of the run" if named else "is not the address of a checkpoint"
         run = named["run"] if named else "RUN"
         raise ScalpelError(
             f"model = {source}: {what}, and one is wanted here; write runs:/{run}#last or "
@@ -173,16 +174,13 @@ def _model_of_run(source: str) -> str:
 
 
 def _what_there_is(found: list[LoggedModel]) -> str:
-    """Which steps of a run there are, for an error."""
+    """The steps of a run, for an error."""
     steps: dict[str, list[str]] = {}
     for model in found:
         steps.setdefault(state_of(model), []).append(str(step_of(model)))
     ready = ", ".join(steps.pop("READY", [])) or "none"
     others = "".join(f"; {state}: {', '.join(numbers)}" for state, numbers in steps.items())
     return f"the run has no such checkpoint to read; the steps that can be read: {ready}{others}"
-
-
-_ARTIFACT = re.compile(r"runs:/(?P<run>[0-9a-f]{32})/(?P<path>[^#]+)")
 
 
 def split_artifact(source: str) -> tuple[str, str] | None:

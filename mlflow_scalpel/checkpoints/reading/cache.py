@@ -1,7 +1,7 @@
 """Keeps what came from remote stores, so that it travels once; safe for many processes at once.
 
 An entry is a directory, `entries/KEY`. It is filled as `partial/KEY`, which survives a crash and is
-gone on with, and becomes visible whole, by a rename, once its files and the record of them
+continued, and becomes visible complete, by a rename, once its files and the record of them
 (`records/KEY`) are on the disk; what does not agree with its record is filled again. The lock
 `locks/KEY` is held exclusively while the entry is filled, and shared by each process that uses it
 until that process ends: what somebody reads is never evicted. The kernel frees the locks of a
@@ -49,7 +49,7 @@ def limit() -> int:
         gigabytes = math.nan
     if not 0 < gigabytes < math.inf:
         raise ScalpelError(
-            f"{LIMIT_VARIABLE} = {given!r}: is no size; give the gigabytes that the cache "
+            f"{LIMIT_VARIABLE} = {given!r}: is not a size; give the gigabytes that the cache "
             f"{directory()} may take, such as {LIMIT_VARIABLE}=50"
         )
     return int(gigabytes * 1e9)
@@ -62,7 +62,7 @@ def keep(key: str, size: int, fill: Callable[[Path], None], *, check: bool = Fal
 
     Args:
         key: names the content, so that equal keys mean equal files.
-        size: bytes that the entry will have; what was used longest ago goes to make room.
+        size: bytes that the entry will have; what was used longest ago is evicted to make room.
         fill: gets the directory to fill, in which an earlier attempt may have left files.
         check: compare the digests of what is there, and not only sizes and times.
 
@@ -157,7 +157,7 @@ def _use(entry: Path) -> bool:
 
 
 def _is_right(root: Path, key: str, check: bool) -> bool:
-    """Whether a held entry is as it was stored; one that is not is removed, and that is told.
+    """Whether a held entry is as it was stored; one that is not is removed, with a message.
 
     Raises ScalpelError where another process uses it.
     """
@@ -281,10 +281,10 @@ def _evict(root: Path, key: str) -> bool:
         if not _is_free(lock):
             return False
         for folder in ("entries", "partial"):
-            doomed = root / folder / key
-            if doomed.is_dir():
-                # Renamed first: an entry is there whole or not at all.
-                shutil.rmtree(doomed.rename(root / "trash" / uuid.uuid4().hex))
+            evicted = root / folder / key
+            if evicted.is_dir():
+                # Renamed first: an entry is there complete or not at all.
+                shutil.rmtree(evicted.rename(root / "trash" / uuid.uuid4().hex))
         (root / "records" / key).unlink(missing_ok=True)
         (root / "locks" / key).unlink()
     finally:
@@ -294,7 +294,7 @@ def _evict(root: Path, key: str) -> bool:
 
 @contextlib.contextmanager
 def _only_one(root: Path) -> Iterator[None]:
-    """One process at a time decides what goes; the one before it may have died meanwhile."""
+    """One process at a time decides what is evicted; the one before it may have died meanwhile."""
     lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""What an entry of the cache should hold, written before the entry counts, and looked at later.
+"""The record of a cache entry's files, written before the entry counts, and compared later.
 
 Sizes, and the times of the last change, are compared at every use; digests once a week (or as
 `$SCALPEL_CACHE_DAYS` says), where a file was touched, and on request.
@@ -55,7 +55,7 @@ class Record(BaseModel):
         write_atomically(path, self.model_dump_json().encode(), durable=True)
 
     def problem(self, folder: Path, *, digests: bool) -> str | None:
-        """What is wrong with an entry; None for nothing. Notes when digests were compared."""
+        """The fault of an entry; None where it has none. Notes when digests were compared."""
         found = {str(file.relative_to(folder)): file for file in _files(folder)}
         for name in sorted(self.files.keys() ^ found.keys()):
             return f"{name} is missing" if name in self.files else f"{name} was not stored with it"
@@ -116,7 +116,7 @@ def _days() -> float:
         days = math.nan
     if not days >= 0:
         raise ScalpelError(
-            f"{DAYS_VARIABLE} = {given!r}: is no number of days; give the days after which the "
+            f"{DAYS_VARIABLE} = {given!r}: is not a number of days; give the days after which the "
             f"files in the cache are compared with their digests again, such as {DAYS_VARIABLE}=1"
         )
     return days

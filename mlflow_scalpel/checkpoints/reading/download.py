@@ -20,7 +20,7 @@ from mlflow_scalpel.checkpoints.artifact_store import (
 )
 from mlflow_scalpel.checkpoints.atomic import locked
 from mlflow_scalpel.checkpoints.external.layouts import model_in
-from mlflow_scalpel.checkpoints.files import CONFIG, MANIFEST, POINTER, checkpoint_files
+from mlflow_scalpel.checkpoints.files import MANIFEST, POINTER, checkpoint_files
 from mlflow_scalpel.checkpoints.manifest import read_manifest
 from mlflow_scalpel.checkpoints.reading import cache
 from mlflow_scalpel.checkpoints.reading.addresses import model_id_of, readable_model, store_of
@@ -34,6 +34,7 @@ from mlflow_scalpel.checkpoints.reading.download_plan import (
 )
 from mlflow_scalpel.checkpoints.reading.formats import files_of, open_flavour, snapshot_of
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.tensors.documents import CONFIG
 from mlflow_scalpel.tensors.files import ADAPTER_CONFIG, INDEX, WEIGHTS
 
 PART = ".part"  # ends the name of a file that is not all there yet
@@ -72,7 +73,7 @@ def fetch_to_cache(
 
 
 def copy_to(plan: DownloadPlan, dst: str | Path, progress: bool) -> Path:
-    """The plan in a directory of the user's, which gets nothing that is in the way."""
+    """Bring the files into a directory of the user's, in which nothing is replaced."""
     directory = Path(dst)
     for kept in filter(None, (plan.local, cache.directory())):
         if directory.resolve().is_relative_to(kept.resolve()):
@@ -85,7 +86,7 @@ def copy_to(plan: DownloadPlan, dst: str | Path, progress: bool) -> Path:
     except OSError as error:
         raise ScalpelError(f"{directory}: cannot be made: {error}; take another one") from error
     with locked(directory):
-        _refuse_foreign(plan, directory)
+        _refuse_other_files(plan, directory)
         _bring_all(plan, directory, progress)
         for name, content in plan.beside.items():
             with explain_failure(plan.shown, name, directory):
@@ -96,7 +97,7 @@ def copy_to(plan: DownloadPlan, dst: str | Path, progress: bool) -> Path:
     return directory
 
 
-def _refuse_foreign(plan: DownloadPlan, directory: Path) -> None:
+def _refuse_other_files(plan: DownloadPlan, directory: Path) -> None:
     """Raise ScalpelError where the directory holds a file that pull would replace or mix with."""
     for name, content in plan.beside.items():
         file = directory / name
@@ -105,7 +106,7 @@ def _refuse_foreign(plan: DownloadPlan, directory: Path) -> None:
     for file in directory.iterdir():
         loaded = file.suffix == WEIGHTS or file.name in (INDEX, CONFIG, ADAPTER_CONFIG)
         if loaded and file.name not in plan.files:
-            raise _in_the_way(file, "is no file of this checkpoint, and would be opened with it")
+            raise _in_the_way(file, "is not a file of this checkpoint, and would be opened with it")
     there = [name for name in plan.files if os.path.lexists(directory / name)]
 
     def problem(name: str) -> str | None:
@@ -239,7 +240,7 @@ def stored_files(source: str) -> tuple[Path, LoggedModel | None]:
     read in place, a remote one through the cache. An adapter's are the adapter's alone, a GGUF
     file's those of its numbers.
 
-    Raises ScalpelError where the model does not exist, is not READY, was pruned, or is not whole.
+    Raises ScalpelError where the model does not exist, is not READY, was pruned or is incomplete.
     """
 
     model_id = model_id_of(source)

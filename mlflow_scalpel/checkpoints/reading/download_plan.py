@@ -1,4 +1,4 @@
-"""What there is to bring of a model: its files, where they are, and what they should be."""
+"""The plan of a download: a model's files, where they are, and what they should be."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class _Fetch(Protocol):
 
 @dataclass(frozen=True)
 class DownloadPlan:
-    """What is to be brought, and from where."""
+    """The files to bring, and the place that they come from."""
 
     shown: str
-    """What errors and the progress bar call the model."""
+    """Name of the model in errors and in the progress bar."""
     location: str
     files: Mapping[str, StoredFile]
     fetch: _Fetch
@@ -49,11 +49,11 @@ class DownloadPlan:
     beside: Mapping[str, bytes] = field(default_factory=dict)
     """Small files of ours and of MLflow, with their content."""
     local: Path | None = None
-    """Where the files are if they are on this machine."""
+    """Directory of the files, if they are on this machine."""
     snapshot: Path | None = None
-    """Where they are in the hub's cache."""
+    """Their directory in the hub's cache, if they are there."""
     entry: Path | None = None
-    """Where they are in our cache."""
+    """Their directory in our cache, if they are there."""
 
     @property
     def bytes(self) -> int:
@@ -80,7 +80,7 @@ class DownloadPlan:
 
 
 def plan_of_model(model: LoggedModel, store: Store) -> DownloadPlan:
-    """What a LoggedModel holds, as its manifest says."""
+    """The plan for a LoggedModel, from its manifest."""
     shown = f"model {model.model_id} ({model.name})"
     location = str(store.local or model.artifact_location)
     with explain_failure(shown, "the list of its files"):
@@ -136,7 +136,7 @@ def plan_of_model(model: LoggedModel, store: Store) -> DownloadPlan:
 
 
 def plan_of_directory(shown: str, directory: Path) -> DownloadPlan:
-    """What a directory holds that is no LoggedModel: a checkpoint, or a snapshot of the hub."""
+    """The plan for a directory that is not a LoggedModel: a checkpoint, or a hub snapshot."""
     manifest = read_manifest(directory)
     if manifest is None:
         return _of_snapshot(shown, directory, plain_manifest(directory), {})
@@ -162,7 +162,7 @@ def _of_snapshot(
         copy_out((snapshot / name).resolve(), target)
         progress(target.stat().st_size)
 
-    # A copy of the files is no pointer any more.
+    # A copy of the files is not a pointer any more.
     beside = {name: content for name, content in beside.items() if name != POINTER}
     return DownloadPlan(
         shown, str(snapshot), described, fetch, manifest, beside, snapshot, snapshot=snapshot
@@ -200,7 +200,7 @@ def _unchecked(size: int) -> StoredFile:
 
 
 def problem_of(file: Path, described: StoredFile) -> str | None:
-    """What is wrong with a file that was brought; by its size where its digest is not known."""
+    """The fault of a file that was brought, if any; by its size where no digest is known."""
     if described.sha256:
         return file_damage(file, described)
     size = file.stat().st_size
@@ -210,7 +210,7 @@ def problem_of(file: Path, described: StoredFile) -> str | None:
 
 
 def cache_entry(model: LoggedModel, *, check: bool = False) -> Path | None:
-    """Where the cache has the model's files, if it has; `check` compares their digests, too."""
+    """The model's directory in the cache, if it is there; `check` compares the digests, too."""
     digest = model.params.get("digest", "")
     named = [cache_key(digest)] if re.fullmatch(r"sha256:[0-9a-f]{64}", digest) else []
     found = (cache.find(key, check=check) for key in (*named, model.model_id))
@@ -234,9 +234,9 @@ def explain_failure(shown: str, name: str, directory: Path | None = None) -> Ite
             free = shutil.disk_usage(directory).free
             raise ScalpelError(
                 f"{directory}: the disk is full ({free} bytes free) in the middle of {name}; free "
-                "some and run it again: it goes on where it stopped"
+                "some and run it again: it resumes where it stopped"
             ) from error
         raise ScalpelError(
             f"{shown}: {name} could not be fetched ({type(error).__name__}: {error}); run it "
-            "again: it goes on where it stopped"
+            "again: it resumes where it stopped"
         ) from error

@@ -36,12 +36,16 @@ from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.extras import require_extra
 from mlflow_scalpel.tensors.files import WEIGHTS
 
-# Code too, since a snapshot is whole or not; it is run for nobody who does not ask for it.
+# Code too, since a snapshot is complete or not; it is run for nobody who does not ask for it.
 _SAFE_FILES = (*(f"*{suffix}" for suffix in KEPT), "*.py")
+_COMPONENTS = ("tokenizer", "processor", "image_processor", "feature_extractor")
+_TOKENIZER = "tokenizer_config.json"
+_LARGEST = 1 << 20  # bytes of an MLmodel
+SUFFIX = ".gguf"
 
 
 def files_of(source: str) -> Path:
-    """The model's directory where `source` is no LoggedModel: a directory, artifacts, or the hub.
+    """The directory of a model that is not a LoggedModel: local, among artifacts, or on the hub.
 
     A directory may be a trainer's, with the model within it, or what an MLflow flavour wrote.
     Raises ScalpelError where there is no such model, or several.
@@ -127,16 +131,12 @@ def artifact_directory(run_id: str, path: str) -> Path:
         ) from error
 
 
-_COMPONENTS = ("tokenizer", "processor", "image_processor", "feature_extractor")
-_TOKENIZER = "tokenizer_config.json"
-_LARGEST = 1 << 20  # bytes of an MLmodel
-
-
 def open_flavour(directory: Path) -> Path:
     """The directory that Transformers can open of a model that MLflow's own flavours stored.
 
-    The directory itself where it is no such model, or one of ours. Where weights and tokenizer lie
-    apart, they are put together in the cache; no weight is copied where the file system can link.
+    The directory itself where it is not such a model, or is one of ours. Where weights and
+    tokenizer lie apart, they are put together in the cache; no weight is copied where the file
+    system can link.
 
     Raises ScalpelError where the MLmodel cannot be read, or names a place outside of the model.
     """
@@ -216,11 +216,8 @@ def _with_components(directory: Path, model: Path) -> Path:
     return cache.keep(key, sum(file.stat().st_size for file in files.values()), fill)
 
 
-SUFFIX = ".gguf"
-
-
 def unpack_gguf(source: Path) -> Path:
-    """A directory of safetensors with the model of `source`, or `source` where it is no GGUF.
+    """A directory of safetensors with the model of `source`, or `source` where it is not GGUF.
 
     `source` is a GGUF file, or a directory that holds one and no safetensors. Transformers
     dequantises it to float32 and gives its tensors the names that the unquantised model has; the
@@ -232,13 +229,13 @@ def unpack_gguf(source: Path) -> Path:
     file = _gguf_in(source)
     if file is None:
         return source
-    require_extra("measure", f"{file}: a model in GGUF")
     state = file.stat()
     seen = [str(file.resolve()), state.st_ino, state.st_size, state.st_mtime_ns]
     key = hashlib.sha256(json.dumps(seen).encode()).hexdigest()
     target = cache.directory() / "gguf" / key / file.stem
     if target.is_dir():
         return target
+    require_extra("measure", f"{file}: a model in GGUF")
     partial = target.parent / f".{uuid.uuid4().hex}"
     partial.mkdir(parents=True)
     try:
@@ -246,7 +243,7 @@ def unpack_gguf(source: Path) -> Path:
         partial.rename(target)
     except ScalpelError:
         raise
-    except Exception as error:  # of any type, by what the file holds; told by name
+    except Exception as error:  # of any type, by what the file holds; named in the message
         text = " ".join(str(error).split())[:400]
         raise ScalpelError(
             f"{file}: is a GGUF file, which Transformers cannot unpack ({type(error).__name__}: "

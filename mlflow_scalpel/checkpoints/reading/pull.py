@@ -48,16 +48,16 @@ def pull(
 ) -> Path:
     """The files of the checkpoint `source`, checked against its manifest; their directory.
 
-    What is there and right is not fetched again, and a file that was cut off goes on where it
-    stopped where the store can.
+    What is there and right is not fetched again, and a file that was cut off is resumed
+    where the store can.
 
     Args:
         source: what `resolve` takes: models:/ or runs:/ URI, model ID, hub name or directory.
         dst: directory to put the files into. They are copies: what is done to them harms nobody.
             Without it they are in the cache (a hub model: in the hub's), which nobody may write to
             and which keeps them for as long as this process lives.
-        merge: write an adapter as the whole model that it makes with its base, and print what
-            rounding did to the norms of its updates.
+        merge: write an adapter as the complete model that it makes with its base, and print
+            what rounding did to the norms of its updates.
         dtype: of the merged weights (float32, ...); that of the base's unless given.
         progress: show one bar, in bytes, on stderr.
 
@@ -69,40 +69,27 @@ def pull(
     if dtype is not None and not merge:
         raise ScalpelError(f"dtype = {dtype}: only merging has one; give merge (--merge) too")
     if dst is not None and Path(dst).exists() and not Path(dst).is_dir():
-        raise ScalpelError(f"{dst}: is no directory; give one, or a name that is free")
+        raise ScalpelError(f"{dst}: is not a directory; give one, or a name that is free")
     model_id = model_id_of(source)
     if model_id is None:
         directory = files_of(source)
         checkpoint_files(directory)
         if merge and is_adapter(directory):
-            directory = _merge(directory, None, dtype)
+            directory = merge_with_base(directory, dtype=dtype, report=True)
         elif dtype is not None:
             raise _not_an_adapter(source, dtype)
-        return (
-            directory
-            if dst is None
-            else copy_to(plan_of_directory(source, directory), dst, progress)
-        )
+        if dst is None:
+            return directory
+        return copy_to(plan_of_directory(source, directory), dst, progress)
     model = readable_model(model_id)
     store = store_of(model)
-    whole = _merged(model, store, dtype, progress) if merge else None
-    if whole is None and dtype is not None:
+    merged = _merged(model, store, dtype, progress) if merge else None
+    if merged is None and dtype is not None:
         raise _not_an_adapter(source, dtype)
     if dst is None:
-        return whole or fetch_to_cache(model, store, check=True, progress=progress)
-    plan = plan_of_model(model, store) if whole is None else plan_of_directory(source, whole)
+        return merged or fetch_to_cache(model, store, check=True, progress=progress)
+    plan = plan_of_model(model, store) if merged is None else plan_of_directory(source, merged)
     return copy_to(plan, dst, progress)
-
-
-def _merge(adapter: Path, model: LoggedModel | None, dtype: str | None) -> Path:
-    """The adapter merged with its base; prints what rounding did."""
-    base = base_of(adapter, model)
-    digest = model.params.get("digest") if model is not None else None
-    whole = merge_adapter(
-        adapter, base.directory, dtype=dtype, adapter_digest=digest, base_digest=base.digest
-    )
-    print(rounding_report(adapter, base.directory, whole), flush=True)
-    return whole
 
 
 def _not_an_adapter(source: str, dtype: str) -> ScalpelError:
@@ -113,14 +100,16 @@ def _not_an_adapter(source: str, dtype: str) -> ScalpelError:
 
 
 def _merged(model: LoggedModel, store: Store, dtype: str | None, progress: bool) -> Path | None:
-    """The adapter merged with its base; None where the model is no adapter."""
+    """The adapter merged with its base; None where the model is not an adapter."""
     names = names_in(store)
     if not names & {ADAPTER_CONFIG, POINTER}:
         return None
     # An adapter that is here is read in place.
     local = store.local if POINTER not in names else None
     directory = local or fetch_to_cache(model, store, check=True, progress=progress)
-    return _merge(directory, model, dtype) if is_adapter(directory) else None
+    if not is_adapter(directory):
+        return None
+    return merge_with_base(directory, model, dtype=dtype, report=True)
 
 
 def resolve(source: str) -> Path:
@@ -129,28 +118,32 @@ def resolve(source: str) -> Path:
     Takes what `stored_files` does. An adapter gives the directory of its base with the adapter
     merged into it, in the base's dtype.
 
-    Raises ScalpelError where the model does not exist, is not READY, was pruned, or is not whole.
+    Raises ScalpelError where the model does not exist, is not READY, was pruned or is incomplete.
     """
     directory, model = stored_files(source)
     return merge_with_base(directory, model) if is_adapter(directory) else directory
 
 
 def merge_with_base(
-    adapter: Path, model: LoggedModel | None = None, *, dtype: str | None = None
+    adapter: Path,
+    model: LoggedModel | None = None,
+    *,
+    dtype: str | None = None,
+    report: bool = False,
 ) -> Path:
     """A directory with the adapter merged into its base, for reading only.
 
-    The base is what `base_of` finds. Raises ScalpelError where it cannot be had, or does not fit.
+    The base is what `base_of` finds. With `report`, prints what rounding did to the updates. Raises
+    ScalpelError where the base cannot be had, or does not fit.
     """
     base = base_of(adapter, model)
-    adapter_digest = model.params.get("digest") if model is not None else None
-    return merge_adapter(
-        adapter,
-        base.directory,
-        dtype=dtype,
-        adapter_digest=adapter_digest,
-        base_digest=base.digest,
+    digest = model.params.get("digest") if model is not None else None
+    merged = merge_adapter(
+        adapter, base.directory, dtype=dtype, adapter_digest=digest, base_digest=base.digest
     )
+    if report:
+        print(rounding_report(adapter, base.directory, merged), flush=True)
+    return merged
 
 
 @dataclass(frozen=True)
@@ -168,7 +161,7 @@ def base_of(adapter: Path, model: LoggedModel | None = None, given: Base | None 
     It is the param `base` of the adapter's LoggedModel (`model`, or the one that the MLmodel beside
     the adapter names), else `base_model_name_or_path` of its configuration. Where neither can be
     had it is `given`, if that has the digest that the LoggedModel says, or, where none is known,
-    tensors that the adapter fits; the latter is said.
+    tensors that the adapter fits; the latter with a warning.
 
     Raises ScalpelError where no base can be had.
     """
@@ -229,7 +222,7 @@ def _known_digest(source: str) -> str | None:
 
 
 def _params(source: str) -> dict[str, str]:
-    """Params of a LoggedModel; none where `source` is no model that is known here."""
+    """Params of a LoggedModel; none where `source` is not a model that is known here."""
     try:
         model_id = model_id_of(source)
         if model_id is None:
@@ -240,7 +233,7 @@ def _params(source: str) -> dict[str, str]:
 
 
 def _configured_base(adapter: Path) -> str | None:
-    """What the adapter's own configuration calls its base."""
+    """The base that the adapter's own configuration names."""
     config = read_adapter_config(adapter)
     name, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not name:

@@ -135,9 +135,9 @@ class AttentionShift:
         """Queries and keys of each layer."""
         found: dict[int, tuple[Tensor, Tensor]] = {}
 
-        def take(layer: int, query: Tensor, key: Tensor, own: Tensor, how: Layer) -> None:
+        def take(layer: int, query: Tensor, key: Tensor, rows: Tensor, how: Layer) -> None:
             if not found:
-                _check_rows(own, self.model)
+                _check_rows(rows, self.model)
             found[layer] = query, key
             self._layers.setdefault(layer, how.kept())
             self._masks.setdefault(item.ids, {})[layer] = how.read()
@@ -159,12 +159,12 @@ class AttentionShift:
         """For each layer the metrics' values, (H,) float64 each."""
         found: dict[int, list[Tensor]] = {}
 
-        def take(layer: int, query: Tensor, key: Tensor, own: Tensor, how: Layer) -> None:
+        def take(layer: int, query: Tensor, key: Tensor, rows: Tensor, how: Layer) -> None:
             # Copies, so that both products are of memory that is laid out alike: equal to the bit.
             before = self._as_base(layer, how, item).rows(
                 *(state.to(query.device, copy=True) for state in base[layer])
             )
-            after = own  # (H, T, T), as before
+            after = rows  # (H, T, T), as before
             step = max(1, SLICE_ROWS // before[0].numel())
             slices = [slice(at, at + step) for at in range(0, len(before), step)]
             found[layer] = [
@@ -188,8 +188,8 @@ class AttentionShift:
                 "the layer chooses them itself), so that their rows cannot be compared; leave the "
                 "group out"
             )
-        own = self._layers[layer]
-        return Layer(own.module, how.value, how.mask, how.settings | own.settings)
+        base = self._layers[layer]
+        return Layer(base.module, how.value, how.mask, how.settings | base.settings)
 
     @torch.inference_mode()
     def _run(self, item: ProbeText, listener: Listener) -> None:
@@ -229,7 +229,7 @@ def _attention(
 
 
 def _check_rows(rows: Tensor, model: ForwardModel) -> None:
-    """A head with a sink of its own (gpt-oss) has rows that are no distributions."""
+    """A head with a sink of its own (gpt-oss) has rows that are not distributions."""
     if float((rows.sum(-1) - 1.0).abs().max()) > 0.05:
         raise UnsupportedModel(
             f"attention: the rows of {type(model.model).__name__} do not sum to 1 (it has "

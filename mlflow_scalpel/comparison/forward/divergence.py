@@ -1,4 +1,7 @@
-"""The group `kl`: base and checkpoints over the same texts, with the base run only once."""
+"""The group `kl`: base and checkpoints over the same texts, with the base run only once.
+
+What a pass finds at single tokens is a table of its own beside the tidy one (`token_table`).
+"""
 
 from __future__ import annotations
 
@@ -187,7 +190,12 @@ PROBLEMS, RANKED, TOP, CONTEXT = 8, 200, 5, 160
 
 @torch.inference_mode()
 def token_table(measured: Sequence[Measured], tokenizer: Any) -> pd.DataFrame:
-    """The table of one checkpoint; `named` fills in model_id and step."""
+    """What base and checkpoint say of single tokens; `named` fills in model_id and step.
+
+    A row is a position of a text: `token` is what the text goes on with there (null after the last
+    position), and the divergences are those of the two models' distributions over it. There are all
+    tokens of the first 8 problems of each probe, and the 200 of the largest KL over all texts.
+    """
     ranks = _ranks(measured)
     texts = _Texts(tokenizer)
     records = []

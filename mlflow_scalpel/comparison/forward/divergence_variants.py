@@ -1,4 +1,7 @@
-"""The group `kl_on_base_samples`: answers that the base samples, and the divergence on them."""
+"""Kinds of KL beside the group `kl`: on answers that the base samples, and as a paper computed it.
+
+The groups are `kl_on_base_samples` and `kl_paper_compat` (arXiv 2507.10616, in bfloat16).
+"""
 
 from __future__ import annotations
 

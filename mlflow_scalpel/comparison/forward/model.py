@@ -70,7 +70,7 @@ class ForwardModel(SwappableModel):
     """
 
     _padded: bool | None = None  # whether texts of several lengths may share a batch, once known
-    _heeded: tuple[tuple[str, bool], str] = _NONE, ""  # what `check_head` finds
+    _logit_fields: tuple[tuple[str, bool], str] = _NONE, ""  # what `check_head` finds
 
     def _check(self, directory: Path, model: Any) -> None:
         if model.get_output_embeddings() is None:
@@ -147,7 +147,7 @@ class ForwardModel(SwappableModel):
         output = self.model.get_output_embeddings()
         bias = getattr(output, "bias", None)
         config = self.model.config.get_text_config()
-        (scale, divides), cap = self._heeded
+        (scale, divides), cap = self._logit_fields
         factor = float(getattr(config, scale, None) or 1.0)
         return Head(
             output.weight.detach().to(dtype),
@@ -158,9 +158,9 @@ class ForwardModel(SwappableModel):
 
     @torch.inference_mode()
     def check_head(self, item: ProbeText) -> None:
-        """See which scale and cap of those that its config names the model heeds.
+        """Find which scale and cap of those that its config names the model applies.
 
-        Families give them other names, multiply or divide, and some have one that they do not heed.
+        Families give them other names, multiply or divide, and some have one that they ignore.
         Raises UnsupportedModel where it makes its logits in yet another way than `head` does.
         """
         few = ProbeText(item.ids[:CHECKED], slice(0))
@@ -173,11 +173,11 @@ class ForwardModel(SwappableModel):
         scales = [one for one in _SCALES if getattr(config, one[0], None)]
         caps = [one for one in _CAPS if getattr(config, one, None)]
         errors = {}
-        for self._heeded in itertools.product([*scales, _NONE], [*caps, ""]):
-            errors[self._heeded] = float((logits - self.head().logits(hidden)).abs().max())
-        self._heeded = min(errors, key=errors.__getitem__)  # the first, where several agree
+        for self._logit_fields in itertools.product([*scales, _NONE], [*caps, ""]):
+            errors[self._logit_fields] = float((logits - self.head().logits(hidden)).abs().max())
+        self._logit_fields = min(errors, key=errors.__getitem__)  # the first, where several agree
         tolerance = 1e-3 if self.dtype == "float32" else 0.1
-        if not errors[self._heeded] <= tolerance * float(logits.abs().max()):
+        if not errors[self._logit_fields] <= tolerance * float(logits.abs().max()):
             raise UnsupportedModel(
                 f"KL: {type(self.model).__name__} does not form its logits as hidden state times "
                 "output embedding, with a scale or a cap that its config names, which is not "

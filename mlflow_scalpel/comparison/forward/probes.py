@@ -79,7 +79,7 @@ def build_probe(
     rendered = render_answered(tokenizer, conversations, what=what)
     ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     checked = check_answered(tokenizer, conversations, rendered, ends, what=what, learned=False)
-    # An end that is no end token is told where it matters: what is measured has it as a token.
+    # An end that is not an end token matters in training: here it is one token more.
     warnings = {
         code: message for code, message in checked.warnings().items() if code != "never_stops"
     }
@@ -134,7 +134,7 @@ def read_texts(file: Path) -> list[tuple[str, str]]:
     except ScalpelError as error:
         raise ScalpelError(str(error).replace("data.file = ", "texts = ", 1)) from error
     if not placed:
-        raise ScalpelError(f"texts = {file}: there is no row in it; give one JSON object a line")
+        raise ScalpelError(f"texts = {file}: there is no row in it; give one JSON object per line")
     return [(_text(file, one, "problem"), _text(file, one, "solution")) for one in placed]
 
 

@@ -44,16 +44,16 @@ def read_benchmarks(
     a standard error where the table gives none.
 
     Raises ScalpelError where the base, a model or a benchmark is not in the tables, where no
-    domain is declared, and for an accuracy that is no share of 1.
+    domain is declared, and for an accuracy that is not a share of 1.
     """
     table = pd.concat([_checked(file) for file in files], ignore_index=True)
     names = ", ".join(str(file) for file in files)
     known = list(dict.fromkeys(table["model"]))
     start = next((m for m in known if base and m in (base, base.rsplit("/", 1)[-1])), None)
     if start is None:
-        said = "not said" if base is None else f"{base!r}, which the table does not have"
+        problem = "not given" if base is None else f"{base!r}, which the table does not have"
         raise ScalpelError(
-            f"{names}: the base is {said}; give --base one of {', '.join(map(repr, known))}"
+            f"{names}: the base is {problem}; give --base one of {', '.join(map(repr, known))}"
         )
     if wrong := [model for model in models if model not in known or model == start]:
         others = ", ".join(repr(model) for model in known if model != start)
@@ -97,7 +97,7 @@ def _part(benchmark: str) -> str:
 def _domains(names: str, benchmarks: list[str], in_domain: Sequence[str]) -> dict[str, str]:
     if not in_domain:
         raise ScalpelError(
-            f"{names}: which benchmarks are in-domain is not said, and is not guessed; give "
+            f"{names}: which benchmarks are in-domain is not declared, and is not guessed; give "
             f"--in-domain those that training was meant to improve of {', '.join(benchmarks)} "
             "(the others are out-of-domain)"
         )
@@ -134,7 +134,8 @@ def _checked(file: Path) -> pd.DataFrame:
             at = int(wrong.to_numpy(dtype=bool).argmax())
             form = "share between 0 and 1 (0.35, not 35)" if name == "accuracy" else "such number"
             raise ScalpelError(
-                f"{file}: line {at + first}, column {name!r}: '{table[name].iloc[at]}' is no {form}"
+                f"{file}: line {at + first}, column {name!r}: '{table[name].iloc[at]}' is not "
+                f"a {form}"
             )
         table[name] = numbers
     for number, record in enumerate(table.to_dict("records"), first):

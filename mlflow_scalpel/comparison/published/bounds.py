@@ -1,7 +1,8 @@
-"""What values of a metric can be: imported ones are held to it before they become a run.
+"""Bounds of metrics: imported values are held to it before they become a run.
 
-KL is at least 0, and a mean over tokens above 50 nats is none: a checkpoint that gave every token
-of the text one chance in 5e21. Rounding alone may take KL in bfloat16 or float16 down to -0.01.
+KL is at least 0, and a mean over tokens above 50 nats is not a KL of language models: that is a
+checkpoint that gave every token of the text one chance in 5e21. Rounding alone may take KL in
+bfloat16 or float16 down to -0.01.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SCALARS = {
     "kl_paper_compat/all_tokens": "nats/token",
     "kl_on_base_samples/answer_tokens": "nats/token",
 }
-"""Metrics with one value a checkpoint, beside the scores of benchmarks, with their units."""
+"""Metrics with one value per checkpoint, beside the scores of benchmarks, with their units."""
 
 _EVAL = re.compile(r"eval/(in|out)/[^/]+/[^/]+")
 _ANY = (-math.inf, math.inf)
@@ -69,7 +70,7 @@ _SLACK = 1e-6  # what rounding may add to a bound, relative to 1
 
 
 def scalar_unit(metric: str) -> str | None:
-    """The unit of a metric that has one value a checkpoint; None where it is no such metric."""
+    """The unit of a metric that has one value per checkpoint; None for any other metric."""
     return "accuracy" if _EVAL.fullmatch(metric) else SCALARS.get(metric)
 
 
@@ -147,10 +148,10 @@ def _check_stderr(metric: str, value: float, stderr: float, n: Any, at: str, uni
         return
     most = most_stderr(value, n)
     if stderr > most:
-        said = "of two problems or more" if n is None else f"of n = {n}"
+        rests_on = "of two problems or more" if n is None else f"of n = {n}"
         raise ScalpelError(
             f"{at}: stderr = {stderr:g} of {metric} = {value:g} cannot be: a mean of scores "
-            f"between 0 and 1 {said} has one of {most:.3g} at most. Is it in percent "
+            f"between 0 and 1 {rests_on} has one of {most:.3g} at most. Is it in percent "
             f"({stderr / 100:.4g}), or the standard deviation of the scores (divide it by the root "
             "of n)?"
         )

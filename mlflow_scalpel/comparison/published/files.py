@@ -54,16 +54,16 @@ def read_results(
     file of another form, for bare numbers of which nothing is said, and for a value that its metric
     cannot have.
     """
-    said = _scalar_metrics(files, scalars)
+    metrics = _scalar_metrics(files, scalars)
     runs: dict[str, Results] = {}
     strays: list[tuple[Path, dict[str, list[Row]]]] = []
     for file in files:
         if file.suffix not in (".json", ".csv", ".parquet"):
-            raise ScalpelError(f"{file}: is none of .csv, .parquet and .json")
+            raise ScalpelError(f"{file}: is not a .csv, .parquet or .json file")
         labels: set[str] = set()
         unstepped: dict[str, list[Row]] = defaultdict(list)
         if file.suffix == ".json":
-            found = _read_json(file, said.get(file), dtype)
+            found = _read_json(file, metrics.get(file), dtype)
         else:
             found = _read_table(file, dtype)
         for label, key, row in found:
@@ -99,19 +99,20 @@ def read_results(
 
 
 def _scalar_metrics(files: Sequence[Path], scalars: Sequence[str]) -> dict[Path, str]:
-    """The metric of each file's bare numbers, where one is said."""
-    said: dict[Path, str] = {}
+    """The metric of each file's bare numbers, where one is given."""
+    found: dict[Path, str] = {}
     for one in scalars:
         name, equals, metric = one.rpartition("=")
         if scalar_unit(metric) is None:
             raise ScalpelError(
-                f"--metric {one}: {metric!r} has no single value a checkpoint; use one of {OPTIONS}"
+                f"--metric {one}: {metric!r} has no single value per checkpoint; use one of "
+                f"{OPTIONS}"
             )
         of = [file for file in files if not equals or name in (str(file), file.name)]
         if not of:
             raise ScalpelError(f"--metric {one}: no file {name!r} is imported")
-        said |= dict.fromkeys(of, metric)
-    return said
+        found |= dict.fromkeys(of, metric)
+    return found
 
 
 def _extend(known: dict[str, list[Row]], more: Mapping[str, list[Row]]) -> None:
@@ -153,7 +154,7 @@ def _read_table(file: Path, dtype: str | None) -> Iterator[tuple[str, str, Row]]
             at = int(wrong.to_numpy(dtype=bool).argmax())
             kind = "whole number" if DTYPES[name] == "Int64" else "number"
             raise ScalpelError(
-                f"{file}: {place} {at + first}, column {name!r}: '{table[name].iloc[at]}' is no "
+                f"{file}: {place} {at + first}, column {name!r}: '{table[name].iloc[at]}' is not a "
                 f"{kind}; correct it, or leave it empty"
             )
         table[name] = numbers.astype(DTYPES[name])
@@ -176,7 +177,7 @@ def _read_json(file: Path, scalar: str | None, dtype: str | None) -> Iterator[tu
     except (OSError, ValueError, RecursionError) as error:
         raise ScalpelError(f"{file}: cannot be read as JSON ({error})") from error
     if not isinstance(content, dict) or not content:
-        raise ScalpelError(f"{file}: is no JSON object of checkpoints (LABEL-step-NUMBER)")
+        raise ScalpelError(f"{file}: is not a JSON object of checkpoints (LABEL-step-NUMBER)")
     sizes: dict[str, tuple[str, int]] = {}
     of_norms = any(isinstance(values, Mapping) for values in content.values())
     for key, values in content.items():
@@ -230,8 +231,8 @@ def _is_value(value: Any) -> bool:
 def _valued(value: float | None) -> Row:
     """The cells of a value: where the file has no finite number, why there is none."""
     if value is None or not math.isfinite(value):
-        said = "null" if value is None else str(value)
-        return {"value": None, "status": "undefined", "reason": f"the file says {said}"}
+        text = "null" if value is None else str(value)
+        return {"value": None, "status": "undefined", "reason": f"the file says {text}"}
     return {"value": float(value)}
 
 
@@ -240,11 +241,13 @@ def _norms(file: Path, key: str, values: Mapping[str, Any]) -> Iterator[Row]:
     for matrix, layers in values.items():
         if matrix not in CLASSICAL:
             raise ScalpelError(
-                f"{file}: {key!r} has {matrix!r}, which is no matrix; there are "
+                f"{file}: {key!r} has {matrix!r}, which is not a matrix; there are "
                 f"{', '.join(CLASSICAL)}"
             )
         if not isinstance(layers, list) or not all(_is_value(value) for value in layers):
-            raise ScalpelError(f"{file}: {key!r}, {matrix}: is no list of numbers, one a layer")
+            raise ScalpelError(
+                f"{file}: {key!r}, {matrix}: is not a list of numbers, one per layer"
+            )
         sizes[matrix] = len(layers)
         for layer, value in enumerate(layers):
             yield {

@@ -33,12 +33,12 @@ FILES_TAG = "scalpel.imported_files"
 _BFLOAT16 = 2.0**-8  # relative size of its last place
 _NO_STEP = "no step"
 _OF_ONE_RUN = ("name", "algorithm", "learning_rate", "steps", "frozen", "seed")
-# What tells a value from another one; the columns in which `gather` looks for doubles.
+# Columns that tell a value from another one, as `joined` reads them.
 _PLACE = ("step", "metric", "layer", "head", "other", "matrix", "bin", "texts")
 
 
 class About(BaseModel):
-    """What the user says of imported results; files of results do not."""
+    """Facts about imported results that files of results do not hold; the user gives them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -75,12 +75,12 @@ def import_files(files: Sequence[Path], experiment: str, about: About) -> list[s
     say of several.
     """
     results = _read(files, about)
-    told = [name for name in _OF_ONE_RUN if getattr(about, name) is not None]
-    if len(results) > 1 and told:
+    named = [name for name in _OF_ONE_RUN if getattr(about, name) is not None]
+    if len(results) > 1 and named:
         raise ScalpelError(
             f"{', '.join(str(file) for file in files)}: hold {len(results)} runs "
-            f"({', '.join(one.label for one in results)}), and --{told[0].replace('_', '-')} is of "
-            "one; import the files of each run by itself"
+            f"({', '.join(one.label for one in results)}), and --{named[0].replace('_', '-')} is "
+            "of one; import the files of each run by itself"
         )
     tables = [_table(one, about) for one in results]
     client = MlflowClient()
@@ -137,12 +137,12 @@ def _table(results: Results, about: About) -> tuple[pd.DataFrame, str | None]:
         )
     added, note = _settle_unstepped(results)
     given = {"algorithm": about.algorithm, "base": about.base, "dtype": about.dtype}
-    told = {key: value for key, value in given.items() if value is not None}
+    stated = {key: value for key, value in given.items() if value is not None}
     records = []
     for row in results.rows + added:
         texts = {"texts": about.texts} if row["metric"].startswith("kl/") else {}
         # What a row says of itself goes before what is said of all.
-        records.append({"model_id": results.label, **told, **texts, **row})
+        records.append({"model_id": results.label, **stated, **texts, **row})
     _refuse_doubles(results, records)
     return tidy(records), note
 
@@ -190,11 +190,11 @@ def _refuse_doubles(results: Results, records: Iterable[Row]) -> None:
     for row in records:
         place = _place(row)
         if place in seen:
-            said = [f"{n} {v}" for n, v in zip(_PLACE, place, strict=True) if v is not None]
+            parts = [f"{n} {v}" for n, v in zip(_PLACE, place, strict=True) if v is not None]
             without = "" if "step" in row else f" (no step: {', '.join(results.unstepped)})"
             raise ScalpelError(
                 f"{', '.join(results.files)}: {results.label} has two values for "
-                f"{', '.join(said)}{without}; leave one of them, or give them different steps"
+                f"{', '.join(parts)}{without}; leave one of them, or give them different steps"
             )
         seen.add(place)
 
@@ -251,8 +251,8 @@ def _log(
     run_id = str(client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
     ended = "FAILED"
     try:
-        said = f"Imported, not measured here. Source: {source}"
-        client.set_tag(run_id, DESCRIPTION_TAG, run_note(run_id, said))
+        text = f"Imported, not measured here. Source: {source}"
+        client.set_tag(run_id, DESCRIPTION_TAG, run_note(run_id, text))
         given = [Param(key, str(value)) for key, value in params.items() if value is not None]
         client.log_batch(run_id, params=given)
         table = table.assign(run_id=run_id).astype(DTYPES)

@@ -1,4 +1,4 @@
-"""The weight metrics of every tensor of a checkpoint, read a matrix at a time."""
+"""Weights of models, read a tensor at a time: files, a base with an adapter, a merged model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class StoredWeights:
         like: directory of the model whose config.json counts where this one has none.
         files: the tensors, where they are not just those in `directory`.
 
-    Raises ScalpelError for a file that is not whole.
+    Raises ScalpelError for a file that is not complete.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class StoredWeights:
         self.pieces: dict[Place, Piece] = places(self._files.headers, config)
         """Every weight by its place, in the order of the model."""
         self.tied: dict[Place, Piece] = {}
-        """Output embeddings that are the input embeddings, and so are no weights of their own."""
+        """Output embeddings that are the input embeddings, and so are not weights of their own."""
         readable = {
             place: piece
             for place, piece in self.pieces.items()
@@ -66,7 +66,7 @@ class StoredWeights:
         return tensor if cut is None else cut.of(tensor)
 
     def later(self, place: tuple[str, Cut | None]) -> Tensor | Added | Untouched:
-        """What the training made of W_0: the matrix, or an update that was not added to it."""
+        """W_0 after training: the matrix, or an update that is not yet added to it."""
         return self.read(place)
 
     def bytes(self) -> int:
@@ -81,7 +81,7 @@ _ELEMENT = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16"}
 class AdaptedWeights(StoredWeights):
     """The tensors of a base with an adapter, read one at a time; nothing is merged.
 
-    `later` gives a tensor as it is stored where the adapter holds it whole, `Added` where it holds
+    `later` gives a tensor as it is stored where the adapter holds all of it, `Added` where it holds
     an update, and `Untouched` where it does neither and `compared` has the same tensor.
 
     Args:
@@ -112,7 +112,7 @@ class AdaptedWeights(StoredWeights):
         self._equal: dict[str, bool] = {}
 
     def later(self, place: tuple[str, Cut | None]) -> Tensor | Added | Untouched:
-        """What the training made of a tensor, or of a matrix within it."""
+        """A tensor, or a matrix within it, after training."""
         name, cut = place
         if name in self._changes.added:
             return self._changes.added[name].to(self._changes.dtype)
@@ -154,7 +154,7 @@ class MergedWeights(StoredWeights):
         self._equal: dict[str, bool] = {}
 
     def later(self, place: tuple[str, Cut | None]) -> Tensor | Untouched:
-        """What the training made of a tensor, or of a matrix within it."""
+        """A tensor, or a matrix within it, after training."""
         matrix, name = self.read(place), place[0]
         if name not in self._equal:
             self._equal[name] = _equal(self._files, self._compared, name)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mlflow_scalpel.comparison.table import metric_cells
 from mlflow_scalpel.metrics.compiling import compiled
 from mlflow_scalpel.metrics.pair_sums import count_pair
 from mlflow_scalpel.metrics.registry import Metric
@@ -70,7 +71,7 @@ class MatrixMetrics:
             for at, one in enumerate(updates)
             if _of("weights", one.metrics)
             and isinstance(one.wt, Tensor)
-            and _no_float(w0, one.wt) is None
+            and _why_not_floats(w0, one.wt) is None
         ]
         stored = [wt for at in summed if isinstance(wt := updates[at].wt, Tensor)]
         of_update = dict(zip(summed, update_moments(w0, *stored, sums=self._sums), strict=True))
@@ -107,7 +108,7 @@ class MatrixMetrics:
         if isinstance(wt, Added) and wt.alone:
             yield from _update_alone(wt, training, metrics)
             return
-        if reason := _no_float(w0, wt):
+        if reason := _why_not_floats(w0, wt):
             yield from failed(metrics, "not comparable", reason)
             return
         if isinstance(wt, Added) and _of("weights", metrics):
@@ -124,19 +125,19 @@ class MatrixMetrics:
         if spectra is not None:  # vectors have none
             for metric in _of("spectra", metrics):
                 try:
-                    yield {**_names(metric), "value": metric.function(spectra)}
+                    yield {**metric_cells(metric), "value": metric.function(spectra)}
                 except ValueError as error:
                     yield from failed([metric], "not finite", str(error))
         if chosen := _of("weights_paper_compat", metrics):
-            whole = wt.whole(w0) if isinstance(wt, Added) else wt
-            yield from _single(chosen, lambda one: one.function(w0, whole))
+            after = wt.whole(w0) if isinstance(wt, Added) else wt
+            yield from _single(chosen, lambda one: one.function(w0, after))
 
 
 def _needs_base(w0: Tensor, wt: Tensor | Added | Untouched) -> bool:
     """Whether its rows are made of W_0 too, and can be."""
     if isinstance(wt, Untouched) or (isinstance(wt, Added) and wt.alone):
         return False
-    return _no_float(w0, wt) is None
+    return _why_not_floats(w0, wt) is None
 
 
 def _untouched(numel: int, ndim: int, update: Update) -> Iterator[Row]:
@@ -151,10 +152,10 @@ def _untouched(numel: int, ndim: int, update: Update) -> Iterator[Row]:
     one = torch.ones(1, 1, dtype=torch.float64)
     for metric in _of("spectra", update.metrics) if ndim == 2 else []:
         value = metric.function(Spectra(one, one, lambda: one[0]))
-        yield {**_names(metric), **known, **({"value": value} if value == value else {})}
+        yield {**metric_cells(metric), **known, **({"value": value} if value == value else {})}
     for group in ("histograms", "weights_paper_compat"):
         for metric in _of(group, update.metrics):
-            yield {**_names(metric), **known, "value": 0.0}
+            yield {**metric_cells(metric), **known, "value": 0.0}
 
 
 def _update_alone(wt: Added, training: Training, metrics: Sequence[Metric]) -> Iterator[Row]:
@@ -173,7 +174,7 @@ def _update_alone(wt: Added, training: Training, metrics: Sequence[Metric]) -> I
         if value is None or value != value:
             yield from failed([metric], "not comparable", reason)
         else:
-            yield {**_names(metric), "value": value}
+            yield {**metric_cells(metric), "value": value}
 
 
 def _of(group: str, metrics: Sequence[Metric]) -> list[Metric]:
@@ -191,7 +192,7 @@ def pair_rows(
         yield from failed(metrics, "not trained", NOT_TRAINED)
         return
     alone = any(isinstance(one, Added) and one.alone for one in (wa, wb))
-    if reason := "the base's weights are quantised" if alone else _no_float(w0, wa, wb):
+    if reason := "the base's weights are quantised" if alone else _why_not_floats(w0, wa, wb):
         yield from failed(metrics, "not comparable", reason)
         return
     paired = count_pair(w0, wa, wb)
@@ -201,7 +202,7 @@ def pair_rows(
 def failed(metrics: Iterable[Metric], status: str, reason: str) -> Iterator[Row]:
     """A row without a value for each metric, with its reason."""
     for one in metrics:
-        yield {**_names(one), "status": status, "reason": reason}
+        yield {**metric_cells(one), "status": status, "reason": reason}
 
 
 def _single(metrics: Sequence[Metric], compute: Callable[[Metric], float | None]) -> Iterator[Row]:
@@ -212,13 +213,13 @@ def _single(metrics: Sequence[Metric], compute: Callable[[Metric], float | None]
             yield from failed([one], "not known", str(error))
             continue
         if value is not None:  # None: the metric does not apply here
-            yield {**_names(one), "value": value}
+            yield {**metric_cells(one), "value": value}
 
 
 def _binned(metrics: Sequence[Metric], compute: Callable[[Metric], list[Bin]]) -> Iterator[Row]:
     for one in metrics:
         for found in compute(one):
-            row = {**_names(one), "bin": found.bin, "n": found.n}
+            row = {**metric_cells(one), "bin": found.bin, "n": found.n}
             if found.bad:
                 reason = f"{found.bad} of {found.n} elements are NaN or infinite, and in no bin"
                 yield {**row, "status": "not finite", "reason": reason}
@@ -226,12 +227,8 @@ def _binned(metrics: Sequence[Metric], compute: Callable[[Metric], list[Bin]]) -
                 yield {**row, "value": found.value}
 
 
-def _no_float(*matrices: Tensor | Added) -> str | None:
-    """Why these are no weights to reckon with (codes of quantized ones); None where they are."""
+def _why_not_floats(*matrices: Tensor | Added) -> str | None:
+    """Why these cannot be computed with (codes of quantised weights); None where they can."""
     stored = [one.start if isinstance(one, Added) else one for one in matrices]
     odd = [matrix.dtype for matrix in stored if matrix.dtype not in _FLOATS]
-    return f"{odd[0]} is none of {', '.join(map(str, _FLOATS))}" if odd else None
-
-
-def _names(one: Metric) -> Row:
-    return {"metric": one.name, "metric_version": one.version, "unit": one.unit}
+    return f"{odd[0]} is not one of {', '.join(map(str, _FLOATS))}" if odd else None

@@ -1,4 +1,7 @@
-"""Everything that is measured of the weights alone: kept results, and one pass for the others."""
+"""Rows of the metrics of weights alone: kept results, and one pass over the files for the others.
+
+`rows_from_weights` decides what has to be measured, and `weight_rows` is the pass.
+"""
 
 from __future__ import annotations
 
@@ -140,7 +143,7 @@ def _measure(
     A checkpoint whose files cannot be read is rows that say so; a base's raises ScalpelError.
     """
     before = base.complete("float32")
-    stored = StoredWeights(before)
+    base_files = StoredWeights(before)
     files: dict[int, StoredWeights] = {}
     unreadable: dict[int, str] = {}
     for index in sorted({index for where, _ in fresh for index in _indices(where)}):
@@ -148,7 +151,7 @@ def _measure(
             files[index] = _weights_of(checkpoints[index], before)
         except ScalpelError as error:
             unreadable[index] = str(error)
-    for weights in (stored, *files.values()):
+    for weights in (base_files, *files.values()):
         if weights.unread:
             print_warning(
                 "unread_files",
@@ -169,7 +172,7 @@ def _measure(
     total = sum(weights.bytes() for weights, _ in opened)
     with bars.open("weights", total, "B") as progress:
         for at, row in weight_rows(
-            stored,
+            base_files,
             opened,
             metrics,
             pairs=[(needed.index(first), needed.index(second)) for first, second in pairs],
@@ -202,7 +205,7 @@ def weight_rows(
         metrics: of the groups in `matrices.GROUPS`, and of `pairs`.
         pairs: indices of the checkpoints whose updates the group `pairs` compares.
         wanted: whether a group is wanted of the checkpoint of an index.
-        progress: is told of every matrix.
+        progress: is called with the bytes of every matrix.
         device: where `spectra` are computed. The other groups read each byte once, which the
             processor does faster than the bytes could travel to a GPU.
     """
@@ -318,8 +321,8 @@ def _problem(
 ) -> tuple[str, str]:
     """Status and reason of two tensors that cannot be compared."""
     if w0 is None or wt is None:
-        lacking = base if w0 is None else checkpoint
-        return "missing", f"{lacking.directory} has no such tensor"
+        missing = base if w0 is None else checkpoint
+        return "missing", f"{missing.directory} has no such tensor"
     reason = f"shape {tuple(wt.shape)} against the base's {tuple(w0.shape)}"
     if w0.ndim == wt.ndim == 2 and w0.shape[1] == wt.shape[1] and wt.shape[0] > w0.shape[0]:
         reason += f": it grew from {w0.shape[0]} to {wt.shape[0]} rows"

@@ -30,7 +30,7 @@ class Verdict(Enum):
     WRONG = "wrong"
     """Also where the completion states no answer."""
     GOLD_UNREADABLE = "gold unreadable"
-    """The gold answer is no mathematics, number, choice or word that could be compared with."""
+    """The gold answer is not mathematics, a number, a choice or a word, so nothing equals it."""
     NOT_GRADED = "not graded"
     """Comparing would take too long, or what is compared is too large to be computed."""
 

@@ -2,7 +2,7 @@ r"""Processes that compare mathematics, and that can be killed.
 
 Python cannot be interrupted inside one operation on big numbers, and signals reach the main thread
 alone. So what has to be computed is computed in other processes: a few, started when the first one
-is needed and kept, spoken to in lines of JSON. They are plain children of this interpreter, which
+is needed and kept, asked in lines of JSON. They are plain children of this interpreter, which
 neither run its main module nor share its memory, threads or CUDA context. When this process ends,
 however it does, their input closes and they end; one that is computing at that moment ends at its
 time limit.
@@ -78,13 +78,13 @@ class _Process:
             self.child.stdin.flush()
 
     def lines(self) -> list[bytes] | None:
-        """Whole lines that have arrived; None where the process has ended."""
+        """Complete lines that have arrived; None where the process has ended."""
         assert self.child.stdout is not None
         read = os.read(self.child.stdout.fileno(), 65536)
         if not read:
             return None
-        *whole, self.buffer = (self.buffer + read).split(b"\n")
-        return whole
+        *complete, self.buffer = (self.buffer + read).split(b"\n")
+        return complete
 
     def end(self) -> None:
         self.child.kill()
@@ -144,7 +144,7 @@ class Graders:
                 deadline = time.monotonic() + seconds
             if deadline is not None and time.monotonic() > deadline:
                 return
-            for process in self._speaking():
+            for process in self._answering():
                 lines = process.lines()
                 if lines is None:
                     failures += not process.ready
@@ -152,7 +152,7 @@ class Graders:
                         process.task.timed_out = True  # it died of this task: of memory, or so
                     self._drop(process)
                 for line in lines or ():
-                    self._hear(process, json.loads(line))
+                    self._take(process, json.loads(line))
             self._stop_late()
             failures += self._stop_unready()
             if failures > 2:
@@ -163,19 +163,19 @@ class Graders:
             while len(self._processes) < min(wanted, len(waiting)):
                 self._processes.append(_Process())
 
-    def _speaking(self) -> list[_Process]:
+    def _answering(self) -> list[_Process]:
         with selectors.DefaultSelector() as selector:
             for process in self._processes:
                 assert process.child.stdout is not None
                 selector.register(process.child.stdout, selectors.EVENT_READ, process)
             return [key.data for key, _ in selector.select(0.1)]
 
-    def _hear(self, process: _Process, said: dict[str, str]) -> None:
+    def _take(self, process: _Process, reply: dict[str, str]) -> None:
         if process.task is None:
             process.ready = True
         else:
-            process.task.found = said["found"]  # type: ignore[assignment]
-            process.task.timed_out = said["found"] == "not graded"
+            process.task.found = reply["found"]  # type: ignore[assignment]
+            process.task.timed_out = reply["found"] == "not graded"
             process.task = None
 
     def _stop_late(self) -> None:

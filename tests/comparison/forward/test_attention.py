@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
 import mlflow_scalpel
 from mlflow_scalpel.comparison.forward import attention
 from mlflow_scalpel.comparison.forward import model as forward
-from mlflow_scalpel.comparison.forward.probes import Probe, ProbeText
+from mlflow_scalpel.comparison.forward.probes import Probe, ProbeText, build_probe
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.attention.js import js
 from mlflow_scalpel.metrics.registry import choose_metrics
@@ -148,9 +148,7 @@ def test_a_model_without_eager_attention_is_a_row_with_its_reason(pair, monkeypa
 def test_the_models_way_to_attend_is_as_before(pair):
     model = forward.ForwardModel(Path(pair[0]))
     before = model.model.config._attn_implementation
-    probe = mlflow_scalpel.comparison.build_probe(
-        "p", TEXTS, AutoTokenizer.from_pretrained(pair[0])
-    )
+    probe = build_probe("p", TEXTS, AutoTokenizer.from_pretrained(pair[0]))
     attention.AttentionShift(model, [probe])
     assert model.model.config._attn_implementation == before
 

@@ -26,6 +26,7 @@ from transformers import (
 import mlflow_scalpel
 from mlflow_scalpel.comparison.forward import model as forward
 from mlflow_scalpel.comparison.forward.model import BATCH_TOKENS, ForwardModel, batches, keep
+from mlflow_scalpel.comparison.forward.probes import build_probe
 from tests.conftest import make_tokenizer
 
 TEXTS = [("1+1=?", "2"), ("what is the capital", "a long answer of many letters"), ("a", "b")]
@@ -155,7 +156,7 @@ def test_states_wait_on_disk_where_they_are_many(dtype, monkeypatch):
 def test_padding_changes_no_state(make_model):
     model = ForwardModel(make_model(1))
     tokenizer = make_tokenizer()
-    items = mlflow_scalpel.comparison.build_probe("p", TEXTS, tokenizer).items
+    items = build_probe("p", TEXTS, tokenizer).items
     together = model.hidden(items)
     for item, state in zip(items, together, strict=True):
         (alone,) = model.hidden([item])

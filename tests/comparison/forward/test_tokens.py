@@ -16,7 +16,7 @@ import mlflow_scalpel
 from mlflow_scalpel.comparison.forward import divergence as tables
 from mlflow_scalpel.comparison.forward.divergence import named
 from mlflow_scalpel.comparison.run_store import log_table, log_tokens, stored_tokens, token_steps
-from mlflow_scalpel.comparison.table import DTYPES, tidy
+from mlflow_scalpel.comparison.table import TOKEN_DTYPES, tidy
 from mlflow_scalpel.errors import ScalpelError
 
 TEXTS = [(f"{n}+{n}=?", f"it is {2 * n}") for n in range(11)]
@@ -35,7 +35,7 @@ def table(pair) -> pd.DataFrame:
 def test_every_token_of_eight_problems_and_the_ranked_ones_of_all(pair, monkeypatch):
     monkeypatch.setattr(tables, "RANKED", 20)
     table = mlflow_scalpel.top_tokens(*pair, texts=TEXTS)
-    assert list(table.columns) == list(DTYPES)
+    assert list(table.columns) == list(TOKEN_DTYPES)
     tokenizer = AutoTokenizer.from_pretrained(pair[0])
     for problem in range(8):
         rows = table[table["problem"] == problem]
@@ -88,7 +88,7 @@ def test_what_has_no_kl_has_no_table(pair, tmp_path):
     tensors = load_file(odd / "model.safetensors")
     del tensors["model.norm.weight"]
     save_file(tensors, odd / "model.safetensors")
-    with pytest.raises(ScalpelError, match=r"lacks the tensor model\.norm\.weight"):
+    with pytest.raises(ScalpelError, match=r"is missing the tensor model\.norm\.weight"):
         mlflow_scalpel.top_tokens(pair[0], str(odd), texts=TEXTS)
 
 

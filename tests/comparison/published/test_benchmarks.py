@@ -106,7 +106,7 @@ def test_errors_and_steps_of_a_table_are_kept(tracking, tmp_path, capsys):
     ("content", "words", "said"),
     [
         (TABLE, ["--base", "base-7B"], "is not said, and is not guessed; give --in-domain"),
-        (TABLE, ["--in-domain", "facts"], "the base is not said; give --base one of 'base-7B'"),
+        (TABLE, ["--in-domain", "facts"], "the base is not given; give --base one of 'base-7B'"),
         (TABLE, [*SAID[2:4], "--in-domain", "sums"], "has no benchmark 'sums'"),
         (TABLE, ["--base", "llama", "--in-domain", "facts"], "'llama', which the table does not"),
         (

@@ -163,7 +163,7 @@ def test_what_mlflow_refuses_fails_the_run_and_can_be_imported_again(
         ("a.json", '{"a-step-1": ' + "9" * 4000 + "}", "holds neither a number"),
         ("a.json", '{"a-step-' + "9" * 5000 + '": 1}', "has no step but 5000 digits"),
         ("a.csv", "metric,step,value\nkl/all_tokens,1," + "9" * 4000, "hundreds of digits"),
-        ("a.json", {"v1-step-1": {"r_proj": [1.0]}}, "'r_proj', which is no matrix"),
+        ("a.json", {"v1-step-1": {"r_proj": [1.0]}}, "'r_proj', which is not a matrix"),
         ("a.json", {"v1-step-1": {"q_proj": 1.0}}, "is no list of numbers"),
         ("a.json", {"v1-step-1": "x"}, "neither a number"),
         ("a.json", {"main": 1.0}, "holds no checkpoint"),

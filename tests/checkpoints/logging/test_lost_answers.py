@@ -1,14 +1,12 @@
-"""Lost answers, servers that hang, processes that are killed: nothing is lost, nothing twice."""
+"""Lost answers, servers that hang or refuse, names of files: nothing is lost, nothing twice."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,16 +19,16 @@ from mlflow.exceptions import MlflowException, RestException
 from PIL import Image
 
 from mlflow_scalpel.checkpoints.artifact_store import check_travels, open_store
-from mlflow_scalpel.checkpoints.logging import mlflow_writes
-from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
-from mlflow_scalpel.checkpoints.logging.spool import EndEntry, find_spools
+from mlflow_scalpel.checkpoints.logging.log import log_checkpoint
+from mlflow_scalpel.checkpoints.logging.spool import EndEntry
 from mlflow_scalpel.checkpoints.logging.uploader import UploadPending
-from mlflow_scalpel.checkpoints.logging.uploads import close_uploaders, uploader_for
+from mlflow_scalpel.checkpoints.logging.uploads import close_uploaders
 from mlflow_scalpel.checkpoints.search import made_by, state_of, step_of
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server_errors import is_final
 from mlflow_scalpel.training.journal import Journal
+from tests.proxy import Exchange
 
 WEIGHTS = "model.safetensors"
 CHANGES = "^(POST (?!.*search)|PATCH|PUT|DELETE)"
@@ -44,13 +42,6 @@ def end_of_uploaders(monkeypatch):
     monkeypatch.setenv("SCALPEL_PATIENCE", "0")
     with contextlib.suppress(UploadPending):
         close_uploaders(limit=0)
-
-
-@pytest.fixture
-def checkpoint(first_model, tmp_path) -> Path:
-    directory = tmp_path / "outputs" / "checkpoint-7"
-    shutil.copytree(first_model, directory)
-    return directory
 
 
 def states(run_id: str) -> Counter[tuple[int, str]]:
@@ -142,23 +133,36 @@ def test_an_answer_of_each_kind_may_be_lost(
 def test_an_answer_may_be_lost_in_every_position(
     faulty, track_at, checkpoint, make_model, monkeypatch, retries
 ):
+    """One of six requests of each kind in each of six sessions, until each one was lost."""
     if retries is not None:
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(retries))
-    position, base = 0, make_model(4)
-    while True:
+    base, sent, lost = make_model(4), Counter(), Counter()
+    for session in (None, *range(6)):
         experiment = track_at(faulty.uri)
         monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", mlflow.get_experiment(experiment).name)
         MlflowClient().search_experiments()
         faulty.clear()
         faulty.forget()
-        faulty.lose(f"{CHANGES}.*(?<!runs/create)$", skip=position)
+        if session is not None:
+            for number, (kind, times) in enumerate(sent.items()):
+                faulty.lose(kind, times=-(-times // 6), skip=(session + number) % 6, every=6)
         run_id, name = log_all(checkpoint, base)
         close_uploaders()
         check_once(run_id, name)
-        if not any(e.status is None for e in faulty.exchanges(CHANGES)):
-            break
-        position += 1
-    assert position > 25
+        for exchange in faulty.exchanges(f"{CHANGES}.*(?<!runs/create)$"):
+            if session is None:
+                sent[kind_of(exchange)] += 1
+            elif exchange.status is None:
+                lost[kind_of(exchange)] += 1
+    assert sum(sent.values()) > 25
+    assert {kind: number for kind, number in sent.items() if lost[kind] < number} == {}
+
+
+def kind_of(exchange: Exchange) -> str:
+    """A pattern of the requests that are like this one in another run."""
+    ids = r"(?<=artifacts/)\d+|\d{9,}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}"
+    path = re.escape(re.sub(ids, "ID", exchange.path)).replace("ID", "[^/]+")
+    return f"^{exchange.method} {path}$"
 
 
 @pytest.mark.parametrize(
@@ -217,7 +221,9 @@ print("done", flush=True)
 """
 
 
-def test_a_server_that_never_answers_holds_up_nobody(faulty, track_at, checkpoint, first_model):
+def test_a_server_that_never_answers_holds_up_nobody(
+    faulty, track_at, python, checkpoint, first_model
+):
     """With MLflow's own timeout of 120 seconds and seven retries."""
     track_at(faulty.uri)
     with mlflow.start_run() as run:
@@ -225,11 +231,9 @@ def test_a_server_that_never_answers_holds_up_nobody(faulty, track_at, checkpoin
     faulty.hang()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_HTTP")}
     environment["SCALPEL_PATIENCE"] = "4"
-    command = [sys.executable, "-c", HUNG, run.info.run_id, str(checkpoint), str(first_model)]
     began = time.monotonic()
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=100, check=False
-    )
+    words = ["-c", HUNG, run.info.run_id, checkpoint, first_model]
+    done = python.run(words, env=environment, timeout=100)
     assert time.monotonic() - began < 60
     took = [float(line.split()[1]) for line in done.stdout.splitlines() if line[:4] == "took"]
     assert len(took) == 10
@@ -291,178 +295,3 @@ def test_a_name_is_as_the_server_decodes_it():
     for name in ("a%2Fb", "%2e%2e", "x%00y", "tab\there"):
         with pytest.raises(ScalpelError):
             check_travels(name)
-
-
-# Killed, and run again
-
-
-def save_shards(make_model, directory: Path) -> None:
-    shutil.copytree(make_model(9, shard="9KB"), directory)
-    assert len(list(directory.glob("model-*-of-*.safetensors"))) > 2
-
-
-@pytest.mark.parametrize(
-    "lost", ["model.safetensors.index.json", "model-00002*", "model-0000[2-9]*"]
-)
-def test_a_save_that_was_cut_off_is_not_taken_for_whole(
-    tracking, make_model, tmp_path, lost, capsys
-):
-    directory = tmp_path / "out" / "checkpoint-10"
-    save_shards(make_model, directory)
-    if not lost.endswith("json"):
-        (directory / "model.safetensors.index.json").unlink()
-    for file in directory.glob(lost):
-        file.unlink()
-    assert main(["log", "out", "--experiment", "tests"]) == 1
-    assert "was cut off" in capsys.readouterr().err
-    assert main(["watch", "out", "--interval", "0.1", "--until-idle", "0.5"]) == 1
-    shutil.rmtree(directory)  # the trainer goes on, and writes it whole
-    save_shards(make_model, directory)
-    assert main(["log", "out", "--experiment", "tests"]) == 0
-    (run,) = MlflowClient().search_runs([mlflow.get_experiment_by_name("tests").experiment_id])
-    assert states(run.info.run_id) == {(10, "FAILED"): 1, (10, "READY"): 1}
-
-
-def test_content_that_changed_is_logged_anew_and_no_other(tracking, make_model, tmp_path, capsys):
-    directory = tmp_path / "out" / "checkpoint-10"
-    shutil.copytree(make_model(1), directory)
-    logged = ["log", "out", "--experiment", "tests", "--register-as", "mine"]
-    assert main(logged) == 0
-    assert main(logged) == 0
-    for file in directory.iterdir():  # touched, and the same
-        os.utime(file, (1, 1))
-    assert main(logged) == 0
-    (directory / "optimizer.pt").write_bytes(b"state")
-    assert main(logged) == 0
-    assert main([*logged, "--trainer-state"]) == 0
-    assert len(MlflowClient().search_model_versions("name = 'mine'")) == 1
-    shutil.rmtree(directory)
-    shutil.copytree(make_model(2), directory)
-    assert main(logged) == 0
-    assert len(MlflowClient().search_model_versions("name = 'mine'")) == 2
-
-
-def test_the_same_checkpoint_logged_again_is_the_same_model(tracking, checkpoint, make_model):
-    """Nobody asks before: run, step and content say it, also of what is still on its way."""
-    with mlflow.start_run() as run:
-        first = log_checkpoint(checkpoint, step=7, register_as="mine")
-        again = log_checkpoint(checkpoint, step=7, register_as="mine")
-        Journal(again.uploader).metrics({"loss": 1.0}, 7, again)
-        assert again.wait().model_id == first.wait().model_id
-        close_uploaders()
-        later = log_checkpoint(checkpoint, step=7, register_as="mine")
-        other = log_checkpoint(make_model(2), step=7, register_as="mine")
-        assert later.wait().model_id == first.model_id
-        assert other.wait().model_id != first.model_id
-    assert states(run.info.run_id) == {(7, "READY"): 2}
-    assert len(MlflowClient().search_model_versions("name = 'mine'")) == 2
-    assert [m.value for m in MlflowClient().get_logged_model(first.model_id).metrics] == [1.0]
-
-
-KILLED = """
-import os, signal, sys
-from mlflow import MlflowClient
-import mlflow_scalpel
-from mlflow_scalpel.checkpoints.logging import mlflow_writes, spool
-run_id, directory, base, where, count = sys.argv[1:]
-left = int(count)
-
-def deadly(function, after):
-    def call(*arguments, **keywords):
-        global left
-        left -= 1
-        if left == 0 and not after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = function(*arguments, **keywords)
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-    return call
-
-name, moment = where.split()
-owner = spool.Spool if name in ("write", "add", "remove") else MlflowClient
-setattr(owner, name, deadly(getattr(owner, name), moment == "after"))
-for step in (1, 2):
-    mlflow_scalpel.log_checkpoint(
-        f"{directory}/checkpoint-{step}", step=step, run_id=run_id, base=base, register_as="killed"
-    )
-from mlflow_scalpel.checkpoints.logging.uploads import close_uploaders
-close_uploaders()
-print("survived")
-"""
-
-POINTS = [
-    ("add", 1), ("add", 2), ("write", 1), ("write", 3), ("write", 5), ("remove", 1),
-    ("create_logged_model", 1), ("create_logged_model", 2), ("create_logged_model", 3),
-    ("log_outputs", 1), ("log_model_params", 1), ("log_inputs", 1), ("finalize_logged_model", 1),
-    ("finalize_logged_model", 2), ("create_registered_model", 1), ("create_model_version", 1),
-    ("set_registered_model_alias", 1), ("set_logged_model_tags", 1),
-]  # fmt: skip
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize(("call", "count"), POINTS)
-def test_a_process_may_be_killed_at_any_point(tracking, make_model, tmp_path, call, count, moment):
-    for step in (1, 2):
-        shutil.copytree(make_model(step), tmp_path / "out" / f"checkpoint-{step}")
-    base = make_model(5)
-    client = MlflowClient()
-    experiment = mlflow.get_experiment_by_name("tests").experiment_id
-    run_id = client.create_run(experiment).info.run_id
-    arguments = [run_id, str(tmp_path / "out"), str(base), f"{call} {moment}", str(count)]
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, *arguments], capture_output=True, check=False
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
-    again = ["log", "out", "--run-id", run_id, "--base", str(base), "--register-as", "killed"]
-    assert main(again) == 0
-    assert states(run_id) == {(0, "READY"): 1, (1, "READY"): 1, (2, "READY"): 1}
-    versions = client.search_model_versions("name = 'killed'")
-    assert Counter(v.tags["step"] for v in versions) == {"1": 1, "2": 1}
-    assert main(["verify", run_id]) == 0
-    assert not (tmp_path / "out" / ".scalpel").exists()
-
-
-def test_a_base_that_a_killed_process_left_pending_is_finished(tracking, first_model, monkeypatch):
-    with mlflow.start_run() as run:
-        monkeypatch.setattr(mlflow_writes.MlflowClient, "finalize_logged_model", None)
-        with pytest.raises(TypeError):
-            log_base(str(first_model))
-        monkeypatch.undo()
-        monkeypatch.chdir(Path(tracking.removeprefix("sqlite:///")).parent)
-        model = log_base(str(first_model))
-    assert states(run.info.run_id) == {(0, "READY"): 1}
-    assert str(model.status) == "READY"
-
-
-def test_two_processes_do_not_send_from_one_spool(tracking, checkpoint, capsys):
-    with mlflow.start_run() as run:
-        uploader = uploader_for(run.info.run_id, checkpoint.parent)
-        command = [
-            sys.executable,
-            "-m",
-            "mlflow_scalpel.cli",
-            "log",
-            "outputs",
-            "--run-id",
-            run.info.run_id,
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 2
-        assert "another process is sending from it" in done.stderr
-        uploader.drain()
-
-
-def test_what_waits_is_nobody_elses(faulty, track_at, checkpoint, monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    track_at(faulty.uri)
-    with mlflow.start_run():
-        faulty.refuse()
-        log_checkpoint(checkpoint, step=7)
-        (spool,) = find_spools(checkpoint.parent)
-        assert spool.stat().st_mode & 0o077 == 0
-        written = [file for file in spool.iterdir() if file.is_file()]
-        assert {file.stat().st_mode & 0o777 for file in written} == {0o600}
-        faulty.clear()
-        close_uploaders()

@@ -119,7 +119,7 @@ def test_watching_a_run_that_goes_on(tracking, first_model, make_model, tmp_path
                     file.flush()
                     time.sleep(0.1)
                     file.write(content[len(content) // 2 :])
-            assert watcher.stdout.readline() == f"step {step}: whole, and on its way\n"
+            assert watcher.stdout.readline() == f"step {step}: complete; uploading\n"
             shutil.rmtree(directory)
         broken = output / "global_step_3"
         shutil.copytree(first_model, broken)
@@ -250,7 +250,7 @@ def test_watching_says_what_was_removed_too_early(tracking, first_model, tmp_pat
         shutil.rmtree(output / "checkpoint-5", ignore_errors=True)
 
     external = ExternalRun()
-    for _ in watch(output, external, interval=0.1, idle=0.5, say=say, gone=gone):
+    for _ in watch(output, external, interval=0.1, idle=0.5, report=say, gone=gone):
         pytest.fail("there is nothing whole")
     assert told[0].startswith("step 5: waits: ")
     assert told[1].startswith("step 5: is lost: its directory was removed before")

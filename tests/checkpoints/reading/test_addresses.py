@@ -71,7 +71,7 @@ def test_the_latest_version_is_the_one_with_the_largest_number(make):
 def test_a_version_of_something_else(make, tmp_path):
     MlflowClient().create_registered_model("other")
     MlflowClient().create_model_version("other", source=tmp_path.as_uri())
-    with pytest.raises(ScalpelError, match=r"points to .*, which is no LoggedModel"):
+    with pytest.raises(ScalpelError, match=r"points to .*, which is not a LoggedModel"):
         model_id_of("models:/other/1")
 
 
@@ -117,7 +117,7 @@ def test_addresses_that_name_nothing(run_id):
     for source, said in (
         ("runs:/RUN", r"names all checkpoints .* write runs:/RUN#last or runs:/RUN#step=N"),
         ("runs:/RUN/model", "no model of that name, and no such folder among its artifacts"),
-        ("runs:/RUN#step=first", "is no address of a checkpoint"),
+        ("runs:/RUN#step=first", "is not the address of a checkpoint"),
         ("runs:/RUN#last", "has logged no checkpoint"),
         ("runs:/RUN#step=0", "has logged no checkpoint"),
         ("runs:/0123#last", "run 0123: there is no such run at sqlite"),

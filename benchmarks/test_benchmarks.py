@@ -1,4 +1,4 @@
-"""The benchmarks run, at the size of a test."""
+"""The benchmarks run, at the size of a test: `make bench`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parent
 
 
 def run(script: str, folder: Path, *options: str) -> dict:
@@ -26,7 +26,6 @@ def run(script: str, folder: Path, *options: str) -> dict:
     return json.loads(result.read_text())
 
 
-@pytest.mark.slow
 def test_logging_is_measured_for_every_way_and_store(tmp_path):
     result = run("log_checkpoint.py", tmp_path, "--gigabytes", "0.01", "--rounds", "1", "--server")
     weights = result["weights_bytes"]
@@ -44,7 +43,6 @@ def test_logging_is_measured_for_every_way_and_store(tmp_path):
     assert result["machine"]["cores"] >= 1
 
 
-@pytest.mark.slow
 def test_hashing_is_measured_on_one_file_and_on_shards(tmp_path):
     result = run("hashing.py", tmp_path, "--gigabytes", "0.01", "--rounds", "1")
     rows = {row["way"]: row["gigabytes_per_second"] for row in result["rows"]}
@@ -53,7 +51,6 @@ def test_hashing_is_measured_on_one_file_and_on_shards(tmp_path):
     assert all(speed > 0 for speed in rows.values())
 
 
-@pytest.mark.slow
 def test_weights_are_measured_beside_other_ways(tmp_path):
     options = ("--gigabytes", "0.1", "--checkpoints", "2", "--rounds", "1")
     rows = run("weights.py", tmp_path, *options)["rows"]
@@ -68,7 +65,6 @@ def test_weights_are_measured_beside_other_ways(tmp_path):
     assert all(row["gigabytes_per_second"] > 0 for row in rows)
 
 
-@pytest.mark.slow
 def test_divergences_are_measured_beside_bare_forward_passes(tmp_path, first_model):
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"problem": "1+1=?", "solution": "2"}\n' * 3)
@@ -77,7 +73,6 @@ def test_divergences_are_measured_beside_bare_forward_passes(tmp_path, first_mod
     assert [row["bytes_above_model"] is None for row in rows] == [True, False, False, False]
 
 
-@pytest.mark.slow
 def test_storing_a_table_is_measured_through_a_server(tmp_path):
     options = ("--checkpoints", "2", "--matrices", "14", "--metrics", "3", "--rounds", "1")
     result = run("store.py", tmp_path, *options)
@@ -91,7 +86,6 @@ def test_storing_a_table_is_measured_through_a_server(tmp_path):
     assert all(seconds > 0 for row in result["rows"] for seconds in row["seconds"])
 
 
-@pytest.mark.slow
 def test_spectra_are_measured_beside_an_svd(tmp_path):
     options = ("--hidden", "64", "--intermediate", "96", "--rounds", "1")
     rows = run("spectra.py", tmp_path, *options)["rows"]
@@ -99,7 +93,6 @@ def test_spectra_are_measured_beside_an_svd(tmp_path):
     assert 0.0 < rows[1]["largest_error"] < rows[0]["largest_error"] < 1e-5
 
 
-@pytest.mark.slow
 def test_pages_are_measured_in_a_browser(tmp_path):
     if not Path("/usr/bin/chromium").exists():
         pytest.skip("/usr/bin/chromium is not there: apt-get install chromium")
@@ -115,7 +108,6 @@ def test_pages_are_measured_in_a_browser(tmp_path):
     assert all(0 < seconds < 60 for seconds in rows.values())
 
 
-@pytest.mark.slow
 def test_a_kill_of_the_stress_is_counted(tmp_path):
     command = [sys.executable, BENCHMARKS / "stress.py", "--trials", "1", "--seed", "1"]
     done = subprocess.run(

@@ -6,15 +6,12 @@ import shutil
 from pathlib import Path
 
 import mlflow
-import pandas as pd
 import pytest
 import torch
 from mlflow import MlflowClient
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
-from mlflow_scalpel.checkpoints.models.swapping import load_weights
 from mlflow_scalpel.checkpoints.reading.addresses import model_id_of
 from mlflow_scalpel.checkpoints.reading.pull import resolve
 from mlflow_scalpel.checkpoints.search import checkpoints_of_run
@@ -68,15 +65,6 @@ def test_what_is_stored_is_the_model_and_nothing_pickled(tracking, checkpoint):
     opened = AutoModelForCausalLM.from_pretrained(stored).state_dict()
     before = AutoModelForCausalLM.from_pretrained(checkpoint).state_dict()
     assert all(torch.equal(opened[name], before[name]) for name in before)
-
-
-def test_mlflow_loads_it_as_a_text_generator(tracking, checkpoint):
-    with mlflow.start_run():
-        model = log_checkpoint(checkpoint, step=7).wait()
-    loaded = mlflow.pyfunc.load_model(f"models:/{model.model_id}")
-    answers = loaded.predict(pd.DataFrame({"prompt": ["1+1=?", "2+2=?"]}))
-    assert list(answers.columns) == ["completion"]
-    assert len(answers) == 2
 
 
 def test_a_base_is_logged_once_for_each_content(tracking, first_model, make_model, tmp_path):
@@ -147,20 +135,3 @@ def test_what_is_no_checkpoint_at_all(tracking, tmp_path):
 def test_a_model_that_is_not_there(tracking, source, said):
     with pytest.raises(ScalpelError, match=said):
         resolve(source)
-
-
-def test_weights_are_swapped_in_place_or_not_at_all(make_model, tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(make_model(1))
-    other = make_model(2, tied=False)
-    load_weights(model, other)
-    expected = AutoModelForCausalLM.from_pretrained(other).state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
-
-    broken = tmp_path / "broken"
-    shutil.copytree(make_model(3), broken)
-    tensors = load_file(broken / "model.safetensors")
-    lost = sorted(tensors)[-1]
-    save_file({k: v for k, v in tensors.items() if k != lost}, broken / "model.safetensors")
-    with pytest.raises(ScalpelError, match=f"lacks the tensor {lost}"):
-        load_weights(model, broken)
-    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
