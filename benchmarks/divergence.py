@@ -33,7 +33,7 @@ from mlflow_scalpel.comparison.forward.model import ForwardModel
 from mlflow_scalpel.comparison.forward.probes import build_probe, read_texts
 from mlflow_scalpel.metrics import choose_metrics
 from mlflow_scalpel.metrics.compiling import compiled
-from mlflow_scalpel.metrics.kl.tokens import token_divergence
+from mlflow_scalpel.metrics.token_divergence import token_divergence
 
 STANDARD = ["kl/all_tokens", "kl/answer_tokens"]
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mlflow_scalpel.metrics import choose_metrics
-from mlflow_scalpel.metrics.singular_values import Spectra, needed, prepare, singular_values
+from mlflow_scalpel.metrics.spectra import Spectra, needed, prepare, singular_values
 
 Pair = tuple[Tensor, Tensor]
 Values = list[Tensor]

@@ -18,17 +18,18 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlflow_scalpel.metrics.capabilities.benchmark import Benchmark
-from mlflow_scalpel.metrics.capabilities.change import paired_change
-from mlflow_scalpel.metrics.capabilities.crossing import reversal
+from mlflow_scalpel.metrics.capabilities.exact_tests import mcnemar, unchanged
 from mlflow_scalpel.metrics.capabilities.gain_and_loss import (
     gain_loss_ratio_high,
     gain_loss_ratio_low,
+    paired_change,
 )
-from mlflow_scalpel.metrics.capabilities.intervals import share_interval, unpaired_interval
-from mlflow_scalpel.metrics.capabilities.mcnemar import mcnemar
-from mlflow_scalpel.metrics.capabilities.pass_at_k import pass_at_k
-from mlflow_scalpel.metrics.capabilities.success_rate import clustered_ratio
-from mlflow_scalpel.metrics.capabilities.unchanged import unchanged
+from mlflow_scalpel.metrics.capabilities.intervals import (
+    clustered_ratio,
+    share_interval,
+    unpaired_interval,
+)
+from mlflow_scalpel.metrics.capabilities.rates import pass_at_k, reversal
 
 ALPHA = 0.05
 #: success rates of the base over problems: (a, b) of a beta distribution

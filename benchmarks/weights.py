@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from mlflow_scalpel.comparison.weights.files import StoredWeights
 from mlflow_scalpel.comparison.weights.rows import weight_rows
 from mlflow_scalpel.metrics import choose_metrics
-from mlflow_scalpel.metrics.update_sums import Training
+from mlflow_scalpel.metrics.weights import Training
 
 SHAPES = {
     "self_attn.q_proj": (2048, 2048),

@@ -102,7 +102,7 @@ def ledger(
 
 
 def benchmarks_of(joined: pd.DataFrame) -> list[Benchmark]:
-    """What metrics read, out of the joined problems of one base and checkpoint."""
+    """The argument of the metrics, made of the joined problems of one base and checkpoint."""
     return [
         _benchmark(str(domain), str(label), str(kind), rows)
         for (domain, label, kind), rows in joined.groupby(BENCHMARK, sort=False)

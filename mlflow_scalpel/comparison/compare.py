@@ -23,7 +23,7 @@ from mlflow_scalpel.comparison.engine import STANDARD, TEXT_GROUPS, Comparison
 from mlflow_scalpel.comparison.forward.divergence_variants import Sampling
 from mlflow_scalpel.comparison.forward.probes import Probe, build_probe, failed_probe, read_texts
 from mlflow_scalpel.comparison.measured_models import MeasuredModel, model_from, readable_model
-from mlflow_scalpel.comparison.runner import MEASURED
+from mlflow_scalpel.comparison.runner import MERGE_DTYPE
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import choose_metrics
 
@@ -179,7 +179,7 @@ def probe_of(
     That is the one that all of them have, where they have one; else the base's. Prints what may be
     wrong with them. Raises ScalpelError as `build_probe` does.
     """
-    complete = base.complete(MEASURED)
+    complete = base.complete(MERGE_DTYPE)
     tokenizer = load_tokenizer(complete, template_date, local_files_only=True)
     template = template_of(tokenizer)
     found = {stored_template(one.directory) for one in checkpoints} - {None}

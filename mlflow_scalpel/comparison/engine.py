@@ -27,7 +27,7 @@ from mlflow_scalpel.comparison.results import (
     key_of,
 )
 from mlflow_scalpel.comparison.runner import (
-    MEASURED,
+    MERGE_DTYPE,
     Bars,
     Runner,
     failed_rows,
@@ -42,7 +42,7 @@ from mlflow_scalpel.metrics.registry import Metric, all_metrics, choose_metrics
 from mlflow_scalpel.remote_code import refused
 
 STANDARD = ("weights", "kl/all_tokens", "kl/answer_tokens")
-"""What is measured where nobody asks for more: it costs a read of the weights, and a forward."""
+"""Measured unless others are named: they cost one read of the weights and one forward pass."""
 
 FROM_WEIGHTS = (*GROUPS, "pairs")
 """Groups of metrics that require the weights alone; `rows_from_weights` computes them."""
@@ -249,7 +249,7 @@ class Comparison:
             try:
                 with one_line_errors():
                     self._models[dtype] = ForwardModel(
-                        self.base.complete(MEASURED), dtype=dtype, device=self._device
+                        self.base.complete(MERGE_DTYPE), dtype=dtype, device=self._device
                     )
             except ScalpelError as error:
                 # Without its traceback, which would hold on to what was opened of the model.
@@ -260,7 +260,7 @@ class Comparison:
         return found
 
     def _kept(self, key: str, checkpoint: MeasuredModel, group: str) -> Rows | None:
-        """What is kept of a checkpoint: the rows, and the table of tokens where it is wanted."""
+        """The kept rows of a checkpoint, if any; its table of tokens goes to `tokens`."""
         if not self._cache:
             return None
         rows = kept_rows(key)
@@ -275,7 +275,7 @@ class Comparison:
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        complete = self.base.complete(MEASURED)
+        complete = self.base.complete(MERGE_DTYPE)
         with refused(complete):
             return AutoTokenizer.from_pretrained(
                 complete, trust_remote_code=False, local_files_only=True

@@ -117,7 +117,7 @@ def pair_table(run_ids: list[str]) -> pd.DataFrame:
 
 
 def readable(checkpoints: list[Checkpoint], run_id: str) -> list[Checkpoint]:
-    """Those whose files can be read; prints why the others cannot.
+    """The checkpoints whose files can be read; prints why the others cannot.
 
     Raises ScalpelError where none can be.
     """

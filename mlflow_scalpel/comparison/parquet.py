@@ -20,8 +20,8 @@ MOST_ROWS = 10_000_000
 MOST_COLUMNS = 200
 MOST_BYTES = 1 << 30  # of a file's content, unpacked; and of its texts, each written out
 LONGEST_TEXT = 1_000_000  # characters of one cell
-LARGEST = 1 << 53  # of whole numbers: beyond it a float would not hold them
-_BATCH = 1 << 16  # rows
+LARGEST_INTEGER = 1 << 53  # of whole numbers: beyond it a float would not hold them
+_BATCH_ROWS = 1 << 16  # rows
 _NOT_NEGATIVE = {"step", "layer", "head", "n", "metric_version", "problem", "position", "rank", "k"}
 
 
@@ -71,7 +71,7 @@ def _read(source: str | Path | IO[bytes], dtypes: Mapping[str, str] | None) -> p
     # A text that stands in many rows is kept once.
     with pq.ParquetFile(source, read_dictionary=texts) as file:
         batches, rows, unpacked = [], 0, 0
-        for batch in file.iter_batches(_BATCH, columns=names):
+        for batch in file.iter_batches(_BATCH_ROWS, columns=names):
             rows += batch.num_rows
             unpacked += sum(_text_bytes(column) for column in batch.columns)
             if rows > most_rows() or unpacked > MOST_BYTES:
@@ -175,8 +175,8 @@ def _as(column: pd.Series, dtype: str) -> pd.Series:
             f"its column {column.name} holds what is not {dtype} ({error})"
         ) from error
     if dtype == "Int64":
-        low = 0 if column.name in _NOT_NEGATIVE else -LARGEST
-        outside = converted[(converted < low) | (converted > LARGEST)]
+        low = 0 if column.name in _NOT_NEGATIVE else -LARGEST_INTEGER
+        outside = converted[(converted < low) | (converted > LARGEST_INTEGER)]
         if len(outside):
             raise ScalpelError(f"its column {column.name} holds {outside.iloc[0]}")
     return converted

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from mlflow_scalpel.checkpoints.atomic import write_atomically
 from mlflow_scalpel.checkpoints.reading import cache
 from mlflow_scalpel.comparison.measured_models import MeasuredModel
-from mlflow_scalpel.comparison.table import read_table, read_tokens, write_table, write_tokens
+from mlflow_scalpel.comparison.table import read_table, read_tokens
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import Metric
 
@@ -58,7 +58,7 @@ def keep_rows(key: str, table: pd.DataFrame) -> None:
     """Keep the rows of a tidy table under a key; none where some may be measured another time."""
     if table["status"].isin(_NOT_KEPT).any():
         return
-    _write(_file("comparisons", key), table, write_table)
+    _write(_file("comparisons", key), table)
 
 
 def kept_tokens(key: str) -> pd.DataFrame | None:
@@ -68,7 +68,7 @@ def kept_tokens(key: str) -> pd.DataFrame | None:
 
 def keep_tokens(key: str, table: pd.DataFrame) -> None:
     """Keep a table of tokens under a key."""
-    _write(_file("tokens", key), table, write_tokens)
+    _write(_file("tokens", key), table)
 
 
 def _file(kind: str, key: str) -> Path:
@@ -86,7 +86,5 @@ def _read(file: Path, read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame | No
         return None
 
 
-def _write(file: Path, table: pd.DataFrame, write: Callable[[pd.DataFrame, Path], Path]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.stem}.{uuid.uuid4().hex}")
-    write(table, partial).replace(file)
+def _write(file: Path, table: pd.DataFrame) -> None:
+    write_atomically(file, table.to_parquet(index=False))

@@ -1,4 +1,4 @@
-"""Which runs, tables and files of MLflow belong together, whoever asks: the server or a process.
+"""Runs, tables and files of MLflow that belong together, for the server and for any process.
 
 Imports no torch.
 """
@@ -53,7 +53,7 @@ class NotReadable(ScalpelError):
 
 
 class Source(Protocol):
-    """What one user may read of one MLflow server. Nothing here changes anything."""
+    """Everything that one user may read of one MLflow server. Nothing here changes anything."""
 
     user: str
     """The same for two sources that may read the same; for keys of caches only."""

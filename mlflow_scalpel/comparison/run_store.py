@@ -40,7 +40,6 @@ from mlflow_scalpel.comparison.table import (
     token_file_name,
     token_step,
     write_table,
-    write_tokens,
 )
 from mlflow_scalpel.credentials import without_credentials
 from mlflow_scalpel.errors import ScalpelError
@@ -118,7 +117,7 @@ def name_on_runs(comparison_id: str, run_ids: Sequence[str]) -> None:
 
 
 def _title(table: pd.DataFrame, compared: Sequence[Run]) -> str:
-    """What was measured of what; MLflow's list of runs shows little else of it."""
+    """The groups and the runs measured; MLflow's list of runs shows little else of a comparison."""
     groups = ", ".join(dict.fromkeys(one.split("/")[0] for one in table["metric"].unique()))
     if compared:
         return f"{groups} of {', '.join(str(run.info.run_name) for run in compared)}"[:200]
@@ -208,7 +207,7 @@ def log_tokens(tables: Sequence[pd.DataFrame], run_id: str) -> None:
         by_step.setdefault(number if pd.isna(step) else int(step), []).append(table)
     with tempfile.TemporaryDirectory() as scratch:
         for step, same in by_step.items():
-            write_tokens(pd.concat(same, ignore_index=True), Path(scratch) / token_file_name(step))
+            write_table(pd.concat(same, ignore_index=True), Path(scratch) / token_file_name(step))
         MlflowClient().log_artifacts(run_id, scratch, TOKENS)
 
 

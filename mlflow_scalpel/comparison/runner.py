@@ -18,7 +18,7 @@ from mlflow_scalpel.metrics.registry import Metric
 if TYPE_CHECKING:
     from mlflow_scalpel.checkpoints.models.swapping import SwappableModel
 
-MEASURED = "float32"  # an adapter is merged in it; the forward rounds to its own dtype
+MERGE_DTYPE = "float32"  # an adapter is merged in it; the forward rounds to its own dtype
 
 
 Progress = Callable[[int], object]
@@ -48,7 +48,7 @@ def load_or_refuse(
     texts = (text for probe in probes for pair in probe.pairs for text in pair)
     try:
         with one_line_errors():
-            checkpoint = measured.complete(MEASURED)
+            checkpoint = measured.complete(MERGE_DTYPE)
             reason = other_tokenizer(model.base, checkpoint, texts)
     except ScalpelError as error:
         return "not readable", f"{group}: {error}"

@@ -78,7 +78,7 @@ def metric_cells(metric: Metric) -> dict[str, Any]:
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> Path:
-    """Write the table as Parquet."""
+    """Write a table of this module as Parquet."""
     table.to_parquet(path, index=False)
     return Path(path)
 
@@ -127,14 +127,8 @@ def token_step(path: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def write_tokens(table: pd.DataFrame, path: Path) -> Path:
-    """Write a table as Parquet."""
-    table.to_parquet(path, index=False)
-    return path
-
-
 def read_tokens(path: str | Path | IO[bytes]) -> pd.DataFrame:
-    """Read a table that `write_tokens` wrote; raises ScalpelError as `read_table` does."""
+    """Read a table of tokens; raises ScalpelError as `read_table` does."""
     table = read_bounded(path, TOKEN_DTYPES)
     for name, dtype in TOKEN_DTYPES.items():
         if dtype == "object":

@@ -40,7 +40,7 @@ def opening_of(completion: str, gold: str, problem: str = "") -> str | None:
 
 
 def _stated(completion: str, gold: str, problem: str) -> int | None:
-    """Where the gold answer first stands by itself, and not as part of the problem."""
+    """Position at which the gold answer first stands by itself, not as part of the problem."""
     if not gold:
         return None
     # Not within a word or a longer number, nor an exponent or index.

@@ -49,7 +49,7 @@ from mlflow_scalpel.evaluation.scoring import (
 from mlflow_scalpel.evaluation.suite import Suite, SuiteTask
 from mlflow_scalpel.evaluation.suite_lm import SuiteLM
 from mlflow_scalpel.evaluation.tasks import Work, build_works
-from mlflow_scalpel.metrics.capabilities.success_rate import clustered_mean
+from mlflow_scalpel.metrics.capabilities.intervals import clustered_mean
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Score:
     n: int
     """Problems that were graded."""
     samples: int
-    """Completions a problem."""
+    """Completions per problem."""
     ungraded: int
     """Problems whose gold answer the grader cannot read; they are left out."""
     not_graded: int = 0
@@ -91,7 +91,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one run of a suite found."""
+    """The result of one run of a suite."""
 
     scores: list[Score]
     samples: pd.DataFrame
@@ -130,7 +130,7 @@ class Evaluator:
         self.system_prompt = system_prompt
         self.seed = seed
         self.prompts: dict[tuple[str, str, str], str] = {}
-        """What the model read of each label, kind and problem ID that it generated for."""
+        """The prompt of each label, kind and problem ID that the model generated for."""
         with _quiet(), _own_random(BUILD_SEED):
             self._works = build_works(suite)
             tokenizer = open_tokenizer(str(model_directory), template_date)

@@ -176,7 +176,7 @@ class StopStrings(StoppingCriteria):
     def __call__(
         self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
     ) -> torch.Tensor:
-        """Which rows of `input_ids` (B, T) are done, (B,)."""
+        """For each row of `input_ids` (B, T) whether it is done, (B,)."""
         tail = input_ids[:, self.prompt_length :][:, -self.window :]
         texts = self.tokenizer.batch_decode(tail)
         done = [any(string in text for string in self.strings) for text in texts]

@@ -1,4 +1,4 @@
-"""What is evaluated, and how its scores get into MLflow."""
+"""The plan of an evaluation, and its scores in MLflow."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _choose(count: int, which: str | int) -> list[int]:
 
 
 def result_file(folder: Path, model: MeasuredModel) -> Path:
-    """Where in a folder of results that of a model is, or will be."""
+    """The path of a model's result in a folder of results."""
     return folder / f"{model.model_id}.parquet"
 
 

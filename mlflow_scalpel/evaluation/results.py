@@ -9,7 +9,6 @@ What may be wrong with the results is a warning on the evaluation's run and on t
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -22,6 +21,7 @@ import pandas as pd
 import pyarrow
 from mlflow import MlflowClient
 
+from mlflow_scalpel.checkpoints.atomic import write_atomically
 from mlflow_scalpel.checkpoints.logging.spool import ArtifactEntry, MetricsEntry, MetricValue
 from mlflow_scalpel.checkpoints.logging.uploads import uploader_for
 from mlflow_scalpel.comparison.measured_models import MeasuredModel
@@ -36,7 +36,7 @@ RESULTS = "scalpel/results"
 
 @dataclass(frozen=True)
 class Result:
-    """What was found of one model."""
+    """The result of one model."""
 
     evaluation: Evaluation
     """Its samples may have the columns of gold.py too."""
@@ -51,13 +51,11 @@ class Result:
             "finished": self.finished,
             "scores": [asdict(score) for score in self.evaluation.scores],
         }
-        scratch = path.with_suffix(".tmp")
-        rows.to_parquet(scratch, index=False)
-        os.replace(scratch, path)
+        write_atomically(path, rows.to_parquet(index=False))
 
     @classmethod
     def read(cls, path: Path) -> Result:
-        """What `write` wrote; raises ValueError or OSError for a file that was cut off."""
+        """Read what `write` wrote; raises ValueError or OSError for a file that was cut off."""
         rows = pd.read_parquet(path)
         about, rows.attrs = rows.attrs, {}
         scores = [_score(fields) for fields in about["scores"]]
@@ -97,7 +95,7 @@ class Results:
                 path.unlink()
 
     def path(self, model: MeasuredModel) -> Path:
-        """Where the result of a model is, or will be."""
+        """The path of a model's result, there or not."""
         return result_file(self.folder, model)
 
     def read(self, model: MeasuredModel) -> Result:
@@ -190,9 +188,9 @@ def _left_out(evaluations: Iterable[Evaluation], unreadable: Mapping[str, int]) 
     return "; ".join(words) or None
 
 
-MANY = 0.5
+CUT_SHARE = 0.5
 """Share of a task's completions cut at the token limit from which people are warned."""
-_LISTED = 6
+_MOST_LISTED = 6
 
 
 def unfinished_words(rows: pd.DataFrame) -> str | None:
@@ -206,17 +204,17 @@ def unfinished_words(rows: pd.DataFrame) -> str | None:
         return None
     finished = made["finished"].astype(float).groupby([made["label"], made["kind"], made["step"]])
     counts = finished.agg(["sum", "count"]).reset_index()
-    cut = counts[counts["sum"] <= (1.0 - MANY) * counts["count"]]
+    cut = counts[counts["sum"] <= (1.0 - CUT_SHARE) * counts["count"]]
     if not len(cut):
         return None
     listed = [
         f"{row.label} ({row.kind}) at step {row.step}: {row.sum:.0f} of {row.count}"
         for row in cut.sort_values(["sum", "step"]).itertuples(index=False)
     ]
-    more = f"; and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+    more = f"; and {len(listed) - _MOST_LISTED} more" if len(listed) > _MOST_LISTED else ""
     none = " In some, none did." if (cut["sum"] == 0).any() else ""
     return (
-        f"few completions ended before the token limit: {'; '.join(listed[:_LISTED])}{more}."
+        f"few completions ended before the token limit: {'; '.join(listed[:_MOST_LISTED])}{more}."
         f"{none} What is cut off is graded as it stands. Either max_new_tokens is too short, or "
         "the model does not stop: it never learned to, or the token that it ends with is not an "
         "end token of its tokenizer and generation config (eos_token of the training recipe)"

@@ -20,7 +20,7 @@ from mlflow_scalpel.evaluation import grading
 from mlflow_scalpel.evaluation.grading import Verdict, fallback_of, grade_many
 from mlflow_scalpel.evaluation.grading.answers import last_boxed
 from mlflow_scalpel.evaluation.suite import SuiteTask
-from mlflow_scalpel.metrics.capabilities.success_rate import clustered_mean
+from mlflow_scalpel.metrics.capabilities.intervals import clustered_mean
 
 UNREADABLE = "ungraded"
 TOO_LONG = "not graded"
@@ -82,7 +82,7 @@ def gold_within(target: str, entry: SuiteTask) -> str:
 
 
 def left_out_words(metric: str, unreadable: int, too_long: int, of: int) -> str:
-    """What somebody who reads a score must know about the problems that it leaves out."""
+    """A note for readers of a score on the problems that it leaves out."""
     parts = []
     if unreadable:
         parts.append(f"the gold answer of {unreadable} of {of} problems cannot be read")

@@ -90,11 +90,11 @@ class SuiteTask(Strict):
     limit: PositiveInt | None = None
     """At most so many problems, the first ones; of a group, so many from each of its tasks."""
     samples: PositiveInt = 1
-    """Completions a problem."""
+    """Completions per problem."""
     generation: Generation | None = None
     """Null for tasks that compare likelihoods, such as multiple choice."""
     data: Data | None = None
-    """Where the problems come from; null leaves it to the task."""
+    """Source of the problems; null leaves it to the task."""
 
     @property
     def metric_name(self) -> str:
@@ -103,7 +103,7 @@ class SuiteTask(Strict):
 
     @property
     def work(self) -> str:
-        """What decides the completions: tasks that agree on it are run once."""
+        """All that decides the completions: tasks that agree on it are run once."""
         return self.model_dump_json(exclude=_OF_GRADING)
 
     @field_validator("gold_pattern")

@@ -108,7 +108,7 @@ def end_tokens_of(stated: GenerationConfig, tokenizer: PreTrainedTokenizerBase) 
     return list(dict.fromkeys(end for end in ends if end is not None))
 
 
-SECONDS = 30.0  # between two lines
+LINE_SECONDS = 30.0  # between two lines
 
 Bar = Callable[..., Any]
 """Makes a bar, as tqdm does."""
@@ -121,14 +121,14 @@ def bar_about(what: str) -> Bar:
 
 
 class Lines(tqdm):  # type: ignore[type-arg]
-    """A bar that prints a line every SECONDS, and none where all is done before the first.
+    """A bar that prints a line every LINE_SECONDS, and none where all is done before the first.
 
     Libraries give bars a text of their own ("Processed prompts"), which `what` replaces.
     """
 
     def __init__(self, what: str, *arguments: Any, **options: Any) -> None:
         fixed = {"desc": what, "file": io.StringIO(), "miniters": 1}
-        fixed |= {"mininterval": SECONDS, "delay": SECONDS}
+        fixed |= {"mininterval": LINE_SECONDS, "delay": LINE_SECONDS}
         fixed["disable"] = bool(options.get("disable"))  # tqdm's None asks for a terminal
         super().__init__(*arguments, **{**options, **fixed})
 

@@ -39,7 +39,7 @@ class Order:
     suite: Suite
     plan: Plan
     folder: Path
-    """Where the results go."""
+    """The folder of the results."""
 
 
 class Measurer:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""The integer dtype of as many bytes."""
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ZERO = -150
 """Stands for the exponent of 0; that of float32's smallest denormal is one more."""
@@ -14,7 +13,10 @@ ZERO = -150
 
 def as_bits(weights: Tensor) -> Tensor:
     """The bits as integers of the same size; nothing is copied."""
-    return weights.view(INTEGERS[weights.dtype.itemsize])
+    import torch
+
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return weights.view(integers[weights.dtype.itemsize])
 
 
 def exponents(weights: Tensor) -> Tensor:
@@ -22,12 +24,16 @@ def exponents(weights: Tensor) -> Tensor:
 
     Of NaN and infinities it is not defined.
     """
+    import torch
+
     wide = weights.double()  # in which no narrower number is a denormal
     return torch.where(wide == 0, ZERO, _double_exponents(wide).clamp_min_(ZERO + 1))
 
 
 def differ(base: Tensor, checkpoint: Tensor) -> Tensor:
     """Whether the bits of each element differ; dtypes that differ meet in the wider one."""
+    import torch
+
     wide = torch.promote_types(base.dtype, checkpoint.dtype)
     return as_bits(base.to(wide)) != as_bits(checkpoint.to(wide))
 
@@ -49,11 +55,15 @@ def classes(distances: Tensor) -> Tensor:
 
 def _double_exponents(wide: Tensor) -> Tensor:
     """floor(log2 |w|) of float64 numbers; -1023 for 0 and denormals, 1024 for inf and NaN."""
+    import torch
+
     return (wide.view(torch.int64) >> 52).bitwise_and_(0x7FF).sub_(1023)
 
 
 def _ordered(weights: Tensor) -> Tensor:
     """Integers in the order of the numbers, neighbours one apart: two's complement of the bits."""
+    import torch
+
     bits = as_bits(weights)
     least = torch.iinfo(bits.dtype).min
     wide = bits.long()

@@ -9,8 +9,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 # Products are added without rounding them first, and all sums over a row are taken in one loop, in
 # which what several of them need is computed again rather than written to memory.
 _OPTIONS: dict[str, Any] = {
@@ -29,6 +27,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     if not _has_compiler():
         return function
+    import torch
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import CppCompileError
 

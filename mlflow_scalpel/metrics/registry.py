@@ -37,10 +37,17 @@ class Metric:
 
     name: str
     """Full name as in the tidy table, group first: `weights/relative_frobenius`."""
+    title: str
+    """What figures and pages call it."""
     unit: str
+    """What the table's column `unit` says."""
     version: int
     """Goes up when the values that the function gives change."""
     function: Callable[..., Any]
+    axis: str
+    """What the axis of a figure says: a formula, or the unit."""
+    signed: bool = False
+    """Whether values may lie below 0: figures then part their colours there."""
     on: str = ""
     """On what it is measured, where that is not in the function's docstring; a short line first."""
 
@@ -65,18 +72,33 @@ _METRICS: dict[str, Metric] = {}
 
 
 def metric(
-    name: str, *, unit: str, version: int = 1, on: str = ""
+    name: str,
+    *,
+    title: str,
+    unit: str,
+    axis: str = "",
+    signed: bool = False,
+    version: int = 1,
+    on: str = "",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: make the function known as the metric `name`, which begins with its group.
 
-    `on` says on what it is measured, where one function serves several metrics.
+    Args:
+        name: as in the tidy table, `group/name`.
+        title: what figures and pages call it, in a few words.
+        unit: of its values, for the table; figures show it where there is no `axis`.
+        axis: what the axis of a figure says instead of the unit.
+        signed: values may lie below 0.
+        version: goes up when the values that the function gives change.
+        on: what it is measured on, where one function serves several metrics.
+
     Raises ValueError for a second metric of that name, or a group that nothing computes.
     """
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         if name in _METRICS:
             raise ValueError(f"metric {name!r} is registered twice; give one of them another name")
-        made = Metric(name, unit, version, function, on)
+        made = Metric(name, title, unit, version, function, axis or unit, signed, on)
         if made.group not in GROUPS:
             raise ValueError(f"metric {name!r}: its group is none of {', '.join(GROUPS)}")
         _METRICS[name] = made
@@ -90,6 +112,12 @@ def all_metrics() -> list[Metric]:
     _discover()
     order = list(GROUPS)
     return sorted(_METRICS.values(), key=lambda one: (order.index(one.group), one.name))
+
+
+def find_metric(name: str) -> Metric | None:
+    """The metric of that name; None where no package declares it."""
+    _discover()
+    return _METRICS.get(name)
 
 
 def choose_metrics(names: Iterable[str]) -> list[Metric]:

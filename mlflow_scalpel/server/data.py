@@ -33,7 +33,7 @@ from mlflow_scalpel.server.caching import Cache
 
 MOST_RUNS = 24
 """Runs on one page; more make no figure that can be read."""
-_FRESH = 2.0  # seconds for which a run's list of files is taken as known
+_LISTING_SECONDS = 2.0  # seconds for which a run's list of files is taken as known
 _TABLE_BYTES = 512 << 20
 _MOST_BYTES = 256 << 20  # of one file, packed as it is
 _FOLDER = TABLE.rsplit("/", 1)[0]
@@ -73,7 +73,7 @@ class Tables:
         self._lock = threading.Lock()
 
     def select(self, source: Source, run_ids: Sequence[str]) -> Selection:
-        """What was measured of these runs.
+        """These runs, with everything that was measured of them.
 
         Raises ScalpelError for a text that is not a run ID and for too many runs, NotReadable for a
         run that the user may not read.
@@ -152,7 +152,11 @@ class Tables:
     def _known(self, key: Hashable) -> tuple[Version, ...] | None:
         with self._lock:
             known = self._files.get(key)
-        return known[1] if known is not None and time.monotonic() - known[0] < _FRESH else None
+        return (
+            known[1]
+            if known is not None and time.monotonic() - known[0] < _LISTING_SECONDS
+            else None
+        )
 
     def _keep(self, key: Hashable, found: list[Version]) -> tuple[Version, ...]:
         with self._lock:

@@ -1,4 +1,4 @@
-"""What is read of a run beside its tidy table: tokens with their KL, and problems with answers."""
+"""Files of a run beside its tidy table: tokens with their KL, and problems with answers."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ DETAILS: dict[str, Callable[[Source, Sequence[Run], Mapping[str, str]], dict[str
 
 
 class _Fields:
-    """What was chosen of what there is, in the order in which one thing depends on another."""
+    """Fields to choose from, in the order in which one depends on another, with what was chosen."""
 
     def __init__(self, wanted: Mapping[str, str]) -> None:
         self._wanted = wanted

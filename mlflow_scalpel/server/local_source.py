@@ -39,12 +39,12 @@ _checked: ContextVar[tuple[str | None, str | None] | None] = ContextVar("checked
 
 
 def static_prefix() -> str:
-    """What `mlflow server --static-prefix` puts before every path; "" where it was not given."""
+    """The prefix of every path by `mlflow server --static-prefix`; "" where it was not given."""
     return os.environ.get(STATIC_PREFIX_ENV_VAR, "").rstrip("/")
 
 
 class LocalSource:
-    """What the sender of a request may read on the server that received it. See `Source`."""
+    """A `Source`: what the sender of a request may read on the server that received it."""
 
     def __init__(self, app: Flask, request: Request) -> None:
         self._app = app

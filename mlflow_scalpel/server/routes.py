@@ -40,7 +40,7 @@ POLICY = (
     "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'self'"
 )
-_YEAR = 365 * 24 * 3600
+_YEAR_SECONDS = 365 * 24 * 3600
 
 
 def add_pages(
@@ -142,7 +142,7 @@ def static_file(name: str) -> Response:
     content, tag = _static(name)
     response = Response(content, mimetype=STATIC[name])
     response.set_etag(tag)
-    response.cache_control.max_age = _YEAR
+    response.cache_control.max_age = _YEAR_SECONDS
     response.cache_control.private = True
     response.make_conditional(request)
     return response

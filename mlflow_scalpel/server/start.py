@@ -1,4 +1,4 @@
-"""What the start page lists: experiments, runs, checkpoints. No artifact is read for it."""
+"""Lists of the start page: experiments, runs, checkpoints. No artifact is read for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlflow_scalpel.run_warnings import FAILURE_TAG
 
 MOST_SHOWN = 500
 """Runs of an experiment that the page lists, the newest."""
-_LONGEST = 400  # characters of a name or a param; the rest is cut off
+_LONGEST_TEXT = 400  # characters of a name or a param; the rest is cut off
 
 
 def experiment_rows(source: Source) -> list[dict[str, str]]:
@@ -98,4 +98,4 @@ def _row(run: Run, later: set[str]) -> dict[str, Any]:
 
 def _cut(text: object) -> str:
     line = " ".join(str(text).split())
-    return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "\u2026"
+    return line if len(line) <= _LONGEST_TEXT else line[: _LONGEST_TEXT - 1] + "\u2026"

@@ -21,7 +21,7 @@ from mlflow_scalpel.checkpoints.logging.spool import (
 from mlflow_scalpel.checkpoints.logging.uploader import Uploader
 from mlflow_scalpel.checkpoints.logging.uploads import Upload
 from mlflow_scalpel.comparison.run_queries import TABLE, TOKENS
-from mlflow_scalpel.comparison.table import token_file_name, write_table, write_tokens
+from mlflow_scalpel.comparison.table import token_file_name, write_table
 from mlflow_scalpel.run_warnings import WARNING_PREFIX, print_warning, warning_tag
 from mlflow_scalpel.training.heatmap import heatmap_image
 
@@ -99,7 +99,7 @@ class Journal:
         """The table of single tokens of the checkpoint of a step."""
         name = token_file_name(step)
         self.uploader.add(
-            ArtifactEntry(folder=TOKENS), lambda path: write_tokens(table, path / name)
+            ArtifactEntry(folder=TOKENS), lambda path: write_table(table, path / name)
         )
 
     def summary(self, rows: list[dict[str, Any]]) -> None:

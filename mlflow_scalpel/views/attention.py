@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from mlflow_scalpel.views.slider import Series, slider_maps
 from mlflow_scalpel.views.style import esc, nothing, styles
 from mlflow_scalpel.views.tidy import probe, read
-from mlflow_scalpel.views.wording import SIGNED, absent, words
+from mlflow_scalpel.views.wording import absent, is_signed, words
 from mlflow_scalpel.views.xaxis import x_of
 
 
@@ -56,7 +56,7 @@ def attention_heatmaps(
         title=title,
         axis_title=axis_title,
         where="layer %{y}, head %{x}",
-        signed=metric in SIGNED,
+        signed=is_signed(metric),
         shared_scale=shared_scale,
         by=by,
         across_title="head",

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from mlflow_scalpel.metrics.capabilities.exact_tests import ALPHA
 from mlflow_scalpel.metrics.capabilities.intervals import UNKNOWN, Interval, share_interval
-from mlflow_scalpel.metrics.capabilities.sign_flip import ALPHA
 from mlflow_scalpel.views.bars import between, corrected, p_text, p_words
 from mlflow_scalpel.views.capabilities import (
     GROUP,

@@ -20,7 +20,7 @@ from mlflow_scalpel.views.maps import (
 from mlflow_scalpel.views.slider import Series, slider_maps
 from mlflow_scalpel.views.style import dress, nothing, styles
 from mlflow_scalpel.views.tidy import last_step, matrices_in, over_experts, per_matrix, read
-from mlflow_scalpel.views.wording import SIGNED, absent, words
+from mlflow_scalpel.views.wording import absent, is_signed, words
 from mlflow_scalpel.views.xaxis import x_of
 
 CELL = "layer %{y}, %{x}"
@@ -75,7 +75,7 @@ def weight_heatmaps(
         title=title,
         axis_title=axis_title,
         where=CELL,
-        signed=metric in SIGNED,
+        signed=is_signed(metric),
         shared_scale=shared_scale,
         by=by,
     )
@@ -120,7 +120,7 @@ def weight_heatmap(
     at_step = last_step(rows)
     own = rows[(rows["step"] == at_step) & (rows["run_id"] == run.run_id)]
     matrices, layers = matrices_in(own), sorted(set(own["layer"]))
-    scale = scale_of(own["value"], signed=metric in SIGNED)
+    scale = scale_of(own["value"], signed=is_signed(metric))
     if maximum is not None:
         scale = Scale(min(0.0, scale.low), float(maximum), scale.colours)
     clipped = int((own["value"] > scale.high).sum())

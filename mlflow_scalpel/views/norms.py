@@ -12,7 +12,7 @@ from plotly.colors import sample_colorscale
 from mlflow_scalpel.views.lines import draw, gaps_listed, line_of, mean_line, say_why
 from mlflow_scalpel.views.style import MATRIX_COLOURS, esc, in_rows, nothing, panels, styles
 from mlflow_scalpel.views.tidy import matrices_in, over_experts, per_matrix, read
-from mlflow_scalpel.views.wording import SIGNED, absent, words
+from mlflow_scalpel.views.wording import absent, is_signed, words
 from mlflow_scalpel.views.xaxis import lacking_words, nowhere, set_x, x_of
 
 BY = ("matrix", "layer")
@@ -55,7 +55,7 @@ def weights_over_training(
     if why := nowhere(places, looks):
         return nothing(title, why)
     rows = rows.assign(x=places.where)
-    log_y = log_y and metric not in SIGNED and not (rows["value"] < 0).any()
+    log_y = log_y and not is_signed(metric) and not (rows["value"] < 0).any()
     shown = in_rows(looks, rows)
     lines = members(rows, by)
     said = ["mean over layers, by matrix" if by == "matrix" else "mean over matrices, by layer"]
@@ -125,7 +125,7 @@ def weight_trajectory(
     if why := nowhere(places, looks):
         return nothing(f"{name}: {cell}", why)
     rows = rows.assign(x=places.where)
-    log_y = log_y and metric not in SIGNED and not (rows["value"] < 0).any()
+    log_y = log_y and not is_signed(metric) and not (rows["value"] < 0).any()
     shown = in_rows(looks, rows)
     grid = panels(
         [""],

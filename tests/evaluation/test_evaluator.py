@@ -19,7 +19,7 @@ import yaml
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.evaluation.harness import SAMPLE_COLUMNS, Evaluator
 from mlflow_scalpel.evaluation.suite import load_suite
-from mlflow_scalpel.metrics.capabilities.success_rate import clustered_mean
+from mlflow_scalpel.metrics.capabilities.intervals import clustered_mean
 
 PROJECT = Path(__file__).parents[2] / "projects" / "evaluate"
 TASKS = PROJECT / "tasks"

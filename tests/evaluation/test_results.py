@@ -32,7 +32,7 @@ from mlflow_scalpel.evaluation.results import (
     warnings_of_results,
 )
 from mlflow_scalpel.evaluation.suite import Suite, load_suite
-from mlflow_scalpel.metrics.capabilities.success_rate import clustered_mean
+from mlflow_scalpel.metrics.capabilities.intervals import clustered_mean
 from mlflow_scalpel.run_warnings import warnings_of
 
 BASE = MeasuredModel(Path("base"), "m-base", "sha256:b", 0)

@@ -36,7 +36,7 @@ def test_each_way_of_asking_is_told_and_none_leaves_a_bar_in_a_log(
     capsys,
     monkeypatch,
 ):
-    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     (tmp_path / "choice.yaml").write_text(CHOICE)
     for file in TASKS.glob("*.yaml"):
         (tmp_path / file.name).write_text(file.read_text())

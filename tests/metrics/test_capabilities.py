@@ -13,13 +13,8 @@ from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
 from mlflow_scalpel.metrics import all_metrics
-from mlflow_scalpel.metrics.capabilities.amplified import amplified, new
 from mlflow_scalpel.metrics.capabilities.benchmark import Benchmark, digest_of, texts_of
-from mlflow_scalpel.metrics.capabilities.crossing import (
-    crossing_k,
-    crossing_k_high,
-    crossing_k_low,
-)
+from mlflow_scalpel.metrics.capabilities.exact_tests import changed_by_chance, mcnemar
 from mlflow_scalpel.metrics.capabilities.gain_and_loss import (
     chosen,
     gain_loss_ratio,
@@ -29,36 +24,41 @@ from mlflow_scalpel.metrics.capabilities.gain_and_loss import (
     in_domain_gain_low,
     out_of_domain_loss,
     out_of_domain_loss_high,
-    ratio_interval,
 )
-from mlflow_scalpel.metrics.capabilities.gold_loglik import (
+from mlflow_scalpel.metrics.capabilities.intervals import (
+    clustered_mean,
+    exact_interval,
+    ratio_interval,
+    share_interval,
+)
+from mlflow_scalpel.metrics.capabilities.ledger import (
+    amplified,
+    gained,
+    gained_null,
+    gained_p,
     gold_loglik_change,
     gold_loglik_change_after_opening,
-)
-from mlflow_scalpel.metrics.capabilities.intervals import exact_interval, share_interval
-from mlflow_scalpel.metrics.capabilities.ledger import (
-    gained,
     kept,
     left_out,
     lost,
+    lost_null,
+    mcnemar_p,
     never,
+    new,
     status_of,
 )
-from mlflow_scalpel.metrics.capabilities.mcnemar import mcnemar, mcnemar_p
-from mlflow_scalpel.metrics.capabilities.null import gained_null, gained_p, lost_null
-from mlflow_scalpel.metrics.capabilities.pass_at_k import (
+from mlflow_scalpel.metrics.capabilities.rates import (
     base_pass_at_k,
     checkpoint_pass_at_k,
+    crossing_k,
+    crossing_k_high,
+    crossing_k_low,
     pass_at_k,
     shown,
-)
-from mlflow_scalpel.metrics.capabilities.success_rate import (
-    clustered_mean,
     success_rate,
     success_rate_high,
     success_rate_low,
 )
-from mlflow_scalpel.metrics.capabilities.unchanged import changed_by_chance
 
 
 def benchmark(base, checkpoint, **fields) -> Benchmark:

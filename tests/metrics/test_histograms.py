@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mlflow_scalpel.metrics import choose_metrics
 from mlflow_scalpel.metrics.bits import ulps
 from mlflow_scalpel.metrics.compiling import compiled
-from mlflow_scalpel.metrics.update_counts import ROW, Bin, UpdateCounts, count_changes, row_counts
+from mlflow_scalpel.metrics.histograms import ROW, Bin, UpdateCounts, count_changes, row_counts
 
 HALVES = ("bfloat16", "float16")
 DTYPES = [

@@ -14,8 +14,8 @@ from scipy.stats import entropy
 
 from mlflow_scalpel.metrics import choose_metrics
 from mlflow_scalpel.metrics.compiling import compiled
-from mlflow_scalpel.metrics.estimates import Estimate
-from mlflow_scalpel.metrics.kl.tokens import TokenDivergence, token_divergence
+from mlflow_scalpel.metrics.on_texts import Estimate
+from mlflow_scalpel.metrics.token_divergence import TokenDivergence, token_divergence
 
 
 def tokens(base: torch.Tensor, checkpoint: torch.Tensor) -> TokenDivergence:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mlflow_scalpel.metrics import choose_metrics
-from mlflow_scalpel.metrics.kl.tokens import token_divergence
-from mlflow_scalpel.metrics.kl_paper_compat.all_tokens import bfloat16_divergence
+from mlflow_scalpel.metrics.paper_compat import bfloat16_divergence
+from mlflow_scalpel.metrics.token_divergence import token_divergence
 
 
 def estimate(*problems: list[float]):

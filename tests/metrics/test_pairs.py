@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_scalpel.metrics import choose_metrics
-from mlflow_scalpel.metrics.pair_sums import count_pair
-from mlflow_scalpel.metrics.update_counts import SLICE
-from mlflow_scalpel.metrics.update_sums import Training, update_moments
-from mlflow_scalpel.metrics.weights.relative_frobenius import relative_frobenius
+from mlflow_scalpel.metrics.histograms import SLICE
+from mlflow_scalpel.metrics.pairs import count_pair
+from mlflow_scalpel.metrics.update_sums import update_sums
+from mlflow_scalpel.metrics.weights import Training, relative_frobenius
 
 Values = dict[tuple[str, float | None], tuple[float, int]]
 
@@ -146,14 +146,14 @@ def test_the_authors_way_is_theirs_and_off_by_what_bfloat16_is():
     value = compat.function(w0, wt)
     assert value == theirs
     assert compat.function(w0.float(), wt.float()) == theirs
-    exact = relative_frobenius(*update_moments(w0, wt), Training(None))
+    exact = relative_frobenius(*update_sums(w0, wt), Training(None))
     assert value != exact
     assert value == pytest.approx(exact, rel=0.02)
     assert math.isnan(compat.function(torch.zeros(2, 2), torch.ones(2, 2)))
 
 
 def test_the_authors_way_in_slices(monkeypatch):
-    monkeypatch.setattr("mlflow_scalpel.metrics.weights_paper_compat.relative_frobenius.SLICE", 100)
+    monkeypatch.setattr("mlflow_scalpel.metrics.paper_compat.SLICE", 100)
     torch.manual_seed(0)
     w0, wt = torch.randn(2, 37, 11).bfloat16()
     (compat,) = choose_metrics(["weights_paper_compat"])

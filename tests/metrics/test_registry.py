@@ -14,6 +14,8 @@ def test_every_metric_says_what_it_is():
     for one in known:
         assert one.group in GROUPS
         assert one.unit
+        assert one.title
+        assert one.axis
         assert one.function.__doc__, one.name
 
 
@@ -49,6 +51,6 @@ def test_metrics_are_chosen_by_name_and_by_group():
 
 def test_a_second_metric_of_a_name_or_of_no_group_is_refused():
     with pytest.raises(ValueError, match="registered twice"):
-        metric(all_metrics()[0].name, unit="x")(lambda: 0.0)
+        metric(all_metrics()[0].name, title="x", unit="x")(lambda: 0.0)
     with pytest.raises(ValueError, match="its group is none of"):
-        metric("feelings/joy", unit="x")(lambda: 0.0)
+        metric("feelings/joy", title="x", unit="x")(lambda: 0.0)

@@ -11,14 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_scalpel.metrics import choose_metrics
-from mlflow_scalpel.metrics.singular_values import (
-    BLOCK,
-    CHUNK,
-    Spectra,
-    needed,
-    prepare,
-    singular_values,
-)
+from mlflow_scalpel.metrics.spectra import BLOCK, CHUNK, Spectra, needed, prepare, singular_values
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -63,7 +56,7 @@ def test_a_long_matrix_goes_in_chunks(monkeypatch):
     torch.manual_seed(0)
     matrix = torch.randn(41, 5)
     whole = singular_values(matrix)
-    monkeypatch.setattr("mlflow_scalpel.metrics.singular_values.CHUNK", 5 * 7)
+    monkeypatch.setattr("mlflow_scalpel.metrics.spectra.CHUNK", 5 * 7)
     assert CHUNK > 41 * 5
     assert singular_values(matrix).numpy() == pytest.approx(whole.numpy(), rel=1e-12)
 

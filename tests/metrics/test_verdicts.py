@@ -11,11 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import barnard_exact, binomtest, permutation_test
 
-from mlflow_scalpel.metrics.capabilities import sign_flip
-from mlflow_scalpel.metrics.capabilities.change import mover, paired_change
-from mlflow_scalpel.metrics.capabilities.crossing import reversal
-from mlflow_scalpel.metrics.capabilities.intervals import combined, unpaired_interval
-from mlflow_scalpel.metrics.capabilities.mcnemar import mcnemar
+from mlflow_scalpel.metrics.capabilities import exact_tests
+from mlflow_scalpel.metrics.capabilities.exact_tests import (
+    inverted,
+    mcnemar,
+    sign_flip_p,
+    unchanged,
+)
+from mlflow_scalpel.metrics.capabilities.gain_and_loss import paired_change
+from mlflow_scalpel.metrics.capabilities.intervals import combined, mover, unpaired_interval
 from mlflow_scalpel.metrics.capabilities.overall import (
     overall_gained,
     overall_gained_p,
@@ -23,8 +27,7 @@ from mlflow_scalpel.metrics.capabilities.overall import (
     overall_lost_null,
     overall_mcnemar_p,
 )
-from mlflow_scalpel.metrics.capabilities.sign_flip import inverted, sign_flip_p
-from mlflow_scalpel.metrics.capabilities.unchanged import unchanged
+from mlflow_scalpel.metrics.capabilities.rates import reversal
 from tests.metrics.test_capabilities import benchmark
 
 small = st.lists(st.integers(-3, 3), min_size=1, max_size=9)
@@ -67,7 +70,7 @@ def test_sign_flips_are_scipys_and_mcnemars():
 def test_drawn_flips_agree_with_exact_ones(monkeypatch):
     changes = np.random.default_rng(4).integers(-6, 8, 40)
     exact = sign_flip_p([(changes, 6 * 40)])
-    monkeypatch.setattr(sign_flip, "EXACT_TO", 1)
+    monkeypatch.setattr(exact_tests, "EXACT_TO", 1)
     assert sign_flip_p([(changes, 6 * 40)]) == pytest.approx(exact, abs=0.01)
 
 

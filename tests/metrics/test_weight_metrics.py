@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -16,14 +15,17 @@ from mlflow_scalpel.metrics.compiling import compiled
 from mlflow_scalpel.metrics.update_sums import (
     ROW,
     SLICE_ROWS,
+    UpdateSums,
+    row_sums,
+    update_sums,
+)
+from mlflow_scalpel.metrics.weights import (
     NotKnown,
     Training,
-    row_sums,
-    update_moments,
+    relative_frobenius,
+    relative_frobenius_per_lr,
+    update_rms,
 )
-from mlflow_scalpel.metrics.weights.relative_frobenius import relative_frobenius
-from mlflow_scalpel.metrics.weights.relative_frobenius_per_lr import relative_frobenius_per_lr
-from mlflow_scalpel.metrics.weights.update_rms import update_rms
 
 UNKNOWN = Training(learning_rate_sum=None)
 
@@ -54,13 +56,17 @@ def reference(w0: torch.Tensor, wt: torch.Tensor) -> dict[str, float]:
         }
 
 
-def check_all(w0: torch.Tensor, wt: torch.Tensor, **sums) -> None:
-    (moments,) = update_moments(w0, wt, **sums)
+def numbers_of(sums: UpdateSums) -> list[float]:
+    return [sums.numel, sums.unchanged, sums.unchanged_bfloat16, *sums.values.values()]
+
+
+def check_all(w0: torch.Tensor, wt: torch.Tensor, **settings) -> None:
+    (sums,) = update_sums(w0, wt, **settings)
     expected = reference(w0, wt)
     metrics = choose_metrics(["weights"])
     assert {one.name for one in metrics} == set(expected)
     for one in metrics:
-        value = one.function(moments, Training(0.004))
+        value = one.function(sums, Training(0.004))
         # A cosine near 1 has lost its own digits, the value computed from the update has not.
         slack = 1e-12 if one.name == "weights/cosine_distance" else 0.0
         wanted = pytest.approx(expected[one.name], rel=1e-6, abs=slack, nan_ok=True)
@@ -98,11 +104,11 @@ def test_any_numbers_at_all(pairs, repeat):
     w0, wt = torch.tensor(pairs, dtype=torch.float32).T.contiguous()
     if repeat:
         w0, wt = w0.repeat(ROW // len(w0) + 1), wt.repeat(ROW // len(wt) + 1)
-    (moments,), expected = update_moments(w0, wt), reference(w0, wt)
+    (sums,), expected = update_sums(w0, wt), reference(w0, wt)
     for one in choose_metrics(["weights"]):
         if one.name == "weights/cosine_distance":
             continue  # its reference cancels
-        value, wanted = one.function(moments, Training(0.004)), expected[one.name]
+        value, wanted = one.function(sums, Training(0.004)), expected[one.name]
         if math.isinf(wanted) and math.isnan(value):
             assert not w0.any()  # zeros have no relative norm, and never an infinite one
             continue
@@ -113,7 +119,7 @@ def test_a_small_turn_keeps_its_digits():
     """1 - cosine of a turn by 1e-9 is 5e-19, which 1 minus a float64 cosine gives as 0."""
     w0, wt = torch.tensor([1.0, 0.0]).double(), torch.tensor([1.0, 1e-9]).double()
     (distance,) = choose_metrics(["weights/cosine_distance"])
-    value = distance.function(*update_moments(w0, wt), UNKNOWN)
+    value = distance.function(*update_sums(w0, wt), UNKNOWN)
     assert value == pytest.approx(5e-19, rel=1e-6)
 
 
@@ -124,7 +130,7 @@ def test_compiled_numbers_are_the_same(dtype):
     w0 = torch.randn(700, 300).to(dtype)
     wt = (w0.float() + 1e-2 * torch.randn(700, 300)).to(dtype)
     wt[::2] = w0[::2]
-    check_all(w0, wt, sums=compiled(row_sums))
+    check_all(w0, wt, rows=compiled(row_sums))
 
 
 @pytest.mark.slow
@@ -138,12 +144,12 @@ def test_many_checkpoints_at_once_are_as_one_after_another(number):
         (w0.double() + 10.0**-at * torch.randn(700, 300)).to(dtypes[at % 5 if number == 8 else 0])
         for at in range(number)
     ]
-    for sums in (row_sums, compiled(row_sums)):
-        together = update_moments(w0, *many, sums=sums)
+    for rows in (row_sums, compiled(row_sums)):
+        together = update_sums(w0, *many, rows=rows)
         assert len(together) == number
-        for moments, wt in zip(together, many, strict=True):
-            (alone,) = update_moments(w0, wt)
-            assert astuple(moments) == pytest.approx(astuple(alone), rel=1e-6)
+        for sums, wt in zip(together, many, strict=True):
+            (alone,) = update_sums(w0, wt)
+            assert numbers_of(sums) == pytest.approx(numbers_of(alone), rel=1e-6)
 
 
 def test_large_sums_keep_their_digits():
@@ -151,32 +157,32 @@ def test_large_sums_keep_their_digits():
     w0 = torch.ones(4096, 2048)
     wt = w0 + 1e-3
     exact = float((torch.tensor(1.0) + 1e-3).double() - 1.0)
-    assert relative_frobenius(*update_moments(w0, wt), UNKNOWN) == pytest.approx(exact, rel=1e-6)
+    assert relative_frobenius(*update_sums(w0, wt), UNKNOWN) == pytest.approx(exact, rel=1e-6)
 
 
 def test_a_matrix_of_zeros_has_no_relative_norm():
     zeros = torch.zeros(3, 3)
-    (moments,) = update_moments(zeros, torch.ones(3, 3))
-    assert math.isnan(relative_frobenius(moments, UNKNOWN))
-    assert math.isnan(relative_frobenius_per_lr(moments, Training(1.0)))
-    assert update_rms(moments, UNKNOWN) == 1.0
+    (sums,) = update_sums(zeros, torch.ones(3, 3))
+    assert math.isnan(relative_frobenius(sums, UNKNOWN))
+    assert math.isnan(relative_frobenius_per_lr(sums, Training(1.0)))
+    assert update_rms(sums, UNKNOWN) == 1.0
 
 
 def test_without_learning_rates_there_is_no_norm_per_rate():
-    (moments,) = update_moments(torch.ones(2), torch.ones(2) * 2)
+    (sums,) = update_sums(torch.ones(2), torch.ones(2) * 2)
     with pytest.raises(NotKnown, match="learning rates of this model's training are not known"):
-        relative_frobenius_per_lr(moments, UNKNOWN)
-    assert relative_frobenius_per_lr(moments, Training(0.0)) is None  # no step: does not apply
+        relative_frobenius_per_lr(sums, UNKNOWN)
+    assert relative_frobenius_per_lr(sums, Training(0.0)) is None  # no step: does not apply
 
 
 def test_what_did_not_change_has_norm_zero():
     weights = torch.randn(20, 20)
-    assert relative_frobenius(*update_moments(weights, weights.clone()), UNKNOWN) == 0.0
+    assert relative_frobenius(*update_sums(weights, weights.clone()), UNKNOWN) == 0.0
 
 
 def test_denormals_count():
     tiny = torch.full((2, 2), 1e-40)
-    assert relative_frobenius(*update_moments(tiny, 2 * tiny), UNKNOWN) == pytest.approx(1.0)
+    assert relative_frobenius(*update_sums(tiny, 2 * tiny), UNKNOWN) == pytest.approx(1.0)
 
 
 def test_without_a_compiler_the_function_runs_as_it_is(monkeypatch):
@@ -191,4 +197,4 @@ def test_without_a_compiler_the_function_runs_as_it_is(monkeypatch):
 
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"\(2, 3\) against the base's \(3, 2\)"):
-        update_moments(torch.ones(3, 2), torch.ones(2, 3))
+        update_sums(torch.ones(3, 2), torch.ones(2, 3))

@@ -78,7 +78,7 @@ def test_what_was_measured_of_a_run_later_stands_on_its_pages(get, logged):
         for edge in (0, 1)
     ]
     log_compared(logged, rows)
-    time.sleep(data._FRESH)
+    time.sleep(data._LISTING_SECONDS)
     (about, line) = lines(get(address))
     assert not about["about"]["notes"]
     assert len({trace["meta"]["panel"] for trace in line["figure"]["data"]}) == 1
@@ -96,7 +96,7 @@ def test_what_was_measured_against_another_base_stays_out(get, logged):
     log_compared((client, experiment_id, run_id), [other])
     assert "figure" not in lines(get(address))[1]
     log_compared((client, experiment_id, run_id), [{**row, "base": "one", "base_digest": "1"}])
-    time.sleep(data._FRESH)
+    time.sleep(data._LISTING_SECONDS)
     assert "figure" in lines(get(address))[1]
 
 

@@ -267,7 +267,7 @@ def test_a_table_is_read_once_and_again_when_it_changes(tracking, logged, monkey
         found = list(pool.map(lambda _: tables.select(source, [run_id]), range(16)))
     assert reads == [TABLE]
     assert all(one.table is found[0].table for one in found)
-    monkeypatch.setattr(data, "_FRESH", 0.0)
+    monkeypatch.setattr(data, "_LISTING_SECONDS", 0.0)
     log_parquet(client, run_id, measured(run_id, "bbbb2222").head(500), TABLE)
     assert len(tables.select(source, [run_id]).table) < len(found[0].table)
     assert reads == [TABLE, TABLE]

@@ -23,7 +23,7 @@ from mlflow_scalpel.comparison.forward.model import ForwardModel, keep
 from mlflow_scalpel.comparison.forward.probes import Probe, ProbeText
 from mlflow_scalpel.comparison.runner import Progress, UnsupportedModel, place
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.metrics.estimates import over_means
+from mlflow_scalpel.metrics.on_texts import over_means
 from mlflow_scalpel.metrics.registry import Metric
 
 SLICE_ROWS = 1 << 20  # attention weights reduced at once: 4 MB, which fit the cache
@@ -58,7 +58,7 @@ class Layer:
         return weights[0].float()
 
     def kept(self) -> Layer:
-        """What of it outlasts a swap of the model: its settings, without matrices and texts."""
+        """The part that outlasts a swap of the model: its settings, without matrices and texts."""
         module = copy.copy(self.module)
         module._parameters = {
             name: torch.nn.Parameter(one.detach().clone(), requires_grad=False)

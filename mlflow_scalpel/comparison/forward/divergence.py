@@ -23,15 +23,15 @@ from mlflow_scalpel.comparison.table import (
 )
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.compiling import compiled
-from mlflow_scalpel.metrics.kl.tokens import TokenDivergence, token_divergence
 from mlflow_scalpel.metrics.registry import Metric
+from mlflow_scalpel.metrics.token_divergence import TokenDivergence, token_divergence
 
 # Logits formed at once, whatever the vocabulary: 4 MB in float32, which fit the cache of the many
 # eager passes; the compiled pass is one, and the products before it are faster when they are large.
 # 32 MB are the most that glibc hands out without asking the kernel for pages each time.
 SLICE_LOGITS, COMPILED_SLICE_LOGITS = 1 << 20, 1 << 23
 FLOOR = "/floor/"  # in the names of the metrics that are of the base alone
-NEVER = -1e30  # logit of a token without probability: infinity times that would be NaN
+IMPOSSIBLE_LOGIT = -1e30  # logit of a token without probability: infinity times that would be NaN
 COMPILED_FROM = 1 << 27  # logits of a probe from which compiling (seconds) is worth its time
 
 
@@ -65,7 +65,7 @@ class Divergence:
         self.model = model
         self.probes = list(probes)
         self.last: list[Measured] = []
-        """What `rows` measured last, a probe each."""
+        """The last result of `rows`, one for each probe."""
         model.load_base()
         for item in [item for probe in self.probes for item in probe.items][:1]:
             model.check_head(item)
@@ -150,7 +150,9 @@ def divergences(probe: Probe, base: Side, checkpoint: Side) -> list[TokenDiverge
 def _grown(logits: Tensor, vocabulary: int) -> Tensor:
     """The base's logits (T, V), with tokens that it does not know and so never says."""
     missing = vocabulary - logits.shape[-1]
-    return torch.nn.functional.pad(logits, (0, missing), value=NEVER) if missing else logits
+    return (
+        torch.nn.functional.pad(logits, (0, missing), value=IMPOSSIBLE_LOGIT) if missing else logits
+    )
 
 
 def _slices(states: Sequence[Tensor], size: int) -> Iterator[Tensor]:
@@ -190,7 +192,7 @@ PROBLEMS, RANKED, TOP, CONTEXT = 8, 200, 5, 160
 
 @torch.inference_mode()
 def token_table(measured: Sequence[Measured], tokenizer: Any) -> pd.DataFrame:
-    """What base and checkpoint say of single tokens; `named` fills in model_id and step.
+    """Divergences and most likely tokens at single positions; `named` fills in model_id and step.
 
     A row is a position of a text: `token` is what the text goes on with there (null after the last
     position), and the divergences are those of the two models' distributions over it. There are all

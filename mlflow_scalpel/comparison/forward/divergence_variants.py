@@ -22,10 +22,10 @@ from mlflow_scalpel.comparison.forward.model import ForwardModel, Head, keep
 from mlflow_scalpel.comparison.forward.probes import Probe, ProbeText
 from mlflow_scalpel.comparison.runner import Progress, place
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.metrics.kl_paper_compat.all_tokens import bfloat16_divergence
+from mlflow_scalpel.metrics.paper_compat import bfloat16_divergence
 from mlflow_scalpel.metrics.registry import Metric
 
-BATCH = 64  # answers sampled at once; a batch runs until its longest ends
+BATCH_ANSWERS = 64  # answers sampled at once; a batch runs until its longest ends
 _LAYOUT = 2  # goes up when answers are sampled otherwise than before
 
 
@@ -110,8 +110,8 @@ def sample(
     answers: list[list[int]] = [[]] * len(prompts)
     with torch.random.fork_rng():
         torch.manual_seed(sampling.seed)
-        for start in range(0, len(order), BATCH):
-            batch = order[start : start + BATCH]
+        for start in range(0, len(order), BATCH_ANSWERS):
+            batch = order[start : start + BATCH_ANSWERS]
             longest = len(prompts[batch[0]])
             room = sampling.max_new_tokens if context is None else context - longest
             if room < 1:

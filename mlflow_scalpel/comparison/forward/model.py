@@ -1,4 +1,4 @@
-"""What runs texts through models: one model whose weights are swapped, and who measures by it."""
+"""The model that texts are run through, whose weights are swapped, and how it makes logits."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from mlflow_scalpel.comparison.forward.probes import ProbeText
 from mlflow_scalpel.comparison.runner import Progress, UnsupportedModel
 
 BATCH_TOKENS = 4096  # tokens a forward pass, padding included
-PADDING = 0.1  # share of a batch that may be padding: longer texts cost more than another call
-CHECKED = 16  # tokens on which it is seen how a model makes its logits
-KEPT_IN_MEMORY = 256 << 20  # bytes of the base's states; more of them wait on disk
+PADDING_SHARE = (
+    0.1  # share of a batch that may be padding: longer texts cost more than another call
+)
+CHECKED_TOKENS = 16  # tokens on which it is seen how a model makes its logits
+BYTES_IN_MEMORY = 256 << 20  # bytes of the base's states; more of them wait on disk
 
 # Fields of a config that scale logits, and whether they are divided by it; and that cap them.
 _SCALES = (
@@ -133,7 +135,7 @@ class ForwardModel(SwappableModel):
         CPM-Ant, for one, counts positions from the end.
         """
         if self._padded is None:
-            few = torch.tensor([item.ids[:CHECKED]])  # (1, T)
+            few = torch.tensor([item.ids[:CHECKED_TOKENS]])  # (1, T)
             zeros = torch.zeros_like(few)
             mask = torch.cat([torch.ones_like(few), zeros], 1)
             alone = self.states(few).float()
@@ -163,7 +165,7 @@ class ForwardModel(SwappableModel):
         Families give them other names, multiply or divide, and some have one that they ignore.
         Raises UnsupportedModel where it makes its logits in yet another way than `head` does.
         """
-        few = ProbeText(item.ids[:CHECKED], slice(0))
+        few = ProbeText(item.ids[:CHECKED_TOKENS], slice(0))
         ids = torch.tensor([few.ids], device=self.device)  # (1, T)
         logits = self.model(input_ids=ids, use_cache=False).logits[0].float()  # (T, V)
         if not torch.isfinite(logits).all():
@@ -192,7 +194,7 @@ def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
         longest, size, tokens = lengths[order[0]], 1, lengths[order[0]]
         while size < len(order) and longest * (size + 1) <= BATCH_TOKENS:
             tokens += lengths[order[size]]
-            if tokens < (1.0 - PADDING) * longest * (size + 1):
+            if tokens < (1.0 - PADDING_SHARE) * longest * (size + 1):
                 break
             size += 1
         yield order[:size]
@@ -205,7 +207,7 @@ def keep(states: list[Tensor], before: int = 0) -> list[Tensor]:
     All are of one dtype. `before` is the number of bytes that were kept before, in other calls.
     """
     numbers = sum(state.numel() for state in states)
-    if not states or before + numbers * states[0].element_size() <= KEPT_IN_MEMORY:
+    if not states or before + numbers * states[0].element_size() <= BYTES_IN_MEMORY:
         return states
     with tempfile.NamedTemporaryFile(prefix="scalpel-states-") as file:
         store = torch.from_file(file.name, shared=True, size=numbers, dtype=states[0].dtype)

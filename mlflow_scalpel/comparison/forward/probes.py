@@ -49,7 +49,7 @@ class Probe:
     left_out: tuple[str, ...] = ()
     """Why each of the others is not: they are longer than the model's context."""
     warnings: dict[str, str] = field(default_factory=dict, compare=False)
-    """What may be wrong with them, by code."""
+    """Warnings about them, by code."""
 
 
 def build_probe(

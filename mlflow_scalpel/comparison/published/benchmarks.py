@@ -9,13 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from mlflow_scalpel.comparison.parquet import read_bounded
 from mlflow_scalpel.comparison.published.bounds import check_row
-from mlflow_scalpel.comparison.published.files import Results, Row, sha256
+from mlflow_scalpel.comparison.published.files import Results, Row, read_columns, sha256
 from mlflow_scalpel.errors import ScalpelError
 
 NEEDED = ("benchmark", "model", "accuracy")
 OPTIONAL = ("stderr", "n")
+TEXTS = {"benchmark": "string", "model": "string"}
 _NO_STEP = 1  # where a model of unknown training stands: after the base, which stands at 0
 
 
@@ -23,7 +23,7 @@ def is_benchmark_table(file: Path) -> bool:
     """Whether a file is a CSV or Parquet table with the columns benchmark, model and accuracy."""
     if file.suffix not in (".csv", ".parquet"):
         return False
-    return set(NEEDED) <= {str(name) for name in _read(file, header=True).columns}
+    return set(NEEDED) <= {str(name) for name in read_columns(file, TEXTS, header=True).columns}
 
 
 def read_benchmarks(
@@ -111,7 +111,7 @@ def _domains(names: str, benchmarks: list[str], in_domain: Sequence[str]) -> dic
 
 
 def _checked(file: Path) -> pd.DataFrame:
-    table = _read(file)
+    table = read_columns(file, TEXTS)
     if unknown := [name for name in table.columns if name not in (*NEEDED, *OPTIONAL)]:
         raise ScalpelError(
             f"{file}: column {unknown[0]!r} is unknown; a table of benchmarks has "
@@ -142,14 +142,3 @@ def _checked(file: Path) -> pd.DataFrame:
         name = f"eval/{_part(record['benchmark'])}"
         check_row({"metric": name, **_cells(record, record["model"])}, f"{file}: line {number}")
     return table
-
-
-def _read(file: Path, *, header: bool = False) -> pd.DataFrame:
-    texts = {"benchmark": "string", "model": "string"}
-    try:
-        if file.suffix == ".csv":
-            return pd.read_csv(file, dtype=texts, nrows=0 if header else None)
-        table = read_bounded(file, None)
-    except (OSError, ValueError, ScalpelError) as error:
-        raise ScalpelError(f"{file}: cannot be read as a table ({error})") from error
-    return table.astype({name: kind for name, kind in texts.items() if name in table.columns})

@@ -123,13 +123,7 @@ def _extend(known: dict[str, list[Row]], more: Mapping[str, list[Row]]) -> None:
 def _read_table(file: Path, dtype: str | None) -> Iterator[tuple[str, str, Row]]:
     """(label, key, row) for each row of a tidy table; the key is "" where the row has a step."""
     texts = {name: "string" for name, dtype in DTYPES.items() if dtype == "string"}
-    try:
-        # As text, or names such as 0001 would be read as numbers.
-        table = (
-            pd.read_csv(file, dtype=texts) if file.suffix == ".csv" else read_bounded(file, None)
-        )
-    except (OSError, ValueError, ScalpelError) as error:
-        raise ScalpelError(f"{file}: cannot be read as a table ({error})") from error
+    table = read_columns(file, texts)
     if unknown := [str(name) for name in table.columns if name not in COLUMNS]:
         raise ScalpelError(
             f"{file}: column {unknown[0]!r} is unknown; a tidy table has {', '.join(COLUMNS)}"
@@ -168,6 +162,21 @@ def _read_table(file: Path, dtype: str | None) -> Iterator[tuple[str, str, Row]]
         check_row(known, f"{file}: {place} {number}", dtype)
         label = str(known.pop("run_id", file.stem))
         yield label, "" if "step" in known else str(known.get("model_id", file.name)), known
+
+
+def read_columns(file: Path, texts: Mapping[str, str], *, header: bool = False) -> pd.DataFrame:
+    """The rows of a CSV or Parquet file; of a CSV file none where only its header is wanted.
+
+    `texts` are dtypes of the columns that hold text, in which names such as 0001 stay as they are.
+    Raises ScalpelError where it cannot be read.
+    """
+    try:
+        if file.suffix == ".csv":
+            return pd.read_csv(file, dtype=dict(texts), nrows=0 if header else None)
+        table = read_bounded(file, None)
+    except (OSError, ValueError, ScalpelError) as error:
+        raise ScalpelError(f"{file}: cannot be read as a table ({error})") from error
+    return table.astype({name: kind for name, kind in texts.items() if name in table.columns})
 
 
 def _read_json(file: Path, scalar: str | None, dtype: str | None) -> Iterator[tuple[str, str, Row]]:

@@ -51,9 +51,9 @@ class About(BaseModel):
     data: str | None = None
     seed: int | None = None
     frozen: str | None = None
-    """Which weights training left alone, in the source's words."""
+    """The weights that training left alone, in the source's words."""
     source: str | None = None
-    """Where the results were published: an address, a paper."""
+    """The publication: an address, a paper."""
     texts: str = "published"
     """Name of the texts that KL was measured on, where the files name none."""
     metric: list[str] = []

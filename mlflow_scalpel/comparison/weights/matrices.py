@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -14,20 +12,20 @@ from torch import Tensor
 
 from mlflow_scalpel.comparison.table import metric_cells
 from mlflow_scalpel.metrics.compiling import compiled
-from mlflow_scalpel.metrics.pair_sums import count_pair
+from mlflow_scalpel.metrics.histograms import Bin, count_added_changes, count_changes, row_counts
+from mlflow_scalpel.metrics.pairs import count_pair
 from mlflow_scalpel.metrics.registry import Metric
-from mlflow_scalpel.metrics.singular_values import Spectra, needed, prepare, singular_values
-from mlflow_scalpel.metrics.update_counts import Bin, count_added_changes, count_changes, row_counts
+from mlflow_scalpel.metrics.spectra import Spectra, needed, prepare, singular_values
 from mlflow_scalpel.metrics.update_sums import (
     COMPILED_FROM,
-    NotKnown,
-    Training,
     UpdateSums,
-    added_moments,
+    added_update_sums,
     row_sums,
-    untouched_moments,
-    update_moments,
+    untouched_sums,
+    update_alone_sums,
+    update_sums,
 )
+from mlflow_scalpel.metrics.weights import NotKnown, Training
 from mlflow_scalpel.tensors.updates import Added, Untouched
 
 GROUPS = ("weights", "histograms", "spectra", "weights_paper_compat")
@@ -57,7 +55,7 @@ class MatrixMetrics:
 
     def __init__(self, metrics: Sequence[Metric], elements: int, device: str = "cpu") -> None:
         worth = elements >= COMPILED_FROM
-        self._sums = compiled(row_sums) if worth and _of("weights", metrics) else row_sums
+        self._row_sums = compiled(row_sums) if worth and _of("weights", metrics) else row_sums
         self._counts = compiled(row_counts) if worth and _of("histograms", metrics) else None
         self._device = device
         # A GPU takes one matrix at a time.
@@ -74,7 +72,7 @@ class MatrixMetrics:
             and _why_not_floats(w0, one.wt) is None
         ]
         stored = [wt for at in summed if isinstance(wt := updates[at].wt, Tensor)]
-        of_update = dict(zip(summed, update_moments(w0, *stored, sums=self._sums), strict=True))
+        of_update = dict(zip(summed, update_sums(w0, *stored, rows=self._row_sums), strict=True))
         values = functools.cache(lambda: singular_values(w0, device=self._device))
         spectra = [
             Spectra(w0, w0 if isinstance(one.wt, Untouched) else one.wt, values, self._device)
@@ -99,11 +97,11 @@ class MatrixMetrics:
             yield self._rows(w0, one, of_update.get(at), spectra[at] if spectra else None)
 
     def _rows(
-        self, w0: Tensor, update: Update, moments: UpdateSums | None, spectra: Spectra | None
+        self, w0: Tensor, update: Update, sums: UpdateSums | None, spectra: Spectra | None
     ) -> Iterator[Row]:
         wt, training, metrics = update
         if isinstance(wt, Untouched):
-            yield from _untouched(w0.numel(), w0.ndim, update)
+            yield from _untouched(w0.ndim, update)
             return
         if isinstance(wt, Added) and wt.alone:
             yield from _update_alone(wt, training, metrics)
@@ -112,9 +110,9 @@ class MatrixMetrics:
             yield from failed(metrics, "not comparable", reason)
             return
         if isinstance(wt, Added) and _of("weights", metrics):
-            moments = added_moments(w0, wt)
-        if moments is not None:
-            yield from _single(_of("weights", metrics), lambda one: one.function(moments, training))
+            sums = added_update_sums(w0, wt)
+        if sums is not None:
+            yield from _single(_of("weights", metrics), lambda one: one.function(sums, training))
         if chosen := _of("histograms", metrics):
             changes = (
                 count_added_changes(w0, wt)
@@ -140,14 +138,14 @@ def _needs_base(w0: Tensor, wt: Tensor | Added | Untouched) -> bool:
     return _why_not_floats(w0, wt) is None
 
 
-def _untouched(numel: int, ndim: int, update: Update) -> Iterator[Row]:
+def _untouched(ndim: int, update: Update) -> Iterator[Row]:
     """Rows of a matrix that training left out: what is 0 of an update that is 0, or 1 unchanged.
 
     Nothing is read. What has no value for no update (a rank) has none here either.
     """
     known = {"status": "not trained", "reason": NOT_TRAINED}
-    moments, training = untouched_moments(numel), update.training
-    for row in _single(_of("weights", update.metrics), lambda m: m.function(moments, training)):
+    sums, training = untouched_sums(), update.training
+    for row in _single(_of("weights", update.metrics), lambda m: m.function(sums, training)):
         yield {**row, **known}
     one = torch.ones(1, 1, dtype=torch.float64)
     for metric in _of("spectra", update.metrics) if ndim == 2 else []:
@@ -161,13 +159,13 @@ def _untouched(numel: int, ndim: int, update: Update) -> Iterator[Row]:
 def _update_alone(wt: Added, training: Training, metrics: Sequence[Metric]) -> Iterator[Row]:
     """Rows of an update of a matrix that is not known: what depends on the matrix says so."""
     reason = "the base's weights are quantised, so that only the update itself is known"
-    moments = replace(added_moments(wt.start, wt), unchanged_bfloat16=math.nan)
+    sums = update_alone_sums(wt)
     spectra = Spectra(wt.start, wt, lambda: torch.zeros(min(wt.shape), dtype=torch.float64))
     for metric in metrics:
         value = None
         if metric.group == "weights":
             with contextlib.suppress(NotKnown):
-                value = metric.function(moments, training)
+                value = metric.function(sums, training)
         elif metric.group == "spectra":
             with contextlib.suppress(ValueError):
                 value = metric.function(spectra)

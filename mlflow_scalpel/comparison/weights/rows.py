@@ -27,7 +27,7 @@ from mlflow_scalpel.comparison.weights.matrices import (
 )
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.metrics.registry import Metric
-from mlflow_scalpel.metrics.update_sums import Training
+from mlflow_scalpel.metrics.weights import Training
 from mlflow_scalpel.run_warnings import print_warning
 from mlflow_scalpel.tensors.adapters import NotInFactors
 from mlflow_scalpel.tensors.cuts import Cut
@@ -267,7 +267,7 @@ def weight_rows(
 def _state(
     weights: StoredWeights, place: Place, read: Callable[[tuple[str, Cut | None]], Any]
 ) -> tuple[Any, str]:
-    """What is at a place, and why it cannot be read; both empty where nothing is there.
+    """The tensor at a place, and why it cannot be read; both empty where there is none.
 
     A head that is tied to the input embeddings is these.
     """

@@ -20,11 +20,11 @@ from mlflow_scalpel.evaluation.grading.quick import may_be_read, same
 
 SECONDS_PER_BATCH = 20.0
 SECONDS_PER_PAIR = 0.05  # added for each pair of the batch that has to be computed
-REMEMBERED = 50_000  # verdicts on pairs
+MOST_REMEMBERED = 50_000  # verdicts on pairs
 
 
 class Verdict(Enum):
-    """What grading a completion found."""
+    """The result of grading a completion."""
 
     RIGHT = "right"
     WRONG = "wrong"
@@ -142,7 +142,7 @@ def math_answer_or_number(doc: dict[str, Any], results: list[str]) -> dict[str, 
 
 
 def fallback_of(grader: str) -> Fallback:
-    """What the graders `math_verify` and `math_verify_or_number` do without a stated answer."""
+    """The fallback of the graders `math_verify` and `math_verify_or_number`."""
     return "last_number" if grader == "math_verify_or_number" else "none"
 
 
@@ -194,5 +194,5 @@ def _remembered(pair: tuple[str | None, str]) -> Verdict | None:
 
 def _remember(pair: tuple[str | None, str], verdict: Verdict) -> None:
     _memory[pair] = verdict
-    while len(_memory) > REMEMBERED:
+    while len(_memory) > MOST_REMEMBERED:
         _memory.popitem(last=False)

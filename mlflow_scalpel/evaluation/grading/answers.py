@@ -1,4 +1,4 @@
-r"""Where a completion states its answer: tags, boxes, and LaTeX that the word "answer" leads to.
+r"""The answer that a completion states: tags, boxes, and LaTeX that the word "answer" leads to.
 
 `answer_of` finds the text of the answer; whether it is the right one is for `grading` to say.
 """
@@ -191,7 +191,7 @@ def _sentence_number(text: str, anchor: re.Match[str]) -> str | None:
 
 
 def _prefix(text: str, anchor: re.Match[str]) -> str:
-    """What the sentence or line says before the word "answer", letters only."""
+    """The sentence or line before the word "answer", letters only."""
     before = _SENTENCE_END.split(text[max(anchor.start() - 2 * NEAR, 0) : anchor.start()])[-1]
     return re.sub(r"[^A-Za-z]", "", before).lower() if len(before) < NEAR else before
 
@@ -213,7 +213,7 @@ def _spans_from(text: str, first: re.Match[str]) -> str:
 
 
 def _labelled(text: str, anchor: re.Match[str]) -> str | None:
-    """What the line says after "Answer:", in bold after "answer is", or after "final answer is"."""
+    """The line after "Answer:", in bold after "answer is", or after "final answer is"."""
     prefix = _prefix(text, anchor)
     field = _JSON.match(text, anchor.end())
     if field is not None:

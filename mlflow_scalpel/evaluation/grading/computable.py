@@ -1,4 +1,4 @@
-r"""What a computer algebra system may be asked to compute: nothing that explodes.
+r"""A guard for a computer algebra system: it is asked to compute nothing that explodes.
 
 `9^{9^9}` would fill memory from inside a single big-number operation, which no signal and no time
 limit of the same process can interrupt. The size of every number is therefore bounded from the
@@ -134,7 +134,7 @@ class _Reader:
         return _Size(0, 1, number=False)
 
     def argument(self) -> _Size:
-        r"""What a command takes: a group, or a single digit (`\frac12`)."""
+        r"""The argument of a command: a group, or a single digit (`\frac12`)."""
         token = self._next()
         if token is not None and token[0].isdigit() and len(token) > 1:
             self.tokens[self.place : self.place + 1] = [token[0], token[1:]]

@@ -57,7 +57,7 @@ def equal(answer: str, gold: str) -> bool | None:
 
 
 def _readings(text: str) -> list[Any]:
-    """What math-verify reads in the text as it stands and in its normal form."""
+    """The expressions that math-verify reads in the text as it stands and in its normal form."""
     spelled = _prepared(text)
     found = _read(spelled)
     raw = _read(text) if squeezed(spelled) != squeezed(text) else None

@@ -32,11 +32,11 @@ from mlflow_scalpel.errors import ScalpelError
 
 Found = Literal["right", "wrong", "unreadable", "not graded"]
 
-SECONDS = 3.0  # for one comparison; the usual one takes 5 ms
-GRACE = 1.0  # a process that has not stopped by itself this much later is killed
-STARTING = 120.0  # seconds for the imports of a process, on a busy machine
-PROCESSES = 4  # at most
-EACH = 8  # comparisons that are worth another process
+TASK_SECONDS = 3.0  # for one comparison; the usual one takes 5 ms
+GRACE_SECONDS = 1.0  # a process that has not stopped by itself this much later is killed
+START_SECONDS = 120.0  # seconds for the imports of a process, on a busy machine
+MOST_PROCESSES = 4  # at most
+TASKS_PER_PROCESS = 8  # comparisons that are worth another process
 
 _START = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
@@ -71,7 +71,7 @@ class _Process:
 
     def give(self, task: Task) -> None:
         self.task, self.since = task, time.monotonic()
-        line = json.dumps({"answer": task.answer, "gold": task.gold, "seconds": SECONDS})
+        line = json.dumps({"answer": task.answer, "gold": task.gold, "seconds": TASK_SECONDS})
         assert self.child.stdin is not None
         with suppress(BrokenPipeError):  # it has ended, which its output says next
             self.child.stdin.write(line.encode() + b"\n")
@@ -101,7 +101,7 @@ class Graders:
     def __init__(self, most: int | None = None) -> None:
         affinity = getattr(os, "sched_getaffinity", None)  # Linux: the cores that this job has
         cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-        self._most = most or min(PROCESSES, cores)
+        self._most = most or min(MOST_PROCESSES, cores)
         self._processes: list[_Process] = []
         self._lock = threading.Lock()
 
@@ -128,7 +128,7 @@ class Graders:
 
     def _run(self, waiting: list[Task], seconds: float) -> None:
         waiting.reverse()
-        wanted = min(self._most, 1 + len(waiting) // EACH)
+        wanted = min(self._most, 1 + len(waiting) // TASKS_PER_PROCESS)
         while len(self._processes) < wanted:
             self._processes.append(_Process())
         deadline: float | None = None
@@ -181,7 +181,7 @@ class Graders:
     def _stop_late(self) -> None:
         now = time.monotonic()
         for process in list(self._processes):
-            if process.task is not None and now - process.since > SECONDS + GRACE:
+            if process.task is not None and now - process.since > TASK_SECONDS + GRACE_SECONDS:
                 process.task.timed_out = True
                 self._drop(process)
 
@@ -189,7 +189,7 @@ class Graders:
         late = [
             process
             for process in self._processes
-            if not process.ready and time.monotonic() - process.since > STARTING
+            if not process.ready and time.monotonic() - process.since > START_SECONDS
         ]
         for process in late:
             self._drop(process)
@@ -221,8 +221,10 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-MEMORY = 4 << 30  # bytes of address space
-EXTRA = 3.0  # seconds after which the process ends itself, should nobody be there to kill it
+MEMORY_BYTES = 4 << 30  # bytes of address space
+WATCHDOG_SECONDS = (
+    3.0  # seconds after which the process ends itself, should nobody be there to kill it
+)
 
 _NOWHERE = open(os.devnull, "w")  # noqa: SIM115
 
@@ -237,7 +239,7 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints
     if sys.platform == "linux":  # elsewhere there is no such limit
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, hard))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, hard))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, _stop)
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
@@ -256,7 +258,7 @@ def main() -> None:
 
 def _found(mathematics: Any, task: dict[str, Any]) -> str:
     # The watchdog is a thread in C: it works while a big number holds the interpreter.
-    faulthandler.dump_traceback_later(task["seconds"] + EXTRA, exit=True, file=_NOWHERE)
+    faulthandler.dump_traceback_later(task["seconds"] + WATCHDOG_SECONDS, exit=True, file=_NOWHERE)
     signal.setitimer(signal.ITIMER_REAL, task["seconds"])
     try:
         if task["answer"] is None:

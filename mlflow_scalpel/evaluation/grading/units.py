@@ -13,7 +13,7 @@ from fractions import Fraction
 
 @dataclass(frozen=True)
 class Unit:
-    """What a number is a number of."""
+    """The unit of a number."""
 
     name: str
     dimension: tuple[tuple[str, int], ...] | None

@@ -23,9 +23,9 @@ _PATTERNS = (
     r"[Tt]he (?:final )?answer is:?\s*(.+?)\.?\s*$",  # MetaMathQA
     r"(?:^|is|=|:)\s*\$?(-?[\d,.]*\d)\.?\s*$",
 )
-_SAMPLE = 200  # rows on which a pattern is tried
-_ENOUGH = 0.95  # share of them that it must make readable
-_SHOWN = 80
+_SAMPLE_ROWS = 200  # rows on which a pattern is tried
+_READABLE_SHARE = 0.95  # share of them that it must make readable
+_SHOWN_CHARACTERS = 80
 
 
 def readable_golds(
@@ -46,7 +46,7 @@ def readable_golds(
     text = (
         loaded.unmatched[first].text if first in loaded.unmatched else loaded.rows[first]["answer"]
     )
-    example = f"the first is {loaded.places[first]}: {short(text, _SHOWN)!r}"
+    example = f"the first is {loaded.places[first]}: {short(text, _SHOWN_CHARACTERS)!r}"
     unmatched = (
         f", in {len(loaded.unmatched)} of them answer_pattern finds nothing"
         if loaded.unmatched
@@ -94,7 +94,7 @@ def readable_golds(
 
 def _proposal(loaded: Loaded, data: Data) -> str | None:
     """A pattern or a column under which nearly all golds of the first rows can be read."""
-    rows = loaded.rows[:_SAMPLE]
+    rows = loaded.rows[:_SAMPLE_ROWS]
     texts = [
         loaded.unmatched[n].text if n in loaded.unmatched else row["answer"]
         for n, row in enumerate(rows)
@@ -118,4 +118,4 @@ def _boxed(rows: list[dict[str, Any]], column: str) -> bool:
 
 
 def _mostly_readable(golds: list[str]) -> bool:
-    return sum(golds_are_readable(golds)) >= _ENOUGH * len(golds)
+    return sum(golds_are_readable(golds)) >= _READABLE_SHARE * len(golds)

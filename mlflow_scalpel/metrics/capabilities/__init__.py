@@ -1,1 +1,1 @@
-"""What a checkpoint can do that its base could not, and the other way round: a metric a file."""
+"""What a checkpoint can do that its base could not, and the other way round."""

@@ -109,8 +109,11 @@ def texts_of(*benchmarks: Benchmark) -> str:
     return f"{'/'.join(parts)} sha256:{digest}"
 
 
-def benchmark_metric(name: str, *, unit: str, version: int = 1) -> Callable[[Any], Any]:
-    """Register a function of one benchmark that returns findings; it is measured on each."""
+def benchmark_metric(name: str, **declared: Any) -> Callable[[Any], Any]:
+    """Register a function of one benchmark that returns findings; it is measured on each.
+
+    `declared` is what `metric` takes beside the name.
+    """
 
     def add(function: Callable[[Benchmark], list[Finding]]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -121,7 +124,7 @@ def benchmark_metric(name: str, *, unit: str, version: int = 1) -> Callable[[Any
                 for finding in function(one)
             ]
 
-        metric(name, unit=unit, version=version)(on_each)
+        metric(name, **declared)(on_each)
         return function
 
     return add

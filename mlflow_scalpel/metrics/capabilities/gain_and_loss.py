@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from mlflow_scalpel.metrics.capabilities.benchmark import (
     NOT_APPLICABLE,
@@ -13,9 +15,57 @@ from mlflow_scalpel.metrics.capabilities.benchmark import (
     none,
     texts_of,
 )
-from mlflow_scalpel.metrics.capabilities.change import paired_change
-from mlflow_scalpel.metrics.capabilities.intervals import Interval
+from mlflow_scalpel.metrics.capabilities.exact_tests import ALPHA, inverted, sign_flip_p
+from mlflow_scalpel.metrics.capabilities.intervals import Interval, combined, mover, ratio_interval
 from mlflow_scalpel.metrics.registry import metric
+
+
+@dataclass(frozen=True)
+class Change:
+    """Mean over benchmarks of the change of success rate, checkpoint minus base."""
+
+    value: float
+    stderr: float
+    """Over problems; 0 where all changed alike, or none did: `low` and `high` then say more."""
+    low: float
+    high: float
+    """Ends of the 95 % interval, which holds 0 where and only where `p` is above 0.05."""
+    p: float
+    """Two-sided, of the exact sign-flip test over problems."""
+
+
+def paired_change(benchmarks: Sequence[Benchmark]) -> Change:
+    """Mean over benchmarks of the change of success rate, with its test and its interval.
+
+    Within a benchmark the mean over problems of r_i / k_i - b_i / k_i; paired, for both models
+    answer the same problems. Benchmarks count alike and are independent.
+
+    The test flips the signs of the problems' changes (`sign_flip_p`). The interval is that of the
+    mean rise of the problems that rose minus the mean fall of those that fell (`mover`), combined
+    over benchmarks. At 0 the exact test has the last word, so that interval and verdict agree:
+    where it does not reject 0, the interval is extended to 0; where it does and the interval
+    reaches over 0, that end is the inverted test's (`inverted`).
+    """
+    whole = []
+    parts: list[tuple[float, Interval]] = []
+    squares = []
+    for one in benchmarks:
+        unit = math.lcm(*np.unique(one.samples).tolist(), *np.unique(one.base_samples).tolist())
+        steps = one.right * (unit // one.samples) - one.base_right * (unit // one.base_samples)
+        whole.append((steps, unit * one.n * len(benchmarks)))
+        changes = steps / unit  # (P,)
+        parts.append((float(changes.mean()), mover(changes)))
+        squares.append(float(changes.var(ddof=1)) / one.n if one.n > 1 else math.nan)
+    value = float(np.mean([one for one, _ in parts]))
+    p = sign_flip_p(whole)
+    low, high = combined(value, parts)
+    if p > ALPHA:
+        low, high = min(low, 0.0), max(high, 0.0)
+    elif low <= 0.0 <= high:
+        exact = inverted(whole)
+        low, high = (exact[0], high) if value > 0 else (low, exact[1])
+    return Change(value, math.sqrt(sum(squares)) / len(parts), low, high, p)
+
 
 PREFERRED_KINDS = ("sampled", "greedy")
 _NAMES = {"in": "in-domain", "out": "out-of-domain"}
@@ -35,36 +85,6 @@ def chosen(benchmarks: Sequence[Benchmark], domain: str) -> list[Benchmark]:
         if seen is None or order.get(one.kind, 2) < order.get(seen.kind, 2):
             best[one.label] = one
     return list(best.values())
-
-
-def ratio_interval(
-    numerator: tuple[float, float, float], denominator: tuple[float, float, float]
-) -> Interval:
-    """95 % interval of a ratio of two independent estimates, each (value, low, high), by MOVER.
-
-    Donner and Zou (2012). Where both intervals are symmetric it is Fieller's (1954). It holds 0
-    where and only where the numerator's does. Raises ValueError where the denominator's interval
-    holds 0, or reaches so far that the set of ratios is unbounded.
-    """
-    top, top_low, top_high = numerator
-    down, down_low, down_high = denominator
-    if not (down_low > 0.0 and 2 * down - down_high > 0.0):
-        raise ValueError(
-            f"the interval of the denominator, {down_low:.3g} to {down_high:.3g} about {down:.3g}, "
-            "is too wide for one of the ratio"
-        )
-    product = top * down
-
-    def end(bound: float, other: float, sign: int) -> float:
-        # Where numerator - R denominator has this bound at 0: a quadratic equation in R.
-        inside = product**2 - bound * other * (2 * top - bound) * (2 * down - other)
-        return (product + sign * math.sqrt(max(0.0, inside))) / (other * (2 * down - other))
-
-    # The denominator's end that pulls the same way; which one depends on the sign of R.
-    return (
-        end(top_low, down_high if top_low >= 0 else down_low, -1),
-        end(top_high, down_low if top_high >= 0 else down_high, 1),
-    )
 
 
 def _mean_change(
@@ -91,7 +111,9 @@ def _mean_change(
     return [Finding(low if part == "low" else high, n=n, texts=texts)]
 
 
-@metric("capabilities/in_domain_gain", unit="accuracy", version=2)
+@metric(
+    "capabilities/in_domain_gain", title="In-domain gain", signed=True, unit="accuracy", version=2
+)
 def in_domain_gain(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Rise of the success rate since the base, mean over the in-domain benchmarks.
 
@@ -102,7 +124,12 @@ def in_domain_gain(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     return _mean_change(benchmarks, "in", 1)
 
 
-@metric("capabilities/in_domain_gain_low", unit="accuracy")
+@metric(
+    "capabilities/in_domain_gain_low",
+    title="In-domain gain, lower end of its interval",
+    signed=True,
+    unit="accuracy",
+)
 def in_domain_gain_low(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Lower end of the 95 % interval of capabilities/in_domain_gain.
 
@@ -113,13 +140,23 @@ def in_domain_gain_low(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     return _mean_change(benchmarks, "in", 1, "low")
 
 
-@metric("capabilities/in_domain_gain_high", unit="accuracy")
+@metric(
+    "capabilities/in_domain_gain_high",
+    title="In-domain gain, upper end of its interval",
+    signed=True,
+    unit="accuracy",
+)
 def in_domain_gain_high(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Upper end of the 95 % interval of capabilities/in_domain_gain, as in_domain_gain_low."""
     return _mean_change(benchmarks, "in", 1, "high")
 
 
-@metric("capabilities/in_domain_gain_p", unit="probability")
+@metric(
+    "capabilities/in_domain_gain_p",
+    title="In-domain gain: p against no change",
+    axis="p",
+    unit="probability",
+)
 def in_domain_gain_p(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Two-sided p of the exact sign-flip test that capabilities/in_domain_gain is 0.
 
@@ -130,7 +167,13 @@ def in_domain_gain_p(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     return _mean_change(benchmarks, "in", 1, "p")
 
 
-@metric("capabilities/out_of_domain_loss", unit="accuracy", version=2)
+@metric(
+    "capabilities/out_of_domain_loss",
+    title="Out-of-domain loss",
+    signed=True,
+    unit="accuracy",
+    version=2,
+)
 def out_of_domain_loss(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Fall of the success rate since the base, mean over the out-of-domain benchmarks.
 
@@ -139,19 +182,34 @@ def out_of_domain_loss(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     return _mean_change(benchmarks, "out", -1)
 
 
-@metric("capabilities/out_of_domain_loss_low", unit="accuracy")
+@metric(
+    "capabilities/out_of_domain_loss_low",
+    title="Out-of-domain loss, lower end of its interval",
+    signed=True,
+    unit="accuracy",
+)
 def out_of_domain_loss_low(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Lower end of the 95 % interval of capabilities/out_of_domain_loss, as in_domain_gain_low."""
     return _mean_change(benchmarks, "out", -1, "low")
 
 
-@metric("capabilities/out_of_domain_loss_high", unit="accuracy")
+@metric(
+    "capabilities/out_of_domain_loss_high",
+    title="Out-of-domain loss, upper end of its interval",
+    signed=True,
+    unit="accuracy",
+)
 def out_of_domain_loss_high(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Upper end of the 95 % interval of capabilities/out_of_domain_loss."""
     return _mean_change(benchmarks, "out", -1, "high")
 
 
-@metric("capabilities/out_of_domain_loss_p", unit="probability")
+@metric(
+    "capabilities/out_of_domain_loss_p",
+    title="Out-of-domain loss: p against no change",
+    axis="p",
+    unit="probability",
+)
 def out_of_domain_loss_p(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Two-sided p of the exact sign-flip test that capabilities/out_of_domain_loss is 0."""
     return _mean_change(benchmarks, "out", -1, "p")
@@ -183,7 +241,13 @@ def _ratio(benchmarks: Sequence[Benchmark], bound: int | None) -> list[Finding]:
     return [Finding(ends[bound] + 0.0, n=n, texts=texts)]
 
 
-@metric("capabilities/gain_loss_ratio", unit="lost per gained", version=2)
+@metric(
+    "capabilities/gain_loss_ratio",
+    title="Out-of-domain loss for each point of in-domain gain",
+    signed=True,
+    unit="lost per gained",
+    version=2,
+)
 def gain_loss_ratio(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Out-of-domain loss for each point of in-domain gain: loss / gain.
 
@@ -193,7 +257,13 @@ def gain_loss_ratio(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     return _ratio(benchmarks, None)
 
 
-@metric("capabilities/gain_loss_ratio_low", unit="lost per gained", version=2)
+@metric(
+    "capabilities/gain_loss_ratio_low",
+    title="Out-of-domain loss for each point of in-domain gain, lower end of its interval",
+    signed=True,
+    unit="lost per gained",
+    version=2,
+)
 def gain_loss_ratio_low(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Lower end of the 95 % interval of capabilities/gain_loss_ratio (Donner and Zou 2012).
 
@@ -203,7 +273,13 @@ def gain_loss_ratio_low(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     return _ratio(benchmarks, 0)
 
 
-@metric("capabilities/gain_loss_ratio_high", unit="lost per gained", version=2)
+@metric(
+    "capabilities/gain_loss_ratio_high",
+    title="Out-of-domain loss for each point of in-domain gain, upper end of its interval",
+    signed=True,
+    unit="lost per gained",
+    version=2,
+)
 def gain_loss_ratio_high(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Upper end of the 95 % interval of capabilities/gain_loss_ratio."""
     return _ratio(benchmarks, 1)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mlflow_scalpel.metrics.capabilities.benchmark import Benchmark, Finding, none, texts_of
+from mlflow_scalpel.metrics.capabilities.exact_tests import mcnemar
 from mlflow_scalpel.metrics.capabilities.gain_and_loss import chosen
-from mlflow_scalpel.metrics.capabilities.mcnemar import mcnemar
-from mlflow_scalpel.metrics.capabilities.null import against_chance
+from mlflow_scalpel.metrics.capabilities.ledger import against_chance
 from mlflow_scalpel.metrics.registry import metric
 
 
@@ -38,19 +38,24 @@ def _chance(benchmarks: Sequence[Benchmark], part: str, *, lost: bool) -> list[F
     return [replace(one, texts=texts) for one in against_chance(used, part, lost=lost)]
 
 
-@metric("capabilities/overall_gained", unit="problems")
+@metric("capabilities/overall_gained", title="Gained problems, all benchmarks", unit="problems")
 def overall_gained(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """capabilities/gained over all benchmarks, one kind of each, sampled before greedy."""
     return _count(benchmarks, lost=False)
 
 
-@metric("capabilities/overall_lost", unit="problems")
+@metric("capabilities/overall_lost", title="Lost problems, all benchmarks", unit="problems")
 def overall_lost(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """capabilities/lost over all benchmarks, one kind of each, sampled before greedy."""
     return _count(benchmarks, lost=True)
 
 
-@metric("capabilities/overall_mcnemar_p", unit="probability")
+@metric(
+    "capabilities/overall_mcnemar_p",
+    title="p of McNemar's test of gained against lost problems, all benchmarks",
+    axis="p",
+    unit="probability",
+)
 def overall_mcnemar_p(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """p of McNemar's exact two-sided test of all gained against all lost problems.
 
@@ -64,49 +69,83 @@ def overall_mcnemar_p(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     return [Finding(mcnemar(gained, lost), n=n, texts=texts_of(*used))]
 
 
-@metric("capabilities/overall_gained_null", unit="problems")
+@metric(
+    "capabilities/overall_gained_null",
+    title="Gained problems expected by chance, all benchmarks",
+    unit="problems",
+)
 def overall_gained_null(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """capabilities/gained_null over all benchmarks; its error is that of overall_gained."""
     return _chance(benchmarks, "expected", lost=False)
 
 
-@metric("capabilities/overall_gained_null_low", unit="problems")
+@metric(
+    "capabilities/overall_gained_null_low",
+    title="Fewest gained problems that chance may give, all benchmarks",
+    unit="problems",
+)
 def overall_gained_null_low(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Least number of gained problems that chance may give over all of them (5 %, two-sided)."""
     return _chance(benchmarks, "low", lost=False)
 
 
-@metric("capabilities/overall_gained_null_high", unit="problems")
+@metric(
+    "capabilities/overall_gained_null_high",
+    title="Most gained problems that chance may give, all benchmarks",
+    unit="problems",
+)
 def overall_gained_null_high(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Largest number of gained problems that chance may give over all of them (5 %, two-sided)."""
     return _chance(benchmarks, "high", lost=False)
 
 
-@metric("capabilities/overall_gained_p", unit="probability")
+@metric(
+    "capabilities/overall_gained_p",
+    title="p of the gained problems against chance, all benchmarks",
+    axis="p",
+    unit="probability",
+)
 def overall_gained_p(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """p of the exact permutation test of capabilities/gained_p, over all benchmarks."""
     return _chance(benchmarks, "p", lost=False)
 
 
-@metric("capabilities/overall_lost_null", unit="problems")
+@metric(
+    "capabilities/overall_lost_null",
+    title="Lost problems expected by chance, all benchmarks",
+    unit="problems",
+)
 def overall_lost_null(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """capabilities/lost_null over all benchmarks; its error is that of overall_lost."""
     return _chance(benchmarks, "expected", lost=True)
 
 
-@metric("capabilities/overall_lost_null_low", unit="problems")
+@metric(
+    "capabilities/overall_lost_null_low",
+    title="Fewest lost problems that chance may give, all benchmarks",
+    unit="problems",
+)
 def overall_lost_null_low(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Least number of lost problems that chance may give over all of them (5 %, two-sided)."""
     return _chance(benchmarks, "low", lost=True)
 
 
-@metric("capabilities/overall_lost_null_high", unit="problems")
+@metric(
+    "capabilities/overall_lost_null_high",
+    title="Most lost problems that chance may give, all benchmarks",
+    unit="problems",
+)
 def overall_lost_null_high(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """Largest number of lost problems that chance may give over all of them (5 %, two-sided)."""
     return _chance(benchmarks, "high", lost=True)
 
 
-@metric("capabilities/overall_lost_p", unit="probability")
+@metric(
+    "capabilities/overall_lost_p",
+    title="p of the lost problems against chance, all benchmarks",
+    axis="p",
+    unit="probability",
+)
 def overall_lost_p(benchmarks: Sequence[Benchmark]) -> list[Finding]:
     """p of the exact permutation test of capabilities/lost_p, over all benchmarks."""
     return _chance(benchmarks, "p", lost=True)

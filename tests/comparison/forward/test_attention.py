@@ -16,7 +16,7 @@ from mlflow_scalpel.comparison.forward import attention
 from mlflow_scalpel.comparison.forward import model as forward
 from mlflow_scalpel.comparison.forward.probes import Probe, ProbeText, build_probe
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.metrics.attention.js import js
+from mlflow_scalpel.metrics.attention import js
 from mlflow_scalpel.metrics.registry import choose_metrics
 from tests.conftest import make_tokenizer
 from tests.tensors.tiny_families import tiny_model
@@ -33,7 +33,7 @@ def pair(make_model) -> tuple[str, str]:
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_every_layer_and_head_against_the_models_own_rows(pair, on_disk, monkeypatch):
     if on_disk:
-        monkeypatch.setattr(forward, "KEPT_IN_MEMORY", 0)
+        monkeypatch.setattr(forward, "BYTES_IN_MEMORY", 0)
     monkeypatch.setattr(attention, "SLICE_ROWS", 1)  # one head at a time
     table = mlflow_scalpel.compare(*pair, metrics=["attention"], texts=TEXTS)
     assert set(table["metric"]) == {f"attention/{name}" for name in METRICS}

@@ -139,14 +139,14 @@ def test_batches_hold_every_text_once_with_little_padding(lengths):
     for batch in found:
         sizes = [lengths[index] for index in batch]
         assert len(batch) == 1 or max(sizes) * len(batch) <= BATCH_TOKENS
-        assert sum(sizes) >= (1 - forward.PADDING) * max(sizes) * len(batch)
+        assert sum(sizes) >= (1 - forward.PADDING_SHARE) * max(sizes) * len(batch)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_states_wait_on_disk_where_they_are_many(dtype, monkeypatch):
     states = [torch.randn(n, 7).to(dtype) for n in (3, 1, 5)]
     assert keep(states) is states
-    monkeypatch.setattr(forward, "KEPT_IN_MEMORY", 10)
+    monkeypatch.setattr(forward, "BYTES_IN_MEMORY", 10)
     for before, after in zip(states, keep(states), strict=True):
         assert torch.equal(before, after)
         assert before.data_ptr() != after.data_ptr()

@@ -39,7 +39,7 @@ def test_prompts_end_where_the_answer_begins(pair):
 
 def test_answers_are_drawn_from_the_whole_distribution(pair, monkeypatch):
     """Of the first token, by its frequency: nothing is truncated, and padding changes nothing."""
-    monkeypatch.setattr(samples, "BATCH", 6000)
+    monkeypatch.setattr(samples, "BATCH_ANSWERS", 6000)
     model = ForwardModel(Path(pair[0]))
     few = prompts(pair[0])[1:]  # of unequal length
     before = torch.random.get_rng_state()

@@ -49,7 +49,7 @@ torch.set_num_threads(1)
 WEIGHTS = """
 from mlflow_scalpel.comparison.weights.files import StoredWeights, weight_rows
 from mlflow_scalpel.metrics import choose_metrics
-from mlflow_scalpel.metrics.update_sums import Training
+from mlflow_scalpel.metrics.weights import Training
 
 def call():
     base, checkpoint = (StoredWeights(Path(name)) for name in sys.argv[1:])

@@ -17,8 +17,8 @@ from mlflow_scalpel.comparison.weights import files
 from mlflow_scalpel.comparison.weights import rows as weight_pass
 from mlflow_scalpel.comparison.weights.rows import pairs_of
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.metrics.pair_sums import count_pair
-from mlflow_scalpel.metrics.update_counts import count_changes
+from mlflow_scalpel.metrics.histograms import count_changes
+from mlflow_scalpel.metrics.pairs import count_pair
 
 ALL = ["weights", "histograms", "spectra", "weights_paper_compat", "pairs"]
 

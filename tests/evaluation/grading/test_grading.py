@@ -231,7 +231,7 @@ def test_the_processes_end_with_their_parent(how: signal.Signals) -> None:
     time.sleep(0.3)  # it is computing
     parent.send_signal(how)
     parent.wait(20)
-    limit = time.monotonic() + processes.SECONDS + 6
+    limit = time.monotonic() + processes.TASK_SECONDS + 6
     while _alive(child) and time.monotonic() < limit:
         time.sleep(0.1)
     assert not _alive(child)

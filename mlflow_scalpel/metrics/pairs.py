@@ -1,17 +1,20 @@
-"""The pass over two updates of one matrix from which every metric of the group `pairs` comes."""
+"""The group `pairs`: how alike the updates of two checkpoints from one base are."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mlflow_scalpel.metrics.bits import ZERO, differ, exponents
-from mlflow_scalpel.metrics.update_counts import SLICE
+from mlflow_scalpel.metrics.histograms import SLICE, Bin
+from mlflow_scalpel.metrics.registry import metric
 from mlflow_scalpel.tensors.updates import Added, as_matrix, row_slices
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ def count_pair(base: Tensor, first: Tensor | Added, second: Tensor | Added) -> P
     Raises:
         ValueError: the shapes differ.
     """
+    import torch
+
     for other in (first, second):
         if base.shape != other.shape:
             raise ValueError(f"shape {tuple(other.shape)} against the base's {tuple(base.shape)}")
@@ -81,7 +86,7 @@ def count_pair(base: Tensor, first: Tensor | Added, second: Tensor | Added) -> P
     return PairSums(base.numel(), squares_a, squares_b, dot, overlaps, bad)
 
 
-Half = tuple[Tensor, Tensor]
+Half = tuple["Tensor", "Tensor"]
 """An update, (n,) float64, and whether the bits differ, (n,)."""
 
 
@@ -109,3 +114,64 @@ def _halves(base: Tensor, checkpoint: Tensor | Added) -> Iterator[Half]:
     for at in row_slices(w0):
         update = after[at].double() - w0[at].double()
         yield update.reshape(-1), differ(w0[at], after[at]).reshape(-1)
+
+
+@metric(
+    "pairs/update_cosine",
+    title="Cosine of two runs' updates",
+    axis="cosine of the updates",
+    signed=True,
+    unit="cosine",
+)
+def update_cosine(paired: PairSums) -> list[Bin]:
+    """cos(W_a - W_0, W_b - W_0) of two updates as vectors, in [-1, 1]; NaN where one of them is 0.
+
+    Two updates that know nothing of each other are at 0, up to 1 / sqrt(number of elements).
+    """
+    lengths = math.sqrt(paired.first_squares) * math.sqrt(paired.second_squares)
+    return [Bin(None, paired.dot / lengths if lengths else math.nan, paired.numel)]
+
+
+@metric(
+    "pairs/changed_overlap",
+    title="Elements that both runs changed, against chance",
+    axis="overlap / expected by chance",
+    unit="ratio to chance",
+)
+def changed_overlap(paired: PairSums) -> list[Bin]:
+    """Elements that both checkpoints changed, divided by what chance would give, for each exponent.
+
+        both / (first * second / elements)   among the elements with floor(log2 |W_0|) = bin
+
+    1 is chance, elements / max(first, second) the most there can be. Within bins, since which
+    weights change depends on their magnitude above all (`histograms/change_by_magnitude`), which
+    makes any two updates alike (arXiv 2505.11711). Changed means other bits, as stored. Zeros are
+    in bin -150. NaN where one of the two changed none; `n` is the elements of the bin. Elements of
+    W_0 that are NaN or infinite are in no bin: a row of their own counts them.
+    """
+    found = [
+        Bin(float(exponent), one.both / one.expected if one.expected else math.nan, one.elements)
+        for exponent, one in paired.overlaps.items()
+    ]
+    if paired.base_not_finite:
+        found.append(Bin(None, math.nan, paired.numel, paired.base_not_finite))
+    return found
+
+
+@metric(
+    "pairs/changed_overlap_total",
+    title="Elements that both runs changed, against chance, over all sizes",
+    axis="overlap / expected by chance",
+    unit="ratio to chance",
+)
+def changed_overlap_total(paired: PairSums) -> list[Bin]:
+    """Elements that both checkpoints changed, divided by what chance within the bins would give.
+
+        sum_b both_b / sum_b (first_b * second_b / elements_b),   b as in `pairs/changed_overlap`
+
+    So 1 is chance, with the magnitudes' part in it taken out. NaN where the sum below is 0.
+    Elements of W_0 that are NaN or infinite are left out.
+    """
+    expected = sum(one.expected for one in paired.overlaps.values())
+    both = sum(one.both for one in paired.overlaps.values())
+    return [Bin(None, both / expected if expected else math.nan, paired.numel)]

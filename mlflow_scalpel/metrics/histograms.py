@@ -1,17 +1,24 @@
-"""The counts over a pair of matrices from which every metric of the group `histograms` comes."""
+"""The group `histograms`: which weights of a matrix changed, and by how much, counted in bins."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from mlflow_scalpel.metrics.bits import ZERO, as_bits, classes, differ, exponents, ulps
-from mlflow_scalpel.tensors.updates import Added
+from mlflow_scalpel.metrics.registry import metric
+
+if TYPE_CHECKING:
+    from torch import Tensor, dtype
+
+    from mlflow_scalpel.tensors.updates import Added
+
 
 BLOCK = 1 << 26  # elements that one call of the compiled count is given
 SLICE = 1 << 16  # elements counted at once, so that what is made of them fits the cache
@@ -20,13 +27,12 @@ ROW = 1024  # pairs of elements a row of the compiled count
 _LOW, _HIGH = -22, 1
 _PACK = 4096.0  # two counts share a float32 sum: the second one counts this much
 _CLASSES = 16  # of distances between two 16-bit numbers: 1, 2 to 3, 4 to 7, ...
-_POWERS = torch.tensor([*(2.0**power for power in range(_LOW, _HIGH + 1)), torch.inf])
-_THRESHOLDS: dict[torch.dtype, list[int]] = {
-    dtype: as_bits(_POWERS.to(dtype)).tolist() for dtype in (torch.bfloat16, torch.float16)
-}
-"""Bits of the powers of two from 2^_LOW on, and of infinity, in each 16-bit dtype."""
+_POWERS = [*(2.0**power for power in range(_LOW, _HIGH + 1)), math.inf]
+# Bits of the powers of two from 2^_LOW on, and of infinity, in each 16-bit dtype.
+_BFLOAT16: list[int] = (np.array(_POWERS, np.float32).view(np.int32) >> 16).tolist()
+_FLOAT16: list[int] = np.array(_POWERS, np.float16).view(np.int16).tolist()
 
-RowCounts = Callable[[Tensor, Tensor, torch.dtype], tuple[Tensor, ...]]
+RowCounts = Callable[["Tensor", "Tensor", "dtype"], "tuple[Tensor, ...]"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class UpdateCounts:
     """Elements that are NaN or infinite before or after: they have no distance."""
 
 
-def row_counts(base: Tensor, checkpoint: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def row_counts(base: Tensor, checkpoint: Tensor, dtype: dtype) -> tuple[Tensor, ...]:
     """Counts in each row of 16-bit floats; a pure function of tensors for `torch.compile`.
 
     A masked sum for each bin: the compiler makes vectors of that, and of no scatter. Two counts
@@ -76,7 +82,9 @@ def row_counts(base: Tensor, checkpoint: Tensor, dtype: torch.dtype) -> tuple[Te
         k = 0, 2, 4, ..., elements that moved by at least 2^k units in the last place, and `_PACK`
         times those that moved by twice that.
     """
-    *powers, infinity = _THRESHOLDS[dtype]
+    import torch
+
+    *powers, infinity = _thresholds(dtype)
     parts = []
     for before, after in zip(_halves(base), _halves(checkpoint), strict=True):
         size = before & 0x7FFF
@@ -100,12 +108,23 @@ def row_counts(base: Tensor, checkpoint: Tensor, dtype: torch.dtype) -> tuple[Te
     return tuple((first + second).sum(1) for first, second in zip(*parts, strict=True))
 
 
+def _thresholds(dtype: dtype) -> list[int]:
+    """The bits that the compiled count compares with; none but for the 16-bit dtypes."""
+    import torch
+
+    if dtype == torch.bfloat16:
+        return _BFLOAT16
+    return _FLOAT16 if dtype == torch.float16 else []
+
+
 def _halves(pairs: Tensor) -> tuple[Tensor, Tensor]:
     return (pairs << 16) >> 16, pairs >> 16
 
 
 def _in_order(bits: Tensor) -> Tensor:
     """Integers in the order of the numbers that the bits are of, neighbours one apart."""
+    import torch
+
     return torch.where(bits < 0, -0x8000 - bits, bits)
 
 
@@ -124,7 +143,7 @@ def count_changes(base: Tensor, checkpoint: Tensor, rows: RowCounts | None = Non
         raise ValueError(f"shape {tuple(checkpoint.shape)} against the base's {tuple(base.shape)}")
     before, after = base.reshape(-1), checkpoint.reshape(-1)
     counts = _Counts()
-    common = before.dtype == after.dtype and before.dtype in _THRESHOLDS
+    common = before.dtype == after.dtype and bool(_thresholds(before.dtype))
     # Pairs of elements are read as one number, which must begin at an even one.
     even = not any(int(part.storage_offset()) % 2 for part in (before, after))
     fast = rows if common and even else None
@@ -184,6 +203,8 @@ class _Counts:
 
     def _add(self, before: Tensor, after: Tensor) -> None:
         """Count a slice, whatever is in it."""
+        import torch
+
         finite = before.isfinite()
         whole = finite & after.isfinite()
         numel, here, both = before.numel(), int(finite.sum()), int(whole.sum())
@@ -196,6 +217,8 @@ class _Counts:
         self._add_magnitudes(w0, wt)
 
     def _add_magnitudes(self, before: Tensor, after: Tensor) -> None:
+        import torch
+
         keys = 2 * (exponents(before) - ZERO) + differ(before, after)
         for key, count in enumerate(torch.bincount(keys).tolist()):
             self._elements[key // 2 + ZERO] += count
@@ -203,6 +226,8 @@ class _Counts:
 
     def _add_rows(self, before: Tensor, after: Tensor, rows: RowCounts) -> bool:
         """Count whole rows; False, and nothing counted, where too many hold uncommon weights."""
+        import torch
+
         w0, wt = (part.view(torch.int32).view(-1, ROW) for part in (before, after))
         counts = torch.stack(rows(w0, wt, before.dtype))  # (bins, R)
         second = (counts / _PACK).floor_()
@@ -225,8 +250,56 @@ class _Counts:
 
     def _add_outside(self, before: Tensor, after: Tensor, rows: Tensor) -> None:
         """Count the elements of these rows whose exponent is none of the common ones."""
-        low, *_, high, _ = _THRESHOLDS[before.dtype]
+        low, *_, high, _ = _thresholds(before.dtype)
         w0, wt = (part.view(-1, 2 * ROW)[rows] for part in (before, after))  # copies
         magnitude = as_bits(w0) & 0x7FFF
         uncommon = (magnitude < low) | (magnitude >= high)
         self._add_magnitudes(w0[uncommon], wt[uncommon])
+
+
+@metric(
+    "histograms/ulp_change",
+    title="By how many units in the last place elements moved",
+    axis="fraction of elements",
+    unit="fraction",
+)
+def ulp_change(changes: UpdateCounts) -> list[Bin]:
+    """Fraction of a matrix's elements by the units in the last place that they moved.
+
+    The distance is the number of steps from a number of the base's dtype to the next one, so it
+    counts what the stored format can tell apart (arXiv 2505.11711, 2602.03839). Bins 0 (unmoved),
+    1, 2, 4, 8, ... hold the distances from there to below the next; `n` is the matrix's elements.
+    A checkpoint of another dtype is rounded to the base's. A zero that changed its sign moved by
+    0. NaN and infinities are in no bin: a row of their own counts them.
+    """
+    found = [
+        Bin(float(edge), count / changes.numel, changes.numel)
+        for edge, count in changes.moved.items()
+    ]
+    if changes.not_finite:
+        found.append(Bin(None, math.nan, changes.numel, changes.not_finite))
+    return found
+
+
+@metric(
+    "histograms/change_by_magnitude",
+    title="Which elements changed, by their size in the base",
+    axis="fraction changed",
+    unit="fraction",
+)
+def change_by_magnitude(changes: UpdateCounts) -> list[Bin]:
+    """Fraction of the elements of each exponent of |W_0| whose stored bits changed.
+
+    Bins are floor(log2 |W_0|), denormals by their own exponent; zeros are in bin -150, one below
+    float32's smallest. `n` is the number of elements in the bin. In bfloat16 a step of one size
+    changes small weights and is lost on large ones (arXiv 2505.11711, 2602.03839). Dtypes that
+    differ meet in the wider one. Elements of W_0 that are NaN or infinite are in no bin: a row of
+    their own counts them.
+    """
+    found = [
+        Bin(float(exponent), changes.changed[exponent] / count, count)
+        for exponent, count in changes.elements.items()
+    ]
+    if changes.base_not_finite:
+        found.append(Bin(None, math.nan, changes.numel, changes.base_not_finite))
+    return found

@@ -1,15 +1,19 @@
-"""Singular values of a matrix and of an update, from which the group `spectra` comes."""
+"""The group `spectra`: how many directions an update has, and what it does to singular values."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from mlflow_scalpel.metrics.registry import metric
 from mlflow_scalpel.tensors.updates import Added
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 CHUNK = 1 << 22  # elements of a matrix that are in float64 at once
 BLOCK = 256  # columns of the Gram matrix made at once; only its lower triangle is needed
@@ -82,6 +86,8 @@ def _update_values(w0: Tensor, wt: Tensor | Added, device: str) -> Tensor:
 
 def needed(functions: Iterable[Callable[[Spectra], object]]) -> set[str]:
     """What the functions ask of a `Spectra`, seen on an example, which they may refuse."""
+    import torch
+
     ones = torch.ones(1, 1)
     example = Spectra(ones, 2 * ones, lambda: ones[0].double())
     for function in functions:
@@ -97,6 +103,8 @@ def prepare(spectra: Sequence[Spectra], names: Collection[str]) -> None:
     matrices, each with one thread, are done in two thirds of the time. What cannot be computed is
     left to who asks for it to raise.
     """
+    import torch
+
     jobs = [
         (one, name)
         for number, one in enumerate(spectra)
@@ -141,6 +149,8 @@ def singular_values(
     Raises:
         ValueError: an element is NaN or infinite.
     """
+    import torch
+
     if matrix.shape[0] < matrix.shape[1]:
         return singular_values(
             matrix.T, None if subtracted is None else subtracted.T, device=device
@@ -162,3 +172,69 @@ def singular_values(
         noise = columns * torch.finfo(torch.float64).eps * squares[0]
         squares = torch.where(squares > noise, squares, 0.0)
     return squares.sqrt().cpu()
+
+
+@metric(
+    "spectra/update_spectral_norm", title="Spectral norm of the update", axis="‖ΔW‖₂", unit="weight"
+)
+def update_spectral_norm(spectra: Spectra) -> float:
+    """||W_t - W_0||_2, the largest singular value of the update, in weights."""
+    return float(spectra.update[0]) if len(spectra.update) else 0.0
+
+
+@metric(
+    "spectra/stable_rank",
+    title="Stable rank of the update",
+    axis="‖ΔW‖² / ‖ΔW‖₂²",
+    unit="directions",
+)
+def stable_rank(spectra: Spectra) -> float:
+    """||U||_F^2 / ||U||_2^2 of the update U = W_t - W_0: between 1 and its rank; NaN where U is 0.
+
+    Unlike the rank it does not count directions that hold next to nothing
+    (Rudelson and Vershynin, arXiv math/0503442).
+    """
+    values = spectra.update
+    if not values.any():
+        return math.nan
+    return float((values / values[0]).square().sum())
+
+
+@metric(
+    "spectra/effective_rank",
+    title="Effective rank of the update",
+    axis="effective rank",
+    unit="directions",
+)
+def effective_rank(spectra: Spectra) -> float:
+    """exp(H(p)), p_i = s_i / sum_j s_j of the update's singular values s; NaN where it is 0.
+
+    H is the entropy in nats: k equal singular values give k (Roy and Vetterli, EUSIPCO 2007).
+    """
+    import torch
+
+    values = spectra.update
+    if not values.any():
+        return math.nan
+    shares = values / values.sum()
+    return math.exp(float(torch.special.entr(shares).sum()))
+
+
+@metric(
+    "spectra/singular_value_drift",
+    title="Drift of the singular values",
+    axis="relative drift",
+    unit="ratio",
+)
+def singular_value_drift(spectra: Spectra) -> float:
+    """||s(W_t) - s(W_0)||_2 / ||s(W_0)||_2, s in falling order; NaN where W_0 is 0.
+
+    At most `weights/relative_frobenius` (Mirsky), and far less where training turns the singular
+    vectors and leaves the values (arXiv 2511.08567). Both are computed in float64.
+    """
+    import torch
+
+    before = float(torch.linalg.norm(spectra.base))
+    return (
+        float(torch.linalg.norm(spectra.checkpoint - spectra.base)) / before if before else math.nan
+    )

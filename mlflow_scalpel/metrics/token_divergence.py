@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from mlflow_scalpel.metrics.estimates import Estimate
-from mlflow_scalpel.metrics.measured_on import ALL, ANSWER
-from mlflow_scalpel.metrics.registry import metric
 
 _NEAR = 0.5  # |log q - log p| below which terms are taken from series
-
-TOKEN_SETS = {"all_tokens": ALL, "answer_tokens": ANSWER}
 
 
 @dataclass(frozen=True)
@@ -64,6 +57,8 @@ def token_divergence(base: Tensor, checkpoint: Tensor, following: Tensor) -> Tok
 
     Cost: about 20 passes over the logits; call it with slices that fit the cache.
     """
+    import torch
+
     log_p, base_norm = _log_softmax(base)  # (T, V), (T, 1)
     log_q, checkpoint_norm = _log_softmax(checkpoint)
     # In float64: two shifts of one size, of all logits and of the norms, must cancel here.
@@ -97,6 +92,8 @@ def token_divergence(base: Tensor, checkpoint: Tensor, following: Tensor) -> Tok
 
 def _log_softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities (T, V) float32, and the logits' log-sum-exp (T, 1) float64."""
+    import torch
+
     highest = logits.amax(-1, keepdim=True)  # (T, 1)
     lower = logits - highest
     total = lower.exp().sum(-1, keepdim=True, dtype=torch.float64).log()
@@ -105,6 +102,8 @@ def _log_softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 def _excess(d: Tensor) -> Tensor:
     """e^d - 1 - d for |d| < 0.5 by its series, which keeps the digits that a difference loses."""
+    import torch
+
     series = torch.ones_like(d)
     for n in range(10, 2, -1):
         series = 1.0 + series * d / n
@@ -119,48 +118,12 @@ def _log_cosh(x: Tensor) -> Tensor:
 
 def _log_mean(d: Tensor) -> Tensor:
     """log((1 + e^d) / 2)."""
+    import torch
+
     return torch.where(d < 60.0, torch.log1p(d.exp()), d) - math.log(2.0)
 
 
 def _sum(terms: Tensor) -> Tensor:
+    import torch
+
     return terms.sum(-1, dtype=torch.float64)
-
-
-Texts = Sequence[TokenDivergence]
-
-
-def token_metric(prefix: str, *, unit: str, version: int = 3) -> Callable[[Any], Any]:
-    """Register a function of `Texts` as `prefix/all_tokens` and as `prefix/answer_tokens`."""
-
-    def add(function: Callable[[Texts], list[Estimate]]) -> Callable[[Texts], list[Estimate]]:
-        for tokens, on in TOKEN_SETS.items():
-            metric(f"{prefix}/{tokens}", unit=unit, version=version, on=on)(function)
-        return function
-
-    return add
-
-
-def over_problems(
-    texts: Texts,
-    statistic: Callable[[Sequence[np.ndarray]], np.ndarray],
-    values: Callable[[TokenDivergence], Tensor],
-    bins: Sequence[float | None] = (None,),
-) -> list[Estimate]:
-    """Statistics of the pooled tokens; errors by the jackknife over problems (Efron 1981).
-
-    `statistic` gives one number for each bin from a list of (T,) arrays, one a problem.
-    """
-    arrays = [values(text).numpy() for text in texts if len(values(text))]
-    n = len(arrays)
-    bad = sum(not np.isfinite(array).all() for array in arrays)
-    if bad or not n:
-        return [Estimate(math.nan, math.nan, n, bin, bad) for bin in bins]
-    whole = statistic(arrays)
-    errors = np.full(len(bins), math.nan)
-    if n > 1:
-        left_out = np.stack([statistic(arrays[:i] + arrays[i + 1 :]) for i in range(n)])
-        errors = np.sqrt((n - 1) / n * ((left_out - left_out.mean(0)) ** 2).sum(0))
-    return [
-        Estimate(float(value), float(error), n, bin)
-        for value, error, bin in zip(whole, errors, bins, strict=True)
-    ]

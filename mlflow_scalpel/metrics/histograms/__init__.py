@@ -1,1 +1,0 @@
-"""Which weights changed, and by how much: counts of a matrix's elements in bins."""

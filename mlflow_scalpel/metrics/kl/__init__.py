@@ -1,1 +1,0 @@
-"""How far the output distributions moved, token by token."""

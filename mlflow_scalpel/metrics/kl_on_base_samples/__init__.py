@@ -1,1 +1,0 @@
-"""Divergence on answers that the base wrote itself."""

@@ -1,1 +1,0 @@
-"""How alike the updates of two checkpoints from one base are."""

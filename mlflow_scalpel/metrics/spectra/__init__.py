@@ -1,1 +1,0 @@
-"""How many directions an update has, and what it does to the singular values."""

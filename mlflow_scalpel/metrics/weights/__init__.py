@@ -1,1 +1,0 @@
-"""How far each matrix moved from the base: sums over its elements."""
