@@ -4,12 +4,12 @@ PYTHON ?= $(shell .ci/python)
 VENV := .venv
 VERSIONS := -c constraints.txt
 BIN := $(VENV)/bin
-# Each file of tests in one process, since what it makes first serves all of it.
-PYTEST := $(BIN)/python -m pytest --dist loadfile -n auto
+# Each file of tests in one process, since what it makes first serves all of it; longest files first.
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder -n auto
 FAST := $(PYTEST) -m "not slow" --maxprocesses 4
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo ui test test-all test-newest bench lint gpu-check stress install
+.PHONY: demo ui test test-all test-newest bench lint docs gpu-check stress install
 
 demo: install  ## GRPO against SFT on a tiny OLMo-2, from pre-training to report
 	@$(BIN)/mlflow run . --env-manager local --experiment-name scalpel-demo
@@ -23,7 +23,7 @@ test: install  ## Fast tests
 
 test-all: install  ## Slow tests too: real training, servers, whole experiments
 	$(FAST)
-	$(PYTEST) -m slow --maxprocesses 2 --durations=25
+	$(PYTEST) -m "slow or hypothesis" --hypothesis-profile many --maxprocesses 2 --durations=25
 
 test-newest:  ## Fast tests with the newest packages that pyproject.toml allows, in .venv-newest
 	@rm -f .venv-newest/.installed
@@ -36,6 +36,10 @@ lint: install  ## Format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: install  ## The documentation as a site, in build/site; no network needed
+	$(BIN)/python docs/generate.py
+	$(BIN)/zensical build --strict --clean
 
 gpu-check: install  ## What can be shown on a GPU only, in about eight minutes
 	$(BIN)/python benchmarks/gpu_check.py --out gpu-check

@@ -16,8 +16,24 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 pytest_plugins = ["tests.servers", "tests.browser", "tests.interpreters"]
 
 # A machine that others use too is slow now and then; where CI is set, examples are always the same.
-settings.register_profile("unhurried", parent=settings(), deadline=None)
-settings.load_profile("unhurried")
+settings.register_profile("many", parent=settings(), deadline=None)  # with the slow tests
+settings.register_profile("few", parent=settings(), deadline=None, max_examples=25)
+settings.load_profile("few")
+
+# Files that take longest, which begin first: else one of them is what everybody waits for at last.
+LONGEST = (
+    "projects/test_experiment", "projects/test_resume", "checkpoints/test_faults", "projects/",
+    "server/test_browser", "test_passwords", "tensors/test_every_family", "views/test_views_report",
+    "metrics/test_verdict_rates", "views/", "checkpoints/", "training/test_flops", "runs/",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return next((n for n, part in enumerate(LONGEST) if part in item.nodeid), len(LONGEST))
+
+    items.sort(key=place)
+
 
 SPECIAL = ["<|end|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>"]
 TEMPLATE = (

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from tests.interpreters import Interpreter
 from tests.servers import Proxy, Server, _running
 
 pytestmark = pytest.mark.slow
@@ -22,7 +22,6 @@ USER, PASSWORD = "admin", "hunter2/of the:tests"
 SECRETS = (b"hunter2", b"aHVudGVyMi", b"h1bnRlcjIv", b"odW50ZXIyL2")  # and as base64 has it
 QUOTED = "hunter2%2Fof%20the%3Atests"
 STAGE = """
-import sys
 from pathlib import Path
 from mlflow_scalpel.runs.lifecycle import open_stage
 
@@ -44,6 +43,7 @@ class Site:
     proxy: Proxy
     folder: Path
     said: list[str]
+    python: Interpreter
 
     @property
     def uri(self) -> str:
@@ -53,14 +53,7 @@ class Site:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
         environment |= {"MLFLOW_TRACKING_URI": uri or self.uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
         environment |= {"SCALPEL_PATIENCE": "2", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"} | more
-        done = subprocess.run(
-            [sys.executable, *words],
-            cwd=self.folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
+        done = self.python.run(words, cwd=self.folder, env=environment, timeout=200)
         self.said += [" ".join(map(str, words)), done.stdout, done.stderr]
         return done
 
@@ -69,7 +62,7 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(tmp_path_factory: pytest.TempPathFactory, python: Interpreter) -> Iterator[Site]:
     """A server that wants the password, and a proxy before it."""
     pytest.importorskip("flask_wtf", reason="MLflow's basic auth needs flask-wtf")
     folder = tmp_path_factory.mktemp("guarded")
@@ -88,7 +81,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     for running in _running(server):
         config.unlink()
         proxy = Proxy(running.uri)
-        yield Site(running, proxy, work, [])
+        yield Site(running, proxy, work, [], python)
         proxy.close()
 
 

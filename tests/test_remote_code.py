@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import mlflow_scalpel
+from mlflow_scalpel.cli import main
 
 EVIL = """
 from pathlib import Path
@@ -54,18 +54,13 @@ def evil(first_model: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("metrics", ["kl", "attention"])
-def test_what_needs_its_code_is_refused(evil, tracking, tmp_path, metrics):
+def test_what_needs_its_code_is_refused(evil, tracking, tmp_path, metrics, capsys, monkeypatch):
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"problem": "1+1", "solution": "2"}\n')
     words = ["compare", evil, evil, "--metrics", metrics, "--texts", texts]
-    done = subprocess.run(
-        [sys.executable, "-m", "mlflow_scalpel.cli", *map(str, words)],
-        input="y\n" * 9,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1, done.stderr
-    assert "names Python files of its own (auto_map)" in done.stdout
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))  # to whoever asks
+    assert main(list(map(str, words))) == 1
+    assert "names Python files of its own (auto_map)" in capsys.readouterr().out
     assert not (tmp_path / "mark").exists()
 
 

@@ -14,7 +14,7 @@ from mlflow_scalpel.errors import ScalpelError
 if TYPE_CHECKING:
     from mlflow_scalpel.checkpoints.prune import Plan
 
-EXAMPLE = "mlflow-scalpel prune RUN_ID --keep 2 --keep-best eval/in/sums/greedy --dry-run"
+EXAMPLE = "mlflow-scalpel prune RUN_ID --keep 2 --keep-best eval/in/add/greedy --dry-run"
 
 
 def add(parser: argparse.ArgumentParser) -> None:

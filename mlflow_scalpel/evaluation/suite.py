@@ -77,7 +77,7 @@ class SuiteTask(Strict):
     grader: Literal["task", "math_verify", "math_verify_or_number"] = "task"
     """`task` leaves it to lm-eval. `math_verify` compares the completion's answer as mathematics:
     in <answer> tags, boxed, or else LaTeX after the word "answer"; `math_verify_or_number` takes
-    the last number where there is none of these. docs/grading.md says it all."""
+    the last number where there is none of these. docs/explanation/grading.md says it all."""
     gold_pattern: str | None = None
     """Regular expression whose first group is the answer within the task's target."""
     filter: str = "none"

@@ -26,7 +26,7 @@ class Strict(BaseModel):
 
 
 class Columns(Strict):
-    """Which column of the data holds what.
+    r"""Which column of the data holds what.
 
     `messages.-1.content` reaches into lists and mappings, from the end with a negative number, and
     "{instruction}\n{input}" joins columns (a line that names only empty ones is left out).

@@ -226,7 +226,7 @@ class GrpoRecipe(TrainingRecipe):
     }
     """Weight of each reward in GRPO's sum, by name; 0 leaves one out. `accuracy` is 1 where the
     completion's answer is the gold one: in <answer> tags, boxed, or LaTeX after the word "answer";
-    never a number that merely stands somewhere (docs/grading.md). `format` is 1 for
+    never a number that merely stands somewhere (docs/explanation/grading.md). `format` is 1 for
     <think>...</think> and then <answer>...</answer>, each on lines of its own. Others are functions
     of one's own, as package.module:function, from the recipe's folder or the Python path. What
     takes arguments is given them beside its weight: {weight: 0.1, limit: 200}."""

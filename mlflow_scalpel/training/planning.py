@@ -220,7 +220,7 @@ def memory(
     =========== ============== =============== =============== ==============
 
     Without sharding, autocast to bfloat16 keeps copies of the float32 weights that it multiplies
-    with, 2 bytes each (docs/gpu.md has a GPU's memory beside a plan).
+    with, 2 bytes each (docs/explanation/gpu.md has a GPU's memory beside a plan).
 
     (ZeRO's 12 are float32 weights and AdamW's two states; with float32 weights it has no second
     copy, 8.) Activations by `activation_bytes` for a batch of the longest sequences; logits are

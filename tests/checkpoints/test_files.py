@@ -107,6 +107,7 @@ print(json.dumps(sorted(names)))
 """
 
 
+@pytest.mark.slow  # imports every tokenizer of Transformers
 def test_every_tokenizers_files_are_kept():
     """Names that the tokenizers of the installed Transformers give their files."""
     done = subprocess.run(

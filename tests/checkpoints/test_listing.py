@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -127,15 +126,14 @@ def test_filters_choose(two_runs):
     assert list(list_checkpoints(run_id=grpo, model="tiny")["step"]) == []
 
 
-def test_the_environment_names_the_experiment_and_listing_never_makes_one(tracking, tmp_path):
+def test_the_environment_names_the_experiment_and_listing_never_makes_one(
+    tracking, python, tmp_path
+):
     def listed(**names: str) -> subprocess.CompletedProcess[str]:
         """As another process, in which no experiment was set."""
-        return subprocess.run(
-            [sys.executable, "-m", "mlflow_scalpel.cli", "checkpoints"],
-            env={k: v for k, v in os.environ.items() if k != "MLFLOW_EXPERIMENT_ID"} | names,
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
+        kept = {k: v for k, v in os.environ.items() if k != "MLFLOW_EXPERIMENT_ID"}
+        return python.run(
+            ["-m", "mlflow_scalpel.cli", "checkpoints"], env=kept | names, cwd=tmp_path
         )
 
     mistyped = listed(MLFLOW_EXPERIMENT_NAME="testz")

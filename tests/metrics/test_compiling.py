@@ -1,4 +1,4 @@
-"""What happens where there is a compiler that cannot be used."""
+"""What happens where there is no compiler, or one that cannot be used."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from mlflow_scalpel.metrics import compiling
+from mlflow_scalpel.metrics.compiling import compiled
+from mlflow_scalpel.metrics.update_sums import row_sums
 
 PROGRAM = """
 import warnings, torch
@@ -26,7 +30,9 @@ print([str(one.message) for one in told if "torch.compile" in str(one.message)])
 """
 
 
-@pytest.mark.parametrize("usable_for", ["nothing", "telling its version"])
+@pytest.mark.parametrize(
+    "usable_for", [pytest.param("nothing", marks=pytest.mark.slow), "telling its version"]
+)
 def test_with_a_compiler_that_fails_the_function_runs_as_it_is(usable_for, tmp_path: Path):
     compiler = tmp_path / "c++"
     version = 'case "$1" in -v|--version) exec g++ --version;; esac\n'
@@ -42,3 +48,13 @@ def test_with_a_compiler_that_fails_the_function_runs_as_it_is(usable_for, tmp_p
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run without torch.compile") == 1
+
+
+def test_without_a_compiler_the_function_runs_as_it_is(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    for cached in (compiled, compiling._has_compiler, compiling._warn):
+        cached.cache_clear()
+    with pytest.warns(UserWarning, match="no C\\+\\+ compiler was found"):
+        assert compiled(row_sums) is row_sums
+    for cached in (compiled, compiling._has_compiler, compiling._warn):
+        cached.cache_clear()

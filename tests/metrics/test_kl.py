@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 from scipy.stats import entropy
@@ -53,7 +53,6 @@ def test_against_scipy_in_float64(spread, change):
 finite = st.floats(-300, 300, width=32)
 
 
-@settings(max_examples=200)
 @example([(63.0, 0.0), (65.0, 0.0)])  # all logits shift by more than the models differ
 @given(st.lists(st.tuples(finite, finite), min_size=2, max_size=30))
 @example([(0.0, 0.0), (0.0, 0.0), (130.0, 1.0)])  # what the logits share is larger than d

@@ -1,4 +1,4 @@
-"""The groups `pairs` and `weights_paper_compat` against plain computations."""
+"""The group `pairs` against plain computations."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from mlflow_scalpel.metrics import choose_metrics
 from mlflow_scalpel.metrics.histograms import SLICE
 from mlflow_scalpel.metrics.pairs import count_pair
-from mlflow_scalpel.metrics.update_sums import update_sums
-from mlflow_scalpel.metrics.weights import Training, relative_frobenius
 
 Values = dict[tuple[str, float | None], tuple[float, int]]
 
@@ -135,27 +133,3 @@ def test_nan_and_infinities_are_told():
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"\(2, 3\) against the base's \(3, 2\)"):
         count_pair(torch.ones(3, 2), torch.ones(3, 2), torch.ones(2, 3))
-
-
-def test_the_authors_way_is_theirs_and_off_by_what_bfloat16_is():
-    torch.manual_seed(0)
-    w0 = (0.02 * torch.randn(513, 129)).bfloat16()
-    wt = (w0.float() + 1e-3 * torch.randn(513, 129)).bfloat16()
-    (compat,) = choose_metrics(["weights_paper_compat"])
-    theirs = float(torch.norm(wt - w0) / torch.norm(w0))
-    value = compat.function(w0, wt)
-    assert value == theirs
-    assert compat.function(w0.float(), wt.float()) == theirs
-    exact = relative_frobenius(*update_sums(w0, wt), Training(None))
-    assert value != exact
-    assert value == pytest.approx(exact, rel=0.02)
-    assert math.isnan(compat.function(torch.zeros(2, 2), torch.ones(2, 2)))
-
-
-def test_the_authors_way_in_slices(monkeypatch):
-    monkeypatch.setattr("mlflow_scalpel.metrics.paper_compat.SLICE", 100)
-    torch.manual_seed(0)
-    w0, wt = torch.randn(2, 37, 11).bfloat16()
-    (compat,) = choose_metrics(["weights_paper_compat"])
-    theirs = float(torch.norm(wt - w0) / torch.norm(w0))
-    assert compat.function(w0, wt) == pytest.approx(theirs, rel=2**-7)

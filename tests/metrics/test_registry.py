@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from mlflow_scalpel.errors import ScalpelError
@@ -19,9 +22,26 @@ def test_every_metric_says_what_it_is():
         assert one.function.__doc__, one.name
 
 
+LIGHT = """
+import sys
+for name in ("torch", "scipy", "mlflow", "transformers", "pandas"):
+    sys.modules[name] = None  # importing it fails
+from mlflow_scalpel.metrics import all_metrics
+print(*(one.name for one in all_metrics()))
+"""
+
+
+def test_metrics_are_named_without_what_measuring_them_takes():
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [one.name for one in all_metrics()]
+
+
 def test_no_two_metrics_describe_themselves_alike():
     known = all_metrics()
-    for said in ("description", "summary"):
+    for said in ("description", "summary", "title"):
         texts = [getattr(one, said) for one in known]
         twice = {one.name for one in known if texts.count(getattr(one, said)) > 1}
         assert not twice, twice

@@ -62,6 +62,7 @@ def test_interval_and_test_give_one_verdict(unchanged):
     assert all(found.share("one verdict") == 1.0 for found in unchanged.values())
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth(unchanged):
     changed = {
         (base, n, k): verdicts.simulate(base, "better", n, k, REPETITIONS)
@@ -79,12 +80,12 @@ def test_intervals_hold_the_truth(unchanged):
 @pytest.mark.parametrize(
     ("base", "effect", "k", "name", "share"),
     [
-        ("even", "better", 1, "change decided", 0.9),
-        ("even", "better", 6, "change decided", 0.98),
-        ("near 1", "forgotten", 2, "change decided", 0.7),
+        pytest.param("even", "better", 1, "change decided", 0.9, marks=pytest.mark.slow),
+        pytest.param("even", "better", 6, "change decided", 0.98, marks=pytest.mark.slow),
+        pytest.param("near 1", "forgotten", 2, "change decided", 0.7, marks=pytest.mark.slow),
         ("even", "better", 1, "McNemar decided", 0.9),
-        ("even", "better", 2, "gained decided", 0.75),
-        ("near 1", "forgotten", 2, "lost decided", 0.8),
+        pytest.param("even", "better", 2, "gained decided", 0.75, marks=pytest.mark.slow),
+        pytest.param("near 1", "forgotten", 2, "lost decided", 0.8, marks=pytest.mark.slow),
         ("near 0", "mixed", 6, "gained decided", 0.95),
         # As many gained as lost, both more than chance: judged apart, not against each other.
         ("all or nothing", "mixed", 6, "lost decided", 0.5),

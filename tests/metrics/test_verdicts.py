@@ -35,12 +35,9 @@ small = st.lists(st.integers(-3, 3), min_size=1, max_size=9)
 
 def flips(values: list[float]) -> float:
     """Two-sided p of all flips of sign, one after the other."""
-    observed = abs(sum(values))
-    every = itertools.product((-1, 1), repeat=len(values))
-    hits = [
-        abs(sum(s * v for s, v in zip(signs, values, strict=True))) >= observed - 1e-9
-        for signs in every
-    ]
+    numbers = np.arange(2 ** len(values))[:, None]
+    signs = 1 - 2 * (numbers >> np.arange(len(values)) & 1)
+    hits = np.abs(signs @ np.array(values)) >= abs(sum(values)) - 1e-9
     return float(np.mean(hits))
 
 

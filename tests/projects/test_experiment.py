@@ -18,14 +18,20 @@ import mlflow
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mlflow_scalpel.checkpoints.reading.pull import resolve
 from mlflow_scalpel.checkpoints.search import checkpoints_of_run
-from mlflow_scalpel.comparison.gather import gather
-from mlflow_scalpel.comparison.run_store import stored_ledger, stored_tokens, token_steps
+from mlflow_scalpel.comparison.run_store import (
+    stored_ledger,
+    stored_table,
+    stored_tokens,
+    token_steps,
+)
 from mlflow_scalpel.comparison.table import COLUMNS
 from mlflow_scalpel.run_warnings import FAILURE_TAG
+from mlflow_scalpel.runs.resume import RESUMED_TAG
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +42,14 @@ SMALL = """
 extends: tiny
 base:
   recipe: tiny
-  set: {train.steps: 24, text.sequences: 400, train.batch_size: 32, threads: 1}
+  set:
+    train.steps: 24
+    text.sequences: 400
+    train.batch_size: 32
+    threads: 1
+    architecture.hidden_size: 48
+    architecture.num_hidden_layers: 3
+    architecture.intermediate_size: 96
 arms:
   - name: grpo
     stage: grpo
@@ -49,8 +62,29 @@ arms:
       probes.base_style.limit: 8
       probes.teacher_style.limit: 8
   - {name: sft, stage: sft, recipe: tiny, set: *small}
-  - {name: sft-again, stage: sft, recipe: tiny, set: *small}
 evaluate: {recipe: tiny, set: {checkpoints: last, threads: 1}}
+"""
+
+# One arm at a time, of which the second can be killed when all of the first is done.
+KILLED = SMALL + "workers: 1\n"
+
+# What nobody interrupts, of the base that another experiment has made.
+SHORTEST = """
+extends: tiny
+base: null
+model: models:/tiny-base/latest
+arms:
+  - name: sft
+    stage: sft
+    recipe: tiny
+    set:
+      train.max_steps: 4
+      train.per_device_train_batch_size: 16
+      checkpoints.count: 2
+      threads: 1
+      probes.base_style.limit: 8
+      probes.teacher_style.limit: 8
+evaluate: null
 """
 
 # Arms that go on for as long as it takes to interrupt them.
@@ -97,7 +131,7 @@ def project(folder: Path) -> Path:
     shutil.copytree(ROOT / "projects", copy / "projects")
     shutil.copy(ROOT / "MLproject", copy)
     shutil.copy(ROOT / "conda.yaml", copy)
-    for name, recipe in (("small", SMALL), ("long", LONG)):
+    for name, recipe in (("small", KILLED), ("shortest", SHORTEST), ("long", LONG)):
         (copy / "projects" / "main" / "recipes" / f"{name}.yaml").write_text(recipe)
     return copy
 
@@ -112,26 +146,44 @@ def command(copy: Path, entry: str, *parameters: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory) -> Iterator[dict]:
+    """An experiment that was killed in its second arm, and resumed."""
     folder = tmp_path_factory.mktemp("experiment")
-    copy, hub = project(folder), Hub()
+    made = {"folder": folder, "copy": project(folder), "hub": Hub()}
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    process = begin(made, "small")
+    assert process.stdout is not None
+    before = ""
+    for line in process.stdout:
+        before += line
+        if line.startswith("[sft] step 2/4"):
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    before += process.stdout.read()
+    experiment_id = mlflow.get_experiment_by_name("small").experiment_id
+    (parent,) = MlflowClient().search_runs([experiment_id], "attributes.run_name = 'small-main'")
+    made["killed"] = below(parent.info.run_id)
     done = subprocess.run(
-        command(copy, "main", "recipe=small"),
-        cwd=copy,
-        env=environment(folder, hub),
+        command(made["copy"], "main", f"resume={parent.info.run_id}"),
+        cwd=made["copy"],
+        env=environment(folder, made["hub"]),
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    runs = MlflowClient().search_runs([mlflow.get_experiment_by_name("small").experiment_id])
-    yield {
-        "folder": folder,
-        "copy": copy,
-        "hub": hub,
-        "output": done.stdout + done.stderr,
+    assert done.returncode == 0, before + done.stdout + done.stderr
+    runs = MlflowClient().search_runs([experiment_id])
+    yield made | {
+        "resumed": done.stdout,
+        "output": before + done.stdout + done.stderr,
         "runs": {run.info.run_name: run for run in runs},
     }
     mlflow.set_tracking_uri(None)
+
+
+def below(run_id: str) -> dict[str, Run]:
+    """The stages of an experiment, by name."""
+    experiment_id = mlflow.get_experiment_by_name("small").experiment_id
+    runs = MlflowClient().search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    return {run.info.run_name: run for run in runs if "resumption" not in run.info.run_name}
 
 
 def whole(run):
@@ -140,16 +192,28 @@ def whole(run):
 
 
 def test_the_ui_shows_one_tree_of_finished_runs(experiment):
-    runs = experiment["runs"]
-    parent = runs.pop("small-main")
-    assert set(runs) == {
-        "base", "grpo", "sft", "sft-again",
-        "evaluate grpo", "evaluate sft", "evaluate sft-again", "compare",
-    }  # fmt: skip
+    parent = experiment["runs"]["small-main"]
+    runs = below(parent.info.run_id)
+    assert set(runs) == {"base", "grpo", "sft", "evaluate grpo", "evaluate sft", "compare"}
     assert {run.info.status for run in [parent, *runs.values()]} == {"FINISHED"}
-    for run in runs.values():
-        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    experiment["runs"]["small-main"] = parent
+    found = MlflowClient().search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    )
+    names = [run.info.run_name for run in found if "resumption" not in run.info.run_name]
+    assert len(names) == len(set(names))
+
+
+def test_what_had_finished_is_not_done_again_and_the_killed_arm_goes_on(experiment):
+    killed = experiment["killed"]
+    assert set(killed) == {"base", "grpo", "evaluate grpo", "sft"}
+    for name in ("base", "grpo", "evaluate grpo"):
+        assert f"[{name}] has finished before" in experiment["resumed"]
+    for name, run in killed.items():
+        assert experiment["runs"][name].info.run_id == run.info.run_id
+    sft = experiment["runs"]["sft"]
+    assert sft.data.tags[RESUMED_TAG].startswith("from step 2")
+    steps = [one.step for one in checkpoints_of_run(sft.info.run_id)[1]]
+    assert steps == [2, 4]
 
 
 def test_nobody_called_the_hub(experiment):
@@ -174,7 +238,7 @@ def test_checkpoints_are_ready_registered_and_open(experiment, arm):
 
 
 def test_the_base_is_logged_once_and_is_every_runs_input(experiment):
-    arms = [whole(experiment["runs"][name]) for name in ("grpo", "sft", "sft-again")]
+    arms = [whole(experiment["runs"][name]) for name in ("grpo", "sft")]
     inputs = {entry.model_id for run in arms for entry in run.inputs.model_inputs}
     assert len(inputs) == 1
     made = experiment["runs"]["base"].data.tags["scalpel.model_id"]
@@ -224,17 +288,6 @@ def test_curves_grow_with_the_training_step_and_belong_to_their_models(experimen
     assert arguments["max_grad_norm"] == 0.2
 
 
-def test_the_same_seed_gives_the_same_numbers(experiment):
-    first, again = (gather([experiment["runs"][name].info.run_id]) for name in ("sft", "sft-again"))
-    keys = ["step", "metric", "layer", "head", "matrix", "bin", "texts"]
-    timed = {"cost/wall_seconds", "cost/measuring_seconds"}
-
-    def values(table: pd.DataFrame) -> pd.Series:
-        return table[~table["metric"].isin(timed)].set_index(keys)["value"].sort_index()
-
-    pd.testing.assert_series_equal(values(first), values(again))
-
-
 def test_scores_stand_at_their_step_on_their_model_with_an_error(experiment):
     run = experiment["runs"]["evaluate grpo"]
     history = MlflowClient().get_metric_history(run.info.run_id, "eval/in/add/sampled")
@@ -261,7 +314,7 @@ def test_the_comparison_has_everything_in_one_table_and_one_file(experiment):
         "weights", "histograms", "spectra", "kl", "attention", "kl_on_base_samples",
         "weights_paper_compat", "pairs", "kl_paper_compat", "eval", "cost", "capabilities",
     }  # fmt: skip
-    assert table["run_id"].nunique() == 3
+    assert table["run_id"].nunique() == 2
     report = (files / "report.html").read_text()
     assert not re.search(r"""<(script|link|img|iframe)[^>]*(src|href)=["']https?://""", report)
     assert {"norms_over_training.png", "weight_heatmaps.png", "cost.png"} <= {
@@ -270,51 +323,53 @@ def test_the_comparison_has_everything_in_one_table_and_one_file(experiment):
     assert str(experiment["copy"] / "outputs" / run_id / "report.html") in experiment["output"]
 
 
-def test_a_second_run_in_the_same_directory_works_and_shares_the_base(experiment):
-    base = experiment["runs"]["base"]
-    settings = "train.steps=24 text.sequences=400 train.batch_size=32 threads=1"
+def test_an_experiment_that_nobody_interrupts_ends_with_a_report_and_the_same_numbers(experiment):
     done = subprocess.run(
-        command(experiment["copy"], "base", f"set={settings}"),
+        command(experiment["copy"], "main", "recipe=shortest"),
         cwd=experiment["copy"],
         env=environment(experiment["folder"], experiment["hub"]),
         capture_output=True,
         text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    experiment_id = mlflow.get_experiment_by_name("small").experiment_id
+    (parent,) = MlflowClient().search_runs([experiment_id], "attributes.run_name = 'shortest-main'")
+    runs = below(parent.info.run_id)
+    assert set(runs) == {"sft", "compare"}
+    assert {run.info.status for run in [parent, *runs.values()]} == {"FINISHED"}
+    assert f"outputs/{runs['compare'].info.run_id}/report.html" in done.stdout
+    # With the same seed, and as if nobody had killed the other.
+    keys = ["step", "metric", "layer", "head", "matrix", "bin", "texts"]
+    timed = {"cost/wall_seconds", "cost/measuring_seconds"}
+
+    def values(run: Run) -> pd.Series:
+        table = stored_table(run.info.run_id)
+        return table[~table["metric"].isin(timed)].set_index(keys)["value"].sort_index()
+
+    pd.testing.assert_series_equal(values(runs["sft"]), values(experiment["runs"]["sft"]))
+
+
+def test_a_second_run_in_the_same_directory_works_and_shares_the_base(experiment, training_python):
+    base = experiment["runs"]["base"]
+    settings = (
+        "train.steps=24 text.sequences=400 train.batch_size=32 threads=1 "
+        "architecture.hidden_size=48 architecture.num_hidden_layers=3 "
+        "architecture.intermediate_size=96"
+    )
+    done = training_python.run(
+        ["projects/base/base.py", "--set", settings],
+        cwd=experiment["copy"],
+        env=environment(experiment["folder"], experiment["hub"])
+        | {"MLFLOW_EXPERIMENT_NAME": "small"},
     )
     assert done.returncode == 0, done.stderr
     assert f"models:/{base.data.tags['scalpel.model_id']}" in done.stdout
 
 
-def test_two_processes_log_each_checkpoint_and_metric_once(experiment):
-    settings = (
-        "processes=2 threads=1 train.max_steps=2 checkpoints.count=2 name=twofold "
-        "train.per_device_train_batch_size=8 probes.base_style.limit=8 probes.teacher_style.limit=8"
-    )
-    done = subprocess.run(
-        command(experiment["copy"], "sft", f"set={settings}"),
-        cwd=experiment["copy"],
-        env=environment(experiment["folder"], experiment["hub"]),
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stderr
-    client = MlflowClient()
-    experiment_id = mlflow.get_experiment_by_name("small").experiment_id
-    (run,) = client.search_runs([experiment_id], max_results=1)
-    assert (run.info.status, run.data.params["processes"]) == ("FINISHED", "2")
-    assert run.data.metrics["cost/sequences"] == 2 * 2 * 8
-    for metric in ("loss", "kl/all_tokens/base_style"):
-        steps = [point.step for point in client.get_metric_history(run.info.run_id, metric)]
-        assert sorted(steps) == sorted(set(steps)), metric
-    _, found = checkpoints_of_run(run.info.run_id)
-    assert [checkpoint.step for checkpoint in found] == [1, 2]
-
-
 @pytest.mark.parametrize(
     ("parameters", "said"),
     [
-        (["set=train.learning_rate=-1"], "train.learning_rate = -1: .*greater than 0"),
-        (["learning_rate=1e-5"], 'learning_rate is not a parameter.*set="train.learning_rate=1e-5'),
+        (["learning_rate=-1"], 'learning_rate is not a parameter.*set="train.learning_rate=-1'),
         (["set=model=models:/nothing/latest"], "no version of nothing is registered"),
     ],
 )
@@ -378,45 +433,3 @@ def test_interrupting_the_experiment_leaves_no_run_running(experiment):
     runs = client.search_runs([experiment_id], f"attributes.start_time >= {began}")
     ends = {run.info.run_name: run.info.status for run in runs}
     assert set(ends.values()) <= {"KILLED", "FINISHED"}, ends
-
-
-def test_an_experiment_that_was_killed_is_taken_up(experiment):
-    """What has finished is not done again; the arm that was killed goes on where it was."""
-    recipe = SMALL.replace("  - {name: sft-again, stage: sft, recipe: tiny, set: *small}\n", "")
-    recipes = experiment["copy"] / "projects" / "main" / "recipes"
-    (recipes / "killed.yaml").write_text(recipe + "workers: 1\n")
-    process = begin(experiment, "killed")
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("[sft] step 2/4"):
-            break
-    os.killpg(process.pid, signal.SIGKILL)
-    process.stdout.read()
-    client = MlflowClient()
-    experiment_id = mlflow.get_experiment_by_name("small").experiment_id
-    (parent,) = client.search_runs([experiment_id], "attributes.run_name = 'killed-main'")
-    below = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
-    before = {run.info.run_name: run for run in client.search_runs([experiment_id], below)}
-    assert set(before) == {"base", "grpo", "evaluate grpo", "sft"}
-
-    done = subprocess.run(
-        command(experiment["copy"], "main", f"resume={parent.info.run_id}"),
-        cwd=experiment["copy"],
-        env=environment(experiment["folder"], experiment["hub"]),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("base", "grpo", "evaluate grpo"):
-        assert f"[{name}] has finished before" in done.stdout
-    assert client.get_run(parent.info.run_id).info.status == "FINISHED"
-    runs = client.search_runs([experiment_id], below)
-    names = [run.info.run_name for run in runs if "resumption" not in run.info.run_name]
-    arms = {"grpo", "sft"}
-    assert sorted(names) == sorted({"base", "compare"} | arms | {f"evaluate {a}" for a in arms})
-    after = {run.info.run_name: run.info for run in runs}
-    for name, run in before.items():
-        assert after[name].run_id == run.info.run_id
-        assert after[name].status == "FINISHED"
-    steps = [one.step for one in checkpoints_of_run(after["sft"].run_id)[1]]
-    assert steps == [2, 4]

@@ -1,7 +1,7 @@
 """GRPO's completions and an evaluation by a real vLLM: opt in with SCALPEL_VLLM=PYTHON (3 minutes).
 
 PYTHON is that of an environment with this project's dependencies and vLLM, on a GPU or a CPU;
-CONTRIBUTING.md has the commands that make one for a CPU.
+docs/how-to/gpus.md has the commands that make one for a CPU.
 """
 
 from __future__ import annotations

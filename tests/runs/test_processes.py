@@ -117,7 +117,7 @@ def test_a_process_that_fails_has_said_it_itself(launch):
     assert run == ("RUNNING", None)  # which is for the stage to end
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_that_dies_without_a_word_is_named(launch, rank):
     code, said, run = launch(f'if rank == "{rank}": os.kill(os.getpid(), {int(signal.SIGKILL)})')
     assert code == 1

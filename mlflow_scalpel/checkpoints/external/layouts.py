@@ -1,7 +1,7 @@
 """The places where trainers leave models: steps in a run's directory, a model within a step.
 
-What works for which trainer is in docs/layouts.md; `converters.py` has the commands for layouts
-that hold no model as Hugging Face stores one.
+What works for which trainer is in docs/explanation/trainers.md; `converters.py` has the commands
+for layouts that hold no model as Hugging Face stores one.
 """
 
 from __future__ import annotations

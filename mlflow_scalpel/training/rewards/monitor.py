@@ -107,8 +107,9 @@ class RewardMonitor:
         return (
             f"{self.not_graded} of {self.completions} completions were not graded, because "
             "comparing their answers takes too long: the accuracy reward leaves them out, and only "
-            "the other rewards count for them. docs/grading.md has the limits; plain numbers as "
-            "gold answers, or a system prompt that asks for simplified ones, keep within them"
+            "the other rewards count for them. docs/explanation/grading.md has the limits; plain "
+            "numbers as gold answers, or a system prompt that asks for simplified ones, keep "
+            "within them"
         )
 
     def _no_value(self) -> str | None:
@@ -136,7 +137,7 @@ class RewardMonitor:
                 f"the accuracy reward judged none of {seen}: for {unreadable} the gold answer "
                 f"could not be read as mathematics, and {self.not_graded} took too long to "
                 "compare; look at data.columns.answer and data.answer_pattern, and for answers "
-                "that take too long at the limits in docs/grading.md"
+                "that take too long at the limits in docs/explanation/grading.md"
             )
         if not any(self.rewarded.values()):
             names = " and ".join(self.rewarded)

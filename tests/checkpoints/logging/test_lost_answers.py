@@ -20,7 +20,7 @@ from PIL import Image
 
 from mlflow_scalpel.checkpoints.artifact_store import check_travels, open_store
 from mlflow_scalpel.checkpoints.logging.log import log_checkpoint
-from mlflow_scalpel.checkpoints.logging.spool import EndEntry
+from mlflow_scalpel.checkpoints.logging.spool import EndEntry, ImageEntry
 from mlflow_scalpel.checkpoints.logging.uploader import UploadPending
 from mlflow_scalpel.checkpoints.logging.uploads import close_uploaders
 from mlflow_scalpel.checkpoints.search import made_by, state_of, step_of
@@ -93,7 +93,11 @@ def log_all(checkpoint: Path, base: Path) -> tuple[str, str]:
         journal = Journal(upload.uploader)
         journal.metrics({"loss": loss}, step, upload)
         journal.best("loss", "min")
-    journal.image(Image.new("RGB", (4, 4)), "weights/change", 7)
+    picture = Image.new("RGB", (4, 4))
+    upload.uploader.add(
+        ImageEntry(key="weights/change", step=7, timestamp=1_700_000_000_000),
+        lambda folder: picture.save(folder / "image.png"),
+    )
     journal.tags({"told": "yes"})
     upload.uploader.add(EndEntry(status="FINISHED"))
     return run_id, name
@@ -154,13 +158,14 @@ def test_an_answer_may_be_lost_in_every_position(
                 sent[kind_of(exchange)] += 1
             elif exchange.status is None:
                 lost[kind_of(exchange)] += 1
-    assert sum(sent.values()) > 25
-    assert {kind: number for kind, number in sent.items() if lost[kind] < number} == {}
+    assert sum(lost.values()) > 25
+    # An alias that is set late, after its neighbour's answer was lost, is not set twice.
+    assert {kind: n for kind, n in sent.items() if lost[kind] < max(1, n - 1)} == {}
 
 
 def kind_of(exchange: Exchange) -> str:
     """A pattern of the requests that are like this one in another run."""
-    ids = r"(?<=artifacts/)\d+|\d{9,}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}"
+    ids = r"(?<=artifacts/)\d+|[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d{13}"
     path = re.escape(re.sub(ids, "ID", exchange.path)).replace("ID", "[^/]+")
     return f"^{exchange.method} {path}$"
 

@@ -1,4 +1,4 @@
-"""KL the authors' way: bfloat16, and problems with NaN left out, which is said."""
+"""Weights and KL the authors' way: bfloat16, and problems with NaN left out, which is said."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from mlflow_scalpel.metrics import choose_metrics
 from mlflow_scalpel.metrics.paper_compat import bfloat16_divergence
 from mlflow_scalpel.metrics.token_divergence import token_divergence
+from mlflow_scalpel.metrics.update_sums import update_sums
+from mlflow_scalpel.metrics.weights import Training, relative_frobenius
 
 
 def estimate(*problems: list[float]):
@@ -81,3 +83,27 @@ def test_it_is_the_kl_up_to_what_bfloat16_can_hold():
     ours = bfloat16_divergence(before.bfloat16(), after.bfloat16())
     assert ours.dtype == torch.bfloat16
     assert float(ours.float().mean()) == pytest.approx(float(exact), rel=0.05)
+
+
+def test_the_norm_is_theirs_and_off_by_what_bfloat16_is():
+    torch.manual_seed(0)
+    w0 = (0.02 * torch.randn(513, 129)).bfloat16()
+    wt = (w0.float() + 1e-3 * torch.randn(513, 129)).bfloat16()
+    (compat,) = choose_metrics(["weights_paper_compat"])
+    theirs = float(torch.norm(wt - w0) / torch.norm(w0))
+    value = compat.function(w0, wt)
+    assert value == theirs
+    assert compat.function(w0.float(), wt.float()) == theirs
+    exact = relative_frobenius(*update_sums(w0, wt), Training(None))
+    assert value != exact
+    assert value == pytest.approx(exact, rel=0.02)
+    assert math.isnan(compat.function(torch.zeros(2, 2), torch.ones(2, 2)))
+
+
+def test_the_norm_in_slices(monkeypatch):
+    monkeypatch.setattr("mlflow_scalpel.metrics.paper_compat.SLICE", 100)
+    torch.manual_seed(0)
+    w0, wt = torch.randn(2, 37, 11).bfloat16()
+    (compat,) = choose_metrics(["weights_paper_compat"])
+    theirs = float(torch.norm(wt - w0) / torch.norm(w0))
+    assert compat.function(w0, wt) == pytest.approx(theirs, rel=2**-7)

@@ -10,13 +10,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_scalpel.metrics import choose_metrics, compiling
+from mlflow_scalpel.metrics import choose_metrics
+from mlflow_scalpel.metrics import update_sums as update_sums_module
 from mlflow_scalpel.metrics.compiling import compiled
 from mlflow_scalpel.metrics.update_sums import (
     ROW,
     SLICE_ROWS,
+    Pair,
     UpdateSums,
+    added_update_sums,
+    reduction,
     row_sums,
+    untouched_sums,
+    update_alone_sums,
     update_sums,
 )
 from mlflow_scalpel.metrics.weights import (
@@ -26,6 +32,7 @@ from mlflow_scalpel.metrics.weights import (
     relative_frobenius_per_lr,
     update_rms,
 )
+from mlflow_scalpel.tensors.updates import Added, LowRank
 
 UNKNOWN = Training(learning_rate_sum=None)
 
@@ -185,16 +192,53 @@ def test_denormals_count():
     assert relative_frobenius(*update_sums(tiny, 2 * tiny), UNKNOWN) == pytest.approx(1.0)
 
 
-def test_without_a_compiler_the_function_runs_as_it_is(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    for cached in (compiled, compiling._has_compiler, compiling._warn):
-        cached.cache_clear()
-    with pytest.warns(UserWarning, match="no C\\+\\+ compiler was found"):
-        assert compiled(row_sums) is row_sums
-    for cached in (compiled, compiling._has_compiler, compiling._warn):
-        cached.cache_clear()
-
-
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"\(2, 3\) against the base's \(3, 2\)"):
         update_sums(torch.ones(3, 2), torch.ones(2, 3))
+
+
+def test_a_nan_in_one_slice_is_in_no_other_sum_lost():
+    """What is summed in slices, because float32 cannot hold it, is NaN whichever slice has one."""
+    w0 = torch.randn(4 * ROW * SLICE_ROWS)
+    for at in (0, len(w0) - 1):
+        wt = 2 * w0
+        wt[at] = math.nan
+        (sums,) = update_sums(w0, wt)
+        for one in choose_metrics(["weights"]):
+            assert math.isnan(one.function(sums, Training(1.0))) != ("unchanged" in one.name)
+
+
+@pytest.fixture
+def another(monkeypatch):
+    """A sum that another package adds, with its metric."""
+    monkeypatch.setattr(update_sums_module, "_REDUCTIONS", [*update_sums_module._REDUCTIONS])
+
+    @reduction("sum")
+    def absolute_update(pair: Pair) -> torch.Tensor:
+        return pair.update.abs()
+
+    @reduction("max", of_base=True)
+    def largest_weight(pair: Pair) -> torch.Tensor:
+        return pair.w0.abs()
+
+    return absolute_update, largest_weight
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_sum_of_another_package_is_in_every_pass(another, dtype):
+    absolute, largest = another
+    torch.manual_seed(0)
+    w0 = torch.randn(3 * ROW * SLICE_ROWS // 100 + 7, 100).to(dtype)
+    many = [(w0.double() + scale * torch.randn_like(w0)).to(dtype) for scale in (1e-2, 1.0)]
+    for sums, wt in zip(update_sums(w0, *many), many, strict=True):
+        assert sums[absolute] == pytest.approx(float((wt.double() - w0.double()).abs().sum()))
+        assert sums[largest] == float(w0.abs().max())
+    low = LowRank(torch.randn(len(w0), 2).double(), torch.randn(2, 100).double())
+    added = Added(w0, low, torch.float32)
+    sums = added_update_sums(w0, added)
+    assert sums[absolute] == pytest.approx(float((low.left @ low.right).abs().sum()))
+    assert sums[largest] == float(w0.abs().max())
+    alone = update_alone_sums(added)
+    assert alone[absolute] == pytest.approx(sums[absolute])
+    assert math.isnan(alone[largest])  # of weights that are not known
+    assert untouched_sums()[absolute] == 0.0
