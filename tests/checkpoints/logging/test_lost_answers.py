@@ -20,7 +20,7 @@ from PIL import Image
 
 from mlflow_scalpel.checkpoints.artifact_store import check_travels, open_store
 from mlflow_scalpel.checkpoints.logging.log import log_checkpoint
-from mlflow_scalpel.checkpoints.logging.spool import EndEntry
+from mlflow_scalpel.checkpoints.logging.spool import EndEntry, ImageEntry
 from mlflow_scalpel.checkpoints.logging.uploader import UploadPending
 from mlflow_scalpel.checkpoints.logging.uploads import close_uploaders
 from mlflow_scalpel.checkpoints.search import made_by, state_of, step_of
@@ -93,7 +93,11 @@ def log_all(checkpoint: Path, base: Path) -> tuple[str, str]:
         journal = Journal(upload.uploader)
         journal.metrics({"loss": loss}, step, upload)
         journal.best("loss", "min")
-    journal.image(Image.new("RGB", (4, 4)), "weights/change", 7)
+    image = Image.new("RGB", (4, 4))
+    upload.uploader.add(
+        ImageEntry(key="weights/change", step=7, timestamp=int(time.time() * 1000)),
+        lambda folder: image.save(folder / "image.png"),
+    )
     journal.tags({"told": "yes"})
     upload.uploader.add(EndEntry(status="FINISHED"))
     return run_id, name
