@@ -28,6 +28,8 @@ CLEAR = "rgba(0,0,0,0)"
 
 def _axis(standoff: int) -> dict[str, Any]:
     return {
+        # Plotly by itself has no grid along the bars of a panel, nor in an empty one.
+        "showgrid": True,
         "gridcolor": GRID_COLOUR,
         "linecolor": LINE_COLOUR,
         "showline": True,
