@@ -301,6 +301,19 @@ def test_gain_and_loss_are_paired_and_each_label_counts_once():
     assert (high.value > 0) == (end.value > 0)
     assert in_domain_gain_low(every)[0].value > 0
     assert in_domain_gain([outside])[0].status == "not measured"
+
+
+def test_what_falls_in_the_domain_or_rises_outside_has_a_sign():
+    base, checkpoint = np.zeros((40, 2), dtype=bool), np.zeros((40, 2), dtype=bool)
+    base[:30], checkpoint[:10] = True, True
+    (gain,) = in_domain_gain([benchmark(base, checkpoint)])
+    assert gain.value == pytest.approx(-0.5)
+    assert in_domain_gain_low([benchmark(base, checkpoint)])[0].value < gain.value
+    (loss,) = out_of_domain_loss([benchmark(checkpoint, base, domain="out")])
+    assert loss.value == pytest.approx(-0.5)
+    assert (
+        loss.value < out_of_domain_loss_high([benchmark(checkpoint, base, domain="out")])[0].value
+    )
     assert "domain: out" in gain_loss_ratio([inside])[0].reason
 
 
