@@ -304,6 +304,19 @@ def test_gain_and_loss_are_paired_and_each_label_counts_once():
     assert "domain: out" in gain_loss_ratio([inside])[0].reason
 
 
+def test_what_falls_in_the_domain_or_rises_outside_has_a_sign():
+    base, checkpoint = np.zeros((40, 2), dtype=bool), np.zeros((40, 2), dtype=bool)
+    base[:30], checkpoint[:10] = True, True
+    (gain,) = in_domain_gain([benchmark(base, checkpoint)])
+    assert gain.value == pytest.approx(-0.5)
+    assert in_domain_gain_low([benchmark(base, checkpoint)])[0].value < gain.value
+    (loss,) = out_of_domain_loss([benchmark(checkpoint, base, domain="out")])
+    assert loss.value == pytest.approx(-0.5)
+    assert (
+        loss.value < out_of_domain_loss_high([benchmark(checkpoint, base, domain="out")])[0].value
+    )
+
+
 def test_no_ratio_where_nothing_was_surely_gained():
     base = drawn([0.5] * 30, 2, 1)
     same = benchmark(base, drawn([0.5] * 30, 2, 2))
