@@ -198,16 +198,6 @@ def benchmarks_in(rows: pd.DataFrame, benchmark: str | None = None) -> list[Benc
     )
 
 
-def preferred(benchmarks: list[Benchmark]) -> list[Benchmark]:
-    """One kind of each benchmark, sampled before greedy: kinds share their problems."""
-    best: dict[tuple[str, str], Benchmark] = {}
-    for one in benchmarks:
-        seen = best.get((one.domain, one.label))
-        if seen is None or (one.kind == "sampled" and seen.kind != "sampled"):
-            best[one.domain, one.label] = one
-    return list(best.values())
-
-
 def benchmark_text(key: str) -> str:
     """`in/add+gcd/sampled` as words."""
     parts = key.split("/")
