@@ -77,13 +77,14 @@ arms:
   - name: sft
     stage: sft
     recipe: tiny
-    set:
+    set: &small
       train.max_steps: 4
       train.per_device_train_batch_size: 16
       checkpoints.count: 2
       threads: 1
       probes.base_style.limit: 8
       probes.teacher_style.limit: 8
+  - {name: sft-again, stage: sft, recipe: tiny, set: *small}
 evaluate: null
 """
 
@@ -339,7 +340,7 @@ def test_an_experiment_that_nobody_interrupts_ends_with_a_report_and_the_same_nu
     experiment_id = mlflow.get_experiment_by_name("small").experiment_id
     (parent,) = MlflowClient().search_runs([experiment_id], "attributes.run_name = 'shortest-main'")
     runs = below(parent.info.run_id)
-    assert set(runs) == {"sft", "compare"}
+    assert set(runs) == {"sft", "sft-again", "compare"}
     assert {run.info.status for run in [parent, *runs.values()]} == {"FINISHED"}
     assert f"outputs/{runs['compare'].info.run_id}/report.html" in done.stdout
     # With the same seed, and as if nobody had killed the other.
@@ -350,7 +351,8 @@ def test_an_experiment_that_nobody_interrupts_ends_with_a_report_and_the_same_nu
         table = stored_table(run.info.run_id)
         return table[~table["metric"].isin(timed)].set_index(keys)["value"].sort_index()
 
-    pd.testing.assert_series_equal(values(runs["sft"]), values(experiment["runs"]["sft"]))
+    for other in (runs["sft-again"], experiment["runs"]["sft"]):
+        pd.testing.assert_series_equal(values(runs["sft"]), values(other))
 
 
 def test_a_second_run_in_the_same_directory_works_and_shares_the_base(experiment, training_python):
