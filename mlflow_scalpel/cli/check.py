@@ -51,4 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
         folder = projects / "evaluate" / "suites"
         check_data_files(load_suite(read.suite, folder, read.data, read.samples))
     print(f"{path}: a valid recipe of the entry point {read.stage}")
+    for part in parts:
+        if isinstance(part, GrpoRecipe):
+            given = (f"{name} {weight:g}" for name, weight in part.reward_weights.items() if weight)
+            print(f"  rewards and their weights: {', '.join(given)}")
     return 0

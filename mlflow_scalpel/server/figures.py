@@ -227,17 +227,20 @@ def superfluous(figure: Placement) -> frozenset[str]:
 
 
 def without(table: pd.DataFrame, groups: frozenset[str]) -> pd.DataFrame:
-    """The table without these groups, but for a row of each run and step.
+    """The table without these groups, but for a row of each run and step, of no metric.
 
     A figure looks through all rows of a table several times, and nearly all of them are of single
-    matrices. Runs, their colours and the length of their training are read from any row.
+    matrices. Runs, their colours and the length of their training are read from any row; its metric
+    is taken away, since a mean over what was kept of a group would be wrong.
     """
     if not groups:
         return table
     codes, metrics = pd.factorize(table["metric"])
     left_out = np.array([metric.split("/")[0] in groups for metric in metrics], dtype=bool)
-    first = ~table.duplicated(["run_id", "step"])
-    return table[~left_out[codes] | first]
+    dropped = left_out[codes]
+    kept = ~dropped | ~table.duplicated(["run_id", "step"]).to_numpy()
+    rows = table[kept]
+    return rows.assign(metric=rows["metric"].mask(dropped[kept], ""))
 
 
 def empty_lines(table: pd.DataFrame, page: Page) -> dict[str, dict[str, str]]:

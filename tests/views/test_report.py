@@ -22,10 +22,10 @@ from mlflow_scalpel.views.common.slider import ROOM
 from mlflow_scalpel.views.common.table import clean_table
 from mlflow_scalpel.views.report.browser import plotly_js
 from mlflow_scalpel.views.report.report import gap_texts
+from mlflow_scalpel.views.sections import SECTIONS
 from tests.metrics.test_capabilities import benchmark
 from tests.views.whole import ledger_of
 
-FIGURES = 11  # of a table without capabilities
 NONE = "unmeasured"
 EVIL = "<script>alert(\"x\")</script> <img src=x onerror='alert(1)'>"
 
@@ -44,6 +44,21 @@ class Page(html.parser.HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+
+
+def shown_of(table: pd.DataFrame) -> dict[str, list[str]]:
+    """Sections of a report of this table and their figures; no run of it has frozen weights."""
+    metrics = list(table["metric"].dropna().unique())
+    sections = {
+        one.stem: [stem for stem, figure in one.figures.items() if figure.has_rows(metrics)]
+        for one in SECTIONS
+        if one.stem != "ablations"
+    }
+    return {stem: figures for stem, figures in sections.items() if figures}
+
+
+def count_figures(table: pd.DataFrame) -> int:
+    return sum(map(len, shown_of(table).values()))
 
 
 @pytest.fixture
@@ -74,9 +89,12 @@ def test_one_file_that_loads_nothing(write, table, runs):
 def test_sections_in_order_with_their_figures(write, table, runs):
     text = write(table, runs)
     stems = re.findall(r'<h2 id="(\w+)"', text)
-    parts = ["weights", "where", "update", "kl", "scores", "in_versus_out", "cost", "confounders"]
-    assert stems == ["card", *parts, NONE]
-    assert len(re.findall(r'<div id="figure-\w+"', text)) == FIGURES
+    parts = [*shown_of(table)]
+    some = ["card", "weights", "where", "update", "kl", "scores", "in_versus_out", "cost"]
+    assert [stem for stem in parts if stem in some] == some
+    assert stems == [*parts, "confounders", NONE]
+    figures = re.findall(r'<div id="figure-(\w+)"', text)
+    assert figures == [stem for shown in shown_of(table).values() for stem in shown]
     assert "AdamW" in text
 
 
@@ -138,7 +156,9 @@ def test_other_peoples_text_is_escaped(write, table, runs):
     table.loc[table["step"] == 200, ["value", "status", "reason"]] = [None, "failed", EVIL]
     page = Page(write(table, runs, notes=[EVIL]))
     assert "alert" not in str(page.tags)
-    assert [tag for tag, _ in page.tags].count("script") == 3 + FIGURES  # Plotly, keys, links
+    assert [tag for tag, _ in page.tags].count("script") == 3 + count_figures(
+        table
+    )  # Plotly, keys, links
     assert page.text.count(EVIL) >= 5
 
 
@@ -216,7 +236,7 @@ def test_values_without_a_step_are_counted(write, table):
 def test_figures_as_files(table, runs, tmp_path):
     written, _ = views.write_figures(table, runs, tmp_path / "figures")
     stems = {path.stem for path in written if path.suffix == ".html"}
-    assert len(stems) == FIGURES
+    assert len(stems) == count_figures(table)
     assert stems == {p.stem for p in written if p.suffix == ".csv"} - {"confounders"}
     assert all(path.stat().st_size for path in written)
     for path in written:

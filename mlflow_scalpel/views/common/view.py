@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import itertools
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -63,11 +64,14 @@ class Placement:
     name: str
     """What it is called where there is nothing to draw."""
     requires: str | tuple[str, ...] = ""
-    """The start of the metrics without which it shows nothing."""
+    """The start of the metrics without which it shows nothing; of several, any one will do."""
     remedy: str = ""
     """What to run for these metrics."""
     stem: str = ""
     """The name of its files; that of the function unless given."""
+    reads: tuple[str, ...] = ()
+    """Further groups of metrics that it reads: a page hands a figure no other large groups than
+    those that it requires or reads."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Keywords that differ from the function's own defaults."""
     view: View[..., go.Figure] = field(kw_only=True, default=None)  # type: ignore[assignment,arg-type]
@@ -80,8 +84,9 @@ class Placement:
 
     @property
     def groups(self) -> set[str]:
-        """The groups of the metrics that it requires; empty where it may read any."""
-        return {start.split("/")[0] for start in self.starts} - {""}
+        """The groups of the metrics that it requires or reads; empty where it may read any."""
+        required = {start.split("/")[0] for start in self.starts} - {""}
+        return required | set(self.reads) if required else set()
 
     def has_rows(self, metrics: list[str]) -> bool:
         """Whether there is any metric that it requires."""
@@ -183,6 +188,12 @@ def figures_in(section: str) -> dict[str, Placement]:
     """The figures of a section by stem, in their order."""
     load()
     own = sorted((one for one in _FIGURES if one.section == section), key=lambda one: one.place)
+    for before, after in itertools.pairwise(own):
+        if before.place == after.place:
+            raise ValueError(
+                f"{before.stem} and {after.stem} are both at place {after.place} of the section "
+                f"{section}; give one of them another place"
+            )
     return {one.stem: one for one in own}
 
 
