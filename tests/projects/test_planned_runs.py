@@ -17,6 +17,13 @@ from tests.projects.test_resume import SHORT, home, stage  # noqa: F401
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module", autouse=True)
+def wide_base(home, training_python):  # noqa: F811
+    """A base beside which the headers of its files are next to nothing."""
+    small = "train.steps=1 text.sequences=200 train.batch_size=32 threads=1"
+    stage(training_python, home, "base", small)
+
+
 @pytest.mark.parametrize("algorithm", ["sft", "grpo"])
 def test_a_run_takes_what_its_plan_says(home, training_python, algorithm):  # noqa: F811
     bounds = "data.max_prompt_tokens=40" + (
