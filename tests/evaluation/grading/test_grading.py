@@ -178,7 +178,7 @@ def test_a_budget_ends_a_batch_and_the_rest_is_not_graded(own: Graders, monkeypa
 
 def test_what_takes_long_alone_is_not_graded_and_not_tried_again(own: Graders, monkeypatch) -> None:
     monkeypatch.setattr(processes, "_shared", own)
-    monkeypatch.setattr(processes, "SECONDS", 1.0)
+    monkeypatch.setattr(processes, "TASK_SECONDS", 1.0)
     text = rf"\boxed{{{SLOW} - 1}}"
     started = time.monotonic()
     assert grade_many([text] * 50, ["4"] * 50) == [Verdict.NOT_GRADED] * 50
