@@ -47,7 +47,8 @@ torch.set_num_threads(1)
 """
 
 WEIGHTS = """
-from mlflow_scalpel.comparison.weights.files import StoredWeights, weight_rows
+from mlflow_scalpel.comparison.weights.files import StoredWeights
+from mlflow_scalpel.comparison.weights.rows import weight_rows
 from mlflow_scalpel.metrics import choose_metrics
 from mlflow_scalpel.metrics.weights import Training
 
