@@ -196,7 +196,11 @@ def read_yaml(path: Path, files: list[Path] | None = None) -> dict[str, Any]:
     parent = fields.pop("extends", None)
     if parent is None:
         return fields
-    inherited = read_yaml(find_recipe(str(parent), path.parent), files)
+    try:
+        found = find_recipe(str(parent), path.parent)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: extends {parent}, which is not found. {error}") from error
+    inherited = read_yaml(found, files)
     inherited.pop("name", None)
     return _overlay(inherited, fields)
 

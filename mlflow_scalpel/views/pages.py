@@ -21,7 +21,10 @@ class Detail:
 
 @dataclass(frozen=True)
 class Page:
-    """A page: its sections by stem, in their order, and the controls that it does not offer."""
+    """A page: its sections by stem, in their order, and the controls that it does not offer.
+
+    `only` are the stems of its figures where it does not show all of its sections.
+    """
 
     name: str
     title: str
@@ -29,6 +32,7 @@ class Page:
     stems: tuple[str, ...]
     details: tuple[Detail, ...] = ()
     without: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
     def sections(self) -> list[Section]:
         """The page's sections, in their order."""
@@ -118,6 +122,8 @@ def figures(page: Page, section: Section) -> Iterator[tuple[str, Placement]]:
     settable = {control.keyword for control in page.controls()}
     known: set[object] = set()
     for stem, figure in section.figures.items():
+        if page.only and stem not in page.only:
+            continue
         other = frozenset((k, repr(v)) for k, v in figure.settings.items() if k not in settable)
         if (figure.view, other) not in known:
             known.add((figure.view, other))

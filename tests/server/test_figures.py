@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mlflow_scalpel import views
 from mlflow_scalpel.server.figures import LARGE, superfluous, without
 from mlflow_scalpel.views.common.view import Placement
+from mlflow_scalpel.views.pages import Page, all_figures
 from mlflow_scalpel.views.sections import SECTIONS
 
 pytest_plugins = ["tests.views.conftest"]
@@ -35,3 +38,9 @@ def test_a_view_names_what_it_reads_besides():
     one = Placement("kl", 99, "KL against norms", "kl/all_tokens", reads=("weights",))
     assert "weights" not in superfluous(one)
     assert {"kl", "weights"} <= one.groups
+
+
+def test_a_page_may_show_only_some_figures_of_a_section():
+    page = Page("spectra", "Spectra", "Ranks.", ("update",), only=("spectra_by_layer",))
+    assert list(all_figures(page)) == ["spectra_by_layer"]
+    assert "pair_cosines" in all_figures(replace(page, only=()))
