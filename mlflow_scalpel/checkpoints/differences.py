@@ -1,4 +1,4 @@
-"""How the tensors of a checkpoint differ from its base's, by names and shapes alone.
+"""Differences between the tensors of a checkpoint and its base's, by names and shapes alone.
 
 Trainers drop heads that they do not train, pad or grow the vocabulary, fuse experts, rename
 prefixes and add heads of their own: that is noted, and the checkpoint is what it is. Only what
@@ -57,7 +57,7 @@ class _Shaped(Protocol):
 
 @dataclass(frozen=True)
 class Differences:
-    """How the tensors of a checkpoint differ from its base's."""
+    """The differences between a checkpoint's tensors and its base's."""
 
     notes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ class Differences:
     reshaped: tuple[str, ...] = ()
     """Names of tensors that have another shape and are not a vocabulary."""
     unrelated: str | None = None
-    """Why it shares no weights with the base; None where it does."""
+    """The reason why it shares no weights with the base; None where it does."""
 
 
 class _Tensors:
@@ -82,7 +82,7 @@ class _Tensors:
         return self._located[name].layer
 
     def kind(self, name: str) -> str | None:
-        """What a tensor is that only one side may have; None for the weights of every model."""
+        """The kind of a tensor that only one side may have; None for weights of every model."""
         return _PREDICTORS if self._located[name].kind == "extra" else _kind(name)
 
     def elements(self, names: Iterable[str]) -> int:
@@ -147,7 +147,7 @@ def _by_canonical(tensors: Mapping[str, _Shaped]) -> dict[str, Shape]:
 
 
 def _why_unrelated(before: _Tensors, after: _Tensors, paired: set[str]) -> str | None:
-    """Why no weights are shared: no matrix of the layers pairs, and the shapes differ too."""
+    """The reason why no weights are shared: no matrix of the layers pairs, nor do the shapes."""
     old, new = before.shapes, after.shapes
     if any(len(old[name]) >= 2 and before.layer(name) is not None for name in paired):
         return None
@@ -242,7 +242,7 @@ def compare_with_base(
     directory: Path,
     run_id: str,
 ) -> list[str]:
-    """How the checkpoint differs from its base, for a note of its model.
+    """The differences between a checkpoint and its base, for a note of its model.
 
     Weights of the base that are missing for no known reason are warned of on the run. Raises
     ScalpelError where no weights are shared, or where the checkpoint's own configuration asks for

@@ -1,4 +1,4 @@
-"""Which files of a checkpoint directory are the checkpoint, and whether they are complete."""
+"""The files of a directory that are the checkpoint, and whether they are complete."""
 
 from __future__ import annotations
 

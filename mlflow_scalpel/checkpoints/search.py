@@ -55,7 +55,7 @@ class Checkpoint:
     learning_rate_sum: float | None
     """Sum of the learning rates of all steps up to this one; None where nobody logged it."""
     reason: str | None = None
-    """Why it is FAILED, or when it was PRUNED (ISO time); None else."""
+    """The reason of FAILED, or the time of PRUNED (ISO); None else."""
 
     @property
     def uri(self) -> str:

@@ -131,7 +131,7 @@ class Replaced(Change):
     index: Tensor
     """Rows that are replaced, (n,) int64."""
     values: Tensor
-    """What they became, (n, C) float64."""
+    """Their new values, (n, C) float64."""
 
     def rows(self, w0: Tensor, at: slice) -> Tensor:
         """Zeros, and in the rows that were replaced the differences."""

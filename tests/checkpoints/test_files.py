@@ -187,7 +187,7 @@ def test_a_log_that_lost_all_is_a_failed_run(tracking, first_model, tmp_path, ca
     (run,) = MlflowClient().search_runs([mlflow.get_experiment_by_name("tests").experiment_id])
     assert run.info.status == "FAILED"
     assert "step 5 are not stored; no other is" in run.data.tags["scalpel.warning.checkpoints_lost"]
-    # mended, it is logged, and the warning is gone
+    # fixed, it is logged, and the warning is gone
     shutil.copy(first_model / "model.safetensors", directory)
     assert main(["log", str(tmp_path / "run"), "--base", str(first_model)]) == 0
     run = MlflowClient().get_run(run.info.run_id)

@@ -84,11 +84,11 @@ def plan_of_model(model: LoggedModel, store: Store) -> DownloadPlan:
     shown = f"model {model.model_id} ({model.name})"
     location = str(store.local or model.artifact_location)
     with explain_failure(shown, "the list of its files"):
-        names = names_in(store)
+        sizes = store.sizes()
     beside = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in (MANIFEST, MLMODEL, POINTER):
-            if name in names:
+            if name in sizes:
                 with explain_failure(shown, name):
                     store.fetch(name, Path(folder) / name)
                 beside[name] = (Path(folder) / name).read_bytes()
@@ -117,8 +117,7 @@ def plan_of_model(model: LoggedModel, store: Store) -> DownloadPlan:
             snapshot = snapshot_of(Path(folder) / POINTER, **wanted)
             return _of_snapshot(shown, snapshot, manifest, beside)
     if manifest is None:
-        with explain_failure(shown, "the list of its files"):
-            files = dict(_tree(model.artifact_location))
+        files = {name: _unchecked(size) for name, size in sizes.items()}
         if not files:
             raise ScalpelError(f"{shown}: there are no files at {location}; log it again")
         return DownloadPlan(shown, location, files, store.fetch, local=store.local)
@@ -128,7 +127,7 @@ def plan_of_model(model: LoggedModel, store: Store) -> DownloadPlan:
         return DownloadPlan(
             shown, str(entry), manifest.files, fetch, manifest, beside, local=entry, entry=entry
         )
-    missing = sorted(set(manifest.files) - names)
+    missing = sorted(set(manifest.files) - set(sizes))
     plan = DownloadPlan(shown, location, manifest.files, store.fetch, manifest, beside, store.local)
     if missing:
         raise plan.damaged(missing[0], "is missing")
@@ -167,31 +166,6 @@ def _of_snapshot(
     return DownloadPlan(
         shown, str(snapshot), described, fetch, manifest, beside, snapshot, snapshot=snapshot
     )
-
-
-def names_in(store: Store) -> set[str]:
-    """Names of the stored files."""
-    return set(store.sizes())
-
-
-def _tree(location: str) -> Iterator[tuple[str, StoredFile]]:
-    """Every file of a model that has no manifest, those in folders too."""
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    repository = get_artifact_repository(location)
-    folders: list[str | None] = [None]
-    while folders:
-        for entry in repository.list_artifacts(folders.pop()):
-            path = posixpath.normpath(entry.path)
-            if path.startswith(("/", "..")) or "\\" in path:
-                raise ScalpelError(
-                    f"{location}: lists {entry.path!r}, which leads out of the model; "
-                    "it is not read"
-                )
-            if entry.is_dir:
-                folders.append(path)
-            else:
-                yield path, _unchecked(int(entry.file_size or 0))
 
 
 def _unchecked(size: int) -> StoredFile:

@@ -23,7 +23,6 @@ from mlflow_scalpel.checkpoints.models.merging import merge_adapter, rounding_re
 from mlflow_scalpel.checkpoints.reading.addresses import model_id_of, readable_model, store_of
 from mlflow_scalpel.checkpoints.reading.download import copy_to, fetch_to_cache, stored_files
 from mlflow_scalpel.checkpoints.reading.download_plan import (
-    names_in,
     plan_of_directory,
     plan_of_model,
 )
@@ -101,7 +100,7 @@ def _not_an_adapter(source: str, dtype: str) -> ScalpelError:
 
 def _merged(model: LoggedModel, store: Store, dtype: str | None, progress: bool) -> Path | None:
     """The adapter merged with its base; None where the model is not an adapter."""
-    names = names_in(store)
+    names = store.sizes().keys()
     if not names & {ADAPTER_CONFIG, POINTER}:
         return None
     # An adapter that is here is read in place.

@@ -69,7 +69,7 @@ def test_a_finished_run_is_logged_and_what_is_damaged_is_a_gap(
     model = MlflowClient().get_logged_model(found[0].model_id)
     assert (model.params["algorithm"], model.params["learning_rate"]) == ("grpo", "1e-5")
 
-    # once it is mended, only what is missing is logged
+    # once it is fixed, only what is missing is logged
     shutil.copy(finished / "checkpoint-5" / WEIGHTS, finished / "checkpoint-10")
     assert main(["log", str(finished), "--experiment", "tests", *arguments[2:]]) == 0
     assert "1 checkpoints that it did not have" in capsys.readouterr().out

@@ -218,7 +218,7 @@ def test_what_the_server_will_never_take_is_set_aside_and_told(
         # still refused: nothing of what waits was sent, and that is no success
         assert main(["upload", str(checkpoint.parent)]) == 1
         assert "sent 0 of 1 entries" in capsys.readouterr().out
-        faulty.clear()  # the cause is mended
+        faulty.clear()  # the cause is fixed
         assert main(["upload", str(checkpoint.parent)]) == 0
         assert not (checkpoint.parent / ".scalpel").exists()
 
