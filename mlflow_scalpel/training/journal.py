@@ -23,6 +23,7 @@ from mlflow_scalpel.checkpoints.logging.uploads import Upload
 from mlflow_scalpel.comparison.run_queries import TABLE, TOKENS
 from mlflow_scalpel.comparison.table import token_file_name, write_table
 from mlflow_scalpel.run_warnings import WARNING_PREFIX, print_warning, warning_tag
+from mlflow_scalpel.training.heatmap import heatmap_image
 
 if TYPE_CHECKING:
     from transformers import TrainerState
@@ -81,11 +82,7 @@ class Journal:
 
     def heatmap(self, table: pd.DataFrame, step: int, maximum: float) -> None:
         """The layer x matrix heat map of a checkpoint on the scale [0, maximum], as a picture."""
-        from mlflow_scalpel.views import weight_heatmap
-        from mlflow_scalpel.views.png import to_image
-
-        # Of a size that MLflow shows as it is beside other runs' pictures.
-        image = to_image(weight_heatmap(table, step=step, maximum=maximum), width=760)
+        image = heatmap_image(table, step, maximum)
         self.uploader.add(
             ImageEntry(key=HEATMAP, step=step, timestamp=int(time.time() * 1000)),
             lambda folder: image.save(folder / "image.png"),
