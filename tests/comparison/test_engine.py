@@ -15,13 +15,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mlflow_scalpel.chat import load_tokenizer
 from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
-from mlflow_scalpel.comparison.engine import Comparison
+from mlflow_scalpel.comparison.engine import FROM_WEIGHTS, TEXT_GROUPS, Comparison
 from mlflow_scalpel.comparison.forward.probes import build_probe
 from mlflow_scalpel.comparison.gather import gather
 from mlflow_scalpel.comparison.measured_models import MeasuredModel
 from mlflow_scalpel.comparison.run_store import describe_runs, log_table, stored_table
 from mlflow_scalpel.comparison.table import COLUMNS, read_table, tidy, write_table
 from mlflow_scalpel.errors import ScalpelError
+from mlflow_scalpel.metrics.registry import GROUPS
 from mlflow_scalpel.tensors.places import CLASSICAL
 
 PAIRS = [("1+1=?", "2"), ("what is the capital", "a long answer of many letters"), ("a", "b")]
@@ -245,3 +246,8 @@ def test_tables_are_kept_in_mlflow_and_gathered(tracking, first_model, moved):
     assert described["cost/flops"] == "1e+12"
     with pytest.raises(ScalpelError, match="no such run"):
         gather(["0" * 32])
+
+
+def test_every_group_of_metrics_is_computed_in_one_way():
+    computed = [*FROM_WEIGHTS, *TEXT_GROUPS, "capabilities"]
+    assert sorted(computed) == sorted(GROUPS)

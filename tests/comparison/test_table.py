@@ -57,7 +57,7 @@ def test_texts_that_a_dictionary_holds_once_are_counted_as_often_as_they_stand(m
 @pytest.mark.parametrize(
     ("columns", "said"),
     [
-        ({"step": [0.5]}, "column step holds what is no Int64"),
+        ({"step": [0.5]}, "column step holds what is not Int64"),
         ({"step": ["1"]}, "column step holds string and not Int64"),
         ({"step": [-1]}, "column step holds -1"),
         ({"layer": [1 << 60]}, "column layer holds"),

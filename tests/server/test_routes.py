@@ -99,7 +99,7 @@ def test_what_is_refused_says_why(get, path, status, said):
 def test_names_of_pages_and_details_are_checked(get, logged):
     run_id = logged[2]
     assert "there is none" in get(f"data/figures?page={ODD[:8]}&runs={run_id}").text
-    assert "are none" in get(f"data/more?kind=x&runs={run_id}").json["error"]
+    assert "do not exist" in get(f"data/more?kind=x&runs={run_id}").json["error"]
 
 
 def test_the_start_page_lists_runs_with_their_checkpoints(get, logged):

@@ -105,7 +105,7 @@ def test_errors_and_steps_of_a_table_are_kept(tracking, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "words", "said"),
     [
-        (TABLE, ["--base", "base-7B"], "is not said, and is not guessed; give --in-domain"),
+        (TABLE, ["--base", "base-7B"], "is not declared, and is not guessed; give --in-domain"),
         (TABLE, ["--in-domain", "facts"], "the base is not given; give --base one of 'base-7B'"),
         (TABLE, [*SAID[2:4], "--in-domain", "sums"], "has no benchmark 'sums'"),
         (TABLE, ["--base", "llama", "--in-domain", "facts"], "'llama', which the table does not"),
@@ -115,7 +115,7 @@ def test_errors_and_steps_of_a_table_are_kept(tracking, tmp_path, capsys):
             "no trained model 'dpo'; --model takes one of 'sft'",
         ),
         (TABLE, [*SAID[2:], "--algorithm", "sft"], "hold 2 runs (sft, grpo), and --algorithm"),
-        (TABLE.replace("0.75", "75"), SAID[2:], "line 3, column 'accuracy': '75.0' is no share"),
+        (TABLE.replace("0.75", "75"), SAID[2:], "line 3, column 'accuracy': '75.0' is not a share"),
         (TABLE.replace("0.75", ""), SAID[2:], "line 3, column 'accuracy'"),
         (TABLE.replace("facts,sft", "facts,"), SAID[2:], "line 6: names no model"),
         (TABLE + "facts,sft,0.4\n", SAID[2:], "sft has two values for"),

@@ -156,7 +156,7 @@ def test_what_mlflow_refuses_fails_the_run_and_can_be_imported_again(
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.json", "[1]", "is no JSON object"),
+        ("a.json", "[1]", "is not a JSON object"),
         ("a.json", "{", "cannot be read as JSON"),
         ("a.json", '{"a-step-1": ' + "[" * 50_000, "cannot be read as JSON"),
         ("a.json", '{"a-step-1": ' + "9" * 9000 + "}", "cannot be read as JSON"),
@@ -164,20 +164,24 @@ def test_what_mlflow_refuses_fails_the_run_and_can_be_imported_again(
         ("a.json", '{"a-step-' + "9" * 5000 + '": 1}', "has no step but 5000 digits"),
         ("a.csv", "metric,step,value\nkl/all_tokens,1," + "9" * 4000, "hundreds of digits"),
         ("a.json", {"v1-step-1": {"r_proj": [1.0]}}, "'r_proj', which is not a matrix"),
-        ("a.json", {"v1-step-1": {"q_proj": 1.0}}, "is no list of numbers"),
+        ("a.json", {"v1-step-1": {"q_proj": 1.0}}, "is not a list of numbers"),
         ("a.json", {"v1-step-1": "x"}, "neither a number"),
         ("a.json", {"main": 1.0}, "holds no checkpoint"),
         ("a.json", {"v-step-1": {"q_proj": [1, 2], "k_proj": [1]}}, "(q_proj 2, k_proj 1)"),
         ("a.json", {"v-step-1": norms(1), "v-step-2": {"q_proj": [1]}}, "'v-step-2' has 1 layers"),
         ("a.json", {"v-step-1": {}}, "'v-step-1' holds no value"),
         ("a.json", '{"v-step-1": 1, "v-step-1": 2}', "'v-step-1' stands there twice"),
-        ("a.csv", "metric,step,value\nx,1,2\nx,1,y\n", "line 3, column 'value': 'y' is no number"),
-        ("a.csv", "metric,step,value\nx,1.5,2\n", "line 2, column 'step': '1.5' is no whole"),
+        (
+            "a.csv",
+            "metric,step,value\nx,1,2\nx,1,y\n",
+            "line 3, column 'value': 'y' is not a number",
+        ),
+        ("a.csv", "metric,step,value\nx,1.5,2\n", "line 2, column 'step': '1.5' is not a whole"),
         ("a.csv", "metric,step,value\n,1,2\n", "line 2: names no metric"),
         ("a.csv", "metric,step,value\n", "holds no value"),
         ("a.csv", "metric,step\nx,1\n", "has no column 'value'"),
         ("a.csv", "metric,step,value,colour\nx,1,2,3\n", "column 'colour' is unknown"),
-        ("a.txt", "x", "none of .csv"),
+        ("a.txt", "x", "not a .csv"),
     ],
 )
 def test_other_files_are_refused_by_name(tracking, tmp_path, capsys, name, content, said):
