@@ -23,7 +23,7 @@ import yaml
 
 import mlflow_scalpel
 from mlflow_scalpel import views
-from mlflow_scalpel.cli import build_parser
+from mlflow_scalpel.cli import build_parser, main
 from mlflow_scalpel.comparison.run_store import log_comparison
 from mlflow_scalpel.comparison.table import DTYPES
 from mlflow_scalpel.recipes.load import read_recipe
@@ -179,10 +179,17 @@ def names(
     mlflow.set_experiment("scalpel-demo")
     with mlflow.start_run(run_name="sft") as run, all_sent():
         mlflow_scalpel.log_base(str(first_model), register_as="tiny-base")
-        for model in ("tiny-sft", "tiny-grpo"):
+        uploads = [
             mlflow_scalpel.log_checkpoint(
                 checkpoint, step=20, base=str(first_model), register_as=model, name=model
             )
+            for model in ("tiny-sft", "tiny-grpo")
+        ]
+    for upload in uploads:
+        model_id = upload.wait().model_id
+        mlflow.MlflowClient().log_metric(
+            run.info.run_id, "eval/in/add/greedy", 0.5, step=20, model_id=model_id
+        )
     table = mlflow_scalpel.compare(str(first_model), [f"runs:/{run.info.run_id}"])
     log_comparison(table)
     return {
@@ -190,19 +197,38 @@ def names(
         "org/name": str(first_model),
         "models:/tiny-sft/20": "models:/tiny-sft/1",
         "models:/tiny-grpo/20": "models:/tiny-grpo/1",
+        "--layers 3-5": "--layers 0-1",  # of two
     }
 
 
-def test_python_runs(names):
-    """The blocks of each document one after the other, as one would paste them."""
+def run_python(block: Block, text: str, namespace: dict[str, object]) -> None:
+    exec(compile("\n" * (block.line - 1) + text, str(block), "exec"), namespace)
+
+
+def run_commands(block: Block, text: str) -> None:
+    """Run the commands of a block that end by themselves and need no hub."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["mlflow-scalpel"] and words[1] not in ("plan", "ui", "watch"):
+            assert main(words[1:]) == 0, f"{block}: {line}"
+
+
+@pytest.mark.slow
+def test_documents_run(names):
+    """The blocks of each document one after the other, as one would paste them.
+
+    Python of all; of README and tutorial the commands too.
+    """
     for file in DOCUMENTS:
         namespace: dict[str, object] = {}
-        for block in blocks(file, "python"):
+        for block in blocks(file, "python", "sh"):
             text = block.text
             for name, value in names.items():
                 text = text.replace(name, value)
-            if block.runs:
-                exec(compile("\n" * (block.line - 1) + text, name_of(file), "exec"), namespace)
+            if block.runs and block.language == "python":
+                run_python(block, text, namespace)
+            elif block.runs and file in (ROOT / "README.md", DOCS / "tutorial" / "demo.md"):
+                run_commands(block, text)
 
 
 @pytest.mark.parametrize("block", every("python"), ids=str)
