@@ -16,7 +16,7 @@ _EVAL = (*_MEASURE, "lm_eval", "datasets", "math_verify", "latex2sympy2_extended
 PACKAGES = {
     "measure": _MEASURE,
     "eval": _EVAL,
-    "train": (*_EVAL, "trl", "accelerate"),
+    "train": (*_EVAL, "trl", "accelerate", "matplotlib"),
     "png": ("kaleido",),
 }
 

@@ -126,7 +126,7 @@ def _log_report(table: pd.DataFrame, run_id: str) -> None:
     from mlflow import MlflowClient
 
     from mlflow_scalpel.comparison.run_store import describe_runs
-    from mlflow_scalpel.views.report import write_report
+    from mlflow_scalpel.views.report.report import write_report
 
     runs = describe_runs(list(table["run_id"].dropna().unique()))
     with tempfile.TemporaryDirectory() as scratch:

@@ -18,7 +18,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--figures",
         type=Path,
         metavar="FOLDER",
-        help="write each figure as PNG too, with its numbers as CSV beside it",
+        help="write each figure as HTML too, with its numbers as CSV beside it, and as PNG where a "
+        "browser is found",
     )
     parser.add_argument("--title", help="title of the report (default: the names of the runs)")
 
@@ -28,7 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
     from mlflow_scalpel.comparison.gather import gather
     from mlflow_scalpel.comparison.run_store import describe_runs, stored_ledger
     from mlflow_scalpel.errors import ScalpelError
-    from mlflow_scalpel.views.report import write_figures, write_report
+    from mlflow_scalpel.views.report.files import write_figures
+    from mlflow_scalpel.views.report.report import write_report
 
     if arguments.out.suffix not in (".html", ".htm"):
         raise ScalpelError(f"--out {arguments.out}: give a file that ends in .html")
@@ -41,8 +43,10 @@ def run(arguments: argparse.Namespace) -> int:
         path = write_report(table, runs, arguments.out, title=title, notes=notes, ledgers=ledgers)
         print(f"report: {path.resolve()}")
         if arguments.figures is not None:
-            written = write_figures(table, runs, arguments.figures)
+            written, no_png = write_figures(table, runs, arguments.figures)
             print(f"{len(written)} files in {arguments.figures.resolve()}")
+            if no_png:
+                print(no_png)
     except OSError as error:
         raise ScalpelError(f"{error.filename}: cannot be written ({error.strerror})") from error
     return 0

@@ -172,7 +172,7 @@ class Tables:
         versions: tuple[tuple[Version, ...], ...],
         comparisons: tuple[Version, ...],
     ) -> tuple[pd.DataFrame, pd.DataFrame, tuple[str, ...]]:
-        from mlflow_scalpel.views.tidy import read
+        from mlflow_scalpel.views.common.table import clean_table
 
         wanted = [part for parts in versions for part in parts if part[1] == TABLE]
         with ThreadPoolExecutor(4) as pool:
@@ -199,7 +199,7 @@ class Tables:
                 except ScalpelError as error:
                     damaged.append(str(error))
             rows[run.info.run_id] = description(run, arguments)
-        clean = read(table)
+        clean = clean_table(table)
         for column in [name for name in table.columns if name not in clean.columns]:
             clean[column] = table[column].iloc[clean.index].set_axis(clean.index)
         return clean, pd.DataFrame.from_dict(rows, orient="index"), tuple(damaged)

@@ -43,7 +43,7 @@ def tokens(source: Source, runs: Sequence[Run], wanted: Mapping[str, str]) -> di
 
     `wanted` holds what was chosen: run, step, texts, problem.
     """
-    from mlflow_scalpel.views.tokens import token_ranking, token_reader
+    from mlflow_scalpel.views.divergence.tokens import token_ranking, token_reader
 
     stored = {run.info.run_id: _token_files(source, run) for run in runs}
     fields = _Fields(wanted)
@@ -74,7 +74,7 @@ def problems(source: Source, runs: Sequence[Run], wanted: Mapping[str, str]) -> 
 
     `wanted` holds what was chosen: run, benchmark, step, status.
     """
-    from mlflow_scalpel.views.problems import problem_table
+    from mlflow_scalpel.views.capabilities.problems import problem_table
 
     owners = {run.info.run_id: ledger_run(source, run) for run in runs}
     fields = _Fields(wanted)

@@ -21,9 +21,9 @@ HOW_TO_MEASURE = (
     "`mlflow-scalpel compare BASE runs:/RUN_ID --log`."
 )
 if TYPE_CHECKING:  # plotly is imported where a figure is asked for
+    from mlflow_scalpel.views.common.view import Placement
     from mlflow_scalpel.views.controls import Choices, Control
     from mlflow_scalpel.views.pages import Page
-    from mlflow_scalpel.views.report_sections import Shown
 
 _FIGURE_BYTES = 128 << 20
 _MOST_OFFERS = 200  # selections of which the controls' choices are kept
@@ -73,20 +73,20 @@ class Figures:
             for name, choices in offered.items()
             if (value := wanted.get(name, "")) in [allowed for allowed, _ in choices] and value
         }
-        controls = told_controls(page, offered, settings)
+        controls = controls_of(page, offered, settings)
         said = self._about.get((version, page.name), lambda: about(selection, page))
         absent = self._absent.get((version, page.name), lambda: empty_lines(selection.table, page))
         yield _as_line({"about": said, "controls": controls})
         for section in page.sections():
-            for stem, shown in pages.figures(page, section):
+            for stem, figure in pages.figures(page, section):
                 if stems and stem not in stems:
                     continue
                 if stem in absent:
                     yield _as_line({"stem": stem, **absent[stem]})
                 else:
-                    chosen = chosen_of(page, shown, settings)
+                    chosen = chosen_of(page, figure, settings)
                     key = (version, page.name, stem, tuple(sorted(chosen.items())))
-                    make = partial(self._figure_line, selection, stem, shown, chosen)
+                    make = partial(self._figure_line, selection, stem, figure, chosen)
                     yield self._line(key, stem, make)
             stem = table_stem(section.stem)
             if section.table is not None and (not stems or stem in stems):
@@ -94,19 +94,21 @@ class Figures:
                 yield self._line((version, page.name, stem), stem, make)
 
     def _figure_line(
-        self, selection: Selection, stem: str, shown: Shown, chosen: Mapping[str, Any]
+        self, selection: Selection, stem: str, figure: Placement, chosen: Mapping[str, Any]
     ) -> bytes:
         """A figure as a line of JSON."""
         from plotly.io.json import to_json_plotly
 
+        from mlflow_scalpel.views.common.slider import without_slider
+
         # A metric that was chosen may be of another group than the one shown by default.
-        left_out = superfluous(shown) - {str(chosen.get("metric", "")).split("/")[0]}
+        left_out = superfluous(figure) - {str(chosen.get("metric", "")).split("/")[0]}
         table = self._rows.get(
             (selection.version, left_out), lambda: without(selection.table, left_out)
         )
-        figure = shown.view(table, selection.described, **chosen)
-        steps = unslid(figure)
-        content = {"stem": stem, "figure": {"data": figure.data, "layout": figure.layout}}
+        drawn = figure.draw(table, selection.described, **chosen)
+        steps = without_slider(drawn)
+        content = {"stem": stem, "figure": {"data": drawn.data, "layout": drawn.layout}}
         return (to_json_plotly(content | ({"steps": steps} if steps else {})) + "\n").encode()
 
     def _line(self, key: Hashable, stem: str, make: Callable[[], bytes]) -> bytes:
@@ -128,7 +130,8 @@ def offers(page: Page, table: pd.DataFrame) -> dict[str, Choices]:
     from mlflow_scalpel.views import controls, pages
 
     known = {control.name: control for control in controls.CONTROLS}
-    drawn = {stem for stem, one in pages.all_figures(page).items() if has_rows(table, one)}
+    metrics = list(table["metric"].unique())
+    drawn = {stem for stem, one in pages.all_figures(page).items() if one.has_rows(metrics)}
     found = {
         name: known[name].offer(table, pages.groups(page))
         for name, stems in pages.controls(page).items()
@@ -137,7 +140,7 @@ def offers(page: Page, table: pd.DataFrame) -> dict[str, Choices]:
     return {name: choices for name, choices in found.items() if len(choices) > 1}
 
 
-def told_controls(
+def controls_of(
     page: Page, offered: Mapping[str, Choices], settings: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     """The controls of a page, for its script."""
@@ -163,18 +166,18 @@ def default_of(page: Page, control: Control, choices: Choices) -> str:
     """What a control's figures show where nothing is chosen."""
     from mlflow_scalpel.views import pages
 
-    views = [shown.view for shown in pages.all_figures(page).values()]
-    own = next(control.default(view) for view in views if control.taken_by(view))
-    return own if own in [value for value, _ in choices] else choices[0][0]
+    figures = pages.all_figures(page).values()
+    value = next(control.default(figure) for figure in figures if control.taken_by(figure))
+    return value if value in [allowed for allowed, _ in choices] else choices[0][0]
 
 
-def chosen_of(page: Page, shown: Shown, settings: Mapping[str, str]) -> dict[str, Any]:
+def chosen_of(page: Page, figure: Placement, settings: Mapping[str, str]) -> dict[str, Any]:
     """The keywords that the settings give to a figure; the others keep their defaults."""
     from mlflow_scalpel.views import pages
 
     return {
         control.keyword: control.value(settings[control.name])
-        for control in pages.taken(page, shown)
+        for control in pages.taken(page, figure)
         if control.name in settings
     }
 
@@ -185,8 +188,9 @@ def about(selection: Selection, page: Page) -> dict[str, Any]:
     `gaps` says of which metrics of the page values are missing, and why.
     """
     from mlflow_scalpel.views import pages
-    from mlflow_scalpel.views.bases import base_words
-    from mlflow_scalpel.views.report import gap_words
+    from mlflow_scalpel.views.common.table import Measurements
+    from mlflow_scalpel.views.report.report import gap_texts
+    from mlflow_scalpel.views.summary.differences import base_text
 
     table = selection.table
     notes = [
@@ -194,7 +198,7 @@ def about(selection: Selection, page: Page) -> dict[str, Any]:
         for name in selection.unmeasured
     ]
     notes += selection.notes
-    bases = base_words(table, selection.described)
+    bases = base_text(Measurements.of(table, selection.described))
     if len(bases) > 1:
         notes.append(
             f"These runs were measured against different bases ({', '.join(bases)}): their numbers "
@@ -211,20 +215,15 @@ def about(selection: Selection, page: Page) -> dict[str, Any]:
     return {
         "runs": runs,
         "notes": [note[:_LONGEST_NOTE] for note in notes],
-        "gaps": gap_words(table, sorted(pages.needs(page))),
+        "gaps": gap_texts(table, sorted(pages.required(page))),
     }
 
 
-def has_rows(table: pd.DataFrame, shown: Shown) -> bool:
-    """Whether the table has a metric that the figure needs."""
-    return any(metric.startswith(shown.needs) for metric in table["metric"].unique())
-
-
-def superfluous(shown: Shown) -> frozenset[str]:
+def superfluous(figure: Placement) -> frozenset[str]:
     """The large groups of metrics that a figure does not read; none where it may read any."""
     # What is computed the paper's way stands beside what is not.
-    read = {need.split("/")[0].removesuffix("_paper_compat") for need in shown.starts}
-    return frozenset() if "" in read else LARGE - read
+    read = {group.removesuffix("_paper_compat") for group in figure.groups}
+    return LARGE - read if read else frozenset()
 
 
 def without(table: pd.DataFrame, groups: frozenset[str]) -> pd.DataFrame:
@@ -249,11 +248,12 @@ def empty_lines(table: pd.DataFrame, page: Page) -> dict[str, dict[str, str]]:
     """
     from mlflow_scalpel.views import pages
 
+    metrics = list(table["metric"].unique())
     together: dict[tuple[str, str], dict[str, str]] = {}  # section, remedy -> stem -> name
     for section in page.sections():
-        for stem, shown in pages.figures(page, section):
-            if not has_rows(table, shown):
-                together.setdefault((section.stem, shown.remedy), {})[stem] = shown.name
+        for stem, figure in pages.figures(page, section):
+            if not figure.has_rows(metrics):
+                together.setdefault((section.stem, figure.remedy), {})[stem] = figure.name
     found: dict[str, dict[str, str]] = {}
     for (_, remedy), absent in together.items():
         stems, names = list(absent), ", ".join(absent.values())
@@ -265,26 +265,6 @@ def empty_lines(table: pd.DataFrame, page: Page) -> dict[str, dict[str, str]]:
 def table_line(selection: Selection, stem: str, make: Callable[..., Any]) -> bytes:
     """A section's table as a line of JSON; its text is escaped where the HTML is made."""
     return _as_line({"stem": stem, "html": str(make(selection.table, selection.described))})
-
-
-def unslid(figure: Any) -> list[dict[str, Any]]:
-    """Take the slider out of a figure, and its room: the page has one for all its figures.
-
-    Returns its steps: label, and what changes in traces and in the layout. The figure shows the
-    last one, digit for digit.
-    """
-    from mlflow_scalpel.views.png import slider_room
-
-    room = slider_room(figure)
-    if not room:
-        return []
-    steps = [{"label": step.label, "args": step.args} for step in figure.layout.sliders[0].steps]
-    for trace, z in zip(figure.data, steps[-1]["args"][0]["z"], strict=True):
-        trace.z = z
-    figure.layout.sliders = []
-    figure.layout.height -= room
-    figure.layout.margin.b -= room
-    return steps
 
 
 def _as_line(content: Mapping[str, Any]) -> bytes:

@@ -151,7 +151,7 @@ def static_file(name: str) -> Response:
 @functools.cache
 def _static(name: str) -> tuple[bytes, str]:
     if name == "plotly.js":
-        from mlflow_scalpel.views.plotlyjs import plotly_js
+        from mlflow_scalpel.views.report.browser import plotly_js
 
         content = plotly_js().encode()
     else:
@@ -248,7 +248,7 @@ def warm() -> None:
     from mlflow_scalpel.comparison.table import read_table, tidy
     from mlflow_scalpel.server import routes
     from mlflow_scalpel.views import pages
-    from mlflow_scalpel.views.kl import kl_over_training
+    from mlflow_scalpel.views.divergence.kl import kl_over_training
 
     for page in pages.PAGES:
         routes.shell(page.name, stock="", workspaces=False)

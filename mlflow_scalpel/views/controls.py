@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from mlflow_scalpel.views.capabilities import benchmarks_in, capability_rows
-from mlflow_scalpel.views.report_sections import View
-from mlflow_scalpel.views.tidy import matrices_in, of_layers
-from mlflow_scalpel.views.xaxis import CHOICES
+from mlflow_scalpel.views.capabilities.scores import benchmarks_in, capability_rows
+from mlflow_scalpel.views.common.axis import CHOICES
+from mlflow_scalpel.views.common.table import Measurements, matrices_in, of_layers
+from mlflow_scalpel.views.common.view import Placement
 
 #: (value in the URL, label), the default first.
 Choices = list[tuple[str, str]]
-#: What a control offers for a table and the groups of metrics that its page shows.
+#: The choices of a control, for a table and the groups of metrics that its page shows.
 Offer = Callable[[pd.DataFrame, set[str]], Choices]
 
 
@@ -37,40 +36,42 @@ class Control:
     value: Callable[[str], Any] = str
     yes_or_no: bool = False
 
-    def taken_by(self, view: View) -> bool:
+    def taken_by(self, figure: Placement) -> bool:
         """Whether a figure can be set by this control."""
-        parameter = inspect.signature(view).parameters.get(self.keyword)
-        return parameter is not None and self.fits(parameter.default)
+        keywords = figure.keywords()
+        return self.keyword in keywords and self.fits(keywords[self.keyword])
 
-    def default(self, view: View) -> str:
-        """What a figure that takes it shows by itself, as in the URL; "" for no value."""
-        own = inspect.signature(view).parameters[self.keyword].default
-        return "" if own is None else str(own).lower() if isinstance(own, bool) else str(own)
+    def default(self, figure: Placement) -> str:
+        """The value of a figure that takes it, where none is chosen, as in the URL; "" for None."""
+        value = figure.keywords()[self.keyword]
+        return "" if value is None else str(value).lower() if value in (True, False) else str(value)
 
 
 def choice(name: str, label: str, choices: Choices, keyword: str = "") -> Control:
     """One of a few values; a figure takes it if its default is one of them."""
     values = [value for value, _ in choices]
-    return Control(name, label, keyword or name, lambda *_: choices, lambda own: own in values)
+    return Control(
+        name, label, keyword or name, lambda *_: choices, lambda default: default in values
+    )
 
 
 def yes(name: str, label: str, default: bool) -> Control:
-    """Yes or no; what is not set stays as each figure's function has it."""
-    said = [("true", "yes"), ("false", "no")]
-    choices = said if default else said[::-1]
+    """Yes or no; a figure for which none is chosen keeps its function's default."""
+    choices = [("true", "yes"), ("false", "no")]
+    choices = choices if default else choices[::-1]
     return Control(
         name,
         label,
         name,
         lambda *_: choices,
-        lambda own: own is None or isinstance(own, bool),
+        lambda default: default is None or isinstance(default, bool),
         lambda text: text == "true",
         yes_or_no=True,
     )
 
 
 def metrics(table: pd.DataFrame, groups: set[str]) -> Choices:
-    """The metrics of these groups that have one value a layer and matrix, or layer and head."""
+    """The metrics of these groups with one value per layer and matrix, or layer and head."""
     rows = table[table["layer"].notna() & (table["bin"] == "") & (table["other"] == "")]
     found = [one for one in rows["metric"].unique() if one.split("/")[0] in groups]
     return [(metric, metric) for metric in found]
@@ -95,7 +96,7 @@ def matrices(table: pd.DataFrame, groups: set[str]) -> Choices:
 
 def benchmarks(table: pd.DataFrame, groups: set[str]) -> Choices:
     """The benchmarks of which there is a ledger, or those that the figure would choose."""
-    found = benchmarks_in(capability_rows(table, "kept", "pass_at_k"), None)
+    found = benchmarks_in(capability_rows(Measurements.of(table), "kept", "pass_at_k"))
     return [("", "all"), *((one.key, one.key) for one in found)]
 
 
@@ -105,14 +106,18 @@ def is_absent(default: Any) -> bool:
 
 
 METRIC = Control(
-    "metric", "metric", "metric", metrics, lambda own: isinstance(own, str) and "/" in own
+    "metric",
+    "metric",
+    "metric",
+    metrics,
+    lambda default: isinstance(default, str) and "/" in default,
 )
 SCALE = Control(
     "shared_scale",
     "colour scale",
     "shared_scale",
     lambda *_: [("true", "one for all"), ("false", "one for each")],
-    lambda own: isinstance(own, bool),
+    lambda default: isinstance(default, bool),
     lambda text: text == "true",
 )
 CONTROLS = (

@@ -12,7 +12,8 @@ with open_stage("compare", Path(__file__).parent / "recipes") as stage:
     from mlflow_scalpel.comparison.run_queries import compared_params, joined
     from mlflow_scalpel.comparison.run_store import describe_runs, name_on_runs, stored_ledger
     from mlflow_scalpel.comparison.table import write_table
-    from mlflow_scalpel.views.report import write_figures, write_report
+    from mlflow_scalpel.views.report.files import write_figures
+    from mlflow_scalpel.views.report.report import write_report
 
     recipe = stage.recipe
     if len(recipe.runs) < 2:
@@ -28,7 +29,9 @@ with open_stage("compare", Path(__file__).parent / "recipes") as stage:
     ledgers = {run_id: stored_ledger(run_id) for run_id in recipe.runs}
     path = stage.output / "report.html"
     report = write_report(table, runs, path, title=recipe.title, notes=notes, ledgers=ledgers)
-    write_figures(table, runs, stage.output / "figures")
+    _, no_png = write_figures(table, runs, stage.output / "figures")
+    if no_png:
+        print(no_png)
     mlflow.log_artifacts(str(stage.output), "scalpel")
     mlflow.log_params(compared_params(recipe.runs))
     name_on_runs(stage.run_id, recipe.runs)

@@ -378,7 +378,7 @@ def test_what_the_views_say_to_run_is_a_command(monkeypatch, tmp_path):
     """Each printed command is read, names metrics that there are, and texts where they need any."""
     from mlflow_scalpel.comparison import compare as module
     from mlflow_scalpel.metrics.registry import choose_metrics
-    from mlflow_scalpel.views import report_sections
+    from mlflow_scalpel.views.sections import SECTIONS
 
     asked = []
 
@@ -389,7 +389,7 @@ def test_what_the_views_say_to_run_is_a_command(monkeypatch, tmp_path):
         raise ScalpelError("enough")
 
     monkeypatch.setattr(module, "compare", compared)
-    printed = {shown.remedy for one in report_sections.SECTIONS for shown in one.figures.values()}
+    printed = {figure.remedy for one in SECTIONS for figure in one.figures.values()}
     commands = [one for one in printed if one.startswith("mlflow-scalpel compare")]
     assert len(commands) > 4
     for command in commands:

@@ -74,7 +74,7 @@ def with_answer(literal: str) -> bytes:
         ("tabs.csv", b"problem\tanswer\np\t7\n", ["7"]),
         ("index.csv", b",problem,answer\n0,p,7\n", ["7"]),
         ("upper.CSV", HEAD + b"p,7,x\n", ["7"]),
-        ("packed.jsonl.gz", gzip.compress(ROW), ["7"]),
+        ("packed.jsonl.gz", gzip.compress(ROW, mtime=0), ["7"]),
     ],
 )
 def test_values_are_what_stands_there(tmp_path, name, content, expected):
@@ -132,7 +132,7 @@ def test_zstandard_is_read(tmp_path):
         ),
         ("deep.jsonl", b'{"a":' * 9999, "line 1: is not complete JSON"),
         ("bad.parquet", b"PAR1", "not readable Parquet"),
-        ("cut.jsonl.gz", gzip.compress(ROW * 99)[:-20], "cannot be read"),
+        ("cut.jsonl.gz", gzip.compress(ROW * 99, mtime=0)[:-20], "cannot be read"),
     ],
 )
 def test_what_cannot_be_read_names_file_line_and_what_is_wrong(tmp_path, name, content, said):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import threading
@@ -19,10 +20,11 @@ from mlflow_scalpel.comparison.run_queries import (
     ClientSource,
 )
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.server import data, figures
+from mlflow_scalpel.server import data
 from mlflow_scalpel.server.caching import Cache
 from mlflow_scalpel.server.data import Tables
 from mlflow_scalpel.server.loopback import make_app, open_server
+from mlflow_scalpel.views.common.view import Placement
 from mlflow_scalpel.views.pages import PAGES
 from tests.server.conftest import (
     ODD,
@@ -144,8 +146,8 @@ def test_a_figure_that_breaks_spoils_no_other(get, logged, monkeypatch):
 
     page = pages.page_named("overview")
     section = next(one for one in page.sections() if one.stem == "cost")
-    shown = section.figures["cost"]
-    monkeypatch.setitem(section.figures, "cost", type(shown)(broken, "cost", "cost/", "x"))
+    figure = dataclasses.replace(section.figures["cost"], view=broken)
+    monkeypatch.setitem(section.figures, "cost", figure)
     found = {
         line.get("stem"): line
         for line in lines(get(f"data/figures?page=overview&runs={logged[2]}"))
@@ -276,9 +278,11 @@ def test_a_table_is_read_once_and_again_when_it_changes(tracking, logged, monkey
 def test_the_whole_table_is_looked_through_once_for_what_it_lacks(get, logged, monkeypatch):
     address = f"data/figures?page=weights&runs={logged[2]}"
     looked: list[str] = []
-    has_rows = figures.has_rows
+    has_rows = Placement.has_rows
     monkeypatch.setattr(
-        figures, "has_rows", lambda table, one: looked.append(one.name) or has_rows(table, one)
+        Placement,
+        "has_rows",
+        lambda one, metrics: looked.append(one.name) or has_rows(one, metrics),
     )
     first = lines(get(address))
     assert looked

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from tests.views.detailed import detailed_table
 from tests.views.whole import capability_rows
 
 COLUMNS = (
@@ -98,10 +99,15 @@ def rows_of(run_id: str) -> list[dict[str, Any]]:
     return rows
 
 
-@pytest.fixture
-def table() -> pd.DataFrame:
-    """The tidy table of the three runs."""
+@pytest.fixture(scope="session")
+def made_table() -> pd.DataFrame:
     return frame([one for run_id in ARMS for one in rows_of(run_id)])
+
+
+@pytest.fixture
+def table(made_table: pd.DataFrame) -> pd.DataFrame:
+    """The tidy table of the three runs."""
+    return made_table.copy()
 
 
 @pytest.fixture
@@ -137,12 +143,28 @@ def make() -> Make:
     return Make()
 
 
-@pytest.fixture
-def whole(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with the capabilities, the concentration of KL and what was frozen."""
+@pytest.fixture(scope="session")
+def made_whole(made_table: pd.DataFrame) -> pd.DataFrame:
     rows = [
         row(**one)
         for run_id, (algorithm, *_) in ARMS.items()
         for one in capability_rows(run_id, algorithm, STEPS)
     ]
-    return pd.concat([table, frame(rows)], ignore_index=True)
+    return pd.concat([made_table, frame(rows)], ignore_index=True)
+
+
+@pytest.fixture
+def whole(made_whole: pd.DataFrame) -> pd.DataFrame:
+    """The table with the capabilities, the concentration of KL and what was frozen."""
+    return made_whole.copy()
+
+
+@pytest.fixture(scope="session")
+def made_detailed() -> pd.DataFrame:
+    return detailed_table()
+
+
+@pytest.fixture
+def detailed(made_detailed: pd.DataFrame) -> pd.DataFrame:
+    """The tidy table of two runs with every group of metrics over the weights and the texts."""
+    return made_detailed.copy()

@@ -16,7 +16,7 @@ from mlflow_scalpel.comparison.gather import gather
 from mlflow_scalpel.comparison.published import runs as importing
 from mlflow_scalpel.comparison.run_store import describe_runs
 from mlflow_scalpel.tensors.places import CLASSICAL as MATRICES
-from mlflow_scalpel.views.report import write_report
+from mlflow_scalpel.views.report.report import write_report
 
 KL = ["--experiment", "papers", "--metric", "kl/all_tokens"]
 PAPER = Path(__file__).parents[3] / "shared" / "paper"

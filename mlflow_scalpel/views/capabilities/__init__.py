@@ -1,0 +1,1 @@
+"""Which problems and skills were kept, gained and lost."""

@@ -1,0 +1,1 @@
+"""How far the output distribution and the attention moved."""

@@ -1,0 +1,1 @@
+"""Runs beside each other: the card, findings in words, differences and costs."""
