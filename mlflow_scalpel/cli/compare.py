@@ -70,6 +70,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="longest of these answers, in tokens (default: 256)",
     )
     parser.add_argument(
+        "--all-tensors",
+        action="store_true",
+        help="measure embeddings, norms, heads and biases too: always the case",
+    )
+    parser.add_argument(
         "--out", metavar="FILE", help="file to write the table to (.parquet or .csv)"
     )
     parser.add_argument(
