@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import barnard_exact, binomtest, permutation_test
+from scipy.stats import barnard_exact, binom, binomtest, permutation_test
 
 from mlflow_scalpel.metrics.capabilities import exact_tests
 from mlflow_scalpel.metrics.capabilities.exact_tests import (
@@ -206,3 +206,14 @@ def test_no_crossing_where_one_lead_may_be_chance():
     assert found.of_means == 2.0
     differences[10:, 1] = -1.0
     assert reversal(differences).k == 2.0
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_mcnemar_is_the_exact_binomial_test(up, down):
+    p = mcnemar(up, down)
+    if up + down:
+        assert p == pytest.approx(binomtest(up, up + down, 0.5).pvalue)
+        # Symmetric, so twice the smaller tail.
+        assert p == pytest.approx(min(1.0, 2 * binom.cdf(min(up, down), up + down, 0.5)))
+    else:
+        assert p == 1.0

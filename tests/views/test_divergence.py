@@ -8,6 +8,7 @@ import pytest
 from mlflow_scalpel import views
 from mlflow_scalpel.views.common.traces import FLOOR
 from tests.views.detailed import ARMS, QUANTILES
+from tests.views.drawn import trace
 
 EVIL = "<script>alert(1)</script> %{x} \u05e9\u05dc\u05d5\u05dd"
 VIEWS = {
@@ -29,13 +30,6 @@ def table(detailed) -> pd.DataFrame:
 @pytest.fixture
 def runs() -> pd.DataFrame:
     return pd.DataFrame({"name": ["grpo", "sft"]}, index=pd.Index(list(ARMS), name="run_id"))
-
-
-def trace(figure, panel, series):
-    """The one trace of a series in a panel."""
-    found = [t for t in figure.data if t.meta == {"panel": panel, "series": series}]
-    assert len(found) == 1, [t.meta for t in figure.data]
-    return found[0]
 
 
 def test_the_noise_floor_lies_under_the_kl(table, runs):

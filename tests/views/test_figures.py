@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import pandas as pd
-import plotly.graph_objects as go
 import pytest
 from scipy.stats import binomtest
 
@@ -16,6 +15,7 @@ from mlflow_scalpel import views
 from mlflow_scalpel.views.common.panels import legend_rows
 from mlflow_scalpel.views.common.text import DIRECTIONS
 from mlflow_scalpel.views.common.traces import NO_VALUE
+from tests.views.drawn import trace, words_of
 
 VIEWS = [
     views.norms_over_training,
@@ -27,20 +27,6 @@ VIEWS = [
     views.cost,
 ]
 EVIL = "<script>alert(\"x\")</script> <a href='http://evil'>&amp; $x$"
-
-
-def trace(figure: go.Figure, panel: str, series: str):
-    """The one trace of a series in a panel."""
-    found = [t for t in figure.data if t.meta == {"panel": panel, "series": series}]
-    assert len(found) == 1, [t.meta for t in figure.data]
-    return found[0]
-
-
-def words_of(figure: go.Figure) -> str:
-    """All that a figure shows, as text; not the plain names that go into its numbers."""
-    content = json.loads(figure.to_json())
-    traces = [{k: v for k, v in one.items() if k != "meta"} for one in content["data"]]
-    return json.dumps([traces, content["layout"]], ensure_ascii=False)
 
 
 def gap(table: pd.DataFrame, where: pd.Series, reason: str = "could not load") -> pd.DataFrame:

@@ -15,6 +15,7 @@ from mlflow_scalpel.comparison.table import tidy
 from mlflow_scalpel.views.common.slider import LAST
 from mlflow_scalpel.views.common.traces import NO_VALUE
 from tests.views.detailed import ARMS, LAYERS, MATRICES, detailed_table, norm
+from tests.views.drawn import trace
 
 EVIL = "<script>alert(1)</script> %{z} <b>\u05e9\u05dc\u05d5\u05dd</b>"
 
@@ -27,13 +28,6 @@ def table(detailed) -> pd.DataFrame:
 @pytest.fixture
 def runs() -> pd.DataFrame:
     return pd.DataFrame({"name": ["grpo", "sft"]}, index=pd.Index(list(ARMS), name="run_id"))
-
-
-def trace(figure, panel, series):
-    """The one trace of a series in a panel."""
-    found = [t for t in figure.data if t.meta == {"panel": panel, "series": series}]
-    assert len(found) == 1, [t.meta for t in figure.data]
-    return found[0]
 
 
 def cells(step, panel):
