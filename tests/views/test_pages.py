@@ -12,8 +12,6 @@ from mlflow_scalpel.views.common.view import Placement
 from mlflow_scalpel.views.pages import Page, all_figures
 from mlflow_scalpel.views.sections import SECTIONS
 
-pytest_plugins = ["tests.views.conftest"]
-
 FIGURES = [figure for section in SECTIONS for figure in section.figures.values()]
 
 
