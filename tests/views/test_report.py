@@ -253,7 +253,10 @@ def test_figures_as_files(table, runs, tmp_path):
 def test_without_kaleido_there_are_no_pictures_and_it_is_said(table, runs, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "kaleido", None)
     written, why = views.write_figures(table[table["metric"] == "cost/flops"], runs, tmp_path)
-    assert why == 'no PNG files: they need kaleido, pip install "mlflow-scalpel[png]"'
+    assert why == (
+        "no PNG files: drawing them needs kaleido, which is not installed: "
+        "pip install 'mlflow-scalpel[png]'"
+    )
     assert {path.name for path in written} == {
         "cost.csv",
         "cost.html",

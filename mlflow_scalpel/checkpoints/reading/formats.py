@@ -33,7 +33,7 @@ from mlflow_scalpel.checkpoints.files import (
 from mlflow_scalpel.checkpoints.reading import cache
 from mlflow_scalpel.checkpoints.reading.addresses import split_artifact
 from mlflow_scalpel.errors import ScalpelError
-from mlflow_scalpel.extras import require_extra
+from mlflow_scalpel.extras import install_command, require_extra
 from mlflow_scalpel.tensors.files import WEIGHTS
 
 # Code too, since a snapshot is complete or not; it is run for nobody who does not ask for it.
@@ -247,7 +247,7 @@ def unpack_gguf(source: Path) -> Path:
         text = " ".join(str(error).split())[:400]
         raise ScalpelError(
             f"{file}: is a GGUF file, which Transformers cannot unpack ({type(error).__name__}: "
-            f"{text}); install gguf (pip install 'mlflow-scalpel[gguf]'), or give the safetensors "
+            f"{text}); install gguf ({install_command('gguf')}), or give the safetensors "
             "that it was made from"
         ) from error
     finally:

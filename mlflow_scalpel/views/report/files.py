@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from mlflow_scalpel.errors import MissingPackage
+from mlflow_scalpel.extras import require_extra
 from mlflow_scalpel.views.common.slider import without_slider
 from mlflow_scalpel.views.common.table import Measurements
 from mlflow_scalpel.views.common.traces import NO_VALUE
@@ -20,7 +22,6 @@ from mlflow_scalpel.views.summary.differences import SHOWN, confounders
 COLUMNS = ["panel", "series", "x", "y", "value", "half_x", "half_y", "below_x", "below_y"]
 PNG_WIDTH, PNG_SCALE = 1400, 2
 PNG_TEXT = "#24282E"  # darker than the figures' own grey, which must also read on black
-INSTALL = 'no PNG files: they need kaleido, pip install "mlflow-scalpel[png]"'
 
 
 @public
@@ -61,9 +62,10 @@ def write_figures(
 def write_png(figures: dict[Path, go.Figure]) -> str:
     """Write figures as PNG on white, without sliders, all in one browser; why not, in a line."""
     try:
-        import kaleido
-    except ImportError:
-        return INSTALL
+        require_extra("png", "no PNG files: drawing them")
+    except MissingPackage as error:
+        return str(error)
+    import kaleido
     from choreographer.errors import BrowserFailedError, ChromeNotFoundError
 
     for figure in figures.values():
