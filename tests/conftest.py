@@ -22,8 +22,8 @@ settings.load_profile("few")
 
 # Files that take longest, which begin first: else one of them is what everybody waits for at last.
 LONGEST = (
-    "projects/test_experiment", "projects/test_resume", "checkpoints/test_faults", "projects/",
-    "server/test_browser", "test_passwords", "tensors/test_every_family", "views/test_views_report",
+    "projects/test_experiment", "projects/test_resume", "logging/test_lost_answers", "projects/",
+    "server/test_browser", "test_passwords", "tensors/test_every_family", "views/test_report",
     "metrics/test_verdict_rates", "views/", "checkpoints/", "training/test_flops", "runs/",
 )  # fmt: skip
 

@@ -50,7 +50,11 @@ def shown_of(table: pd.DataFrame) -> dict[str, list[str]]:
     """Sections of a report of this table and their figures; no run of it has frozen weights."""
     metrics = list(table["metric"].dropna().unique())
     sections = {
-        one.stem: [stem for stem, figure in one.figures.items() if figure.has_rows(metrics)]
+        one.stem: [
+            stem
+            for stem, figure in one.figures.items()
+            if figure.has_rows(metrics) and figure.draw(table).data
+        ]
         for one in SECTIONS
         if one.stem != "ablations"
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -16,28 +15,15 @@ from mlflow import MlflowClient
 from mlflow_scalpel.checkpoints.logging import mlflow_writes
 from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
 from mlflow_scalpel.checkpoints.logging.spool import find_spools
-from mlflow_scalpel.checkpoints.logging.uploader import UploadPending
 from mlflow_scalpel.checkpoints.logging.uploads import close_uploaders, uploader_for
-from mlflow_scalpel.checkpoints.search import made_by, state_of, step_of
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.training.journal import Journal
+from tests.checkpoints.logging.in_mlflow import states
 
 WEIGHTS = "model.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def end_of_uploaders(monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    monkeypatch.setenv("SCALPEL_PATIENCE", "60")
-    yield
-    monkeypatch.setenv("SCALPEL_PATIENCE", "0")
-    with contextlib.suppress(UploadPending):
-        close_uploaders(limit=0)
-
-
-def states(run_id: str) -> Counter[tuple[int, str]]:
-    client = MlflowClient()
-    return Counter((step_of(m), state_of(m)) for m in made_by(client, client.get_run(run_id)))
+pytestmark = pytest.mark.usefixtures("short_requests")
 
 
 # Killed, and run again

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -21,32 +20,20 @@ from PIL import Image
 from mlflow_scalpel.checkpoints.artifact_store import check_travels, open_store
 from mlflow_scalpel.checkpoints.logging.log import log_checkpoint
 from mlflow_scalpel.checkpoints.logging.spool import EndEntry, ImageEntry
-from mlflow_scalpel.checkpoints.logging.uploader import UploadPending
 from mlflow_scalpel.checkpoints.logging.uploads import close_uploaders
-from mlflow_scalpel.checkpoints.search import made_by, state_of, step_of
+from mlflow_scalpel.checkpoints.search import made_by, step_of
 from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.server_errors import is_final
 from mlflow_scalpel.training.journal import Journal
+from tests.checkpoints.logging.in_mlflow import states
 from tests.proxy import Exchange
 
 WEIGHTS = "model.safetensors"
 CHANGES = "^(POST (?!.*search)|PATCH|PUT|DELETE)"
 
 
-@pytest.fixture(autouse=True)
-def end_of_uploaders(monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    monkeypatch.setenv("SCALPEL_PATIENCE", "60")
-    yield
-    monkeypatch.setenv("SCALPEL_PATIENCE", "0")
-    with contextlib.suppress(UploadPending):
-        close_uploaders(limit=0)
-
-
-def states(run_id: str) -> Counter[tuple[int, str]]:
-    client = MlflowClient()
-    return Counter((step_of(m), state_of(m)) for m in made_by(client, client.get_run(run_id)))
+pytestmark = pytest.mark.usefixtures("short_requests")
 
 
 def check_once(run_id: str, name: str) -> None:

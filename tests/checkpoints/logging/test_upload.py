@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_scalpel.checkpoints.artifact_store import local_directory, open_store
+from mlflow_scalpel.checkpoints.artifact_store import open_store
 from mlflow_scalpel.checkpoints.logging import log
 from mlflow_scalpel.checkpoints.logging.log import log_base, log_checkpoint
 from mlflow_scalpel.checkpoints.logging.spool import find_spools
@@ -26,31 +25,12 @@ from mlflow_scalpel.cli import main
 from mlflow_scalpel.errors import ScalpelError
 from mlflow_scalpel.training.journal import Journal
 from mlflow_scalpel.training.resume_point import keep_newest
+from tests.checkpoints.logging.in_mlflow import models_of
 
 WEIGHTS = "model.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    """Few and short attempts, so that a server that fails is noticed soon."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    monkeypatch.setenv("SCALPEL_PATIENCE", "60")
-    yield
-    monkeypatch.setenv("SCALPEL_PATIENCE", "0")
-    with contextlib.suppress(UploadPending):  # what the test left behind on purpose
-        close_uploaders(limit=0)
-
-
-def models_of(run_id: str):
-    experiment = MlflowClient().get_run(run_id).info.experiment_id
-    return MlflowClient().search_logged_models([experiment], f"source_run_id = '{run_id}'")
-
-
-def stored(model) -> Path:
-    directory = local_directory(model.artifact_location)
-    assert directory is not None
-    return directory
+pytestmark = pytest.mark.usefixtures("short_requests", "one_attempt")
 
 
 # Servers
