@@ -204,7 +204,7 @@ def test_the_command_prints_a_plan(first_model, capsys, monkeypatch):
     assert "--config pyproject.toml: is no configuration" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main(["plan", "sft/tiny", "--config", config, "--tokens", "0"])
-    assert "0 is not a number from 1 on" in capsys.readouterr().err
+    assert "0 is not a number of at least 1" in capsys.readouterr().err
     assert main(["plan", "evaluate/tiny"]) == 2
     assert "only sft and grpo are planned" in capsys.readouterr().err
 
